@@ -1,0 +1,1 @@
+"""Record and check: logged experience in, episodes and segments out."""

@@ -1,0 +1,241 @@
+"""The native format, version 1: names, dtypes, chunks, and what the attributes say.
+
+Field by field in `docs/data.md`. In short:
+
+    attributes      format, schema_version, observation_space, action_space, env_spec, env_id,
+                    policy, seed, created, versions
+    /steps/obs/*    (R, *shape)   R = sum(T + 1) over the episodes
+    /steps/action   (R, ...)      row t leaves observation t; the last row of an episode is zero
+    /steps/reward   (R,)          float32, likewise
+    /episodes/*     (E,)          start, length, terminated, truncated, complete, env_index, seed,
+                                  crc
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import quote
+
+import gymnasium as gym
+import h5py
+import numpy as np
+from gymnasium import spaces
+
+from dreamgym.data.errors import DatasetError
+from dreamgym.data.spaces import check_supported, space_from_json, space_to_json
+
+FORMAT = "dreamgym"
+SCHEMA_VERSION = 1
+
+OBSERVATION_GROUP = "steps/obs"
+ACTION_KEY = "steps/action"
+REWARD_KEY = "steps/reward"
+EPISODE_GROUP = "episodes"
+# Written in this order; an episode counts once its `crc`, the last of them, is there.
+EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
+    "start": np.dtype("<i8"),
+    "length": np.dtype("<i8"),
+    "terminated": np.dtype("?"),
+    "truncated": np.dtype("?"),
+    "complete": np.dtype("?"),
+    "env_index": np.dtype("<i4"),
+    "seed": np.dtype("<i8"),
+    "crc": np.dtype("<u4"),
+}
+NO_SEED = -1
+
+REWARD_DTYPE = np.dtype("<f4")
+IMAGE_CHUNK_ROWS = 16
+VECTOR_CHUNK_ROWS = 1024
+# An observation of at least this many bytes is kept on disk like an image, and not in memory.
+IMAGE_ROW_BYTES = 2048
+
+# A Dict observation has its keys; any other space has one dataset, called this.
+SINGLE_KEY = "observation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetMetadata:
+    """What a dataset says about itself.
+
+    Attributes:
+        observation_space: Of one environment: Box, or Dict of Box.
+        action_space: Of one environment: Discrete, MultiDiscrete or Box.
+        env_spec: JSON of Gymnasium's `EnvSpec`, `None` where there is none.
+        env_id: Id of the environment, `None` where there is none.
+        policy: What chose the actions, in words.
+        seed: Seed of the whole recording, `None` where there was none.
+        created: UTC time in ISO 8601.
+        versions: Versions of the libraries that wrote it.
+    """
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    env_spec: str | None = None
+    env_id: str | None = None
+    policy: str = "unspecified"
+    seed: int | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
+
+    def __post_init__(self) -> None:
+        check_supported(self.observation_space, "observation")
+        check_supported(self.action_space, "action")
+
+    @classmethod
+    def of_env(
+        cls, env: gym.Env[Any, Any], *, policy: str = "unspecified", seed: int | None = None
+    ) -> DatasetMetadata:
+        """What an environment says about itself."""
+        return cls(
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            env_spec=_spec_json(env.spec),
+            env_id=None if env.spec is None else env.spec.id,
+            policy=policy,
+            seed=seed,
+        )
+
+    def observation_boxes(self) -> dict[str, spaces.Box]:
+        """The Box of every observation key; a space that is no Dict has one key, `SINGLE_KEY`."""
+        return boxes_of(self.observation_space)
+
+    def to_attributes(self) -> dict[str, str | int]:
+        """As the HDF5 root attributes."""
+        attributes: dict[str, str | int] = {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "observation_space": json.dumps(space_to_json(self.observation_space)),
+            "action_space": json.dumps(space_to_json(self.action_space)),
+            "env_spec": self.env_spec or "null",
+            "env_id": self.env_id or "",
+            "policy": self.policy,
+            "seed": json.dumps(self.seed),
+            "created": self.created,
+            "versions": json.dumps(dict(self.versions)),
+        }
+        return attributes
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> DatasetMetadata:
+        """From the HDF5 root attributes.
+
+        Raises:
+            DatasetError: An attribute is missing or malformed; `key` names it.
+            UnsupportedSpaceError: A space is of an unsupported type.
+        """
+        spec = _json_attribute(attributes, "env_spec")
+        seed = _json_attribute(attributes, "seed")
+        versions = _json_attribute(attributes, "versions")
+        if not isinstance(versions, dict):
+            raise DatasetError("it is no JSON object", key="@versions")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise DatasetError(f"it is {seed!r}, neither a whole number nor null", key="@seed")
+        return cls(
+            observation_space=_space_attribute(attributes, "observation_space"),
+            action_space=_space_attribute(attributes, "action_space"),
+            env_spec=None if spec is None else _text_attribute(attributes, "env_spec"),
+            env_id=_text_attribute(attributes, "env_id") or None,
+            policy=_text_attribute(attributes, "policy"),
+            seed=seed,
+            created=_text_attribute(attributes, "created"),
+            versions={str(name): str(value) for name, value in versions.items()},
+        )
+
+
+def boxes_of(space: gym.Space[Any]) -> dict[str, spaces.Box]:
+    """The Box of every key of an observation space; `SINGLE_KEY` for one that is no Dict."""
+    if isinstance(space, spaces.Dict):
+        return {key: box for key, box in space.spaces.items() if isinstance(box, spaces.Box)}
+    if not isinstance(space, spaces.Box):
+        raise DatasetError(f"{space} is no observation space; it must be a Box or a Dict of Box")
+    return {SINGLE_KEY: space}
+
+
+def observation_path(key: str) -> str:
+    """Where an observation key lies in the file; signs that HDF5 reads as paths are escaped."""
+    name = quote(key, safe=" !#$&'()*+,:;=?@[]") if key.strip(".") else key.replace(".", "%2E")
+    return f"{OBSERVATION_GROUP}/{name}"
+
+
+def action_layout(space: gym.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of one action on disk: Discrete as int64, others in their space's dtype."""
+    if isinstance(space, spaces.Discrete):
+        return (), np.dtype("<i8")
+    if space.shape is None or space.dtype is None:
+        raise DatasetError(f"{space} is no action space that has a shape")
+    return tuple(space.shape), np.dtype(space.dtype).newbyteorder("<")
+
+
+def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any]]) -> int:
+    """CRC-32 of one episode: its length, flags, index and seed, then its rows as they are stored.
+
+    Args:
+        header: Columns of `/episodes` but `start` and `crc`.
+        columns: The `T + 1` rows of every observation key in the space's order, of action and of
+            reward.
+    """
+    names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]
+    crc = zlib.crc32(np.array([int(header[name]) for name in names], dtype="<i8").tobytes())
+    for rows in columns:
+        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+        crc = zlib.crc32(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what had a hand in the data."""
+    try:
+        own = version("dreamgym")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {
+        "dreamgym": own,
+        "gymnasium": gym.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.version.version,
+        "hdf5": h5py.version.hdf5_version,
+        "python": platform.python_version(),
+    }
+
+
+def _spec_json(spec: Any) -> str | None:
+    if spec is None:
+        return None
+    try:
+        return str(spec.to_json())
+    except (TypeError, ValueError):
+        return None  # it holds something that JSON cannot; the id is kept beside it
+
+
+def _text_attribute(attributes: Mapping[str, Any], name: str) -> str:
+    if name not in attributes:
+        raise DatasetError("the attribute is missing", key=f"@{name}")
+    value = attributes[name]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if not isinstance(value, str):
+        raise DatasetError(f"the attribute is {type(value).__name__}, not text", key=f"@{name}")
+    return value
+
+
+def _json_attribute(attributes: Mapping[str, Any], name: str) -> Any:
+    text = _text_attribute(attributes, name)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"the attribute is no JSON ({error})", key=f"@{name}") from error
+
+
+def _space_attribute(attributes: Mapping[str, Any], name: str) -> gym.Space[Any]:
+    try:
+        return space_from_json(_json_attribute(attributes, name))
+    except DatasetError as error:
+        raise DatasetError(error.problem, key=error.key or f"@{name}") from error

@@ -1,0 +1,119 @@
+"""Random segments of fixed length, for fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym.data.columns import Column
+
+Array = NDArray[Any]
+
+
+class SegmentBatch(NamedTuple):
+    """`B` segments of `L` transitions, that is `L + 1` observations, in raw units.
+
+    Where a segment reaches past the end of its episode, the last observation is repeated, the rest
+    is zero, and `mask` is False. Truncation is not here: it is nothing that a model should learn.
+
+    Attributes:
+        observation: `(B, L + 1, *shape)` in the space's dtype, or a dict of such by key.
+        action: `(B, L, ...)`; entry `t` leaves observation `t`. Discrete: `(B, L)` int64; Box of
+            floats: float32.
+        reward: `(B, L)` float32, the reward for action `t`.
+        terminated: `(B, L)` bool, True where observation `t + 1` is terminal.
+        mask: `(B, L)` bool, True where the transition is real.
+    """
+
+    observation: Array | dict[str, Array]
+    action: Array
+    reward: Array
+    terminated: Array
+    mask: Array
+
+
+class SegmentSource:
+    """What a sampler draws from: columns in native rows, and where the episodes lie in them.
+
+    Args:
+        observations: The column, or columns by key where the space is a Dict.
+        action: Rows of actions, the last row of an episode zero.
+        reward: Rows of rewards, the last row of an episode zero.
+        starts: `(E,)` first row of each episode.
+        lengths: `(E,)` number of transitions, `T`, of each episode.
+        terminated: `(E,)` bool.
+    """
+
+    def __init__(
+        self,
+        observations: Column | Mapping[str, Column],
+        *,
+        action: Column,
+        reward: Column,
+        starts: Array,
+        lengths: Array,
+        terminated: Array,
+    ) -> None:
+        self.observations = observations
+        self.action = action
+        self.reward = reward
+        self.starts = starts
+        self.lengths = lengths
+        num_rows = int((starts + lengths).max()) + 1 if len(starts) else 0
+        self.terminal = np.zeros(num_rows, dtype=bool)
+        self.terminal[(starts + lengths - 1)[terminated]] = True
+
+
+class SegmentSampler:
+    """Draws segments whose first transition is uniform over all transitions of its episodes.
+
+    Args:
+        source: The columns and the episodes.
+        episodes: `(K,)` indices of the episodes to draw from.
+        length: `L`, at least 1, the number of transitions in a segment.
+    """
+
+    def __init__(self, source: SegmentSource, episodes: Array, length: int) -> None:
+        self.length = length
+        self.episodes = episodes
+        self._source = source
+        lengths, starts = source.lengths[episodes], source.starts[episodes]
+        # Row of every transition, and last row of its episode: one lookup each in `draw`.
+        self._last = np.repeat(starts + lengths, lengths)
+        before = np.cumsum(lengths) - lengths
+        self._first = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+        self._steps = np.arange(length + 1)
+
+    @property
+    def num_transitions(self) -> int:
+        """How many transitions there are to begin at."""
+        return len(self._first)
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
+        """`batch_size` segments; the same generator state gives the same segments."""
+        return self.at(rng.integers(self.num_transitions, size=batch_size))
+
+    def at(self, transitions: Array) -> SegmentBatch:
+        """The segments that begin at the given transitions, `(B,)`, counted over the episodes."""
+        first, last = self._first[transitions, None], self._last[transitions, None]
+        rows = first + self._steps
+        mask = rows[:, :-1] < last
+        np.minimum(rows, last, out=rows)
+        leaving = rows[:, :-1]
+        source = self._source
+        return SegmentBatch(
+            observation=_take(source.observations, rows),
+            action=source.action.take(leaving),
+            reward=source.reward.take(leaving),
+            terminated=source.terminal.take(leaving),
+            mask=mask,
+        )
+
+
+def _take(columns: Column | Mapping[str, Column], rows: Array) -> Array | dict[str, Array]:
+    if isinstance(columns, Mapping):
+        return {key: column.take(rows) for key, column in columns.items()}
+    return columns.take(rows)

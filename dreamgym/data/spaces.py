@@ -1,0 +1,273 @@
+"""Gymnasium spaces as JSON and back, bit for bit, and which of them dreamgym can work with.
+
+Nothing that is read is ever executed, and nothing large is allocated before it was found sane.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from dreamgym.data.errors import DatasetError
+
+Role = Literal["observation", "action"]
+
+SUPPORTED: dict[str, str] = {
+    "observation": "Box, or a Dict of Box",
+    "action": "Discrete, MultiDiscrete or Box",
+}
+BOX_DTYPES = frozenset(
+    {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
+    | {"float16", "float32", "float64"}
+)
+INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
+# A space larger than this is a mistake, or a file that wants us out of memory.
+MAX_ELEMENTS = 1 << 26
+
+
+class UnsupportedSpaceError(TypeError):
+    """A space that dreamgym cannot record or model; the message names it and what is supported."""
+
+
+def check_supported(space: gym.Space[Any], role: Role) -> None:
+    """Raise unless dreamgym can work with `space` in this role.
+
+    Args:
+        space: An observation space or an action space of one environment.
+        role: `"observation"` (Box, or Dict of Box) or `"action"` (Discrete, MultiDiscrete, Box).
+
+    Raises:
+        UnsupportedSpaceError: Names the space, the path inside a Dict, and what is supported.
+    """
+    if role not in SUPPORTED:
+        raise ValueError(f"role is {role!r}; it must be 'observation' or 'action'")
+    if role == "observation" and isinstance(space, spaces.Dict):
+        if not space.spaces:
+            raise _unsupported(space, role, "", "has no keys")
+        for key, child in space.spaces.items():
+            if not isinstance(key, str) or not key:
+                raise _unsupported(space, role, "", f"has the key {key!r}, which is no text")
+            if not isinstance(child, spaces.Box):
+                raise _unsupported(child, role, key, "is not a Box")
+            _check_box(child, role, key)
+    elif isinstance(space, spaces.Box):
+        _check_box(space, role, "")
+    elif role == "observation" or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        raise _unsupported(space, role, "", "")
+
+
+def _check_box(space: spaces.Box, role: Role, path: str) -> None:
+    if str(space.dtype) not in BOX_DTYPES:
+        raise _unsupported(space, role, path, f"has dtype {space.dtype}")
+    if math.prod(space.shape) == 0:
+        raise _unsupported(space, role, path, "has no elements")
+
+
+def _unsupported(space: Any, role: Role, path: str, why: str) -> UnsupportedSpaceError:
+    place = f" at key {path!r}" if path else ""
+    reason = f" ({why})" if why else ""
+    return UnsupportedSpaceError(
+        f"the {role} space{place} is {_brief(space)}{reason}, which dreamgym does not support; "
+        f"supported for an {role}: {SUPPORTED[role]}. Wrap the environment so that it has such a "
+        f"space (gymnasium.wrappers.FlattenObservation and TransformAction may help)"
+    )
+
+
+def _brief(space: Any) -> str:
+    text = str(space)
+    return text if len(text) <= 120 else f"{text[:100]}... ({type(space).__name__})"
+
+
+def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
+    """A JSON-plain description of a space, from which `space_from_json` makes an equal one.
+
+    Bounds are kept bit for bit; infinities become the texts `"inf"` and `"-inf"`; a bound that is
+    the same everywhere becomes one number. The order of a Dict's keys is kept.
+
+    Raises:
+        UnsupportedSpaceError: The space is not a Box, Discrete, MultiDiscrete or a Dict of Box.
+    """
+    if isinstance(space, spaces.Dict):
+        check_supported(space, "observation")
+        entries = [[key, space_to_json(child)] for key, child in space.spaces.items()]
+        return {"type": "Dict", "spaces": entries}
+    check_supported(space, "action")
+    if isinstance(space, spaces.Box):
+        return {
+            "type": "Box",
+            "dtype": str(space.dtype),
+            "shape": list(space.shape),
+            "low": _bound_to_json(space.low),
+            "high": _bound_to_json(space.high),
+        }
+    if isinstance(space, spaces.Discrete):
+        return {
+            "type": "Discrete",
+            "dtype": str(np.dtype(space.dtype)),
+            "n": int(space.n),
+            "start": int(space.start),
+        }
+    if not isinstance(space, spaces.MultiDiscrete):  # check_supported let nothing else through
+        raise UnsupportedSpaceError(f"{_brief(space)} is not supported")
+    return {
+        "type": "MultiDiscrete",
+        "dtype": str(space.dtype),
+        "nvec": space.nvec.tolist(),
+        "start": space.start.tolist(),
+    }
+
+
+def space_from_json(description: Any) -> gym.Space[Any]:
+    """The space that `space_to_json` described.
+
+    Args:
+        description: What `space_to_json` gave, perhaps by way of a JSON file.
+
+    Raises:
+        UnsupportedSpaceError: It names a type of space that dreamgym does not support.
+        DatasetError: It is malformed; the message says how.
+    """
+    if not isinstance(description, dict):
+        raise DatasetError(f"a space is described by {type(description).__name__}, not an object")
+    kind = description.get("type")
+    if kind == "Dict":
+        return _dict_from_json(description)
+    makers = {"Box": _box, "Discrete": _discrete, "MultiDiscrete": _multi_discrete}
+    if not isinstance(kind, str) or kind not in makers:
+        raise UnsupportedSpaceError(
+            f"a space of type {kind!r} is not supported; supported: Dict, {', '.join(makers)}"
+        )
+    try:
+        return makers[kind](description)
+    except (KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        # Gymnasium checks its arguments with `assert`; none of that may reach a user bare.
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"malformed {kind} space: {error!r}") from error
+
+
+def _dict_from_json(description: dict[str, Any]) -> spaces.Dict:
+    entries = description.get("spaces")
+    if not isinstance(entries, list) or not entries:
+        raise DatasetError("a Dict space needs a list of its keys and spaces")
+    children: dict[str, spaces.Space[Any]] = {}
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise DatasetError(f"a Dict space has the entry {str(entry)[:80]!r}, not [key, space]")
+        key, child = entry
+        if not key or key in children:
+            raise DatasetError(f"a Dict space has an empty or a repeated key: {key!r}")
+        if not isinstance(child, dict) or child.get("type") != "Box":
+            raise UnsupportedSpaceError(f"key {key!r} of a Dict space is not a Box")
+        children[key] = space_from_json(child)
+    # A list of pairs keeps the order; a plain dict would be sorted by Gymnasium.
+    return spaces.Dict(list(children.items()))
+
+
+def _box(description: dict[str, Any]) -> spaces.Box:
+    dtype = _dtype(description["dtype"], BOX_DTYPES)
+    shape = description["shape"]
+    if not isinstance(shape, list) or not all(_is_count(n) and n > 0 for n in shape):
+        raise DatasetError(f"a Box has the shape {str(shape)[:80]}, not positive whole numbers")
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise DatasetError(f"a Box has {math.prod(shape)} elements; at most {MAX_ELEMENTS}")
+    low = _bound_from_json(description["low"], dtype, tuple(shape))
+    high = _bound_from_json(description["high"], dtype, tuple(shape))
+    if np.any(low > high):
+        raise DatasetError("a Box has a lower bound above its upper bound")
+    return spaces.Box(low=low, high=high, shape=tuple(shape), dtype=dtype.type)
+
+
+def _discrete(description: dict[str, Any]) -> spaces.Discrete:
+    n, start = description["n"], description["start"]
+    if not _is_count(n) or n < 1 or not _is_count(start):
+        raise DatasetError(f"a Discrete space has n = {n!r} and start = {start!r}")
+    dtype = _dtype(description.get("dtype", "int64"), INTEGER_DTYPES)
+    if not (_fits(start, dtype) and _fits(start + n - 1, dtype)):
+        raise DatasetError(f"a Discrete space from {start} of {n} does not fit in {dtype}")
+    return spaces.Discrete(n, start=start, dtype=dtype.type)
+
+
+def _multi_discrete(description: dict[str, Any]) -> spaces.MultiDiscrete:
+    dtype = _dtype(description["dtype"], INTEGER_DTYPES)
+    nvec = np.array(description["nvec"], dtype=dtype)
+    start = np.array(description["start"], dtype=dtype)
+    if nvec.size == 0 or nvec.shape != start.shape or np.any(nvec < 1):
+        raise DatasetError(f"a MultiDiscrete space has nvec = {nvec.tolist()!s:.80}")
+    return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
+
+
+def _dtype(name: Any, allowed: frozenset[str]) -> np.dtype[Any]:
+    if not isinstance(name, str) or name not in allowed:
+        raise DatasetError(f"a space has dtype {name!r}; supported: {', '.join(sorted(allowed))}")
+    return np.dtype(name)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(value: int, dtype: np.dtype[Any]) -> bool:
+    info = np.iinfo(dtype)
+    return int(info.min) <= value <= int(info.max)
+
+
+def _bound_to_json(bound: np.ndarray[Any, Any]) -> Any:
+    if all(bound.tobytes() == np.full_like(bound, flat).tobytes() for flat in bound.flat[:1]):
+        bound = bound.reshape(-1)[:1].reshape(())
+    plain = bound.tolist()
+    return _spell(plain) if bound.dtype.kind == "f" else plain
+
+
+def _spell(value: Any) -> Any:
+    """Floats stay floats; what JSON cannot spell becomes text."""
+    if isinstance(value, list):
+        return [_spell(item) for item in value]
+    if math.isnan(value):
+        return "nan"
+    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+
+
+def _bound_from_json(
+    value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    if not isinstance(value, list):
+        return np.full(shape, _number(value, dtype), dtype=dtype)
+    flat = np.empty(math.prod(shape), dtype=dtype)
+    count = 0
+    for item in _flatten(value):
+        if count == len(flat):
+            raise DatasetError(f"a Box bound has more entries than the shape {shape} holds")
+        flat[count] = _number(item, dtype)
+        count += 1
+    if count != len(flat):
+        raise DatasetError(f"a Box bound has {count} entries; the shape {shape} wants {len(flat)}")
+    return flat.reshape(shape)
+
+
+def _flatten(value: list[Any]) -> Any:
+    stack = [iter(value)]
+    while stack:
+        for item in stack[-1]:
+            if isinstance(item, list):
+                stack.append(iter(item))
+                break
+            yield item
+        else:
+            stack.pop()
+
+
+def _number(value: Any, dtype: np.dtype[Any]) -> Any:
+    if dtype.kind == "f":
+        if value in ("inf", "-inf", "nan") and isinstance(value, str):
+            return float(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and (math.isinf(value) or abs(value) <= float(np.finfo(dtype).max)):
+            return float(value)
+    elif _is_count(value) and _fits(value, dtype):
+        return value
+    raise DatasetError(f"a Box bound has the entry {value!r}, which is no {dtype}")
