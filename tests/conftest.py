@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported anywhere: two cores shared by two test processes go fastest one thread each,
-# and results do not depend on how many cores a machine has. Subprocesses inherit all of it.
+# Before torch is imported anywhere: two test processes on two cores go fastest one thread each, and
+# results do not depend on how many cores a machine has. Subprocesses inherit all of it.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -1,0 +1,105 @@
+"""The application: its verbs, and what it says when one of them fails.
+
+Exit codes: 0 done, 1 an error (one line on stderr), 2 the command line itself is wrong, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.traceback import Traceback
+
+from dreamgym.cli.failing import Interrupted, explain
+from dreamgym.cli.verb_check import check
+from dreamgym.cli.verb_fit import fit
+from dreamgym.cli.verb_record import record
+from dreamgym.cli.verb_train import train
+from dreamgym.cli.verb_transfer import transfer
+
+EPILOG = (
+    "The whole way: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
+    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
+    "[bold]dreamgym VERB --help[/] has an example of each."
+)
+
+app = typer.Typer(
+    name="dreamgym",
+    help="A world model is an environment: fit one, train in it, measure the policy in reality.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for _verb in (record, check, fit, train, transfer):
+    app.command()(_verb)
+
+
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import version
+
+    Console(highlight=False).print(f"dreamgym {version('dreamgym')}")
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Say which dreamgym this is."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="On an error show the traceback as well; may stand anywhere."),
+    ] = False,
+) -> None:
+    # Both options are handled before the verb runs: --version by its callback, --debug by main().
+    del version, debug
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with an exit code.
+
+    Args:
+        arguments: what stands after `dreamgym`; `sys.argv[1:]` when None.
+
+    Raises:
+        SystemExit: always; the codes are in the module's docstring.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    # It belongs to the whole application, but people add it to the end of the line that failed.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    errors = Console(stderr=True, highlight=False)
+    if not debug:
+        warnings.showwarning = _one_line_warning
+    try:
+        app(args=arguments, prog_name="dreamgym")
+    except Interrupted as stop:
+        errors.print(f"interrupted: {stop}", style="yellow", markup=False, soft_wrap=True)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            errors.print(Traceback())
+        errors.print(f"error: {explain(error)}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except SystemExit as leave:
+        if leave.code == 130:  # Ctrl-C outside the long part of a verb
+            errors.print(
+                "interrupted: before there was anything to keep", style="yellow", markup=False
+            )
+        raise
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> None:
+    text = " ".join(str(message).split())
+    Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False, soft_wrap=True)

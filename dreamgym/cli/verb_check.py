@@ -1,0 +1,37 @@
+"""`dreamgym check`: what is in a dataset, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreamgym.cli.options import JsonFile
+from dreamgym.cli.showing import say, show_figures, write_json
+
+
+def check(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A file of dreamgym record.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Say what is in DATASET and what is wrong with it.
+
+    The exit code is 1 where fitting would refuse the dataset, and 0 otherwise.
+
+    Example: [bold]dreamgym check cartpole.h5[/]
+    """
+    from dreamgym.data import check as check_dataset
+
+    card = check_dataset(dataset)
+    figures = card.as_dict()
+    write_json(json_file, figures)
+    told_below = ("ok", "problems", "path")
+    show_figures(
+        str(dataset), {name: value for name, value in figures.items() if name not in told_below}
+    )
+    for problem in card.problems:
+        say(f"problem: {problem}")
+    say("ok: this can be fitted" if card.ok else "not ok: fitting would refuse this")
+    if not card.ok:
+        raise typer.Exit(1)
