@@ -31,6 +31,7 @@ help:
 	@echo "make format     mend what ruff can mend"
 	@echo "make hooks      run the same checks before each commit"
 	@echo "make wheel      build the wheel and the source archive into dist/"
+	@echo "make bench      every benchmark; ARGS=--quick for a short look"
 	@echo "make clean      remove what was built; make distclean also removes .venv"
 
 # ---------------------------------------------------------------- setting up
@@ -87,6 +88,10 @@ hooks: $(VENV)/.dev
 
 wheel: $(VENV)/.dev
 	@$(BIN)/python -m build --no-isolation
+
+bench: $(VENV)/.dev
+	@set -e; for each in benchmarks/*.py; do case $$each in */reporting.py) ;; *) \
+	  echo "$$each"; $(BIN)/python $$each $(ARGS);; esac; done
 
 freeze: $(VENV)/.dev
 	@$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | tr '[:upper:]_' '[:lower:]-' \

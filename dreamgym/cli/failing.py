@@ -7,6 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+EXTRAS = {
+    "stable_baselines3": "sb3",
+    "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "pygame": "classic-control",
+}
+
+
 class Interrupted(Exception):
     """Ctrl-C during long work; the message says what was kept and how to go on."""
 
@@ -34,6 +42,9 @@ def explain(error: Exception) -> str:
     Errors of the kinds below are raised with a message for the user; no other was foreseen.
     """
     line = " ".join(str(error).split())
+    missing = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    if missing in EXTRAS:
+        return f"this needs {missing}, an extra: pip install 'dreamgym[{EXTRAS[missing]}]'"
     if isinstance(error, OSError) and error.errno is not None:
         return _system(error)
     if (
