@@ -80,10 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
     # It belongs to the whole application, but people add it to the end of the line that failed.
     arguments = [argument for argument in arguments if argument != "--debug"]
     errors = Console(stderr=True, highlight=False)
-    if not debug:
-        warnings.showwarning = _one_line_warning
     try:
-        app(args=arguments, prog_name="dreamgym")
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _one_line_warning
+            app(args=arguments, prog_name="dreamgym")
     except Interrupted as stop:
         errors.print(f"interrupted: {stop}", style="yellow", markup=False, soft_wrap=True)
         raise SystemExit(130) from None

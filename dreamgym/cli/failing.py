@@ -6,7 +6,6 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-
 EXTRAS = {
     "stable_baselines3": "sb3",
     "matplotlib": "plot",

@@ -92,7 +92,7 @@ def number(value: float) -> str:
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print rows of (name, value) under a title on stdout."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False
+        title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE, show_header=False
     )
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

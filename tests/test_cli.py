@@ -1,0 +1,289 @@
+"""The verbs, used as a person uses them: results, exit codes, and what they say on errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dreamgym.cli import main
+
+VERBS = ("record", "check", "fit", "train", "transfer")
+
+pytestmark = pytest.mark.xdist_group("cli")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run_line(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leave:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = leave.value.code
+        return Done(code if isinstance(code, int) else int(code is not None), *captured)
+
+    return run_line
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, a world and a policy, made by the verbs in short."""
+    folder = tmp_path_factory.mktemp("made")
+    lines = [
+        f"record CartPole-v1 --steps 1500 --seed 0 --out {folder}/cartpole.h5",
+        f"fit {folder}/cartpole.h5 --family mdn-rnn --seed 0 --out {folder}/world --updates 60"
+        f" --json {folder}/fit.json",
+        f"train {folder}/world --algo PPO --seed 0 --steps 4096 --num-envs 32"
+        f" --out {folder}/ppo.zip --json {folder}/train.json",
+    ]
+    for line in lines:
+        with pytest.raises(SystemExit) as leave:
+            main(line.split())
+        assert not leave.value.code, line
+    return folder
+
+
+def test_record_says_what_it_recorded(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "cartpole.h5"
+    done = run("record", "CartPole-v1", "--steps", 300, "--out", out, "--json", tmp_path / "r.json")
+    assert done.code == 0
+    assert str(out) in done.out
+    assert "record 300/300" in done.err
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["steps"] == 300
+    assert figures["env_id"] == "CartPole-v1"
+
+
+def test_record_names_its_file_after_the_environment(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("record", "CartPole-v1", "--steps", 50).code == 0
+    assert (tmp_path / "CartPole-v1.h5").exists()
+
+
+def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
+    done = run("check", made / "cartpole.h5", "--json", tmp_path / "card.json")
+    assert done.code == 0
+    assert "can be fitted" in done.out
+    assert json.loads((tmp_path / "card.json").read_text())["ok"] is True
+
+
+def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "one.h5"
+    assert run("record", "CartPole-v1", "--steps", 3, "--out", path).code == 0
+    checked = run("check", path)
+    fitted = run("fit", path, "--out", tmp_path / "world")
+    assert (checked.code, fitted.code) == (1, 1)
+    assert "not ok" in checked.out
+    assert not (tmp_path / "world").exists()
+
+
+def test_fit_writes_a_world_and_its_figures(made: Path) -> None:
+    assert (made / "world" / "world.json").exists()
+    figures = json.loads((made / "fit.json").read_text())
+    assert figures["env_id"] == "CartPole-v1"
+    assert figures["quality"]["open_loop"]
+    assert figures["provenance"]["dataset_steps"] == 1500
+
+
+def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
+    assert (made / "ppo.zip").exists()
+    figures = json.loads((made / "train.json").read_text())
+    assert figures["algo"] == "PPO"
+    assert figures["steps"] >= 4096
+
+
+def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> None:
+    file = made / "deep" / "result.json"
+    line = ("transfer", made / "ppo.zip", "--world", made / "world", "--episodes", 5)
+    done = run(*line, "--json", file)
+    assert done.code == 0
+    assert "real return" in done.out
+    figures = json.loads(file.read_text())
+    low, high = figures["real_return_interval"]
+    assert low <= figures["real_return_mean"] <= high
+    assert figures["env_id"] == "CartPole-v1"
+    assert figures["episodes"] == 5
+    assert figures["gap"] == pytest.approx(
+        figures["dream_return_mean"] - figures["real_return_mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("record CartPoll-v1 --out {tmp}/x.h5", "CartPole"),
+        ("record CartPole-v1 --policy randm --out {tmp}/x.h5", "random"),
+        ("check {tmp}/nothing.h5", "nothing.h5"),
+        ("fit {tmp}/nothing.h5 --out {tmp}/w", "nothing.h5"),
+        ("fit {made}/cartpole.h5 --family mdn-rnm --out {tmp}/w", "mdn-rnn"),
+        ("fit {made}/cartpole.h5 --device cuda:77 --out {tmp}/w", "cuda:77"),
+        ("fit {made}/cartpole.h5 --out {made}/world", "exists"),
+        ("train {tmp}/nowhere --out {tmp}/p.zip", "nowhere"),
+        ("train {made}/world --algo PPPO --out {tmp}/p.zip", "PPO"),
+        ("train {made}/world --algo SAC --out {tmp}/p.zip", "SAC"),
+        ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
+        ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
+        ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),
+        ("transfer {made}/cartpole.h5 --world {made}/world", "cartpole.h5"),
+        ("transfer {made}/ppo.zip --world {made}/world --env Pendulum-v1", "Pendulum"),
+    ],
+)
+def test_an_error_is_one_line_and_leaves_nothing(
+    line: str, said: str, run: Run, made: Path, tmp_path: Path
+) -> None:
+    done = run(*line.format(tmp=tmp_path, made=made).split())
+    assert done.code == 1
+    errors = [each for each in done.err.splitlines() if each.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "defect" not in errors[0]
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("recrod CartPole-v1", "'record'"),
+        ("record CartPole-v1 --stepz 10", "--steps"),
+        ("record", "ENV"),
+        ("record CartPole-v1 --steps 0", "--steps"),
+        ("record CartPole-v1 --steps many", "--steps"),
+        ("check x.h5 --json .", "folder"),
+        ("transfer p.zip", "--world"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run) -> None:
+    done = run(*line.split())
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(run: Run, tmp_path: Path) -> None:
+    for line in (("--debug", "check"), ("check", "--debug")):
+        done = run(*line, tmp_path / "nothing.h5")
+        assert done.code == 1
+        assert "Traceback" in done.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_shows_an_example(verb: str, run: Run) -> None:
+    done = run(verb, "--help")
+    assert done.code == 0
+    assert f"Example: dreamgym {verb} " in done.out
+    assert "--json" in done.out
+
+
+def test_no_verb_lists_all_of_them(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    assert all(f" {verb} " in done.out for verb in VERBS)
+
+
+def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
+    from dreamgym.fitting import FitConfig
+
+    said = " ".join(run("fit", "--help").out.replace("│", " ").split())
+    config = FitConfig()
+    assert f"Optimiser updates; by default {config.updates}." in said
+    assert f"Steps seen in one piece; by default {config.segment_length}." in said
+    assert f"to choose and measure by; by default {config.held_out}." in said
+
+
+def interrupt(line: str, once: Callable[[], bool], *, cwd: Path) -> Done:
+    """Run a command line in a process of its own and press Ctrl-C when `once` is true."""
+    command = [sys.executable, "-c", "from dreamgym.cli import main; main()", *line.split()]
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    give_up = time.monotonic() + 60
+    while not once() and process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return Done(process.returncode, out, err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "long.h5"
+    done = interrupt(
+        f"record CartPole-v1 --steps 50000000 --out {out}",
+        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert "interrupted: " in done.err
+    assert str(out) in done.err
+    assert "Traceback" not in done.err
+    assert run("check", out).code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "world.fitting.safetensors"
+    done = interrupt(
+        f"fit {made}/cartpole.h5 --updates 1000000 --out {tmp_path}/world",
+        checkpoint.exists,
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert str(checkpoint) in done.err
+    assert checkpoint.exists()
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = interrupt(
+        f"train {made}/world --steps 100000000 --out {tmp_path}/ppo.zip",
+        lambda: time.monotonic() - begun > 12,
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert "interrupted: " in done.err
+    assert not (tmp_path / "ppo.zip").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no resource limits there")
+def test_a_full_disk_is_said_in_one_line(made: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the same calls fail in the same places."""
+    line = f"fit {made}/cartpole.h5 --updates 5 --out {tmp_path}/world"
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "from dreamgym.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
