@@ -1,1 +1,35 @@
-"""Record and check: logged experience in, episodes and segments out."""
+"""Record and check: logged experience in, episodes and segments out. NumPy only, no torch."""
+
+from dreamgym.data.checking import Card, check
+from dreamgym.data.episode import Episode
+from dreamgym.data.errors import DatasetError
+from dreamgym.data.reader import Dataset
+from dreamgym.data.recorder import Recorder
+from dreamgym.data.recording import record
+from dreamgym.data.schema import DatasetMetadata
+from dreamgym.data.segments import SegmentBatch, SegmentSampler
+from dreamgym.data.spaces import (
+    UnsupportedSpaceError,
+    check_supported,
+    space_from_json,
+    space_to_json,
+)
+from dreamgym.data.writer import DatasetWriter
+
+__all__ = [
+    "Card",
+    "Dataset",
+    "DatasetError",
+    "DatasetMetadata",
+    "DatasetWriter",
+    "Episode",
+    "Recorder",
+    "SegmentBatch",
+    "SegmentSampler",
+    "UnsupportedSpaceError",
+    "check",
+    "check_supported",
+    "record",
+    "space_from_json",
+    "space_to_json",
+]

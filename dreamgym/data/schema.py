@@ -14,6 +14,7 @@ Field by field in `docs/data.md`. In short:
 from __future__ import annotations
 
 import json
+import math
 import platform
 import zlib
 from collections.abc import Iterable, Mapping
@@ -52,10 +53,10 @@ EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
 NO_SEED = -1
 
 REWARD_DTYPE = np.dtype("<f4")
-IMAGE_CHUNK_ROWS = 16
-VECTOR_CHUNK_ROWS = 1024
-# An observation of at least this many bytes is kept on disk like an image, and not in memory.
-IMAGE_ROW_BYTES = 2048
+# A chunk of small rows has this many; of images, the fewest that keep a random window cheap.
+MAX_CHUNK_ROWS = 1024
+MIN_CHUNK_ROWS = 16
+CHUNK_BYTES = 64 << 10
 
 # A Dict observation has its keys; any other space has one dataset, called this.
 SINGLE_KEY = "observation"
@@ -163,6 +164,12 @@ def observation_path(key: str) -> str:
     """Where an observation key lies in the file; signs that HDF5 reads as paths are escaped."""
     name = quote(key, safe=" !#$&'()*+,:;=?@[]") if key.strip(".") else key.replace(".", "%2E")
     return f"{OBSERVATION_GROUP}/{name}"
+
+
+def chunk_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """How many rows of this kind go into one chunk."""
+    rows = CHUNK_BYTES // (math.prod(shape) * dtype.itemsize)
+    return max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, rows))
 
 
 def action_layout(space: gym.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -1,0 +1,203 @@
+"""What is in a dataset, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamgym.data import schema
+from dreamgym.data.native import open_native
+from dreamgym.data.source import Source
+from dreamgym.data.spaces import space_to_json
+from dreamgym.data.statistics import (
+    action_use,
+    channel_statistics,
+    distribution,
+    episode_returns,
+)
+
+_HELD_BYTES = 256 << 20
+_LISTED_PROBLEMS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a dataset holds; `str(card)` is the readable form.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size on disk.
+        schema_version: Of the native format.
+        env_id: Id of the environment, if known.
+        policy: What chose the actions.
+        seed: Of the recording, if it had one.
+        created: When it was made.
+        checksum: SHA-256 over the checksums of the episodes.
+        observation_space: As JSON.
+        action_space: As JSON.
+        episodes: How many there are.
+        steps: Transitions in all of them.
+        ended: How many `terminated`, were `truncated`, or were `cut off`.
+        lengths: Distribution of episode lengths.
+        returns: Distribution of undiscounted returns, over all episodes.
+        observations: Statistics by observation key.
+        rewards: Statistics of the rewards.
+        actions: How the action space was used.
+        problems: What would make fitting refuse.
+        notes: What is worth knowing and stops nothing.
+    """
+
+    path: str
+    size_bytes: int
+    schema_version: int
+    env_id: str | None
+    policy: str
+    seed: int | None
+    created: str
+    checksum: str
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    episodes: int
+    steps: int
+    ended: dict[str, int]
+    lengths: dict[str, float]
+    returns: dict[str, float]
+    observations: dict[str, dict[str, Any]]
+    rewards: dict[str, Any]
+    actions: dict[str, Any]
+    problems: list[str]
+    notes: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Fitting would take it."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-plain, with `ok`."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}  ({self.size_bytes / 1e6:.2f} MB, schema {self.schema_version})"]
+        lines += [f"  {name:<13} {text}" for name, text in _rows(self)]
+        lines += [f"  note          {note}" for note in self.notes]
+        lines += [f"  PROBLEM       {problem}" for problem in self.problems]
+        lines.append(f"  verdict       {'ready to fit' if self.ok else 'fitting would refuse it'}")
+        return "\n".join(lines)
+
+
+def check(path: str | os.PathLike[str]) -> Card:
+    """Read a dataset from end to end, and say what is in it and what is wrong with it.
+
+    Args:
+        path: The dataset.
+
+    Raises:
+        DatasetError: It cannot be read as a dataset at all; what is wrong with single episodes is
+            in the card's `problems`.
+        UnsupportedSpaceError: It has a space that this dreamgym does not know.
+    """
+    path = Path(path)
+    source = open_native(path, _HELD_BYTES)
+    try:
+        return _card(source)
+    finally:
+        source.close()
+
+
+def _card(source: Source) -> Card:
+    table, metadata = source.table, source.metadata
+    boxes = metadata.observation_boxes()
+    statistics = {
+        key: channel_statistics(column, boxes[key].shape, table.num_rows)
+        for key, column in source.observations.items()
+    }
+    finite = np.nan_to_num(episode_returns(source.reward, table))
+    notes = []
+    for key, of_key in statistics.items():
+        for what, channels in (("constant", of_key.constant), ("saturated", of_key.saturated)):
+            if channels:
+                notes.append(f"{len(channels)} {what} channels in {key!r}: {_some(channels)}")
+    return Card(
+        path=str(source.path),
+        size_bytes=source.path.stat().st_size,
+        schema_version=schema.SCHEMA_VERSION,
+        env_id=metadata.env_id,
+        policy=metadata.policy,
+        seed=metadata.seed,
+        created=metadata.created,
+        checksum=table.checksum,
+        observation_space=space_to_json(metadata.observation_space),
+        action_space=space_to_json(metadata.action_space),
+        episodes=len(table),
+        steps=table.num_steps,
+        ended={
+            "terminated": int(table.terminated.sum()),
+            "truncated": int((table.truncated & ~table.terminated).sum()),
+            "cut off": int((~table.complete).sum()),
+        },
+        lengths=distribution(table.length),
+        returns=distribution(finite),
+        observations={key: of_key.as_dict() for key, of_key in statistics.items()},
+        rewards=channel_statistics(source.reward, (), table.num_rows).as_dict(),
+        actions=action_use(source.action, table, metadata.action_space),
+        problems=_problems(source),
+        notes=notes,
+    )
+
+
+def _problems(source: Source) -> list[str]:
+    problems = []
+    if len(source.table) < 2:
+        problems.append("it holds 1 episode; fitting needs at least 2, to hold one out")
+    count = 0
+    for error in source.audit():
+        count += 1
+        if count <= _LISTED_PROBLEMS:
+            problems.append(str(error))
+    if count > _LISTED_PROBLEMS:
+        problems.append(f"and {count - _LISTED_PROBLEMS} more")
+    return problems
+
+
+def _some(channels: list[int]) -> str:
+    shown = ", ".join(map(str, channels[:8]))
+    return shown if len(channels) <= 8 else f"{shown}, ..."
+
+
+def _rows(card: Card) -> list[tuple[str, str]]:
+    """The lines of the readable form: a name and a text each."""
+    ended = ", ".join(f"{count} {how}" for how, count in card.ended.items())
+    rows = [
+        ("environment", f"{card.env_id or 'unknown'}, policy {card.policy}, seed {card.seed}"),
+        ("episodes", f"{card.episodes:,} ({ended}), {card.steps:,} steps"),
+        ("length", _spread(card.lengths)),
+        ("return", _spread(card.returns)),
+    ]
+    for key, figures in card.observations.items():
+        text = (
+            f"{figures.get('channels', 0)} channels, {figures['min']:.4g} to {figures['max']:.4g}"
+        )
+        rows.append((key, text))
+    share = card.actions.get("share")
+    if share is not None:
+        per = [share] if not isinstance(share[0], list) else share
+        rows.append(("actions", "; ".join(" ".join(f"{s:.1%}" for s in one[:12]) for one in per)))
+    else:
+        low, high = card.actions.get("share_at_low", []), card.actions.get("share_at_high", [])
+        ends = ", ".join(f"{a:.1%}/{b:.1%}" for a, b in zip(low[:8], high[:8], strict=True))
+        text = f"{card.actions['min']:.4g} to {card.actions['max']:.4g}, at their ends {ends}"
+        rows.append(("actions", text))
+    rows.append(("checksum", card.checksum[:16]))
+    return rows
+
+
+def _spread(figures: dict[str, float]) -> str:
+    return (
+        f"mean {figures['mean']:.5g}, from {figures['min']:.5g} to {figures['max']:.5g}, "
+        f"quartiles {figures['q25']:.5g} {figures['median']:.5g} {figures['q75']:.5g}"
+    )

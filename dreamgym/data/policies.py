@@ -1,0 +1,123 @@
+"""Who chooses the actions while recording."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+DEFAULT_STICKINESS = 0.8
+
+
+class Policy(Protocol):
+    """Chooses actions, and starts afresh at each episode."""
+
+    name: str
+
+    def begin(self, seed: int) -> None:
+        """Forget the last episode and seed everything random."""
+        ...
+
+    def act(self, observation: Any) -> Any:
+        """The action for an observation."""
+        ...
+
+
+class RandomPolicy:
+    """Actions drawn from the action space."""
+
+    name = "random"
+
+    def __init__(self, action_space: gym.Space[Any]) -> None:
+        self._space = copy.deepcopy(action_space)
+
+    def begin(self, seed: int) -> None:
+        """See `Policy.begin`."""
+        self._space.seed(seed)
+
+    def act(self, observation: Any) -> Any:
+        """A random action."""
+        return self._space.sample()
+
+
+class StickyRandomPolicy:
+    """Random actions that last: each is repeated with a probability, else drawn anew.
+
+    Plain random actions cancel out before a sluggish system has moved; lasting ones reach further.
+
+    Args:
+        action_space: Where the actions come from.
+        stickiness: Probability of repeating the last action, in [0, 1).
+    """
+
+    def __init__(self, action_space: gym.Space[Any], stickiness: float) -> None:
+        if not 0.0 <= stickiness < 1.0:
+            raise ValueError(
+                f"the stickiness is {stickiness}; it must be at least 0 and below 1, as in "
+                "'sticky:0.8'"
+            )
+        self.name = f"sticky:{stickiness:g}"
+        self._space = copy.deepcopy(action_space)
+        self._stickiness = stickiness
+        self._rng = np.random.default_rng(0)
+        self._last: Any = None
+
+    def begin(self, seed: int) -> None:
+        """See `Policy.begin`."""
+        self._space.seed(seed)
+        self._rng = np.random.default_rng([seed, 1])
+        self._last = None
+
+    def act(self, observation: Any) -> Any:
+        """The last action again, or a random one."""
+        if self._last is None or self._rng.random() >= self._stickiness:
+            self._last = self._space.sample()
+        return self._last
+
+
+class CallablePolicy:
+    """A function of the observation. It is not seeded: what it draws is its own affair."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.name = f"callable:{getattr(function, '__qualname__', type(function).__qualname__)}"
+        self._function = function
+
+    def begin(self, seed: int) -> None:
+        """See `Policy.begin`."""
+
+    def act(self, observation: Any) -> Any:
+        """What the function says."""
+        return self._function(observation)
+
+
+def make_policy(policy: str | Callable[[Any], Any], action_space: gym.Space[Any]) -> Policy:
+    """The policy that a user named.
+
+    Args:
+        policy: `"random"`; `"sticky-random"`, or `"sticky:P"` with the probability of repeating the
+            last action; or a function from an observation to an action.
+        action_space: Where random actions come from.
+
+    Raises:
+        ValueError: There is no such policy.
+    """
+    if callable(policy):
+        return CallablePolicy(policy)
+    if policy == "random":
+        return RandomPolicy(action_space)
+    if policy in ("sticky-random", "sticky"):
+        return StickyRandomPolicy(action_space, DEFAULT_STICKINESS)
+    name, _, value = str(policy).partition(":")
+    if name in ("sticky", "sticky-random"):
+        try:
+            stickiness = float(value)
+        except ValueError:
+            raise ValueError(f"{policy!r} has no number after the colon, as 'sticky:0.8'") from None
+        return StickyRandomPolicy(action_space, stickiness)
+    raise ValueError(
+        f"there is no policy {policy!r}; use 'random', 'sticky-random', 'sticky:0.8' (the "
+        "probability of repeating an action), or a function from an observation to an action"
+    )

@@ -1,0 +1,160 @@
+"""Figures of a dataset, gathered block by block so that images need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dreamgym.data.columns import Column
+from dreamgym.data.table import EpisodeTable
+
+Array = NDArray[Any]
+_BLOCK_BYTES = 32 << 20
+# A channel that stands at one end of its range in more than this share of the rows is saturated.
+SATURATED_SHARE = 0.5
+_LISTED = 32  # channels named at most
+
+
+def distribution(values: Array) -> dict[str, float]:
+    """Least, quartiles, mean, standard deviation and greatest of `(N,)` values."""
+    low, q1, median, q3, high = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
+    return {
+        "min": float(low),
+        "q25": float(q1),
+        "median": float(median),
+        "mean": float(np.mean(values)),
+        "q75": float(q3),
+        "max": float(high),
+        "std": float(np.std(values)),
+    }
+
+
+def episode_returns(reward: Column, table: EpisodeTable) -> Array:
+    """`(E,)` float64, the sum of rewards of each episode."""
+    if not len(table):
+        return np.zeros(0)
+    # The last row of an episode is zero, so whole stretches of rows can be summed.
+    return np.add.reduceat(reward.read(0, table.num_rows).astype(np.float64), table.start)
+
+
+class ChannelStatistics:
+    """Range, mean and how often each channel stands at its ends, over rows given in blocks.
+
+    Args:
+        shape: Of one row; every element is a channel.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        size = int(np.prod(shape))
+        self.count = 0
+        self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
+        self._sum, self._squares = np.zeros(size), np.zeros(size)
+        self._at_low, self._at_high = np.zeros(size), np.zeros(size)
+
+    def add(self, rows: Array) -> None:
+        """Take in `(N, *shape)` rows; those that are not finite are left out."""
+        values = rows.reshape(len(rows), -1).astype(np.float64)
+        values = values[np.isfinite(values).all(axis=1)]
+        if not len(values):
+            return
+        low, high = values.min(axis=0), values.max(axis=0)
+        # Counts at an end that has just moved outwards begin again.
+        self._at_low = np.where(low < self.low, 0, self._at_low)
+        self._at_high = np.where(high > self.high, 0, self._at_high)
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self._at_low += (values == self.low).sum(axis=0)
+        self._at_high += (values == self.high).sum(axis=0)
+        self._sum += values.sum(axis=0)
+        self._squares += np.square(values).sum(axis=0)
+        self.count += len(values)
+
+    @property
+    def constant(self) -> list[int]:
+        """Channels that never change."""
+        return np.flatnonzero(self.low == self.high).tolist()
+
+    @property
+    def saturated(self) -> list[int]:
+        """Channels that change, but stand at one end of their range most of the time."""
+        share = np.maximum(self._at_low, self._at_high) / max(self.count, 1)
+        return np.flatnonzero((share > SATURATED_SHARE) & (self.low < self.high)).tolist()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-plain; single channels are listed where there are few."""
+        if not self.count:
+            return {"rows": 0}
+        mean = self._sum / self.count
+        std = np.sqrt(np.maximum(self._squares / self.count - np.square(mean), 0.0))
+        summary: dict[str, Any] = {
+            "rows": self.count,
+            "channels": len(mean),
+            "min": float(self.low.min()),
+            "max": float(self.high.max()),
+            "mean": float(mean.mean()),
+            "constant_channels": len(self.constant),
+            "saturated_channels": len(self.saturated),
+        }
+        if len(mean) <= _LISTED:
+            summary["per_channel"] = [
+                {"min": a, "max": b, "mean": c, "std": d}
+                for a, b, c, d in zip(
+                    self.low.tolist(), self.high.tolist(), mean.tolist(), std.tolist(), strict=True
+                )
+            ]
+        return summary
+
+
+def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) -> ChannelStatistics:
+    """Statistics over all rows of a column."""
+    statistics = ChannelStatistics(shape)
+    for rows in blocks(column, shape, num_rows):
+        statistics.add(rows)
+    return statistics
+
+
+def blocks(column: Column, shape: tuple[int, ...], num_rows: int) -> Iterator[Array]:
+    """The rows of a column in pieces that fit in memory as float64."""
+    step = max(1, _BLOCK_BYTES // (8 * int(np.prod(shape))))
+    for first in range(0, num_rows, step):
+        yield column.read(first, min(first + step, num_rows))
+
+
+def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> dict[str, Any]:
+    """How the action space was used: shares by value, or by dimension the range and the ends.
+
+    Args:
+        column: Rows of actions.
+        table: The episodes; their last rows are no actions.
+        space: The action space.
+    """
+    real = np.ones(table.num_rows, dtype=bool)
+    real[table.start + table.length] = False
+    actions = column.read(0, table.num_rows)[real].reshape(table.num_steps, -1)
+    if isinstance(space, spaces.Discrete):
+        return {"share": _shares(actions[:, 0], int(space.start), int(space.n))}
+    if isinstance(space, spaces.MultiDiscrete):
+        starts, counts = space.start.reshape(-1), space.nvec.reshape(-1)
+        return {
+            "share": [
+                _shares(actions[:, i], int(starts[i]), int(counts[i]))
+                for i in range(actions.shape[1])
+            ]
+        }
+    statistics = ChannelStatistics((actions.shape[1],))
+    statistics.add(actions)
+    use = statistics.as_dict()
+    if isinstance(space, spaces.Box):
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+        use["share_at_low"] = (actions == low).mean(axis=0).tolist()
+        use["share_at_high"] = (actions == high).mean(axis=0).tolist()
+    return use
+
+
+def _shares(values: Array, start: int, count: int) -> list[float]:
+    inside = values[(values >= start) & (values < start + count)] - start
+    return (np.bincount(inside.astype(np.int64), minlength=count) / max(len(values), 1)).tolist()
