@@ -1,0 +1,19 @@
+"""Carrying a policy from the dream to the real environment, and measuring it there."""
+
+from __future__ import annotations
+
+from dreamgym.transfer.errors import TransferError
+from dreamgym.transfer.evaluation import EpisodePlan, Evaluation, evaluate, run_episodes
+from dreamgym.transfer.latent import LatentObservation
+from dreamgym.transfer.transferring import Transfer, transfer_policy
+
+__all__ = [
+    "EpisodePlan",
+    "Evaluation",
+    "LatentObservation",
+    "Transfer",
+    "TransferError",
+    "evaluate",
+    "run_episodes",
+    "transfer_policy",
+]

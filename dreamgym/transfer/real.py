@@ -1,0 +1,106 @@
+"""Making the real environment that a policy is measured in."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from dreamgym.transfer.errors import TransferError
+
+EnvSource = str | EnvSpec | Callable[[], gym.Env]
+
+
+def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
+    """Turn a description of a real environment into a function that makes one.
+
+    Args:
+        env: an id (`"CartPole-v1"`, `"module:Name-v0"`), the JSON of an `EnvSpec`, an `EnvSpec`,
+            or a callable without arguments that makes a `gym.Env`. From an `EnvSpec` only the id,
+            the keyword arguments and the time limit are taken, never its entry point: a class path
+            from a file is not imported.
+
+    Returns:
+        A callable without arguments; every call makes a new environment.
+
+    Raises:
+        TransferError: no such environment (with the nearest registered id), JSON that is no
+            `EnvSpec`, or something that cannot make an environment.
+    """
+    if isinstance(env, str):
+        spec = _parse_spec(env) if env.lstrip().startswith("{") else None
+        return _from_spec(spec) if spec is not None else _from_id(env, {})
+    if isinstance(env, EnvSpec):
+        return _from_spec(json.loads(env.to_json()))
+    if isinstance(env, gym.Env):
+        raise TransferError(
+            f"a made environment was given ({env}); episodes run side by side in several of them, "
+            "so pass its id, its EnvSpec, or a function that makes a new one, e.g. "
+            "lambda: gym.make('CartPole-v1')"
+        )
+    if callable(env):
+        return env
+    raise TransferError(
+        f"env is a {type(env).__name__}; wanted an id, an EnvSpec (or its JSON), or a function "
+        "that makes an environment"
+    )
+
+
+def make_env(maker: Callable[[], gym.Env]) -> gym.Env:
+    """Call `maker` and refuse anything that is not a single Gymnasium environment.
+
+    Raises:
+        TransferError: `maker` gave something else, e.g. a vector environment.
+    """
+    env = maker()
+    if not isinstance(env, gym.Env):
+        raise TransferError(
+            f"the function given as env made a {type(env).__name__}; wanted a gymnasium.Env "
+            "(a single one: episodes are run side by side here)"
+        )
+    return env
+
+
+def _parse_spec(text: str) -> dict[str, Any]:
+    try:
+        spec = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TransferError(
+            f"env looks like the JSON of an EnvSpec, but it cannot be read: {error}"
+        ) from None
+    if not isinstance(spec.get("id"), str):
+        raise TransferError(
+            "the JSON given as env has no 'id'; wanted that of a gymnasium EnvSpec (spec.to_json())"
+        )
+    return spec
+
+
+def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
+    kwargs = dict(spec.get("kwargs") or {})
+    if spec.get("max_episode_steps") is not None:
+        kwargs["max_episode_steps"] = spec["max_episode_steps"]
+    return _from_id(spec["id"], kwargs)
+
+
+def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
+    try:
+        gym.spec(env_id)
+    except gym.error.Error as error:
+        raise TransferError(_no_such_environment(env_id, error)) from None
+    except ModuleNotFoundError as error:
+        raise TransferError(
+            f"environment {env_id!r} names a module that is not installed ({error.name}); "
+            "install it, or pass an id that is registered"
+        ) from None
+    return lambda: gym.make(env_id, **kwargs)
+
+
+def _no_such_environment(env_id: str, error: Exception) -> str:
+    nearest = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
+    hint = f"; the nearest registered id is {nearest[0]!r}" if nearest else ""
+    said = str(error).strip().rstrip(".")
+    return f"no environment {env_id!r} is registered{hint} (Gymnasium: {said})"

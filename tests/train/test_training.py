@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+import resource
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from dreamgym.train import (
+    PolicyFileError,
+    TrainConfig,
+    TrainingError,
+    TrainingInterrupted,
+    load_policy,
+    train_policy,
+)
+
+QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
+
+
+def weights_of(policy):
+    return {key: value.clone() for key, value in policy.network.state_dict().items()}
+
+
+def equal(first, second):
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_same_seed_same_policy_and_another_seed_another(cartpole_world):
+    first, again, other = (
+        weights_of(train_policy(cartpole_world, seed=seed, steps=512, config=QUICK))
+        for seed in (1, 1, 2)
+    )
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_nothing_global_is_touched(cartpole_world):
+    torch.set_num_threads(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    train_policy(cartpole_world, steps=256, config=TrainConfig(num_envs=16, n_steps=8, threads=2))
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert after == before
+    assert torch.get_num_threads() == 1
+
+
+def test_progress_and_curve_agree(pendulum_world):
+    heard = []
+    policy = train_policy(
+        pendulum_world,
+        steps=1000,
+        config=QUICK,
+        progress=lambda done, total, figures: heard.append((done, total, figures)),
+    )
+    assert [done for done, *_ in heard] == [256, 512, 768, 1000]
+    assert {total for _, total, _ in heard} == {1000}
+    assert [figures["dream return"] for *_, figures in heard] == [mean for _, mean in policy.curve]
+    assert policy.card.steps == 1024
+
+
+def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(pendulum_world, tmp_path):
+    trained = train_policy(pendulum_world, steps=512, out=tmp_path / "pendulum", config=QUICK)
+    path = tmp_path / "pendulum.zip"
+    read, stock = load_policy(path, world=pendulum_world), PPO.load(path, device="cpu")
+    observations = np.stack([pendulum_world.observation_space.sample() for _ in range(64)])
+    actions, state = trained.predict(observations)
+    assert state is None
+    assert actions.shape == (64, 1)
+    np.testing.assert_array_equal(read.predict(observations)[0], actions)
+    np.testing.assert_array_equal(stock.predict(observations, deterministic=True)[0], actions)
+    assert read.card == trained.card
+    assert read.algorithm is None
+    assert sorted(tmp_path.iterdir()) == [path], "nothing may be left beside the policy"
+
+
+def test_the_card_says_where_the_policy_comes_from(cartpole_world, tmp_path):
+    path = tmp_path / "policy.zip"
+    train_policy(cartpole_world, seed=4, steps=512, out=path, config=QUICK)
+    saved = copy.copy(cartpole_world).save(tmp_path / "world")
+    with zipfile.ZipFile(path) as archive:
+        card = json.loads(archive.read("dreamgym.json"))
+    assert card["algo"] == "PPO"
+    assert card["view"] == "observation"
+    assert card["env_id"] == "CartPole-v1"
+    assert card["seed"] == 4
+    assert card["steps"] == 512
+    assert card["hyperparameters"]["num_envs"] == 16
+    assert card["hyperparameters"]["n_steps"] == 16
+    assert card["versions"]["stable_baselines3"]
+    assert len(card["curve"]) == 2
+    described = json.loads((saved / "world.json").read_text())
+    assert card["world_checksum"] in json.dumps(described), "the checksum is the world file's own"
+
+
+def test_the_policy_takes_raw_observations(cartpole_world):
+    """Its normaliser has the scale of the dream, so a real observation goes in as it is."""
+    policy = train_policy(cartpole_world, steps=256, config=QUICK)
+    extractor = policy.network.pi_features_extractor
+    raw = extractor.mean + 2 * extractor.std
+    torch.testing.assert_close(extractor(raw[None]), torch.full((1, 4), 2.0))
+    assert all(value > 0 for value in policy.card.policy["std"])
+    env = policy.observation_space
+    assert env == gym.make("CartPole-v1").observation_space
+
+
+def test_the_reward_scale_is_measured_or_given(pendulum_world):
+    measured = train_policy(pendulum_world, steps=256, config=QUICK)
+    assert 0 < measured.card.reward_scale < 1, "rewards of this world are of order 5"
+    config = TrainConfig(num_envs=16, n_steps=16, batch_size=64, reward_scale=0.5)
+    assert train_policy(pendulum_world, steps=256, config=config).card.reward_scale == 0.5
+
+
+def test_the_latent_view_is_trained_on_features(cartpole_world, tmp_path):
+    config = TrainConfig(num_envs=16, n_steps=16, batch_size=64, view="latent")
+    path = tmp_path / "latent.zip"
+    policy = train_policy(cartpole_world, steps=256, out=path, config=config)
+    assert policy.view == "latent"
+    assert policy.observation_space.shape == (cartpole_world.model.feature_dim,)
+    assert load_policy(path, world=cartpole_world).view == "latent"
+
+
+@pytest.mark.parametrize(
+    ("name", "algo", "settings"),
+    [
+        ("cartpole_world", "A2C", {}),
+        ("cartpole_world", "DQN", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("pendulum_world", "SAC", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("pendulum_world", "TD3", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+    ],
+)
+def test_every_algorithm_trains_saves_and_is_read_back(request, tmp_path, name, algo, settings):
+    world = request.getfixturevalue(name)
+    path = tmp_path / "policy.zip"
+    trained = train_policy(
+        world, algo=algo, steps=256, out=path, config=TrainConfig(num_envs=16, **settings)
+    )
+    read = load_policy(path, world=world)
+    observations = np.stack([world.observation_space.sample() for _ in range(8)])
+    np.testing.assert_array_equal(read.predict(observations)[0], trained.predict(observations)[0])
+
+
+def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(cartpole_world, tmp_path):
+    path = tmp_path / "policy.zip"
+    path.write_bytes(b"an older policy")
+
+    def stop(done, total, figures):
+        if done >= 512:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train_policy(cartpole_world, steps=5000, out=path, config=QUICK, progress=stop)
+    error = caught.value
+    assert isinstance(error, TrainingInterrupted)
+    assert error.path == tmp_path / "policy.interrupted.zip"
+    assert error.steps == 512
+    assert str(error.path) in str(error)
+    assert load_policy(error.path, world=cartpole_world).card.steps == 512
+    assert path.read_bytes() == b"an older policy"
+
+
+def test_ctrl_c_without_a_place_says_that_nothing_was_saved(cartpole_world):
+    def stop(done, total, figures):
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match="nothing was saved") as caught:
+        train_policy(cartpole_world, steps=5000, config=QUICK, progress=stop)
+    assert caught.value.path is None
+
+
+def test_a_full_disk_leaves_no_half_file(cartpole_world, tmp_path):
+    path = tmp_path / "policy.zip"
+    path.write_bytes(b"an older policy")
+    policy = train_policy(cartpole_world, steps=256, config=QUICK)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(PolicyFileError, match="no space"):
+            policy.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"an older policy"
+    assert list(tmp_path.iterdir()) == [path]
+    assert policy.save(tmp_path / "elsewhere").is_file(), "the policy is not lost"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(cartpole_world, tmp_path):
+    (tmp_path / "policy.zip").mkdir()
+    (tmp_path / "file").write_text("")
+    heard = []
+    for out in (tmp_path / "policy.zip", tmp_path / "file" / "policy.zip"):
+        with pytest.raises(PolicyFileError, match=r"policy\.zip"):
+            train_policy(
+                cartpole_world, out=out, config=QUICK, progress=lambda *given: heard.append(given)
+            )
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    ("algo", "config", "message"),
+    [
+        ("PPQ", TrainConfig(), "'PPO'"),
+        ("DQN", TrainConfig(), "DQN acts in Discrete"),
+        ("SAC", TrainConfig(n_epochs=3), "n_epochs=3 does not apply to SAC"),
+        ("PPO", TrainConfig(learner={"nothing_such": 1}), "nothing_such"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_what_can(pendulum_world, algo, config, message):
+    with pytest.raises(TrainingError, match=message):
+        train_policy(pendulum_world, algo=algo, steps=256, config=config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_envs": 0}, {"gamma": 1.5}, {"learning_rate": -1.0}, {"threads": 0}, {"horizon": 0}],
+)
+def test_settings_out_of_range_are_refused_by_name(settings):
+    with pytest.raises(TrainingError, match=next(iter(settings))):
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"seed": -1}])
+def test_numbers_out_of_range_are_refused_by_name(cartpole_world, settings):
+    with pytest.raises(TrainingError, match=next(iter(settings))):
+        train_policy(cartpole_world, config=QUICK, **settings)

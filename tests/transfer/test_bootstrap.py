@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dreamgym.transfer.bootstrap import bootstrap_means, difference_interval, mean_interval
+
+
+def test_it_covers_the_true_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(400):
+        low, high = mean_interval(rng.normal(3.0, 2.0, 100), seed=trial)
+        inside += low <= 3.0 <= high
+    assert 0.91 <= inside / 400 <= 0.98
+
+
+def test_its_width_is_that_of_the_normal_interval():
+    values = np.random.default_rng(1).normal(size=1000)
+    low, high = mean_interval(values)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(1000), rel=0.05)
+
+
+def test_same_seed_same_interval_and_the_global_generator_is_left_alone():
+    values = np.random.default_rng(2).normal(size=50)
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
+    assert mean_interval(values, seed=3) != mean_interval(values, seed=4)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_one_value_and_equal_values_have_no_width():
+    assert mean_interval(np.array([7.0])) == (7.0, 7.0)
+    assert mean_interval(np.full(10, 500.0)) == (500.0, 500.0)
+
+
+def test_large_samples_are_resampled_in_pieces():
+    values = np.random.default_rng(5).normal(size=6000)
+    means = bootstrap_means(values, resamples=2000)
+    assert means.shape == (2000,)
+    assert means.std() == pytest.approx(values.std() / np.sqrt(6000), rel=0.1)
+
+
+def test_the_interval_of_a_difference():
+    rng = np.random.default_rng(6)
+    first, second = rng.normal(5, 1, 200), rng.normal(3, 2, 100)
+    low, high = difference_interval(first, second)
+    assert low < 2 < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(1 / 200 + 4 / 100), rel=0.15)
+    # independent streams: a sample against itself still has the width of two
+    low, high = difference_interval(first, first)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(2 / 200), rel=0.15)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+
+from dreamgym.transfer import EpisodePlan, TransferError, evaluate, run_episodes
+
+
+def balance(observations):
+    """A decent linear controller of CartPole."""
+    return (observations @ np.array([0.1, 0.3, 1.0, 1.0]) > 0).astype(int)
+
+
+def by_hand(env_id, act, seeds):
+    """One episode after the other, in one environment: what `evaluate` must agree with."""
+    env, returns, lengths = gym.make(env_id), [], []
+    for seed in seeds:
+        observation, _ = env.reset(seed=seed)
+        total, length, over = 0.0, 0, False
+        while not over:
+            observation, reward, terminated, truncated, _ = env.step(act(observation[None])[0])
+            total, length, over = total + reward, length + 1, terminated or truncated
+        returns.append(total)
+        lengths.append(length)
+    return returns, lengths
+
+
+def test_it_agrees_with_episodes_run_by_hand():
+    result = evaluate(balance, "CartPole-v1", episodes=20, seed=7)
+    returns, lengths = by_hand("CartPole-v1", balance, range(7, 27))
+    assert result.returns.tolist() == returns
+    assert result.lengths.tolist() == lengths
+    assert result.steps == sum(lengths)
+    assert result.mean == pytest.approx(np.mean(returns))
+    assert result.std == pytest.approx(np.std(returns))
+    assert result.interval[0] <= result.mean <= result.interval[1]
+    assert result.episodes == 20
+    assert json.loads(json.dumps(result.as_dict()))["return_mean"] == result.mean
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_the_number_of_environments_side_by_side_changes_nothing(env_id):
+    """Bit for bit: a network's rounding must not depend on who else is in the batch."""
+    policy = PPO("MlpPolicy", gym.make(env_id), seed=0, device="cpu").policy
+    results = [
+        run_episodes(policy, env_id, EpisodePlan(episodes=13, seed=3, num_envs=lanes))
+        for lanes in (1, 5, 32)
+    ]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.returns, results[0].returns)
+        np.testing.assert_array_equal(result.lengths, results[0].lengths)
+
+
+def test_random_episodes_do_not_depend_on_the_lanes_either():
+    one, many = (
+        run_episodes("random", "CartPole-v1", EpisodePlan(episodes=12, num_envs=lanes))
+        for lanes in (1, 7)
+    )
+    np.testing.assert_array_equal(one.returns, many.returns)
+    assert 12 < one.mean < 40
+    assert len(set(one.returns)) > 3
+
+
+def test_random_actions_are_even_and_differ_between_steps():
+    taken = []
+
+    class Watched(gym.Wrapper):
+        def step(self, action):
+            taken.append(int(action))
+            return super().step(action)
+
+    evaluate("random", lambda: Watched(gym.make("CartPole-v1")), episodes=30)
+    assert np.mean(taken) == pytest.approx(0.5, abs=0.1)
+
+
+def test_truncation_ends_an_episode():
+    result = evaluate("random", "Pendulum-v1", episodes=3)
+    assert result.lengths.tolist() == [200] * 3
+    spec = gym.spec("CartPole-v1")
+    spec.max_episode_steps = 5
+    assert evaluate(balance, spec.to_json(), episodes=4).lengths.tolist() == [5] * 4
+
+
+def test_the_keyword_arguments_of_a_spec_are_kept():
+    spec = gym.make("CartPole-v1", sutton_barto_reward=True).spec
+    result = evaluate("random", spec.to_json(), episodes=3)
+    assert result.returns.tolist() == [-1.0] * 3
+    assert evaluate("random", spec, episodes=3).returns.tolist() == [-1.0] * 3
+
+
+def test_a_class_path_in_a_spec_is_not_imported():
+    spec = json.loads(gym.spec("CartPole-v1").to_json())
+    spec["entry_point"] = "nothing.such:Env"
+    assert evaluate("random", json.dumps(spec), episodes=1).episodes == 1
+
+
+def test_progress_is_told_after_each_episode():
+    heard = []
+    evaluate("random", "CartPole-v1", episodes=20, progress=lambda *given: heard.append(given))
+    assert heard == [(done, 20) for done in range(1, 21)]
+
+
+def test_environments_are_closed_even_when_the_policy_fails():
+    closed = []
+
+    class Watched(gym.Wrapper):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def broken(observations):
+        raise RuntimeError("no idea")
+
+    with pytest.raises(RuntimeError, match="no idea"):
+        evaluate(broken, lambda: Watched(gym.make("CartPole-v1")), episodes=3)
+    assert len(closed) == 3
+
+
+def test_deterministic_is_passed_on():
+    asked = set()
+
+    class Policy:
+        def predict(self, observation, deterministic=False):
+            asked.add(deterministic)
+            return np.zeros(len(observation), int), None
+
+    evaluate(Policy(), "CartPole-v1", episodes=1)
+    evaluate(Policy(), "CartPole-v1", episodes=1, deterministic=False)
+    assert asked == {True, False}
+
+
+def test_dict_observations():
+    class Split(gym.ObservationWrapper):
+        def __init__(self):
+            super().__init__(gym.make("CartPole-v1"))
+            low, high = self.env.observation_space.low, self.env.observation_space.high
+            self.observation_space = gym.spaces.Dict(
+                place=gym.spaces.Box(low[:2], high[:2]), angle=gym.spaces.Box(low[2:], high[2:])
+            )
+
+        def observation(self, observation):
+            return {"place": observation[:2], "angle": observation[2:]}
+
+    def act(observations):
+        return balance(np.concatenate([observations["place"], observations["angle"]], -1))
+
+    split = evaluate(act, Split, episodes=4)
+    np.testing.assert_array_equal(
+        split.returns, evaluate(balance, "CartPole-v1", episodes=4).returns
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("CartPole-v7", "CartPole-v"),
+        ("CartPol-v1", "nearest registered id is 'CartPole-v1'"),
+        ("nothing_such:Thing-v0", "nothing_such.*not installed"),
+        ("{not json", "cannot be read"),
+        ('{"name": "CartPole-v1"}', "no 'id'"),
+        (42, "int"),
+    ],
+)
+def test_environments_that_do_not_exist_are_refused(env, message):
+    with pytest.raises(TransferError, match=message):
+        evaluate("random", env, episodes=1)
+
+
+def test_a_made_environment_and_a_vector_environment_are_refused():
+    with pytest.raises(TransferError, match="a function that makes"):
+        evaluate("random", gym.make("CartPole-v1"), episodes=1)
+    with pytest.raises(TransferError, match=r"made a .*Vector"):
+        evaluate("random", lambda: gym.make_vec("CartPole-v1", num_envs=2), episodes=1)
+
+
+def test_policies_that_do_not_fit_are_refused_with_both_spaces():
+    policy = PPO("MlpPolicy", gym.make("Pendulum-v1"), device="cpu")
+    with pytest.raises(TransferError, match=r"observation space is Box.*\(3,\).*\(4,\)"):
+        evaluate(policy, "CartPole-v1", episodes=1)
+    with pytest.raises(TransferError, match=r"wanted \(32,\)"):
+        evaluate(lambda observations: np.zeros((32, 1)), "CartPole-v1", episodes=1)
+    with pytest.raises(TransferError, match="'random'"):
+        evaluate("best", "CartPole-v1", episodes=1)
+    with pytest.raises(TransferError, match="dict"):
+        evaluate({}, "CartPole-v1", episodes=1)
+
+
+@pytest.mark.parametrize("plan", [{"episodes": 0}, {"num_envs": 0}, {"num_envs": 33}, {"seed": -1}])
+def test_plans_out_of_range_are_refused_by_name(plan):
+    with pytest.raises(TransferError, match=next(iter(plan))):
+        EpisodePlan(**plan)
