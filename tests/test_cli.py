@@ -88,7 +88,7 @@ def test_record_names_its_file_after_the_environment(
 def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
     done = run("check", made / "cartpole.h5", "--json", tmp_path / "card.json")
     assert done.code == 0
-    assert "can be fitted" in done.out
+    assert "ready to fit" in done.out
     assert json.loads((tmp_path / "card.json").read_text())["ok"] is True
 
 
@@ -98,7 +98,7 @@ def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> No
     checked = run("check", path)
     fitted = run("fit", path, "--out", tmp_path / "world")
     assert (checked.code, fitted.code) == (1, 1)
-    assert "not ok" in checked.out
+    assert "fitting would refuse" in checked.out
     assert not (tmp_path / "world").exists()
 
 

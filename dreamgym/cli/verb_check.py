@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dreamgym.cli.options import JsonFile
-from dreamgym.cli.showing import say, show_figures, write_json
+from dreamgym.cli.showing import say, write_json
 
 
 def check(
@@ -24,14 +24,7 @@ def check(
     from dreamgym.data import check as check_dataset
 
     card = check_dataset(dataset)
-    figures = card.as_dict()
-    write_json(json_file, figures)
-    told_below = ("ok", "problems", "path")
-    show_figures(
-        str(dataset), {name: value for name, value in figures.items() if name not in told_below}
-    )
-    for problem in card.problems:
-        say(f"problem: {problem}")
-    say("ok: this can be fitted" if card.ok else "not ok: fitting would refuse this")
+    write_json(json_file, card.as_dict())
+    say(str(card))
     if not card.ok:
         raise typer.Exit(1)
