@@ -1,0 +1,216 @@
+"""The contract that every world model keeps, and the two unrolls built on it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from dreamgym.models.statistics import Statistics
+
+State = dict[str, Tensor]
+"""What a model believes now. Every leaf is batch-first: (B, ...)."""
+
+Temperature = float | Tensor
+
+
+class Prediction(NamedTuple):
+    """What one imagined step says, in the real environment's units.
+
+    Attributes:
+        reward: (B,) reward.
+        termination: (B,) probability in [0, 1] that the new state is terminal.
+        uncertainty: (B,) epistemic uncertainty, >= 0; zeros where a model has none.
+    """
+
+    reward: Tensor
+    termination: Tensor
+    uncertainty: Tensor
+
+
+class Segment(NamedTuple):
+    """B unbroken windows of L transitions, as the reader draws them.
+
+    Attributes:
+        observation: (B, L + 1, ...) in the real environment's units and dtype.
+        action: (B, L, ...); `action[:, t]` leaves `observation[:, t]`.
+        reward: (B, L); paid for `action[:, t]`.
+        terminated: (B, L) bool; true where `observation[:, t + 1]` is terminal. Truncation is not
+            here.
+        mask: (B, L) bool; false on the padding after an episode's end.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    mask: Tensor
+
+
+class WorldModel(nn.Module, ABC):
+    """A model of one environment that can filter, step and score.
+
+    It holds parameters and normalisers, never a state: a state is a value that the caller keeps.
+
+    Attributes:
+        observation_space: of one real environment.
+        action_space: of one real environment.
+        feature_dim: width of `features`.
+        noise_dim: how many independent U(0, 1) numbers one row's step or observe uses.
+    """
+
+    config_type: ClassVar[type]
+    feature_dim: int
+    noise_dim: int
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.config = config
+
+    @abstractmethod
+    def initial(self, batch_size: int) -> State:
+        """The state before anything was seen; leaves (batch_size, ...)."""
+
+    @abstractmethod
+    def observe(self, state: State, action: Tensor, observation: Tensor, noise: Tensor) -> State:
+        """Take in a real observation (filter, posterior).
+
+        Args:
+            state: the state before `action`; the initial state at an episode's first observation.
+            action: (B, ...) the action that led here, raw; zeros at an episode's first observation.
+            observation: (B, ...) in the real environment's units.
+            noise: (B, noise_dim) uniforms.
+        """
+
+    @abstractmethod
+    def step(
+        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> tuple[State, Prediction]:
+        """Imagine one step (prior): a pure function of its arguments.
+
+        Args:
+            state: leaves (B, ...).
+            action: (B, ...) raw: int64 indices for Discrete, the Box's own units otherwise.
+            noise: (B, noise_dim) uniforms in [0, 1).
+            temperature: > 0, a number or (B,); 1 samples the model as it was fitted.
+
+        Returns:
+            The next state, and the prediction for it.
+        """
+
+    @abstractmethod
+    def features(self, state: State) -> Tensor:
+        """The flat view of a state that a policy sees, (B, feature_dim)."""
+
+    @abstractmethod
+    def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and its named terms (scalars, detached).
+
+        Args:
+            segment: B windows of L transitions.
+            noise: (B, L + 1, noise_dim) uniforms, one row for each observation.
+        """
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Fit the normalisers; called once, before fitting, with training episodes only."""
+
+    def after_update(self) -> None:
+        """Called after every optimiser update: EMA targets and the like."""
+
+    def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
+        """The same function arranged for speed; here, as it is, on the device.
+
+        Args:
+            num_envs: rows that every later step will have.
+            device: where it will run.
+            dtype: of matrix products; state, logits and sampling stay float32.
+        """
+        if dtype != torch.float32:
+            raise ValueError(
+                f"{type(self).__name__} has no arrangement for dtype {dtype}; pass dtype='float32'"
+            )
+        return self.to(device)
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """A model that can turn a state back into an observation."""
+
+    def decode(self, state: State) -> Tensor:
+        """The observation (B, ...) that the state stands for, in the real environment's units."""
+        ...
+
+
+def select(mask: Tensor, new: State, old: State) -> State:
+    """Take the rows of `new` where `mask` (B,) is true and those of `old` elsewhere."""
+    return {
+        key: torch.where(mask.view(-1, *[1] * (leaf.ndim - 1)), new[key], leaf)
+        for key, leaf in old.items()
+    }
+
+
+def stack(states: list[State]) -> State:
+    """Stack states along a new time axis: leaves (B, ...) become (B, L, ...)."""
+    return {key: torch.stack([state[key] for state in states], 1) for key in states[0]}
+
+
+def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:
+    """The action that is given with an episode's first observation: (batch_size, ...) zeros."""
+    dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
+    return torch.zeros((batch_size, *(space.shape or ())), dtype=dtype, device=device)
+
+
+def filter(model: WorldModel, segment: Segment, noise: Tensor) -> State:
+    """Feed real observations to the model, from the initial state on.
+
+    Args:
+        model: any world model.
+        segment: only `observation` (B, L + 1, ...) and `action` (B, L, ...) are read.
+        noise: (B, L + 1, noise_dim) uniforms.
+
+    Returns:
+        The states after each observation; leaves (B, L + 1, ...). Those under padding mean nothing.
+    """
+    batch, length = segment.action.shape[:2]
+    state = model.initial(batch)
+    action = zero_action(model.action_space, batch, segment.action.device)
+    states = []
+    for t in range(length + 1):
+        state = model.observe(state, action, segment.observation[:, t], noise[:, t])
+        states.append(state)
+        if t < length:
+            action = segment.action[:, t]
+    return stack(states)
+
+
+def imagine(
+    model: WorldModel,
+    state: State,
+    actions: Tensor,
+    noise: Tensor,
+    temperature: Temperature = 1.0,
+) -> tuple[State, Prediction]:
+    """Step the model open-loop under given actions.
+
+    Args:
+        model: any world model.
+        state: leaves (B, ...), where the dream begins.
+        actions: (B, L, ...) raw actions.
+        noise: (B, L, noise_dim) uniforms.
+        temperature: as in `WorldModel.step`.
+
+    Returns:
+        The states after each action, leaves (B, L, ...), and predictions with leaves (B, L).
+    """
+    states, predictions = [], []
+    for t in range(actions.shape[1]):
+        state, prediction = model.step(state, actions[:, t], noise[:, t], temperature)
+        states.append(state)
+        predictions.append(prediction)
+    stacked = Prediction(*(torch.stack(leaves, 1) for leaves in zip(*predictions, strict=True)))
+    return stack(states), stacked

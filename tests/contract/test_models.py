@@ -1,0 +1,186 @@
+"""What every family keeps: the contract of `WorldModel`, run over the table of families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, filter, imagine
+from tests.small_worlds import ACTION_SPACES, random_actions, small_model
+
+BATCH, LENGTH = 5, 4
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=sorted(ACTION_SPACES))
+def model(request, family) -> WorldModel:
+    return small_model(family, request.param)
+
+
+def noise_for(model: WorldModel, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, model.noise_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def a_segment(model: WorldModel, seed: int = 0) -> Segment:
+    generator = torch.Generator().manual_seed(seed)
+    actions = random_actions(model.action_space, BATCH * LENGTH, seed)
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+    mask[0, 2:] = False
+    return Segment(
+        observation=torch.randn(BATCH, LENGTH + 1, 4, generator=generator),
+        action=actions.unflatten(0, (BATCH, LENGTH)),
+        reward=torch.randn(BATCH, LENGTH, generator=generator),
+        terminated=torch.rand(BATCH, LENGTH, generator=generator) < 0.3,
+        mask=mask,
+    )
+
+
+def a_state(model: WorldModel):
+    segment = a_segment(model)
+    states = filter(model, segment, noise_for(model, BATCH, LENGTH + 1))
+    return {key: leaf[:, -1].contiguous() for key, leaf in states.items()}
+
+
+def act(model: WorldModel, seed: int = 5) -> torch.Tensor:
+    return random_actions(model.action_space, BATCH, seed)
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+def test_every_leaf_is_batch_first_and_keeps_its_shape(model):
+    state = model.initial(BATCH)
+    observed = model.observe(
+        state, act(model), a_segment(model).observation[:, 0], noise_for(model, BATCH)
+    )
+    stepped, _ = model.step(observed, act(model), noise_for(model, BATCH))
+    for other in (observed, stepped):
+        assert other.keys() == state.keys()
+        for key, leaf in state.items():
+            assert leaf.shape[0] == BATCH
+            assert other[key].shape == leaf.shape
+            assert other[key].dtype == leaf.dtype
+
+
+def test_predictions_have_one_number_a_row_in_their_ranges(model):
+    _, prediction = model.step(a_state(model), act(model), noise_for(model, BATCH))
+    for leaf in prediction:
+        assert leaf.shape == (BATCH,)
+        assert leaf.isfinite().all()
+    assert ((prediction.termination >= 0) & (prediction.termination <= 1)).all()
+    assert (prediction.uncertainty >= 0).all()
+
+
+def test_observe_and_step_give_features_of_the_promised_width(model):
+    state = a_state(model)
+    stepped, _ = model.step(state, act(model), noise_for(model, BATCH))
+    assert model.features(state).shape == (BATCH, model.feature_dim)
+    assert model.features(stepped).shape == (BATCH, model.feature_dim)
+
+
+def test_a_step_leaves_its_arguments_as_they_were(model):
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    before = {key: leaf.clone() for key, leaf in state.items()}
+    action_before, noise_before = action.clone(), noise.clone()
+    model.step(state, action, noise, 0.7)
+    model.observe(state, action, a_segment(model).observation[:, 0], noise)
+    assert_equal(state, before)
+    assert torch.equal(action, action_before)
+    assert torch.equal(noise, noise_before)
+
+
+def test_same_noise_same_result_and_other_noise_another(model):
+    state, action = a_state(model), act(model)
+    first, said = model.step(state, action, noise_for(model, BATCH))
+    second, said_again = model.step(state, action, noise_for(model, BATCH))
+    assert_equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(said, said_again, strict=True))
+    other, _ = model.step(state, action, noise_for(model, BATCH, seed=1))
+    if model.noise_dim:
+        assert not torch.equal(model.features(first), model.features(other))
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    changed = {key: leaf.clone() for key, leaf in state.items()}
+    for leaf in changed.values():
+        leaf[1:] = leaf[1:].flip(0) * 0.5
+    noise_changed = noise.clone()
+    noise_changed[1:] = 1 - noise_changed[1:]
+    first, said = model.step(state, action, noise)
+    second, said_other = model.step(changed, action, noise_changed)
+    assert torch.equal(model.features(first)[0], model.features(second)[0])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(said, said_other, strict=True))
+
+
+def test_a_step_draws_nothing_from_the_global_generator(model):
+    before = torch.get_rng_state()
+    model.step(a_state(model), act(model), noise_for(model, BATCH))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_temperature_for_each_row_is_that_number_in_its_row(model):
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    temperatures = torch.linspace(0.5, 1.5, BATCH)
+    together, _ = model.step(state, action, noise, temperatures)
+    for row, temperature in enumerate(temperatures.tolist()):
+        alone, _ = model.step(state, action, noise, temperature)
+        torch.testing.assert_close(model.features(together)[row], model.features(alone)[row])
+
+
+def test_imagine_is_repeated_steps(model):
+    state = a_state(model)
+    actions, noise = a_segment(model).action, noise_for(model, BATCH, LENGTH, seed=3)
+    states, predictions = imagine(model, state, actions, noise)
+    for t in range(LENGTH):
+        state, prediction = model.step(state, actions[:, t], noise[:, t])
+        assert_equal({key: leaf[:, t] for key, leaf in states.items()}, state)
+        assert torch.equal(predictions.reward[:, t], prediction.reward)
+
+
+def test_the_step_compiles_whole_and_stays_the_same_function(model):
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.step, fullgraph=True, backend="aot_eager")
+    got, said = compiled(state, action, noise)
+    wanted, said_plainly = model.step(state, action, noise)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(tuple(said), tuple(said_plainly))
+
+
+def test_prepare_is_the_same_function(model):
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    prepared = model.prepare(BATCH, torch.device("cpu"), torch.float32)
+    got, said = prepared.step(state, action, noise)
+    wanted, said_plainly = model.step(state, action, noise)
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(tuple(said), tuple(said_plainly))
+
+
+def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(family):
+    model = small_model(family).train().requires_grad_(True)
+    segment, noise = a_segment(model), noise_for(model, BATCH, LENGTH + 1)
+    loss, terms = model.loss(segment, noise)
+    loss.backward()
+    assert loss.isfinite()
+    assert loss.ndim == 0
+    assert all(not term.requires_grad and term.ndim == 0 for term in terms.values())
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    reward, ended = segment.reward.clone(), segment.terminated.clone()
+    reward[~segment.mask], ended[~segment.mask] = 1e6, True
+    padded, _ = model.loss(segment._replace(reward=reward, terminated=ended), noise)
+    assert torch.equal(loss, padded)
+
+
+def test_what_decodes_gives_observations_of_the_space(model):
+    if isinstance(model, Decodes):
+        seen = model.decode(a_state(model))
+        assert seen.shape == (BATCH, *model.observation_space.shape)
+        assert all(model.observation_space.contains(row) for row in seen.numpy())

@@ -1,0 +1,128 @@
+"""The MDN-RNN against its equations, written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dreamgym.models import MDNRNN, MDNRNNConfig, Segment, filter
+from dreamgym.models.lstm import LSTM
+from dreamgym.models.mdn_rnn import Mixture
+from dreamgym.models.sampling import categorical, normal
+from tests.small_worlds import small_model
+
+
+def a_mixture(rows: int = 6, seed: int = 0) -> Mixture:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, 3, 5)
+    return Mixture(
+        *(torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    )
+
+
+def test_log_prob_is_the_density_of_a_mixture_for_each_dimension():
+    mixture, value = a_mixture(), torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3)
+    weights = mixture.logits.exp() / mixture.logits.exp().sum(-1, keepdim=True)
+    sigma = mixture.log_sigma.exp()
+    bell = (-((value[..., None] - mixture.mean) ** 2) / (2 * sigma**2)).exp()
+    density = (weights * bell / (sigma * math.sqrt(2 * math.pi))).sum(-1)
+    torch.testing.assert_close(mixture.log_prob(value), density.log().sum(-1))
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0, 1.5])
+def test_samples_follow_the_tempered_mixture(tau):
+    """arXiv 1803.10122, section 3.2: logits over tau, and sigma times the square root of tau."""
+    draws = 20_000
+    mixture = Mixture(*(leaf[:1, :1].expand(draws, 1, 5) for leaf in a_mixture(seed=1)))
+    generator = torch.Generator().manual_seed(0)
+    choose, spread = torch.rand(2, draws, 1, generator=generator, dtype=torch.float64)
+    sample = mixture.sample(choose, spread, tau)[:, 0].numpy()
+    weights = (mixture.logits[0, 0] / tau).softmax(-1).numpy()
+    mean, sigma = mixture.mean[0, 0].numpy(), mixture.log_sigma[0, 0].exp().numpy() * tau**0.5
+    cdf = lambda x: (weights * stats.norm.cdf(x[:, None], mean, sigma)).sum(-1)  # noqa: E731
+    assert stats.kstest(sample, cdf).pvalue > 1e-4
+
+
+def test_categorical_is_the_inverse_of_the_cumulative_distribution():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log()
+    given = categorical(
+        logits.expand(6, 3), torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-24])
+    )
+    assert given.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_normal_is_finite_at_both_ends():
+    ends = normal(torch.tensor([0.0, 0.5, 1 - 2**-24]))
+    assert ends.isfinite().all()
+    assert ends[1] == 0
+    assert ends[0] < -5
+    assert ends[2] > 5
+
+
+def test_the_fused_loss_is_the_one_of_filtering_step_by_step():
+    model = small_model("mdn-rnn")
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.randn(4, 7, 4, generator=generator)
+    action = torch.randint(0, 3, (4, 6), generator=generator)
+    reward, ended = (
+        torch.randn(4, 6, generator=generator),
+        torch.rand(4, 6, generator=generator) < 0.3,
+    )
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[1, 3:] = False
+    segment = Segment(observation, action, reward, ended, mask)
+    _, terms = model.loss(segment, torch.zeros(4, 7, model.noise_dim))
+    states = filter(model, segment, torch.zeros(4, 7, model.noise_dim))
+    z, h = states["z"], states["h"]
+    mixture = model._mixture(h[:, 1:], z[:, :-1], model.encode_action(action))
+    likelihood = mixture.log_prob((z[:, 1:] - z[:, :-1]) / model.delta_std)
+    torch.testing.assert_close(terms["nll"], -likelihood[mask].mean())
+    said, logit = model._heads(h[:, 1:], z[:, :-1], z[:, 1:])
+    error = said - (reward - model.reward_mean) / model.reward_std
+    torch.testing.assert_close(terms["reward"], error[mask].square().mean())
+    chance = logit.sigmoid()
+    entropy = -torch.where(ended, chance, 1 - chance).log()
+    torch.testing.assert_close(terms["termination"], entropy[mask].mean())
+
+
+def test_the_lstm_is_torchs_lstm_stepped_and_unrolled():
+    torch.manual_seed(0)
+    ours, torchs = LSTM(7, 16), torch.nn.LSTM(7, 16, batch_first=True)
+    with torch.no_grad():
+        torchs.weight_ih_l0.copy_(ours.weight_ih)
+        torchs.weight_hh_l0.copy_(ours.weight_hh)
+        torchs.bias_ih_l0.copy_(ours.bias)
+        torchs.bias_hh_l0.zero_()
+    x = torch.randn(3, 5, 7)
+    wanted, (last_h, last_c) = torchs(x)
+    torch.testing.assert_close(ours.unroll(x), wanted)
+    h = c = torch.zeros(3, 16)
+    for t in range(5):
+        h, c = ours.step(x[:, t], h, c)
+        torch.testing.assert_close(h, wanted[:, t])
+    torch.testing.assert_close(c, last_c[0])
+    torch.testing.assert_close(h, last_h[0])
+
+
+def test_predictions_stay_within_the_widened_range_of_the_data():
+    model = small_model("mdn-rnn")
+    margin = model.config.range_margin * 5.0
+    state = {key: 50 * torch.ones_like(leaf) for key, leaf in model.initial(64).items()}
+    noise = torch.rand(64, model.noise_dim, generator=torch.Generator().manual_seed(0))
+    state, _ = model.step(state, torch.zeros(64, dtype=torch.int64), noise, 50.0)
+    seen = state["z"] * model.std + model.mean
+    assert float(seen.max()) <= 2.5 + margin + 1e-4
+    assert float(seen.min()) >= -2.5 - margin - 1e-4
+
+
+def test_an_observation_that_it_cannot_take_is_refused():
+    image = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    with pytest.raises(TypeError, match="Box of floats"):
+        MDNRNN(image, gym.spaces.Discrete(2), MDNRNNConfig())
+    with pytest.raises(ValueError, match="hidden"):
+        MDNRNNConfig(hidden=0)
