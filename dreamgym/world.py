@@ -1,0 +1,207 @@
+"""World: a fitted world model with all that is needed to dream in it, and to judge it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from safetensors.torch import save_file
+
+from dreamgym import worldfile, zoo
+from dreamgym.data.spaces import space_to_json
+from dreamgym.files import folder_written_aside, nearest
+from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.starts import Starts
+from dreamgym.worldfile import WorldError
+
+__all__ = ["World", "WorldError", "load"]
+
+
+@dataclass(kw_only=True)
+class World:
+    """What is saved of a fit: a folder on disk, an environment when dreamt in.
+
+    Attributes:
+        model: the world model, in eval mode, its parameters frozen.
+        starts: the bank of states from which dreams begin.
+        env_spec: the real environment's Gymnasium spec as JSON, or None where there was none.
+        horizon: the recommended number of steps after which a dream is truncated.
+        provenance: dataset and its checksum, versions, seed, the fit's settings and figures.
+        quality: figures measured on held-out episodes.
+        name: what the world is called; the folder's name once it is saved.
+    """
+
+    model: WorldModel
+    starts: Starts
+    env_spec: str | None
+    horizon: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    name: str = "unnamed"
+
+    @property
+    def family(self) -> str:
+        """The name that the table of families has for the model."""
+        return next(name for name, family in FAMILIES.items() if type(self.model) is family)
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Of one real environment."""
+        return self.model.observation_space
+
+    @property
+    def action_space(self) -> gym.Space:
+        """Of one real environment."""
+        return self.model.action_space
+
+    @property
+    def env_id(self) -> str | None:
+        """Id of the real environment, or None."""
+        return json.loads(self.env_spec)["id"] if self.env_spec else None
+
+    @property
+    def real_limit(self) -> int | None:
+        """Steps after which the real environment truncates, or None."""
+        return json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
+
+    @property
+    def default_view(self) -> str:
+        """What transfers with no wrapper: "observation" for vectors, "latent" for pixels."""
+        shape = self.observation_space.shape
+        return "observation" if shape is not None and len(shape) == 1 else "latent"
+
+    def real_env(self, **kwargs: Any) -> gym.Env:
+        """Make the real environment that this world was fitted to.
+
+        Only the id and the JSON-plain arguments of the stored spec are used: it must be registered
+        here, for a class path out of a file is never imported.
+
+        Args:
+            **kwargs: further arguments of `gym.make`, such as `render_mode`.
+
+        Raises:
+            WorldError: the data came from no registered environment, or from a wrapped one.
+        """
+        if self.env_spec is None:
+            raise WorldError(
+                f"world {self.name!r} was fitted to data that names no environment; "
+                "make the real environment yourself and pass it"
+            )
+        spec = json.loads(self.env_spec)
+        if spec.get("additional_wrappers"):
+            raise WorldError(
+                f"world {self.name!r} was fitted to {spec['id']!r} inside further wrappers, which "
+                "are not imported from a file; make the wrapped environment yourself and pass it"
+            )
+        arguments = {**spec["kwargs"], **kwargs}
+        if spec["max_episode_steps"]:
+            arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
+        return gym.make(spec["id"], **arguments)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the world's folder: aside first, then renamed.
+
+        Args:
+            path: the folder to make.
+            overwrite: let what stands at `path` give way.
+
+        Raises:
+            FileExistsError: `path` exists and `overwrite` is false.
+            DiskFullError: no room; what stood at `path` is as it was.
+        """
+        path = Path(path)
+        weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
+        starts = {key: value.contiguous() for key, value in self.starts.states.items()}
+        with folder_written_aside(path, replace=overwrite) as folder:
+            save_file(weights, folder / worldfile.MODEL_FILE)
+            save_file(starts, folder / worldfile.STARTS_FILE)
+            description = {
+                "family": self.family,
+                "config": asdict(self.model.config),
+                "observation_space": space_to_json(self.observation_space),
+                "action_space": space_to_json(self.action_space),
+                "env_spec": json.loads(self.env_spec) if self.env_spec else None,
+                "horizon": self.horizon,
+                "beginnings": self.starts.beginnings,
+                "provenance": self.provenance,
+                "quality": self.quality,
+            }
+            worldfile.write_description(folder, description)
+            worldfile.write_card(folder, path.name, description)
+        self.name = path.name
+        return path
+
+
+def load(name_or_path: str | Path) -> World:
+    """Load a world: a folder, or the name or id of one that ships with dreamgym.
+
+    Every file is checked against the checksums in world.json before it is used, and nothing in
+    any of them is executed.
+
+    Raises:
+        WorldError: there is no such world; a file is missing or changed; the family is unknown;
+            the folder was written by a newer dreamgym; weights or starts do not fit the config.
+    """
+    folder = _find(name_or_path)
+    description = worldfile.read_description(folder)
+    model = _build(folder, description)
+    env_spec = description["env_spec"]
+    return World(
+        model=model,
+        starts=_starts(folder, model, description["beginnings"]),
+        env_spec=json.dumps(env_spec) if env_spec else None,
+        horizon=description["horizon"],
+        provenance=description["provenance"],
+        quality=description["quality"],
+        name=folder.name,
+    )
+
+
+def _find(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    shipped = zoo.path(str(name_or_path))
+    if shipped.name in zoo.names():
+        return shipped
+    if folder.exists():
+        raise WorldError(f"{folder} is a file; a world is a folder with {zoo.WORLD_FILE} in it")
+    raise WorldError(
+        f"no world {str(name_or_path)!r}: there is no such folder, and of the worlds that ship, "
+        f"{nearest(str(name_or_path), zoo.names())}"
+    )
+
+
+def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
+    """The model with its weights; the global generator is left as it was."""
+    observation_space, action_space, config, family = worldfile.parse(folder, description)
+    with torch.random.fork_rng(devices=[]):
+        model = family(observation_space, action_space, config)
+    weights = worldfile.read_tensors(folder, worldfile.MODEL_FILE)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WorldError(
+            f"{folder / worldfile.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}: {error}"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _starts(folder: Path, model: WorldModel, beginnings: int) -> Starts:
+    states = worldfile.read_tensors(folder, worldfile.STARTS_FILE)
+    path = folder / worldfile.STARTS_FILE
+    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
+    given = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
+    if wanted != given:
+        raise WorldError(
+            f"{path} does not fit the model: its states have leaves of shapes {given}, "
+            f"the model's are {wanted}; fit the world again"
+        )
+    try:
+        return Starts(states=states, beginnings=beginnings)
+    except ValueError as error:
+        raise WorldError(f"{path} cannot be used: {error}; fit the world again") from error

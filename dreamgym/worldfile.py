@@ -1,0 +1,170 @@
+"""The folder that a world is on disk: world.json, two safetensors files, and a card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dreamgym.data.spaces import space_from_json
+from dreamgym.files import nearest, sha256
+from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.zoo import WORLD_FILE
+
+FORMAT = "dreamgym-world"
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.safetensors"
+STARTS_FILE = "starts.safetensors"
+CARD_FILE = "README.md"
+REQUIRED = [
+    "family",
+    "config",
+    "observation_space",
+    "action_space",
+    "env_spec",
+    "horizon",
+    "beginnings",
+    "provenance",
+    "quality",
+]
+
+
+class WorldError(ValueError):
+    """A world that cannot be found, read, or trusted to be what it was when it was saved."""
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write world.json, with the sizes and checksums of the files beside it."""
+    files = {
+        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (MODEL_FILE, STARTS_FILE)
+    }
+    whole = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **description, "files": files}
+    (folder / WORLD_FILE).write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read world.json and check every file against it.
+
+    Raises:
+        WorldError: not a world, written by a newer dreamgym, or a file is missing or changed.
+    """
+    path = folder / WORLD_FILE
+    if not path.is_file():
+        raise WorldError(f"{folder} is not a world: it has no {WORLD_FILE}; fit one into it")
+    try:
+        description = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise WorldError(f"{path} is not JSON ({error}); restore it or fit again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise WorldError(f"{path} is not a world's description: its format is not {FORMAT!r}")
+    version = description.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise WorldError(
+            f"{path} has schema version {version!r}, and this dreamgym reads up to "
+            f"{SCHEMA_VERSION}; upgrade dreamgym"
+        )
+    missing = [key for key in (*REQUIRED, "files") if key not in description]
+    if missing:
+        raise WorldError(f"{path} lacks {', '.join(missing)}; restore it or fit the world again")
+    for name in ("horizon", "beginnings"):
+        if not isinstance(description[name], int) or description[name] < 1:
+            raise WorldError(f"{path}: {name} is {description[name]!r}, not a number of at least 1")
+    for name in (MODEL_FILE, STARTS_FILE):
+        _check_file(folder / name, description["files"].get(name) or {})
+    return description
+
+
+def _check_file(path: Path, wanted: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise WorldError(f"{path} is missing; copy the world's whole folder, or fit it again")
+    if sha256(path) != wanted.get("sha256"):
+        raise WorldError(
+            f"{path} has changed since the world was saved ({path.stat().st_size} bytes, "
+            f"{wanted.get('bytes')} wanted; the checksum differs); restore it or fit it again"
+        )
+
+
+def parse(
+    folder: Path, description: dict[str, Any]
+) -> tuple[gym.Space, gym.Space, Any, type[WorldModel]]:
+    """Spaces, config and family that a description names.
+
+    Raises:
+        WorldError: an unknown family or setting, or a space that cannot be read.
+    """
+    path, name = folder / WORLD_FILE, description["family"]
+    if name not in FAMILIES:
+        raise WorldError(f"{path} names an unknown family {name!r}: {nearest(str(name), FAMILIES)}")
+    family, given = FAMILIES[name], description["config"]
+    known = {field.name for field in fields(family.config_type)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise WorldError(
+            f"{path} has the setting {unknown[0]!r}, which the {name} family of this dreamgym does "
+            f"not know: {nearest(unknown[0], known)}; it may need a newer dreamgym"
+        )
+    try:
+        config = family.config_type(**given)
+        observation_space = space_from_json(description["observation_space"])
+        action_space = space_from_json(description["action_space"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise WorldError(f"{path} cannot be understood: {error}") from error
+    return observation_space, action_space, config, family
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        WorldError: it is not a safetensors file.
+    """
+    try:
+        return load_file(folder / name)
+    except (SafetensorError, OSError) as error:
+        raise WorldError(f"{folder / name} cannot be read: {error}; fit it again") from error
+
+
+def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
+    """Write a README.md that says what the world is, whence it came and how good it is."""
+    spec, provenance = description["env_spec"] or {}, description["provenance"]
+    lines = [
+        f"# {name}",
+        "",
+        f"A world model of `{spec.get('id', 'an unnamed environment')}`, made by dreamgym: "
+        f"family `{description['family']}`, recommended horizon {description['horizon']} steps.",
+        "",
+        "```python",
+        "import dreamgym, gymnasium as gym",
+        f'envs = gym.make_vec("dreamgym/World-v0", world="{name}", num_envs=256)',
+        "```",
+        "",
+        "## Provenance",
+        "",
+        *_table(provenance),
+        "",
+        "## Quality, on held-out episodes",
+        "",
+        *_table(description["quality"]),
+        "",
+    ]
+    (folder / CARD_FILE).write_text("\n".join(lines))
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    rows = [f"| {key} | {_cell(value)} |" for key, value in values.items()]
+    return ["| what | value |", "|---|---|", *rows]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(inner)}" for key, inner in value.items())
+    return str(value)
