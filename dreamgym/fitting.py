@@ -1,0 +1,322 @@
+"""Fit a world model to logged data: the one training loop, for every family."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamgym import checkpoint
+from dreamgym.checkpoint import Progress
+from dreamgym.data import Dataset
+from dreamgym.device import resolve_device
+from dreamgym.files import nearest
+from dreamgym.models import FAMILIES, Segment, WorldModel, measure
+from dreamgym.quality import as_segment, measure_quality
+from dreamgym.schedule import learning_rate
+from dreamgym.starts import burn_in
+from dreamgym.world import World
+
+ProgressCallback = Callable[[int, int, dict[str, float]], None]
+REPORT_EVERY = 25
+EVALUATION_BATCHES = 8
+DEFAULT_HORIZON = 200
+TRAINING, HELD_OUT = 0, 1  # streams of random numbers that never meet
+
+
+class FitError(RuntimeError):
+    """A fit that cannot go on; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of a fit.
+
+    Attributes:
+        updates: optimiser updates in all.
+        batch_size: segments in a batch.
+        segment_length: transitions in a segment.
+        learning_rate: the peak, after a warm-up of a tenth; a cosine brings it to nothing.
+        weight_decay: of AdamW.
+        gradient_clip: greatest norm of the gradient.
+        held_out: share of episodes kept out of the fit, for choosing and measuring.
+        evaluate_every: updates between two looks at the held-out episodes, each with a checkpoint.
+        starts: states in the bank that dreams begin from.
+        horizon: recommended length of dreams; None for the real limit, at most 200 steps.
+        device: "auto", "cpu", "cuda", ...
+        overwrite: let a world at `out` give way.
+        tensorboard: folder to log to, or None.
+        model: the family's own config, or None for its default.
+    """
+
+    updates: int = 2000
+    batch_size: int = 64
+    segment_length: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-5
+    gradient_clip: float = 10.0
+    held_out: float = 0.1
+    evaluate_every: int = 250
+    starts: int = 1024
+    horizon: int | None = None
+    device: str = "auto"
+    overwrite: bool = False
+    tensorboard: str | None = None
+    model: Any = None
+
+
+def fit(
+    dataset: str | Path | Dataset,
+    out: str | Path | None = None,
+    *,
+    family: str = "mdn-rnn",
+    seed: int = 0,
+    config: FitConfig | None = None,
+    progress: ProgressCallback | None = None,
+) -> World:
+    """Fit a world to a dataset.
+
+    The episodes are split, normalisers are fitted on the training ones, and the weights with the
+    lowest loss on the held-out ones are kept. With `out`, a checkpoint lies beside it while the
+    fit runs: a fit that was killed goes on from there when it is called again the same way.
+
+    Args:
+        dataset: a dataset, or the path of one.
+        out: folder of the world to make; None keeps it in memory, without checkpoints.
+        family: a name of the table of families.
+        seed: of the split, the weights, the batches and the noise.
+        config: settings; None for the defaults.
+        progress: called with updates done, updates in all, and the losses.
+
+    Returns:
+        The world, saved at `out` if that is given.
+
+    Raises:
+        ValueError: an unknown family or device.
+        FileExistsError: `out` exists and may not be overwritten.
+        DatasetError: the data cannot be used (too few episodes, not a number, ...).
+        CheckpointError: beside `out` lies the checkpoint of another fit.
+        FitError: a loss is not finite.
+        DiskFullError: no room for a checkpoint or the world.
+    """
+    config = config or FitConfig()
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
+    target = Path(out) if out is not None else None
+    if target is not None and target.exists() and not config.overwrite:
+        raise FileExistsError(f"{target} exists already; give another path or allow overwriting it")
+    began = time.perf_counter()
+    with _opened(dataset) as data:
+        job = _Fit(data, family, seed, config, target)
+        job.run(progress or (lambda done, total, figures: None))
+        world = job.world(time.perf_counter() - began)
+    if target is not None:
+        world.save(target, overwrite=config.overwrite)
+        checkpoint.path_for(target).unlink(missing_ok=True)
+    return world
+
+
+class _Fit:
+    """One fit: model, optimiser and data, and how far it has come."""
+
+    def __init__(
+        self, data: Dataset, family: str, seed: int, config: FitConfig, target: Path | None
+    ) -> None:
+        self.data, self.family, self.seed, self.config = data, family, seed, config
+        self.checkpoint = checkpoint.path_for(target) if target is not None else None
+        self.device = resolve_device(config.device)
+        self.training, self.held_out = data.split(config.held_out, seed)
+        self.model = self._new_model().to(self.device)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.parameters = parameters
+        self.batches = data.segments(self.training, config.segment_length)
+        self.progress = Progress()
+
+    def run(self, report: ProgressCallback) -> None:
+        """Update until done, from the last checkpoint on; leave the best weights in the model."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.progress = checkpoint.restore(
+                self.checkpoint, self.fingerprint(), self.model, self.optimizer
+            )
+        with _logger(self.config.tensorboard) as log:
+            try:
+                while self.progress.update < self.config.updates:
+                    self._update(report, log)
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        self.model.load_state_dict(self.progress.best)
+        self.model.eval().requires_grad_(False)
+
+    def _update(self, report: ProgressCallback, log: Callable[[str, float, int], None]) -> None:
+        config, progress = self.config, self.progress
+        self.model.train()
+        loss, terms = self._loss(self.batches, TRAINING, progress.update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.learning_rate, progress.update, config.updates)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
+        due = progress.update % REPORT_EVERY == 0
+        figures = self._figures(loss, terms) if due else {}
+        self.optimizer.step()
+        self.model.after_update()
+        progress.update += 1
+        for name, value in figures.items():
+            log(f"fit/{name}", value, progress.update)
+        if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
+            held_out = self._evaluate()
+            log("held_out/loss", held_out, progress.update)
+            figures = {**self._figures(loss, terms), "held_out": held_out}
+            progress.history.append({"update": progress.update, **figures})
+            self._save()
+        if figures:
+            report(progress.update, config.updates, figures)
+
+    def _loss(self, sampler: Any, *key: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch that the seed and the key determine, wherever it is computed."""
+        rng = np.random.default_rng([self.seed, *key])
+        segment = as_segment(sampler.draw(self.config.batch_size, rng), self.device)
+        return self.model.loss(segment, self._noise(rng, segment))
+
+    def _noise(self, rng: np.random.Generator, segment: Segment) -> Tensor:
+        batch, length = segment.mask.shape
+        shape = (batch, length + 1, self.model.noise_dim)
+        return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(self.device)
+
+    def _figures(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The losses as numbers.
+
+        Raises:
+            FitError: one of them is not finite.
+        """
+        figures = {"loss": float(loss.detach()), **{k: float(v) for k, v in terms.items()}}
+        for name, value in figures.items():
+            if not np.isfinite(value):
+                kept = f"; the last good checkpoint is {self.checkpoint}" if self.checkpoint else ""
+                raise FitError(
+                    f"{name} is {value} at update {self.progress.update}{kept}. "
+                    "Lower the learning rate or look at the data with `dreamgym check`"
+                )
+        return figures
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        """The mean loss of fixed held-out batches; the best weights so far are kept."""
+        self.model.eval()
+        sampler = self.data.segments(self.held_out, self.config.segment_length)
+        losses = [self._loss(sampler, HELD_OUT, k)[0] for k in range(EVALUATION_BATCHES)]
+        mean = float(torch.stack(losses).mean())
+        if mean < self.progress.best_loss:
+            self.progress.best_loss = mean
+            self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
+        return mean
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and self.progress.update:
+            checkpoint.save(
+                self.checkpoint, self.fingerprint(), self.model, self.optimizer, self.progress
+            )
+
+    def _new_model(self) -> WorldModel:
+        """A model with fresh weights of this seed; the global generator is left as it was."""
+        family = FAMILIES[self.family]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = family(
+                self.data.observation_space,
+                self.data.action_space,
+                self.config.model or family.config_type(),
+            )
+        episodes = (self.data.episode(int(index)) for index in self.training)
+        model.set_statistics(measure((np.asarray(e.observations), e.rewards) for e in episodes))
+        return model
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be of this fit."""
+        elsewhere = ("device", "overwrite", "tensorboard", "model")
+        settings = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
+        return {
+            "dataset": self.data.checksum,
+            "family": self.family,
+            "seed": self.seed,
+            **settings,
+            "model": asdict(self.model.config),
+        }
+
+    def world(self, seconds: float) -> World:
+        """The fitted world, with starts, recommended horizon, provenance and quality."""
+        limit = _real_limit(self.data.env_spec) or DEFAULT_HORIZON
+        provenance = {
+            "dataset": Path(self.data.path).name,
+            "dataset_checksum": self.data.checksum,
+            "dataset_steps": int(self.data.num_steps),
+            "dataset_episodes": int(self.data.num_episodes),
+            "dataset_policy": self.data.policy,
+            "fit": self.fingerprint(),
+            "history": self.progress.history,
+            "best_held_out_loss": self.progress.best_loss,
+            "seconds": round(seconds, 1),
+            "device": str(self.device),
+            "versions": _versions(),
+        }
+        model = self.model.cpu()
+        return World(
+            model=model,
+            starts=burn_in(
+                model, self.data, self.training, count=self.config.starts, seed=self.seed
+            ),
+            env_spec=self.data.env_spec,
+            horizon=self.config.horizon or min(limit, DEFAULT_HORIZON),
+            provenance=provenance,
+            quality=measure_quality(model, self.data, self.held_out, self.seed),
+        )
+
+
+def _real_limit(env_spec: str | None) -> int | None:
+    return json.loads(env_spec).get("max_episode_steps") if env_spec else None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@contextmanager
+def _opened(dataset: str | Path | Dataset) -> Iterator[Dataset]:
+    """A dataset as it is, or opened from its path and closed again."""
+    if isinstance(dataset, Dataset):
+        yield dataset
+        return
+    with Dataset(dataset) as opened:
+        yield opened
+
+
+@contextmanager
+def _logger(folder: str | None) -> Iterator[Callable[[str, float, int], None]]:
+    """What writes figures to TensorBoard, or nowhere."""
+    if folder is None:
+        yield lambda name, value, step: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "logging to TensorBoard needs the package tensorboard: "
+            "pip install 'dreamgym[tensorboard]', or leave tensorboard=None"
+        ) from error
+    with SummaryWriter(folder) as writer:
+        yield lambda name, value, step: writer.add_scalar(name, value, step)

@@ -1,0 +1,196 @@
+"""The one training loop: repeatable, resumable, careful with what it keeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym import FitConfig, checkpoint
+from dreamgym.checkpoint import CheckpointError
+from dreamgym.data import Dataset
+from dreamgym.fitting import FitError
+from dreamgym.models import MDNRNNConfig, measure
+
+QUICK = FitConfig(
+    updates=30,
+    batch_size=16,
+    segment_length=8,
+    evaluate_every=10,
+    starts=64,
+    model=MDNRNNConfig(hidden=16, trunk=16, head=16),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "cartpole.h5"
+    return dreamgym.record("CartPole-v1", steps=1500, out=out, seed=0)
+
+
+def same_weights(one, other) -> bool:
+    a, b = one.model.state_dict(), other.model.state_dict()
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_same_seed_gives_the_same_world_and_another_does_not(data):
+    one, two = (dreamgym.fit(data, seed=3, config=QUICK) for _ in range(2))
+    assert same_weights(one, two)
+    assert torch.equal(one.starts.states["z"], two.starts.states["z"])
+    assert not same_weights(one, dreamgym.fit(data, seed=4, config=QUICK))
+
+
+def test_no_global_generator_is_touched(data):
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    dreamgym.fit(data, config=replace(QUICK, updates=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+def test_the_loss_falls_and_the_world_says_how_it_was_made(data, tmp_path):
+    seen = []
+    world = dreamgym.fit(
+        data,
+        tmp_path / "w",
+        config=replace(QUICK, updates=150, evaluate_every=50),
+        progress=lambda done, total, figures: seen.append((done, total, figures)),
+    )
+    assert seen[-1][0] == seen[-1][1] == 150
+    assert seen[-1][2]["loss"] < seen[0][2]["loss"]
+    assert world.provenance["dataset_checksum"] == Dataset(data).checksum
+    assert world.provenance["fit"]["seed"] == 0
+    assert world.provenance["versions"]["torch"]
+    assert world.quality["open_loop"]["1"]["rmse"] < world.quality["open_loop"]["1"]["repeat_last"]
+    assert world.horizon == 200
+    assert world.env_id == "CartPole-v1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w"]
+
+
+def test_normalisers_are_fitted_on_training_episodes_only(data):
+    world = dreamgym.fit(data, config=replace(QUICK, updates=1))
+    with Dataset(data) as dataset:
+        training, held_out = dataset.split(QUICK.held_out, 0)
+        assert not set(training) & set(held_out)
+        wanted = measure(
+            (dataset.episode(i).observations, dataset.episode(i).rewards) for i in training
+        )
+    assert torch.equal(world.model.mean, wanted.mean)
+
+
+def test_starts_are_beginnings_then_anything_but_last_observations(data):
+    world = dreamgym.fit(data, config=replace(QUICK, updates=1))
+    seen = world.model.decode(world.starts.states)
+    with Dataset(data) as dataset:
+        training, _ = dataset.split(QUICK.held_out, 0)
+        episodes = [dataset.episode(i).observations for i in training]
+    first = torch.from_numpy(np.stack([episode[0] for episode in episodes]))
+    before_last = torch.from_numpy(np.concatenate([episode[:-1] for episode in episodes]))
+    assert world.starts.beginnings == 32
+    assert world.starts.size == 64
+    for states, real in ((seen[:32], first), (seen, before_last)):
+        nearest = (states[:, None] - real[None]).abs().amax(-1).amin(1)
+        assert float(nearest.max()) < 1e-5
+
+
+def interrupt_at(update: int):
+    def callback(done, total, figures):
+        if done >= update:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_world(data, tmp_path):
+    whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        dreamgym.fit(data, tmp_path / "cut", config=QUICK, progress=interrupt_at(15))
+    assert checkpoint.path_for(tmp_path / "cut").exists()
+    assert not (tmp_path / "cut").exists()
+    resumed = dreamgym.fit(data, tmp_path / "cut", config=QUICK)
+    assert same_weights(whole, resumed)
+    assert not checkpoint.path_for(tmp_path / "cut").exists()
+    assert resumed.provenance["history"] == whole.provenance["history"]
+
+
+KILLED = """
+import sys, dreamgym
+from tests.test_fitting import QUICK
+def report(done, total, figures):
+    print(done, flush=True)
+dreamgym.fit(sys.argv[1], sys.argv[2], config=QUICK, progress=report)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL to send")
+def test_a_killed_fit_goes_on_from_its_last_checkpoint_to_the_same_world(data, tmp_path):
+    whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
+    command = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "cut")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) >= 20:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait(timeout=60)
+    kept = checkpoint.path_for(tmp_path / "cut")
+    if not (tmp_path / "cut").exists():  # the kill can come too late to matter
+        assert kept.exists()
+    else:
+        pytest.fail(f"the fit was done before it was killed at {time.ctime()}")
+    assert same_weights(whole, dreamgym.fit(data, tmp_path / "cut", config=QUICK))
+
+
+def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        dreamgym.fit(data, tmp_path / "w", config=QUICK, progress=interrupt_at(10))
+    for other in (replace(QUICK, batch_size=8), replace(QUICK, model=MDNRNNConfig(hidden=8))):
+        with pytest.raises(CheckpointError, match=r"another (batch_size|model)"):
+            dreamgym.fit(data, tmp_path / "w", config=other)
+    with pytest.raises(CheckpointError, match="another seed"):
+        dreamgym.fit(data, tmp_path / "w", config=QUICK, seed=1)
+    kept = checkpoint.path_for(tmp_path / "w")
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        dreamgym.fit(data, tmp_path / "w", config=QUICK)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):
+    wild = replace(QUICK, learning_rate=1e30, updates=400, gradient_clip=1e30)
+    with pytest.raises(FitError, match=r"(loss|nll|reward|termination) is (nan|inf).*update"):
+        dreamgym.fit(data, tmp_path / "w", config=wild)
+    assert not (tmp_path / "w").exists()
+
+
+def test_what_cannot_be_fitted_is_refused_before_any_work(data, tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileExistsError, match="taken"):
+        dreamgym.fit(data, tmp_path / "taken", config=QUICK)
+    with pytest.raises(ValueError, match="did you mean 'mdn-rnn'"):
+        dreamgym.fit(data, family="mdnrnn")
+    with pytest.raises(ValueError, match="auto"):
+        dreamgym.fit(data, config=replace(QUICK, device="gpu9"))
+    with pytest.raises((OSError, ValueError), match="nowhere"):
+        dreamgym.fit(tmp_path / "nowhere.h5", config=QUICK)
+    one = dreamgym.record("CartPole-v1", steps=5, out=tmp_path / "one.h5", seed=0)
+    with pytest.raises(ValueError, match="episode"):
+        dreamgym.fit(one, config=QUICK)
+
+
+def test_it_logs_to_tensorboard(data, tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra is not installed")
+    dreamgym.fit(data, config=replace(QUICK, tensorboard=str(tmp_path / "log")))
+    assert list((tmp_path / "log").glob("events.*"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_it_fits_on_cuda(data):
+    world = dreamgym.fit(data, config=replace(QUICK, device="cuda"))
+    assert next(world.model.parameters()).device.type == "cpu"
