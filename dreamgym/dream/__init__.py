@@ -1,0 +1,1 @@
+"""Dreams: worlds as Gymnasium environments."""

@@ -1,0 +1,81 @@
+"""Taking in actions: shape, kind and range, checked before the engine sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-5
+"""How far outside its bounds a Box action may lie, relative to the width: rounding, no more."""
+
+
+class ActionIntake:
+    """Turns what a caller gives into the tensor that a model takes.
+
+    Args:
+        space: action space of one environment.
+        num_envs: rows.
+        device: where the dreams are.
+    """
+
+    def __init__(self, space: gym.Space, num_envs: int, device: torch.device) -> None:
+        self.space, self.device = space, device
+        self.shape = (num_envs, *(space.shape or ()))
+        self.continuous = isinstance(space, gym.spaces.Box)
+        if isinstance(space, gym.spaces.Box):
+            low, high = space.low, space.high
+            # An infinite bound has no width to be relative to, and needs none.
+            slack = TOLERANCE * np.where(np.isfinite(high - low), high - low, 0.0)
+            low, high = low - slack, high + slack
+        elif isinstance(space, gym.spaces.Discrete):
+            low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
+        elif isinstance(space, gym.spaces.MultiDiscrete):
+            low, high = np.asarray(space.start), np.asarray(space.start + space.nvec - 1)
+        else:
+            raise TypeError(f"actions from {space} cannot be dreamt")
+        dtype = torch.float32 if self.continuous else torch.int64
+        self.low = torch.as_tensor(low, device=device).to(dtype)
+        self.high = torch.as_tensor(high, device=device).to(dtype)
+
+    def __call__(self, actions: Any) -> Tensor:
+        """Check and convert.
+
+        Args:
+            actions: (N, ...) tensor, array or list.
+
+        Raises:
+            ValueError: another shape, kind or device, or (on a CPU) outside the space.
+        """
+        given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
+        if given.shape != self.shape:
+            raise ValueError(
+                f"actions have shape {tuple(given.shape)}; give {self.shape}: one of "
+                f"{self.space} for each environment"
+            )
+        kind_fits = given.dtype.is_floating_point == self.continuous and not given.is_complex()
+        if not kind_fits or given.dtype == torch.bool:
+            wanted = "floating-point numbers" if self.continuous else "whole numbers"
+            raise ValueError(f"actions have dtype {given.dtype}; give {wanted} for {self.space}")
+        if isinstance(actions, Tensor) and given.device != self.device:
+            raise ValueError(
+                f"actions are on {given.device} and the dream on {self.device}; "
+                f"move them with .to({str(self.device)!r})"
+            )
+        taken = given.to(self.device, torch.float32 if self.continuous else torch.int64)
+        if self.device.type == "cpu":
+            self._check_range(taken)
+        return taken
+
+    def _check_range(self, actions: Tensor) -> None:
+        inside = (actions >= self.low) & (actions <= self.high)
+        if not bool(inside.all()):
+            row = int((~inside).reshape(len(actions), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"the action of environment {row} is {actions[row].tolist()}, outside "
+                f"{self.space}; clip it "
+                "(gymnasium.wrappers.vector.ClipAction) or correct the policy"
+            )

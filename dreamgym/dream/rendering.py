@@ -1,0 +1,118 @@
+"""Frames of a dream: decoded and drawn one by one, when somebody reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dreamgym.models import Decodes, State, WorldModel
+from dreamgym.world import World
+
+Frame = NDArray[np.uint8]
+BAR_HEIGHT, BAR_WIDTH, BAR_GAP = 120, 24, 8
+
+
+def _set_cartpole(env: Any, observation: NDArray[np.floating]) -> None:
+    env.state = tuple(float(value) for value in observation)
+
+
+def _set_pendulum(env: Any, observation: NDArray[np.floating]) -> None:
+    cosine, sine, velocity = (float(value) for value in observation)
+    env.state, env.last_u = np.array([math.atan2(sine, cosine), velocity]), None
+
+
+STATE_SETTERS: dict[str, Callable[[Any, NDArray[np.floating]], None]] = {
+    "CartPole": _set_cartpole,
+    "Pendulum": _set_pendulum,
+}
+"""Environments, by name without version, whose own renderer can be put into an observed state."""
+
+
+class Frames(Sequence[Frame]):
+    """A frame (height, width, 3) for each dream, drawn when it is read."""
+
+    def __init__(self, draw: Callable[[int], Frame], count: int) -> None:
+        self._draw, self._count = draw, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
+        if isinstance(index, slice):
+            return [self._draw(row) for row in range(*index.indices(self._count))]
+        row = index + self._count if index < 0 else index
+        if not 0 <= row < self._count:
+            raise IndexError(f"frame {index} of {self._count}")
+        return self._draw(row)
+
+
+class Renderer:
+    """Draws decoded observations.
+
+    Images as they are, known vectors by their environment's own renderer, other vectors as bars
+    within the range of the starts.
+
+    Raises:
+        ValueError: the world has no decoder.
+    """
+
+    def __init__(self, world: World) -> None:
+        if not isinstance(world.model, Decodes):
+            raise ValueError(
+                f"render_mode='rgb_array' needs a decoder, which a {world.family} world has not; "
+                "pass render_mode=None"
+            )
+        self.env: gym.Env | None = None
+        name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
+        self.set_state = STATE_SETTERS.get(name)
+        if self.set_state is not None:
+            self.env = world.real_env(render_mode="rgb_array")
+            self.env.reset(seed=0)
+        begun = world.model.decode(world.starts.states).flatten(1)
+        self.low, self.high = begun.amin(0).numpy(), begun.amax(0).numpy()
+
+    def frames(self, model: WorldModel, state: State) -> Frames:
+        """Frames of every row of a state, which is kept as it is now."""
+        rows = len(next(iter(state.values())))
+
+        def draw(row: int) -> Frame:
+            one = {key: leaf[row : row + 1] for key, leaf in state.items()}
+            with torch.inference_mode(False), torch.no_grad():
+                return self.draw(model.decode(one)[0].cpu().numpy())  # type: ignore[operator]
+
+        return Frames(draw, rows)
+
+    def draw(self, observation: NDArray[Any]) -> Frame:
+        """One observation as a frame (height, width, 3)."""
+        if observation.ndim == 3:
+            return observation.astype(np.uint8)
+        if self.env is not None and self.set_state is not None:
+            self.set_state(self.env.unwrapped, observation)
+            frame: Any = self.env.render()
+            return frame
+        return self._bars(observation.reshape(-1))
+
+    def close(self) -> None:
+        """Close the real environment's renderer."""
+        if self.env is not None:
+            self.env.close()
+
+    def _bars(self, values: NDArray[Any]) -> Frame:
+        """A bar for each value, its height the place between the starts' extremes."""
+        pitch = BAR_WIDTH + BAR_GAP
+        frame = np.full((BAR_HEIGHT, BAR_GAP + pitch * len(values), 3), 255, np.uint8)
+        share = (values - self.low) / np.maximum(self.high - self.low, 1e-9)
+        for index, height in enumerate(np.clip(share, 0, 1) * (BAR_HEIGHT - 1)):
+            left = BAR_GAP + index * pitch
+            frame[BAR_HEIGHT - 1 - int(height) :, left : left + BAR_WIDTH] = (51, 102, 170)
+        return frame

@@ -1,0 +1,130 @@
+"""The single environment and the ids: both `check_env`s, specs, horizons, fresh processes."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+import dreamgym
+from dreamgym.dream.single import DreamEnv
+from tests.small_worlds import small_world
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return str(small_world().save(tmp_path_factory.mktemp("worlds") / "small"))
+
+
+@pytest.fixture(scope="module")
+def box_folder(tmp_path_factory) -> str:
+    return str(small_world(action="box").save(tmp_path_factory.mktemp("worlds") / "box"))
+
+
+@pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend.*")
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m.*")
+@pytest.mark.parametrize("view", ["observation", "latent"])
+def test_both_libraries_accept_it(folder, view):
+    env = gym.make("dreamgym/World-v0", world=folder, view=view, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    check_env_sb3(env.unwrapped)
+
+
+@pytest.mark.filterwarnings("ignore:.*recommend.*")
+def test_both_libraries_accept_box_actions(box_folder):
+    env = gym.make("dreamgym/World-v0", world=box_folder)
+    check_env(env.unwrapped, skip_render_check=True)
+    check_env_sb3(env.unwrapped)
+
+
+def test_it_gives_numpy_and_python_scalars(folder):
+    env = DreamEnv(folder)
+    observation, info = env.reset(seed=0)
+    assert isinstance(observation, np.ndarray)
+    assert info == {}
+    observation, reward, terminated, truncated, info = env.step(1)
+    assert isinstance(reward, float)
+    assert isinstance(info["uncertainty"], float)
+    assert type(terminated) is bool
+    assert type(truncated) is bool
+
+
+def steps_until_the_end(env: gym.Env) -> int:
+    env.reset(seed=0)
+    for step in range(1, 1000):
+        *_, terminated, truncated, _ = env.step(0)
+        if terminated or truncated:
+            assert truncated
+            assert not terminated
+            return step
+    return 1000
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, 7), (3, 3), (20, 20)])
+def test_max_episode_steps_shortens_and_lengthens(folder, asked, got):
+    options = {} if asked is None else {"max_episode_steps": asked}
+    env = gym.make("dreamgym/World-v0", world=folder, termination=1.0, **options)
+    assert steps_until_the_end(env) == got
+    envs = gym.make_vec("dreamgym/World-v0", world=folder, num_envs=2, **options)
+    assert envs.unwrapped.horizon == got
+
+
+def test_minus_one_is_no_limit(folder):
+    env = gym.make("dreamgym/World-v0", world=folder, termination=1.0, max_episode_steps=-1)
+    assert steps_until_the_end(env) == 1000
+
+
+def test_make_vec_makes_the_vector_env_and_sync_the_single_one(folder):
+    envs = gym.make_vec("dreamgym/World-v0", world=folder, num_envs=3)
+    assert isinstance(envs, dreamgym.DreamVectorEnv)
+    assert envs.num_envs == 3
+    sync = gym.make_vec("dreamgym/World-v0", world=folder, num_envs=2, vectorization_mode="sync")
+    observation, _ = sync.reset(seed=0)
+    assert observation.shape == (2, 4)
+    sync.step(np.zeros(2, int))
+
+
+def test_specs_go_through_json_and_pickle(folder):
+    options = {"world": folder, "temperature": 1.5, "view": "latent", "termination": 0.5}
+    spec = gym.make("dreamgym/World-v0", **options).spec
+    for copied in (
+        gym.envs.registration.EnvSpec.from_json(spec.to_json()),
+        pickle.loads(pickle.dumps(spec)),  # noqa: S301
+    ):
+        env = gym.make(copied)
+        assert env.unwrapped.view == "latent"
+        assert env.unwrapped.dreams.options.temperature == 1.5
+    vector = gym.make_vec("dreamgym/World-v0", num_envs=4, autoreset_mode="NextStep", **options)
+    spec = gym.envs.registration.EnvSpec.from_json(vector.spec.to_json())
+    assert gym.make_vec(spec).num_envs == 4
+
+
+def test_a_misspelt_keyword_is_refused_with_the_nearest(folder):
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(TypeError, match="did you mean 'temperature'"):
+            make("dreamgym/World-v0", world=folder, temprature=1.0)
+
+
+def test_the_module_prefix_works_in_a_fresh_process(folder):
+    code = (
+        "import gymnasium as gym\n"
+        f"env = gym.make('dreamgym:dreamgym/World-v0', world={folder!r})\n"
+        "env.reset(seed=0); env.step(0)\n"
+        f"envs = gym.make_vec('dreamgym:dreamgym/World-v0', world={folder!r}, num_envs=2)\n"
+        "envs.reset(seed=0); envs.step([0, 1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_step_after_the_end_is_refused(folder):
+    env = DreamEnv(folder, max_episode_steps=1)
+    env.reset(seed=0)
+    env.step(0)
+    with pytest.raises(RuntimeError, match="end"):
+        env.step(0)

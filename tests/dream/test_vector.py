@@ -1,0 +1,313 @@
+"""The vector environment: spaces, shapes, dtypes, modes, seeding, freshness, final observations."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+from dreamgym.dream.vector import DreamVectorEnv
+from tests.small_worlds import small_world
+
+ENVS = 16
+MODES = {
+    "SameStep": AutoresetMode.SAME_STEP,
+    "NextStep": AutoresetMode.NEXT_STEP,
+    "Disabled": AutoresetMode.DISABLED,
+}
+
+
+def an_env(num_envs: int = ENVS, action: str = "discrete", **options) -> DreamVectorEnv:
+    return DreamVectorEnv(small_world(action=action), num_envs, **options)
+
+
+def act(env: DreamVectorEnv, seed: int) -> np.ndarray:
+    env.action_space.seed(seed)
+    return env.action_space.sample()
+
+
+def play(env: DreamVectorEnv, steps: int, seed: int = 3) -> list[tuple]:
+    seen = [env.reset(seed=seed)]
+    for step in range(steps):
+        seen.append(env.step(act(env, step)))
+    return seen
+
+
+@pytest.mark.parametrize("action", ["discrete", "box", "multi-discrete"])
+@pytest.mark.parametrize("view", ["observation", "latent"])
+@pytest.mark.parametrize("mode", MODES)
+def test_numpy_output_lies_in_the_spaces(mode, view, action):
+    env = an_env(action=action, view=view, output="numpy", autoreset_mode=mode)
+    assert env.metadata["autoreset_mode"] is MODES[mode] is env.autoreset_mode
+    observation, info = env.reset(seed=0)
+    assert observation in env.observation_space
+    assert info == {}
+    for step in range(5):
+        observation, reward, terminated, truncated, info = env.step(act(env, step))
+        assert observation in env.observation_space
+        assert reward.shape == (ENVS,)
+        assert reward.dtype == np.float32
+        for flag in (terminated, truncated, info["_episode"]):
+            assert flag.shape == (ENVS,)
+            assert flag.dtype == np.bool_
+        assert not (terminated & truncated).any()
+        if mode == "Disabled" and (terminated | truncated).any():
+            env.reset(options={"reset_mask": terminated | truncated})
+
+
+def test_torch_output_is_float32_and_bool_on_the_device():
+    env = an_env()
+    observation, _ = env.reset(seed=0)
+    observation, reward, terminated, truncated, info = env.step(torch.as_tensor(act(env, 0)))
+    assert observation.dtype == reward.dtype == torch.float32
+    assert terminated.dtype == truncated.dtype == info["_final_obs"].dtype == torch.bool
+    assert observation.device == env.device
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_does_not():
+    one, two, other = play(an_env(), 20), play(an_env(), 20), play(an_env(), 20, seed=4)
+    for (a, *rest_a), (b, *rest_b) in zip(one[1:], two[1:], strict=True):
+        assert torch.equal(a, b)
+        assert all(torch.equal(x, y) for x, y in zip(rest_a[:3], rest_b[:3], strict=True))
+    assert not torch.equal(one[5][0], other[5][0])
+
+
+def test_seeding_again_begins_the_run_again_and_resetting_without_a_seed_goes_on():
+    env = an_env()
+    first, _ = env.reset(seed=1)
+    second, _ = env.reset()
+    third, _ = env.reset(seed=1)
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+
+
+def test_nobodys_generator_is_touched():
+    env = an_env()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    play(env, 5)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_returned_is_never_written_again(mode):
+    env = an_env(autoreset_mode=mode)
+    env.reset(seed=0)
+    kept = []
+    for step in range(6):
+        observation, reward, terminated, truncated, info = env.step(act(env, step))
+        tensors = [observation, reward, terminated, truncated, info["uncertainty"]]
+        tensors += [*info["episode"].values(), info["_episode"]]
+        tensors += [info[key] for key in ("final_obs", "_final_obs") if key in info]
+        # No two of them share memory, nor any with the dream's own state.
+        own = [*env.dreams.model.values(), *env.dreams[2:]]
+        pointers = [tensor.data_ptr() for tensor in tensors + own]
+        assert len(set(pointers)) == len(pointers)
+        kept.append([(tensor, tensor.clone()) for tensor in tensors])
+        for tensor in (observation, reward):
+            tensor_was = tensor.clone()
+            tensor.mul_(0).add_(123)
+            kept[-1] = [(t, t.clone()) for t, _ in kept[-1]]
+            assert not torch.equal(tensor, tensor_was)
+        if mode == "Disabled" and bool((terminated | truncated).any()):
+            env.reset(options={"reset_mask": terminated | truncated})
+    assert all(torch.equal(now, then) for pairs in kept for now, then in pairs)
+
+
+def test_writing_into_what_was_returned_does_not_change_the_dream():
+    one, two = an_env(), an_env()
+    (observation, _), _ = one.reset(seed=0), two.reset(seed=0)
+    for step in range(6):
+        observation.fill_(1e9)
+        observation, reward, _, _, info = one.step(act(one, step))
+        wanted, *_ = two.step(act(two, step))
+        assert torch.equal(observation, wanted)
+        reward.fill_(7)
+        info["episode"]["r"].fill_(7)
+        info["episode"]["l"].fill_(7)
+        info["final_obs"].fill_(7)
+
+
+def test_same_step_gives_the_true_last_observation_and_a_new_first_one():
+    same = an_env(autoreset_mode="SameStep", termination=1.0)
+    disabled = an_env(autoreset_mode="Disabled", termination=1.0)
+    same.reset(seed=0), disabled.reset(seed=0)
+    for step in range(7):
+        observation, _, _, truncated, info = same.step(act(same, step))
+        wanted, *_ = disabled.step(act(disabled, step))
+        assert torch.equal(info["final_obs"], wanted)
+    assert truncated.all()
+    assert info["_final_obs"].all()
+    begun, _ = disabled.reset(options={"reset_mask": np.ones(ENVS, bool)})
+    assert torch.equal(observation, begun)
+    assert torch.equal(info["episode"]["l"], torch.full((ENVS,), 7))
+    assert (same.dreams.age == 0).all()
+    assert (same.dreams.episode == 1).all()
+
+
+def test_next_step_resets_a_step_later_and_ignores_the_action():
+    env = an_env(autoreset_mode="NextStep", max_episode_steps=3, termination=1.0)
+    env.reset(seed=0)
+    for step in range(3):
+        last, reward, terminated, truncated, info = env.step(act(env, step))
+    assert truncated.all()
+    assert "final_obs" not in info
+    begun, reward, terminated, truncated, _ = env.step(act(env, 9))
+    assert not terminated.any()
+    assert not truncated.any()
+    assert not reward.any()
+    assert (env.dreams.age == 0).all()
+    assert not torch.equal(begun, last)
+    again = an_env(autoreset_mode="NextStep", max_episode_steps=3, termination=1.0)
+    again.reset(seed=0)
+    for step in range(3):
+        again.step(act(again, step))
+    assert torch.equal(again.step(act(again, 10))[0], begun)
+
+
+def test_disabled_resets_only_the_rows_of_the_mask():
+    env = an_env(autoreset_mode="Disabled", termination=1.0)
+    env.reset(seed=0)
+    before, *_ = env.step(act(env, 0))
+    mask = torch.arange(ENVS) % 2 == 0
+    after, _ = env.reset(options={"reset_mask": mask})
+    assert torch.equal(after[~mask], before[~mask])
+    assert not torch.equal(after[mask], before[mask])
+    assert torch.equal(env.dreams.age, torch.where(mask, 0, 1))
+
+
+def test_disabled_refuses_to_go_on_with_what_has_ended():
+    env = an_env(autoreset_mode="Disabled", max_episode_steps=1)
+    env.reset(seed=0)
+    env.step(act(env, 0))
+    with pytest.raises(RuntimeError, match="reset_mask"):
+        env.step(act(env, 1))
+
+
+def test_episode_statistics_are_sums_over_the_episode():
+    env = an_env(max_episode_steps=4, termination=1.0)
+    env.reset(seed=0)
+    total = torch.zeros(ENVS)
+    for step in range(4):
+        _, reward, _, _, info = env.step(act(env, step))
+        total += reward
+        torch.testing.assert_close(info["episode"]["r"], total)
+    assert info["_episode"].all()
+
+
+def test_it_can_be_used_inside_inference_mode_and_after():
+    env, plain = an_env(), an_env()
+    env.reset(seed=0), plain.reset(seed=0)
+    with torch.inference_mode():
+        action = torch.as_tensor(act(env, 0))
+        inside, *_ = env.step(action)
+    assert not inside.is_inference()
+    assert torch.equal(inside, plain.step(act(plain, 0))[0])
+    after, *_ = env.step(act(env, 1))
+    assert torch.equal(after, plain.step(act(plain, 1))[0])
+
+
+def test_two_engines_do_not_disturb_each_other():
+    alone = play(an_env(), 6)
+    one, two = an_env(), an_env(num_envs=5)
+    seen = [one.reset(seed=3)]
+    two.reset(seed=8)
+    for step in range(6):
+        seen.append(one.step(act(one, step)))
+        two.step(act(two, step))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, seen, strict=True))
+
+
+def test_starts_can_be_beginnings_only():
+    env = an_env(num_envs=512, starts="beginnings", view="latent")
+    observation, _ = env.reset(seed=0)
+    begun = env.world.model.features(env.world.starts.states)[: env.world.starts.beginnings]
+    assert (observation[:, None] == begun[None]).all(-1).any(1).all()
+
+
+BAD_OPTIONS = {
+    "temprature": (1.0, TypeError, "did you mean 'temperature'"),
+    "view": ("obs", ValueError, "observation"),
+    "output": ("jax", ValueError, "numpy"),
+    "autoreset_mode": ("samestep", ValueError, "SameStep"),
+    "temperature": (0.0, ValueError, "above 0"),
+    "termination": ("always", ValueError, "sample"),
+    "starts": ("begin", ValueError, "beginnings"),
+    "max_episode_steps": (0, ValueError, "at least 1"),
+    "dtype": ("float16", ValueError, "bfloat16"),
+    "device": ("tpu9", ValueError, "auto"),
+    "render_mode": ("human", ValueError, "rgb_array"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_OPTIONS))
+def test_a_wrong_option_is_refused_with_the_nearest_right_one(name):
+    value, error, said = BAD_OPTIONS[name]
+    with pytest.raises(error, match=said):
+        an_env(**{name: value})
+
+
+def test_wrong_use_is_refused():
+    env = an_env()
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(act(env, 0))
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.ones(ENVS, bool)})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="reset has no option 'mask'"):
+        env.reset(options={"mask": 1})
+    with pytest.raises(ValueError, match="shape"):
+        env.reset(options={"reset_mask": np.ones(3, bool)})
+    env.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        env.step(act(env, 0))
+    with pytest.raises(ValueError, match="num_envs"):
+        an_env(num_envs=0)
+
+
+BAD_ACTIONS = {
+    "shape": ("discrete", np.zeros(3, int), "shape"),
+    "kind": ("discrete", np.zeros(ENVS), "whole numbers"),
+    "too large": ("discrete", np.full(ENVS, 3), "outside"),
+    "negative": ("discrete", np.full(ENVS, -1), "outside"),
+    "whole": ("box", np.zeros((ENVS, 2), int), "floating"),
+    "not a number": ("box", np.full((ENVS, 2), np.nan), "outside"),
+    "beyond": ("box", np.full((ENVS, 2), 2.5), "outside"),
+    "choice": ("multi-discrete", np.full((ENVS, 2), 2), "outside"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_ACTIONS))
+def test_wrong_actions_are_refused_and_the_dream_stays(name):
+    action, given, said = BAD_ACTIONS[name]
+    env = an_env(action=action)
+    env.reset(seed=0)
+    before = env.dreams
+    with pytest.raises(ValueError, match=said):
+        env.step(given)
+    assert env.dreams is before
+
+
+def test_frames_are_drawn_when_they_are_read():
+    env = an_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = env.render()
+    assert len(frames) == ENVS
+    assert frames[0].dtype == np.uint8
+    assert frames[0].ndim == 3
+    assert np.array_equal(frames[-1], frames[ENVS - 1])
+    with pytest.raises(IndexError):
+        frames[ENVS]
+
+
+def test_record_video_works_on_the_vector_env(tmp_path):
+    env = an_env(num_envs=4, render_mode="rgb_array", output="numpy")
+    pytest.importorskip("moviepy", reason="RecordVideo writes with moviepy")
+    wrapped = gym.wrappers.vector.RecordVideo(env, str(tmp_path), video_length=3)
+    wrapped.reset(seed=0)
+    for step in range(4):
+        wrapped.step(act(env, step))
+    wrapped.close()
+    assert list(tmp_path.glob("*.mp4"))
