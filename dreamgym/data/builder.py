@@ -93,6 +93,7 @@ class EpisodeBuilder:
         shape, dtype = schema.action_layout(action_space)
         self._actions = RowBuffer(shape, dtype, "action")
         self._action_shape = shape
+        self._action_kinds = "biuf" if dtype.kind == "f" else "biu"
         self._rewards = RowBuffer((), schema.REWARD_DTYPE, "reward")
         self._bounds = _bounds(action_space)
         self._length = -1  # no observation yet
@@ -121,8 +122,8 @@ class EpisodeBuilder:
         if row.shape != self._action_shape and row.size == 1 and not self._action_shape:
             row = row.reshape(())
         low, high = self._bounds
-        inside = row.shape == self._action_shape and np.all((row >= low) & (row <= high))
-        if not inside:
+        fits = row.shape == self._action_shape and row.dtype.kind in self._action_kinds
+        if not fits or not np.all((row >= low) & (row <= high)):
             self._refuse(row)
         return row
 
@@ -179,6 +180,7 @@ class EpisodeBuilder:
             )
         try:
             require_finite(row[None], "action")
+            row = cast_rows(row[None], schema.action_layout(self._action_space)[1], "action")[0]
             require_actions_inside(row[None], self._action_space, "action")
         except DatasetError as error:
             raise DatasetError(

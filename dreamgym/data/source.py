@@ -90,7 +90,7 @@ class Source:
         yield from _checksum_problems(table, rows, first)
         for name, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                bad: Array = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+                bad = np.asarray(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
                 yield from _row_problems(bad, starts, first, f"/{name}", _not_finite)
         excess = action_excess(rows[schema.ACTION_KEY], self.metadata.action_space)
         excess[starts + table.length] = 0.0  # the zero rows, which are no actions
