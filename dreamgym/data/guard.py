@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.spaces import UnsupportedSpaceError
 from dreamgym.data.superblock import read_superblock, require_whole
 
 MAX_RANK = 8
@@ -30,6 +31,8 @@ def hdf5_errors(path: Path, key: str | None = None) -> Iterator[None]:
         yield
     except DatasetError as error:
         raise error.at(path=path) from error.__cause__
+    except UnsupportedSpaceError:
+        raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         text = " ".join(str(error).split())
         raise DatasetError(
