@@ -5,7 +5,8 @@ from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.reader import Dataset
 from dreamgym.data.recorder import Recorder
-from dreamgym.data.recording import record
+from dreamgym.data.recording import record, resume
+from dreamgym.data.recovery import Recovery, recover
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentBatch, SegmentSampler
 from dreamgym.data.spaces import (
@@ -24,12 +25,15 @@ __all__ = [
     "DatasetWriter",
     "Episode",
     "Recorder",
+    "Recovery",
     "SegmentBatch",
     "SegmentSampler",
     "UnsupportedSpaceError",
     "check",
     "check_supported",
     "record",
+    "recover",
+    "resume",
     "space_from_json",
     "space_to_json",
 ]

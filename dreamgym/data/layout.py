@@ -14,18 +14,23 @@ from dreamgym.data.schema import DatasetMetadata
 Array = NDArray[Any]
 
 
+def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of one row of every dataset in a native file, by name."""
+    layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        schema.observation_path(key): (box.shape, np.dtype(box.dtype).newbyteorder("<"))
+        for key, box in metadata.observation_boxes().items()
+    }
+    layout[schema.ACTION_KEY] = schema.action_layout(metadata.action_space)
+    layout[schema.REWARD_KEY] = (), schema.REWARD_DTYPE
+    for column, dtype in schema.EPISODE_COLUMNS.items():
+        layout[f"{schema.EPISODE_GROUP}/{column}"] = (), dtype
+    return layout
+
+
 def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
     """Attributes and empty datasets of a new file; the datasets by name."""
     for name, value in metadata.to_attributes().items():
         file.attrs[name] = value
-    rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        schema.observation_path(key): (box.shape, np.dtype(box.dtype).newbyteorder("<"))
-        for key, box in metadata.observation_boxes().items()
-    }
-    rows[schema.ACTION_KEY] = schema.action_layout(metadata.action_space)
-    rows[schema.REWARD_KEY] = (), schema.REWARD_DTYPE
-    for column, dtype in schema.EPISODE_COLUMNS.items():
-        rows[f"{schema.EPISODE_GROUP}/{column}"] = (), dtype
     return {
         name: file.create_dataset(
             name,
@@ -34,7 +39,7 @@ def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.
             chunks=(schema.chunk_rows(shape, dtype), *shape),
             dtype=dtype,
         )
-        for name, (shape, dtype) in rows.items()
+        for name, (shape, dtype) in row_layout(metadata).items()
     }
 
 

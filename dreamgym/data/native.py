@@ -118,7 +118,15 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
 
 
 def read_table(file: h5py.File, path: Path) -> EpisodeTable:
-    """The committed episodes: those whose last column, `crc`, is written."""
+    """The committed episodes, at least one: those whose last column, `crc`, is written."""
+    table = read_committed(file, path)
+    if not len(table):
+        raise DatasetError("it holds no episode", path=path, remedy="record something first")
+    return table
+
+
+def read_committed(file: h5py.File, path: Path) -> EpisodeTable:
+    """The committed episodes, perhaps none."""
     group = get_group(file, schema.EPISODE_GROUP, path)
     columns = {name: get_dataset(group, name, path) for name in schema.EPISODE_COLUMNS}
     for name, dataset in columns.items():
@@ -135,8 +143,6 @@ def read_table(file: h5py.File, path: Path) -> EpisodeTable:
         require_stored(dataset, committed, path)
         values[name] = dataset[:committed]
     table = EpisodeTable(**values)
-    if not len(table):
-        raise DatasetError("it holds no episode", path=path, remedy="record something first")
     table.validate(path)
     return table
 

@@ -14,7 +14,7 @@ import numpy as np
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.policies import Policy, make_policy
 from dreamgym.data.recorder import Recorder
-from dreamgym.data.writer import refuse_existing
+from dreamgym.data.writer import DatasetWriter, refuse_existing
 
 Progress = Callable[[int, int], None]
 _PROGRESS_EVERY = 256  # steps
@@ -74,10 +74,80 @@ def record(
     return out
 
 
+def resume(
+    env: str | gym.Env[Any, Any],
+    *,
+    steps: int,
+    out: str | os.PathLike[str],
+    policy: str | Callable[[Any], Any] = "random",
+    progress: Progress | None = None,
+) -> Path:
+    """Go on with a recording until it holds `steps` steps; the seeds go on where they stopped.
+
+    The complete episodes are then those of a recording that was never interrupted.
+
+    Args:
+        env: As for `record`; its spaces must be those of the dataset.
+        steps: Steps that the dataset shall hold in the end.
+        out: A dataset that `record` made, also one that was interrupted or recovered.
+        policy: The policy that it was recorded with.
+        progress: As for `record`.
+
+    Returns:
+        The path of the dataset; it is unchanged where it holds `steps` steps already.
+
+    Raises:
+        DatasetError: It is no dataset, or comes from another environment or policy.
+        UnsupportedSpaceError: As for `record`.
+        ValueError: There is no such policy.
+    """
+    out = Path(out)
+    made = make_env(env) if isinstance(env, str) else env
+    try:
+        chosen = make_policy(policy, made.action_space)
+        with DatasetWriter.extend(out) as writer:
+            seed = _require_same(writer, made, chosen)
+            recorder = Recorder(made, writer)
+            try:
+                _run(recorder, chosen, steps=steps, seed=seed, progress=progress)
+            finally:
+                recorder.finish()
+    finally:
+        if made is not env:
+            made.close()
+    return out
+
+
+def _require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
+    """The seed of the recording, if environment and policy are those that it was made with."""
+    metadata, path = writer.metadata, writer.path
+    if (env.observation_space, env.action_space) != (
+        metadata.observation_space,
+        metadata.action_space,
+    ):
+        raise DatasetError(
+            f"it was recorded from {metadata.env_id}, whose spaces are not those of {env}",
+            path=path,
+        )
+    if policy.name != metadata.policy:
+        raise DatasetError(
+            f"it was recorded with the policy {metadata.policy!r}, not {policy.name!r}",
+            path=path,
+            remedy="give the same policy, or record to another file",
+        )
+    if metadata.seed is None:
+        raise DatasetError(
+            "it holds no seed of the recording, so that its episodes might be repeated",
+            path=path,
+            remedy="record to another file",
+        )
+    return metadata.seed
+
+
 def _run(
     recorder: Recorder, policy: Policy, *, steps: int, seed: int, progress: Progress | None
 ) -> None:
-    done_steps, number = 0, 0
+    done_steps, number = recorder.writer.num_steps, recorder.writer.num_episodes
     while done_steps < steps:
         reset_seed, policy_seed = episode_seeds(seed, number)
         observation, _ = recorder.reset(seed=reset_seed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,13 +24,17 @@ from dreamgym.data import schema
 from dreamgym.data.encoding import episode_columns
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
-from dreamgym.data.layout import append, create_layout
+from dreamgym.data.guard import hdf5_errors, open_file, require_stored
+from dreamgym.data.layout import append, create_layout, row_layout
+from dreamgym.data.native import open_columns, read_metadata, read_table
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.signals import uninterrupted
 from dreamgym.data.space_on_disk import Reservation, divert
 from dreamgym.data.superblock import hold_writer_lock, read_superblock
 
 Array = NDArray[Any]
+# SWMR needs 1.10's file format; nothing newer, so that older libraries can read the files.
+_LIBVER = ("v110", "v110")
 
 
 def partial_path(path: Path) -> Path:
@@ -74,9 +78,40 @@ class DatasetWriter:
         self.num_episodes = 0
         self.num_steps = 0
         self._rows = 0
-        self._boxes = metadata.observation_boxes()
         refuse_existing(self.path)
         self._file: h5py.File | None = self._create()
+
+    @classmethod
+    def extend(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a closed native dataset to add episodes; it is `<path>.partial` until it is closed.
+
+        Raises:
+            DatasetError: It is no whole native dataset of the present version, or `<path>.partial`
+                exists.
+        """
+        writer = cls.__new__(cls)
+        writer.path = Path(path)
+        with open_file(writer.path) as file, hdf5_errors(writer.path):
+            writer.metadata = read_metadata(file, writer.path)
+            table = read_table(file, writer.path)
+            for dataset in open_columns(file, writer.path, writer.metadata).values():
+                require_stored(dataset, table.num_rows, writer.path)
+                _require_growing(dataset, writer.path)
+        writer.num_episodes, writer.num_steps = len(table), table.num_steps
+        writer._rows = table.num_rows
+        partial = writer.partial_path
+        if partial.exists():
+            raise DatasetError("it exists already", path=partial, remedy="recover or move it away")
+        writer.path.rename(partial)
+        try:
+            writer._file = h5py.File(partial, "r+", libver=_LIBVER, locking="best-effort")
+            writer._begin(
+                writer._file, {name: writer._file[name] for name in row_layout(writer.metadata)}
+            )
+        except BaseException:
+            partial.rename(writer.path)
+            raise
+        return writer
 
     @property
     def partial_path(self) -> Path:
@@ -100,18 +135,30 @@ class DatasetWriter:
                 outside the action space (`key` and `row` say where); or the disk is full. The
                 episodes committed before are safe in each case.
         """
-        file = self._require_open()
+        self._require_open()
         try:
             columns = episode_columns(episode, self.metadata)
         except DatasetError as error:
             raise error.at(path=self.partial_path, episode=self.num_episodes) from error.__cause__
-        line = self._line(episode, list(columns.values()))
+        self.add_columns(columns, self._header(episode))
+
+    def add_columns(self, columns: Mapping[str, Array], header: Mapping[str, int]) -> None:
+        """Commit one episode that is known to be good, as it is stored.
+
+        Args:
+            columns: Its `T + 1` rows by dataset name, see `encoding.episode_columns`.
+            header: Its entries in `/episodes`; `start` and `crc` are found anew.
+        """
+        file = self._require_open()
+        length = int(header["length"])
+        line = {**header, "start": self._rows}
+        line["crc"] = schema.episode_crc(line, columns.values())
         with self._disk_errors(), uninterrupted():
-            self._reserve(file, episode.length + 1)
+            self._reserve(file, length + 1)
             self._commit(file, columns, line)
-            self._rows += episode.length + 1
+            self._rows += length + 1
             self.num_episodes += 1
-            self.num_steps += episode.length
+            self.num_steps += length
 
     def close(self) -> None:
         """Finish the file and give it its name. Closing twice does nothing."""
@@ -151,9 +198,8 @@ class DatasetWriter:
             # "x" refuses to be the second of two recordings that begin at once.
             with partial.open("xb") as probe:
                 Reservation(probe.fileno(), partial).require(0)
-            file = h5py.File(partial, "w", libver=("v110", "v110"), locking="best-effort")
-            self._reservation = Reservation(file.id.get_vfd_handle(), partial)
-            self._reservation.require(0)
+            file = h5py.File(partial, "w", libver=_LIBVER, locking="best-effort")
+            Reservation(file.id.get_vfd_handle(), partial).require(0)
         except FileExistsError:
             refuse_existing(self.path)
             raise
@@ -165,17 +211,22 @@ class DatasetWriter:
                 path=self.path,
                 remedy="check that its folder exists, may be written to and has room",
             ) from error
-        self._datasets = create_layout(file, self.metadata)
-        file.swmr_mode = True
-        hold_writer_lock(file.id.get_vfd_handle())
+        self._begin(file, create_layout(file, self.metadata))
         return file
+
+    def _begin(self, file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
+        self._datasets = datasets
+        descriptor = file.id.get_vfd_handle()
+        self._reservation = Reservation(descriptor, self.partial_path)
+        file.swmr_mode = True
+        hold_writer_lock(descriptor)
 
     def _require_open(self) -> h5py.File:
         if self._file is None:
             raise DatasetError("it is closed; nothing can be added", path=self.path)
         return self._file
 
-    def _line(self, episode: Episode, columns: list[Array]) -> dict[str, int]:
+    def _header(self, episode: Episode) -> dict[str, int]:
         seed = schema.NO_SEED if episode.seed is None else int(episode.seed)
         if not -1 <= seed < 1 << 63:
             raise DatasetError(
@@ -183,8 +234,7 @@ class DatasetWriter:
                 path=self.partial_path,
                 episode=self.num_episodes,
             )
-        line = {
-            "start": self._rows,
+        return {
             "length": episode.length,
             "terminated": int(episode.terminated),
             "truncated": int(episode.truncated),
@@ -192,7 +242,6 @@ class DatasetWriter:
             "env_index": int(episode.env_index),
             "seed": seed,
         }
-        return line | {"crc": schema.episode_crc(line, columns)}
 
     def _reserve(self, file: h5py.File, rows: int) -> None:
         new_bytes = 0
@@ -204,7 +253,9 @@ class DatasetWriter:
             new_bytes += chunks * int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
         self._reservation.require(file.id.get_filesize() + new_bytes)
 
-    def _commit(self, file: h5py.File, columns: dict[str, Array], line: dict[str, int]) -> None:
+    def _commit(
+        self, file: h5py.File, columns: Mapping[str, Array], line: Mapping[str, int]
+    ) -> None:
         for name, rows in columns.items():
             append(self._datasets[name], self._rows, rows)
         file.flush()
@@ -236,6 +287,16 @@ class DatasetWriter:
             f"{self.num_episodes} episodes ({self.num_steps:,} steps) are committed and kept",
             path=self.path,
             remedy="make room and record the rest",
+        )
+
+
+def _require_growing(dataset: h5py.Dataset, path: Path) -> None:
+    if dataset.maxshape[0] is not None or dataset.id.get_create_plist().get_nfilters():
+        raise DatasetError(
+            "it was packed, and cannot grow",
+            path=path,
+            key=str(dataset.name),
+            remedy="record to another file beside it: a folder of files is a dataset too",
         )
 
 
