@@ -20,6 +20,7 @@ from dreamgym.data.guard import (
     plain_attributes,
     require_stored,
 )
+from dreamgym.data.positioned import PositionedColumn, readable_by_position
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.source import Source
 from dreamgym.data.table import EpisodeTable
@@ -81,9 +82,11 @@ def _open(file: h5py.File, path: Path, memory: int) -> Source:
         elif size <= memory:
             memory -= size
             columns[name] = MemoryColumn(datasets[name][:rows])
+        elif readable_by_position(datasets[name]):
+            columns[name] = PositionedColumn(path, datasets[name], rows)
         else:
             columns[name] = SlicedColumn(datasets[name])
-    if all(isinstance(column, MemoryColumn) for column in columns.values()):
+    if not any(isinstance(column, SlicedColumn) for column in columns.values()):
         file.close()
     return Source(
         path=path,
@@ -92,8 +95,15 @@ def _open(file: h5py.File, path: Path, memory: int) -> Source:
         observations={key: columns[name] for key, name in observations.items()},
         action=columns[schema.ACTION_KEY],
         reward=columns[schema.REWARD_KEY],
-        close=file.close,
+        close=lambda: _close(file, columns),
     )
+
+
+def _close(file: h5py.File, columns: dict[str, Column]) -> None:
+    file.close()
+    for column in columns.values():
+        if isinstance(column, PositionedColumn):
+            column.close()
 
 
 def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:

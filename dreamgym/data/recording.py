@@ -148,6 +148,8 @@ def _run(
     recorder: Recorder, policy: Policy, *, steps: int, seed: int, progress: Progress | None
 ) -> None:
     done_steps, number = recorder.writer.num_steps, recorder.writer.num_episodes
+    if done_steps >= steps:
+        return
     while done_steps < steps:
         reset_seed, policy_seed = episode_seeds(seed, number)
         observation, _ = recorder.reset(seed=reset_seed)
