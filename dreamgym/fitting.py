@@ -19,7 +19,7 @@ from torch import Tensor
 from dreamgym import checkpoint
 from dreamgym.checkpoint import Progress
 from dreamgym.data import Dataset
-from dreamgym.device import resolve_device
+from dreamgym.device import resolve_device, threads
 from dreamgym.files import nearest
 from dreamgym.models import FAMILIES, Segment, WorldModel, measure
 from dreamgym.quality import as_segment, measure_quality
@@ -54,6 +54,8 @@ class FitConfig:
         starts: states in the bank that dreams begin from.
         horizon: recommended length of dreams; None for the real limit, at most 200 steps.
         device: "auto", "cpu", "cuda", ...
+        threads: inside an operation, on a CPU; None for torch's own choice. One is fastest for
+            small models.
         overwrite: let a world at `out` give way.
         tensorboard: folder to log to, or None.
         model: the family's own config, or None for its default.
@@ -70,6 +72,7 @@ class FitConfig:
     starts: int = 1024
     horizon: int | None = None
     device: str = "auto"
+    threads: int | None = 1
     overwrite: bool = False
     tensorboard: str | None = None
     model: Any = None
@@ -116,7 +119,7 @@ def fit(
     if target is not None and target.exists() and not config.overwrite:
         raise FileExistsError(f"{target} exists already; give another path or allow overwriting it")
     began = time.perf_counter()
-    with _opened(dataset) as data:
+    with threads(config.threads), _opened(dataset) as data:
         job = _Fit(data, family, seed, config, target)
         job.run(progress or (lambda done, total, figures: None))
         world = job.world(time.perf_counter() - began)
@@ -247,7 +250,7 @@ class _Fit:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this fit."""
-        elsewhere = ("device", "overwrite", "tensorboard", "model")
+        elsewhere = ("device", "threads", "overwrite", "tensorboard", "model")
         settings = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
         return {
             "dataset": self.data.checksum,

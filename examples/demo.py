@@ -63,6 +63,7 @@ def main() -> None:
     sizes = SHORT if arguments.short else Sizes()
     folder, console, watch = arguments.out, Console(highlight=False), Stopwatch()
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     data, home = folder / "cartpole.h5", folder / "worlds" / "cartpole"
 
     with progress_bar("record") as bar:

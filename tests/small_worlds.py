@@ -17,22 +17,25 @@ ACTION_SPACES = {
 }
 
 
+STATISTICS = Statistics(
+    mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
+    std=torch.tensor([1.0, 0.5, 2.0, 1.5]),
+    # So wide that no dream leaves it: episodes end as the tests say, and not before.
+    low=torch.full((4,), -1e3),
+    high=torch.full((4,), 1e3),
+    delta_std=torch.tensor([0.1, 0.2, 0.3, 0.4]),
+    reward_mean=torch.tensor(0.5),
+    reward_std=torch.tensor(2.0),
+    worst_return=torch.tensor(-30.0),
+)
+
+
 def small_model(family: str, action: str = "discrete", seed: int = 0) -> WorldModel:
     """A model of four numbers in [-3, 3] with random weights."""
     space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
     torch.manual_seed(seed)
     model = FAMILIES[family](space, ACTION_SPACES[action], FAMILIES[family].config_type())
-    model.set_statistics(
-        Statistics(
-            mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
-            std=torch.tensor([1.0, 0.5, 2.0, 1.5]),
-            low=torch.full((4,), -2.5),
-            high=torch.full((4,), 2.5),
-            delta_std=torch.tensor([0.1, 0.2, 0.3, 0.4]),
-            reward_mean=torch.tensor(0.5),
-            reward_std=torch.tensor(2.0),
-        )
-    )
+    model.set_statistics(STATISTICS)
     return model.eval().requires_grad_(False)
 
 

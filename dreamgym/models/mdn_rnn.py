@@ -37,8 +37,8 @@ class MDNRNNConfig:
         log_sigma_min: floor of a component's log standard deviation, in units of the deltas'
             spread.
         log_sigma_max: ceiling of the same.
-        range_margin: predicted observations are kept within the training data's range, widened on
-            each side by this share of it.
+        range_margin: a dream that leaves the training data's range, widened on each side by this
+            share of it, ends there with the worst return that the data has seen.
     """
 
     hidden: int = 64
@@ -91,6 +91,10 @@ class Mixture(NamedTuple):
 class MDNRNN(WorldModel):
     """The MDN-RNN on vectors, with heads for reward and termination.
 
+    Outside the range of its data a model knows nothing, and a policy would be rewarded for finding
+    that out. There a dream halts with the worst return seen, as in MOReL (Kidambi et al. 2020,
+    arXiv 2005.05951, definition 2), whose unknown states these are.
+
     State: `z` (B, n) the standardised observation; `h`, `c` (B, hidden) of the LSTM, which has
     seen everything up to the action that led to `z`. Features: (z, h).
     """
@@ -104,6 +108,7 @@ class MDNRNN(WorldModel):
     delta_std: Tensor
     reward_mean: Tensor
     reward_std: Tensor
+    worst_return: Tensor
     space_low: Tensor
     space_high: Tensor
 
@@ -131,12 +136,13 @@ class MDNRNN(WorldModel):
             self.register_buffer(name, torch.ones(size))
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_std", torch.ones(()))
+        self.register_buffer("worst_return", torch.zeros(()))
         self.register_buffer("space_low", torch.tensor(box.low.reshape(-1), dtype=torch.float32))
         self.register_buffer("space_high", torch.tensor(box.high.reshape(-1), dtype=torch.float32))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; ranges and deltas are kept in standardised units."""
-        mean, std, low, high, delta_std, reward_mean, reward_std = statistics
+        mean, std, low, high, delta_std, reward_mean, reward_std, worst_return = statistics
         margin = self.config.range_margin * (high - low)
         values = {
             "mean": mean,
@@ -146,6 +152,7 @@ class MDNRNN(WorldModel):
             "delta_std": delta_std / std,
             "reward_mean": reward_mean,
             "reward_std": reward_std,
+            "worst_return": worst_return,
         }
         for name, value in values.items():
             getattr(self, name).copy_(value)
@@ -169,11 +176,14 @@ class MDNRNN(WorldModel):
         h, c = self._advance(state, encoded)
         choose, spread = noise.chunk(2, -1)
         delta = self._mixture(h, state["z"], encoded).sample(choose, spread, temperature)
-        z = torch.clamp(state["z"] + delta * self.delta_std, self.low, self.high)
+        free = state["z"] + delta * self.delta_std
+        z = torch.clamp(free, self.low, self.high)
+        unknown = (free != z).any(-1)
         reward, termination = self._heads(h, state["z"], z)
+        reward = reward * self.reward_std + self.reward_mean
         prediction = Prediction(
-            reward=reward * self.reward_std + self.reward_mean,
-            termination=termination.sigmoid(),
+            reward=torch.where(unknown, self.worst_return, reward),
+            termination=torch.where(unknown, 1.0, termination.sigmoid()),
             uncertainty=torch.zeros_like(reward),
         )
         return {"z": z, "h": h, "c": c}, prediction

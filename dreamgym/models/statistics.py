@@ -21,6 +21,8 @@ class Statistics(NamedTuple):
         mean, std, low, high: (n,) of the observations.
         delta_std: (n,) root mean square of the change from one observation to the next.
         reward_mean, reward_std: scalars.
+        worst_return: scalar, the lowest sum of rewards from any step to its episode's end, or
+            zero where even the lowest is above it.
     """
 
     mean: Tensor
@@ -30,6 +32,7 @@ class Statistics(NamedTuple):
     delta_std: Tensor
     reward_mean: Tensor
     reward_std: Tensor
+    worst_return: Tensor
 
 
 def _spread(variance: NDArray[np.float64]) -> Tensor:
@@ -49,7 +52,7 @@ def measure(episodes: Iterable[tuple[NDArray, NDArray]]) -> Statistics:
     count, steps = 0, 0
     total = square = delta = np.float64(0.0)
     reward_total = reward_square = np.float64(0.0)
-    low, high = np.float64(np.inf), np.float64(-np.inf)
+    low, high, worst = np.float64(np.inf), np.float64(-np.inf), 0.0
     shift: NDArray | None = None
     for observations, rewards in episodes:
         x = observations.reshape(len(observations), -1).astype(np.float64)
@@ -60,6 +63,7 @@ def measure(episodes: Iterable[tuple[NDArray, NDArray]]) -> Statistics:
         total, square = total + (x - shift).sum(0), square + ((x - shift) ** 2).sum(0)
         delta = delta + (np.diff(x, axis=0) ** 2).sum(0)
         low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+        worst = min(worst, float(np.cumsum(r[::-1]).min(initial=0.0)))
         reward_total, reward_square = reward_total + r.sum(), reward_square + (r**2).sum()
     if shift is None:
         raise ValueError("no episodes to fit the normalisers on; give at least one")
@@ -73,4 +77,5 @@ def measure(episodes: Iterable[tuple[NDArray, NDArray]]) -> Statistics:
         delta_std=_spread(np.asarray(delta / steps)),
         reward_mean=as_tensor(reward_mean),
         reward_std=_spread(np.asarray(reward_square / steps - reward_mean**2)),
+        worst_return=as_tensor(worst),
     )

@@ -14,7 +14,7 @@ from dreamgym.models import MDNRNN, MDNRNNConfig, Segment, filter
 from dreamgym.models.lstm import LSTM
 from dreamgym.models.mdn_rnn import Mixture
 from dreamgym.models.sampling import categorical, normal
-from tests.small_worlds import small_model
+from tests.small_worlds import STATISTICS, small_model
 
 
 def a_mixture(rows: int = 6, seed: int = 0) -> Mixture:
@@ -109,12 +109,19 @@ def test_the_lstm_is_torchs_lstm_stepped_and_unrolled():
     torch.testing.assert_close(h, last_h[0])
 
 
-def test_predictions_stay_within_the_widened_range_of_the_data():
+def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_at_its_edge_with_the_worst():
     model = small_model("mdn-rnn")
+    low, high = torch.full((4,), -2.5), torch.full((4,), 2.5)
+    model.set_statistics(STATISTICS._replace(low=low, high=high))
     margin = model.config.range_margin * 5.0
-    state = {key: 50 * torch.ones_like(leaf) for key, leaf in model.initial(64).items()}
+    state = {key: torch.zeros_like(leaf) for key, leaf in model.initial(64).items()}
+    state["z"][:32] = 50.0
     noise = torch.rand(64, model.noise_dim, generator=torch.Generator().manual_seed(0))
-    state, _ = model.step(state, torch.zeros(64, dtype=torch.int64), noise, 50.0)
+    state, prediction = model.step(state, torch.zeros(64, dtype=torch.int64), noise)
+    assert (prediction.termination[:32] == 1).all()
+    assert (prediction.reward[:32] == -30.0).all()
+    assert (prediction.termination[32:] < 1).all()
+    assert (prediction.reward[32:] > -30.0).all()
     seen = state["z"] * model.std + model.mean
     assert float(seen.max()) <= 2.5 + margin + 1e-4
     assert float(seen.min()) >= -2.5 - margin - 1e-4

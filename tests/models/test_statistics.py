@@ -1,0 +1,53 @@
+"""Normalisers: moments of all rows, whatever their scale, and the worst return."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamgym.models import measure
+
+
+def episodes(seed: int, offset: float, scale: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [
+        (offset + scale * rng.normal(size=(length + 1, 3)), rng.normal(size=length))
+        for length in rng.integers(1, 20, size=5)
+    ]
+
+
+@given(st.integers(0, 50), st.floats(-1e6, 1e6), st.floats(1e-2, 1e3))
+def test_they_are_the_moments_of_all_rows_also_far_from_zero(seed, offset, scale):
+    data = episodes(seed, offset, scale)
+    rows = np.concatenate([observations for observations, _ in data])
+    rewards = np.concatenate([rewards for _, rewards in data])
+    deltas = np.concatenate([np.diff(observations, axis=0) for observations, _ in data])
+    given = measure(data)
+    np.testing.assert_allclose(given.mean, rows.mean(0), rtol=1e-5, atol=1e-5 * scale)
+    np.testing.assert_allclose(given.std, rows.std(0), rtol=1e-3)
+    np.testing.assert_allclose(given.delta_std, np.sqrt((deltas**2).mean(0)), rtol=1e-3)
+    np.testing.assert_allclose(given.low, rows.min(0), rtol=1e-6)
+    np.testing.assert_allclose(given.high, rows.max(0), rtol=1e-6)
+    np.testing.assert_allclose(given.reward_mean, rewards.mean(), atol=1e-5)
+    np.testing.assert_allclose(given.reward_std, rewards.std(), rtol=1e-3)
+
+
+def test_constant_channels_and_rewards_get_a_spread_of_one():
+    given = measure([(np.ones((4, 2)), np.ones(3))])
+    assert torch.equal(given.std, torch.ones(2))
+    assert torch.equal(given.delta_std, torch.ones(2))
+    assert given.reward_std == 1
+
+
+def test_the_worst_return_is_the_lowest_to_any_end_and_never_above_zero():
+    observations = np.zeros((4, 1))
+    assert measure([(observations, np.array([1.0, -5.0, 2.0]))]).worst_return == -3.0
+    assert measure([(observations, np.ones(3))]).worst_return == 0.0
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(ValueError, match="no episodes"):
+        measure([])
