@@ -3,6 +3,8 @@
 from dreamgym.data.checking import Card, check
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.mixing import Mixture
+from dreamgym.data.prefetching import prefetch
 from dreamgym.data.reader import Dataset
 from dreamgym.data.recorder import Recorder
 from dreamgym.data.recording import record, resume
@@ -24,6 +26,7 @@ __all__ = [
     "DatasetMetadata",
     "DatasetWriter",
     "Episode",
+    "Mixture",
     "Recorder",
     "Recovery",
     "SegmentBatch",
@@ -31,6 +34,7 @@ __all__ = [
     "UnsupportedSpaceError",
     "check",
     "check_supported",
+    "prefetch",
     "record",
     "recover",
     "resume",

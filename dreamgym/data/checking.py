@@ -11,6 +11,7 @@ import numpy as np
 
 from dreamgym.data import schema
 from dreamgym.data.native import open_native
+from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
@@ -102,7 +103,7 @@ def check(path: str | os.PathLike[str]) -> Card:
         UnsupportedSpaceError: It has a space that this dreamgym does not know.
     """
     path = Path(path)
-    source = open_native(path, _HELD_BYTES)
+    source = (open_shards if path.is_dir() else open_native)(path, _HELD_BYTES)
     try:
         return _card(source)
     finally:
@@ -124,7 +125,7 @@ def _card(source: Source) -> Card:
                 notes.append(f"{len(channels)} {what} channels in {key!r}: {_some(channels)}")
     return Card(
         path=str(source.path),
-        size_bytes=source.path.stat().st_size,
+        size_bytes=_size(source.path),
         schema_version=schema.SCHEMA_VERSION,
         env_id=metadata.env_id,
         policy=metadata.policy,
@@ -148,6 +149,11 @@ def _card(source: Source) -> Card:
         problems=_problems(source),
         notes=notes,
     )
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _problems(source: Source) -> list[str]:

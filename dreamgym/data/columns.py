@@ -6,6 +6,7 @@ episode after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ class Column(Protocol):
     def take(self, rows: Rows) -> Array:
         """Rows by number: `(B, L)` whole numbers in, `(B, L, *shape)` out, freshly allocated.
 
-        Along `L` the numbers rise by one, until they stay at an episode's last row.
+        Along `L` the numbers rise by a constant step, until they stay at an episode's last row.
         """
         ...
 
@@ -56,12 +57,55 @@ class SlicedColumn:
         windows = np.empty((*rows.shape, *self._dataset.shape[1:]), dtype=self._dataset.dtype)
         for window, wanted in zip(windows, rows, strict=True):
             first, last = int(wanted[0]), int(wanted[-1])
-            count = last + 1 - first
-            self._dataset.read_direct(window, np.s_[first : last + 1], np.s_[:count])
-            window[count:] = window[count - 1]
+            window[...] = self._dataset[first : last + 1][wanted - first]
         return windows
 
     def read(self, start: int, stop: int) -> Array:
         """See `Column.read`."""
         values: Array = self._dataset[start:stop]
         return values
+
+
+class JoinedColumn:
+    """The rows of several columns, one after the other: the shards of a dataset.
+
+    Args:
+        columns: At least one.
+        counts: Rows of each.
+    """
+
+    def __init__(self, columns: Sequence[Column], counts: Sequence[int]) -> None:
+        self._columns = list(columns)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - np.asarray(counts)
+
+    def take(self, rows: Rows) -> Array:
+        """See `Column.take`; a window lies in one episode, and so in one shard."""
+        shards = np.searchsorted(self._ends, rows[:, 0], side="right")
+        windows: Array | None = None
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            part = self._columns[shard].take(rows[chosen] - self._starts[shard])
+            if windows is None:
+                windows = np.empty((len(rows), *part.shape[1:]), dtype=part.dtype)
+            windows[chosen] = part
+        return self._columns[0].take(rows) if windows is None else windows
+
+    def read(self, start: int, stop: int) -> Array:
+        """See `Column.read`."""
+        parts = [
+            column.read(max(start - first, 0), min(stop, last) - first)
+            for column, first, last in zip(
+                self._columns, self._starts.tolist(), self._ends.tolist(), strict=True
+            )
+            if start < last and stop > first
+        ]
+        return np.concatenate(parts) if parts else self._columns[0].read(0, 0)
+
+
+def for_models(column: Column) -> Column:
+    """Actions as models take them: whole numbers as int64, others as float32."""
+    if not isinstance(column, MemoryColumn):
+        return column
+    dtype = np.float32 if column.values.dtype.kind == "f" else np.int64
+    return MemoryColumn(column.values.astype(dtype, copy=False))

@@ -49,6 +49,9 @@ class PositionedColumn:
         firsts, lasts = rows[:, 0].tolist(), rows[:, -1].tolist()
         for index, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
             begin, present = index * window_bytes, last + 1 - first
+            if count > 1 and rows[index, 1] - first > 1:
+                self._fill_apart(buffer[begin : begin + window_bytes], rows[index])
+                continue
             self._fill(buffer[begin : begin + present * size], first)
             if present < count:
                 windows[index, present:] = windows[index, present - 1]
@@ -66,6 +69,12 @@ class PositionedColumn:
 
     def _none(self) -> Array:
         return np.empty((0, *self._shape), dtype=self._dtype)
+
+    def _fill_apart(self, buffer: memoryview, rows: Array) -> None:
+        """Read rows that do not follow one another."""
+        size = self._row_bytes
+        for index, row in enumerate(rows.tolist()):
+            self._fill(buffer[index * size : (index + 1) * size], row)
 
     def _fill(self, buffer: memoryview, first: int) -> None:
         """Read whole rows from row `first` on until the buffer is full."""

@@ -14,14 +14,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym.data import schema
-from dreamgym.data.columns import Column, MemoryColumn
+from dreamgym.data.aside import partial_path
+from dreamgym.data.columns import for_models
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.native import open_native, open_snapshot
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentSampler, SegmentSource
+from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
-from dreamgym.data.writer import partial_path
 
 Array = NDArray[Any]
 DEFAULT_MEMORY = 1 << 30  # bytes
@@ -35,7 +36,7 @@ class Dataset:
     infinities, actions outside their space.
 
     Args:
-        path: The file.
+        path: The file, or a folder of them (shards).
         on_bad: What to do with a bad episode: `"raise"` (the default), or `"skip"` it and list it
             in `skipped`. The file is never changed.
         memory: Bytes of observations to hold in memory at most.
@@ -64,7 +65,8 @@ class Dataset:
                 remedy="read what is there with Dataset.snapshot, or save it with "
                 f"`dreamgym recover {partial}`",
             )
-        self._adopt(open_native(given, memory), on_bad)
+        open_it = open_shards if given.is_dir() else open_native
+        self._adopt(open_it(given, memory), on_bad)
 
     @classmethod
     def snapshot(cls, path: str | os.PathLike[str], *, memory: int = DEFAULT_MEMORY) -> Dataset:
@@ -210,34 +212,54 @@ class Dataset:
         order = np.random.default_rng(seed).permutation(self.num_episodes)
         return np.sort(order[count:]), np.sort(order[:count])
 
-    def segments(self, episodes: Sequence[int] | Array, length: int) -> SegmentSampler:
+    def verify(self) -> None:
+        """Read everything, also what stays in the file, and raise at the first bad episode.
+
+        Opening verifies what is held in memory; this does the rest, at the speed of the disk.
+
+        Raises:
+            DatasetError: A checksum does not fit, or a value is not finite.
+        """
+        for error in self._source.audit():
+            raise error.at(path=self.path)
+
+    def segments(
+        self,
+        episodes: Sequence[int] | Array,
+        length: int,
+        *,
+        frame_skip: int = 1,
+        keys: Sequence[str] | None = None,
+    ) -> SegmentSampler:
         """A sampler of segments of some of the episodes.
 
         Args:
             episodes: Their indices.
             length: `L`, transitions in a segment, at least 1.
+            frame_skip: Steps of the environment in one transition, see `SegmentSampler`.
+            keys: Observation keys to read, of a Dict space; all where it is not given.
 
         Raises:
-            DatasetError: There are no episodes to draw from.
+            DatasetError: There are no episodes to draw from, or no such observation key.
             IndexError: One of them does not exist.
-            ValueError: `length` is below 1.
+            ValueError: `length` or `frame_skip` is below 1.
         """
         if length < 1:
             raise ValueError(f"length is {length}; a segment has at least 1 transition")
+        if frame_skip < 1:
+            raise ValueError(f"frame_skip is {frame_skip}; at least 1")
         chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)
         if not len(chosen):
             raise DatasetError("there are no episodes to draw segments from", path=self.path)
         if chosen.min() < 0 or chosen.max() >= self.num_episodes:
             raise IndexError(f"episodes {chosen.min()} to {chosen.max()} of {self.num_episodes}")
-        return SegmentSampler(self._segment_source, chosen, length)
+        source = self._segment_source if keys is None else self._make_segment_source(keys)
+        return SegmentSampler(source, chosen, length, frame_skip)
 
     def _keep_good(self, on_bad: str) -> None:
         self._table = self._source.table
-        columns = self._source.columns().values()
-        if not all(isinstance(column, MemoryColumn) for column in columns):
-            return
         bad = set()
-        for error in self._source.audit():
+        for error in self._source.audit(self._source.held()):
             if on_bad == "raise":
                 raise error.at(path=self.path)
             bad.add(error.episode)
@@ -248,22 +270,23 @@ class Dataset:
                 raise DatasetError(f"all {len(bad)} episodes are bad", path=self.path)
             self._table = self._table.select(np.array(good))
 
-    def _make_segment_source(self) -> SegmentSource:
+    def _make_segment_source(self, keys: Sequence[str] | None = None) -> SegmentSource:
         observations = self._source.observations
         is_dict = isinstance(self.observation_space, spaces.Dict)
+        if keys is not None:
+            missing = [key for key in keys if key not in observations or not is_dict]
+            if missing or not keys:
+                raise DatasetError(
+                    f"it has no observation keys {missing}; it has "
+                    f"{list(observations) if is_dict else 'none, for its space is no Dict'}",
+                    path=self.path,
+                )
+            observations = {key: observations[key] for key in keys}
         return SegmentSource(
             observations if is_dict else observations[schema.SINGLE_KEY],
-            action=_for_models(self._source.action),
+            action=for_models(self._source.action),
             reward=self._source.reward,
             starts=self._table.start,
             lengths=self._table.length,
             terminated=self._table.terminated,
         )
-
-
-def _for_models(column: Column) -> Column:
-    """Actions as models take them: whole numbers as int64, others as float32."""
-    if not isinstance(column, MemoryColumn):
-        return column
-    dtype = np.float32 if column.values.dtype.kind == "f" else np.int64
-    return MemoryColumn(column.values.astype(dtype, copy=False))

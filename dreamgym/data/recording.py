@@ -11,10 +11,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dreamgym.data.aside import refuse_existing
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.policies import Policy, make_policy
 from dreamgym.data.recorder import Recorder
-from dreamgym.data.writer import DatasetWriter, refuse_existing
+from dreamgym.data.writer import DatasetWriter
 
 Progress = Callable[[int, int], None]
 _PROGRESS_EVERY = 256  # steps

@@ -11,13 +11,14 @@ import h5py
 import numpy as np
 
 from dreamgym.data import schema
+from dreamgym.data.aside import partial_path
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.guard import hdf5_errors, open_growing
 from dreamgym.data.native import open_columns, read_committed, read_metadata
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.superblock import being_written, read_superblock
 from dreamgym.data.table import EpisodeTable
-from dreamgym.data.writer import DatasetWriter, partial_path
+from dreamgym.data.writer import DatasetWriter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,17 +67,35 @@ class SegmentSource:
         self.terminal[(starts + lengths - 1)[terminated]] = True
 
 
+class Sampler(Protocol):
+    """What gives batches of segments."""
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
+        """`batch_size` segments; the same generator state gives the same segments."""
+        ...
+
+
 class SegmentSampler:
     """Draws segments whose first transition is uniform over all transitions of its episodes.
+
+    With a frame skip of `k`, a transition of a segment spans `k` steps of the environment: the
+    observations are every `k`-th, the actions between them are all kept as a block,
+    `(B, L, k, ...)`, the rewards are summed, and a transition is terminal where one of its steps
+    is. Where the episode ends within a block, the block's last observation is the episode's, and
+    the missing actions are zero.
 
     Args:
         source: The columns and the episodes.
         episodes: `(K,)` indices of the episodes to draw from.
         length: `L`, at least 1, the number of transitions in a segment.
+        frame_skip: `k`, at least 1.
     """
 
-    def __init__(self, source: SegmentSource, episodes: Array, length: int) -> None:
+    def __init__(
+        self, source: SegmentSource, episodes: Array, length: int, frame_skip: int = 1
+    ) -> None:
         self.length = length
+        self.frame_skip = frame_skip
         self.episodes = episodes
         self._source = source
         lengths, starts = source.lengths[episodes], source.starts[episodes]
@@ -85,7 +103,7 @@ class SegmentSampler:
         self._last = np.repeat(starts + lengths, lengths)
         before = np.cumsum(lengths) - lengths
         self._first = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
-        self._steps = np.arange(length + 1)
+        self._steps = np.arange(length * frame_skip + 1)
 
     @property
     def num_transitions(self) -> int:
@@ -104,12 +122,23 @@ class SegmentSampler:
         np.minimum(rows, last, out=rows)
         leaving = rows[:, :-1]
         source = self._source
-        return SegmentBatch(
-            observation=_take(source.observations, rows),
+        batch = SegmentBatch(
+            observation=_take(source.observations, rows[:, :: self.frame_skip]),
             action=source.action.take(leaving),
             reward=source.reward.take(leaving),
             terminated=source.terminal.take(leaving),
             mask=mask,
+        )
+        return batch if self.frame_skip == 1 else self._in_blocks(batch)
+
+    def _in_blocks(self, batch: SegmentBatch) -> SegmentBatch:
+        shape = (len(batch.mask), self.length, self.frame_skip)
+        return SegmentBatch(
+            observation=batch.observation,
+            action=batch.action.reshape(*shape, *batch.action.shape[2:]),
+            reward=batch.reward.reshape(shape).sum(axis=2),
+            terminated=np.asarray(batch.terminated.reshape(shape).any(axis=2)),
+            mask=batch.mask.reshape(shape)[:, :, 0],
         )
 
 

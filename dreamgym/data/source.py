@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dreamgym.data import schema
 from dreamgym.data.checks import action_excess
-from dreamgym.data.columns import Column
+from dreamgym.data.columns import Column, MemoryColumn
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.table import EpisodeTable
@@ -59,8 +59,17 @@ class Source:
         sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
         return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + schema.REWARD_DTYPE.itemsize
 
-    def audit(self) -> Iterator[DatasetError]:
+    def held(self) -> dict[str, Column]:
+        """The columns that are in memory, by name."""
+        columns = self.columns().items()
+        return {name: column for name, column in columns if isinstance(column, MemoryColumn)}
+
+    def audit(self, columns: dict[str, Column] | None = None) -> Iterator[DatasetError]:
         """Every episode that must not be fitted from, read block by block.
+
+        Args:
+            columns: The columns to look at, action among them; all of them where it is not given.
+                Checksums can only be verified with all.
 
         Yields:
             What is wrong, with key, episode and row, but without the path: flags that contradict
@@ -69,7 +78,9 @@ class Source:
         """
         yield from self.table.flag_problems()
         for first, last in self._blocks():
-            yield from self._audit_block(first, last)
+            yield from self._audit_block(
+                first, last, self.columns() if columns is None else columns
+            )
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Runs of episodes of about 64 MiB."""
@@ -82,12 +93,15 @@ class Source:
             yield first, last
             first = last
 
-    def _audit_block(self, first: int, last: int) -> Iterator[DatasetError]:
+    def _audit_block(
+        self, first: int, last: int, columns: dict[str, Column]
+    ) -> Iterator[DatasetError]:
         table = self.table.select(np.arange(first, last))
         begin, end = int(table.start[0]), table.num_rows
-        rows = {name: column.read(begin, end) for name, column in self.columns().items()}
+        rows = {name: column.read(begin, end) for name, column in columns.items()}
         starts = table.start - begin
-        yield from _checksum_problems(table, rows, first)
+        if rows.keys() == self.columns().keys():
+            yield from _checksum_problems(table, rows, first)
         for name, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = np.asarray(~np.isfinite(values).reshape(len(values), -1).all(axis=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,15 @@ class EpisodeTable:
             **{field.name: getattr(self, field.name)[episodes] for field in fields(self)}
         )
 
-    def episode_of(self, row: int) -> int:
-        """The episode that a native row belongs to."""
-        return int(np.searchsorted(self.start, row, side="right")) - 1
+    @classmethod
+    def concatenate(cls, tables: Sequence[EpisodeTable]) -> EpisodeTable:
+        """The episodes of several tables, whose rows already lie one after the other."""
+        return cls(
+            **{
+                field.name: np.concatenate([getattr(table, field.name) for table in tables])
+                for field in fields(cls)
+            }
+        )
 
     def validate(self, path: Path) -> None:
         """Raise `DatasetError` unless the episodes follow one another without gap or overlap."""

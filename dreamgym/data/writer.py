@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.data import schema
+from dreamgym.data.aside import partial_path, refuse_existing, sync
 from dreamgym.data.encoding import episode_columns
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
@@ -35,26 +36,6 @@ from dreamgym.data.superblock import hold_writer_lock, read_superblock
 Array = NDArray[Any]
 # SWMR needs 1.10's file format; nothing newer, so that older libraries can read the files.
 _LIBVER = ("v110", "v110")
-
-
-def partial_path(path: Path) -> Path:
-    """Where a dataset lies while it is being written."""
-    return path.with_name(path.name + ".partial")
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise `DatasetError` where `path`, or a recording that was to become it, already exists."""
-    if path.exists():
-        raise DatasetError(
-            "it exists already", path=path, remedy="choose another name, or move it away"
-        )
-    partial = partial_path(path)
-    if partial.exists():
-        raise DatasetError(
-            "another recording is writing it, or was killed while it did",
-            path=partial,
-            remedy=f"wait for it, or save its episodes with `dreamgym recover {partial}`",
-        )
 
 
 class DatasetWriter:
@@ -298,9 +279,3 @@ def _require_growing(dataset: h5py.Dataset, path: Path) -> None:
             key=str(dataset.name),
             remedy="record to another file beside it: a folder of files is a dataset too",
         )
-
-
-def sync(path: Path) -> None:
-    """Force a file onto the disk, so that its new name never stands for an older content."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

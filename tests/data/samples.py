@@ -85,7 +85,7 @@ def vector_metadata(**kwargs: Any) -> DatasetMetadata:
 def write_random(path: Path, lengths: list[int], metadata: DatasetMetadata | None = None) -> Path:
     """A native dataset of random episodes of the given lengths, seeded."""
     metadata = metadata or vector_metadata()
-    rng = np.random.default_rng(len(lengths))
+    rng = np.random.default_rng(lengths)
     episodes = [
         random_episode(metadata.observation_space, metadata.action_space, length, rng, seed=i)
         for i, length in enumerate(lengths)
