@@ -4,6 +4,7 @@ from dreamgym.data.checking import Card, check
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.mixing import Mixture
+from dreamgym.data.parallel import ShardPlan, record_shards
 from dreamgym.data.prefetching import prefetch
 from dreamgym.data.reader import Dataset
 from dreamgym.data.recorder import Recorder
@@ -17,6 +18,7 @@ from dreamgym.data.spaces import (
     space_from_json,
     space_to_json,
 )
+from dreamgym.data.vector_recorder import VectorRecorder
 from dreamgym.data.writer import DatasetWriter
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "Recovery",
     "SegmentBatch",
     "SegmentSampler",
+    "ShardPlan",
     "UnsupportedSpaceError",
+    "VectorRecorder",
     "check",
     "check_supported",
     "prefetch",
     "record",
+    "record_shards",
     "recover",
     "resume",
     "space_from_json",

@@ -43,6 +43,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         env_index: int = 0,
     ) -> None:
         super().__init__(env)
+        self.env_index = env_index
         self._owns_writer = not isinstance(out, DatasetWriter)
         self.writer = (
             out

@@ -66,7 +66,7 @@ def record(
         chosen = make_policy(policy, made.action_space)
         recorder = Recorder(made, out, policy=chosen.name, seed=seed)
         try:
-            _run(recorder, chosen, steps=steps, seed=seed, progress=progress)
+            run(recorder, chosen, steps=steps, seed=seed, progress=progress)
         finally:
             recorder.finish()
     finally:
@@ -110,7 +110,7 @@ def resume(
             seed = _require_same(writer, made, chosen)
             recorder = Recorder(made, writer)
             try:
-                _run(recorder, chosen, steps=steps, seed=seed, progress=progress)
+                run(recorder, chosen, steps=steps, seed=seed, progress=progress)
             finally:
                 recorder.finish()
     finally:
@@ -145,14 +145,23 @@ def _require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy)
     return metadata.seed
 
 
-def _run(
+def run(
     recorder: Recorder, policy: Policy, *, steps: int, seed: int, progress: Progress | None
 ) -> None:
+    """Step the recorder's environment until its file holds `steps` steps.
+
+    Args:
+        recorder: Open; it is the caller's to finish.
+        policy: Chooses the actions.
+        steps: Steps that the file shall hold in the end.
+        seed: Of the recording; see `episode_seeds`.
+        progress: Called now and then with the steps done and the steps wanted.
+    """
     done_steps, number = recorder.writer.num_steps, recorder.writer.num_episodes
     if done_steps >= steps:
         return
     while done_steps < steps:
-        reset_seed, policy_seed = episode_seeds(seed, number)
+        reset_seed, policy_seed = episode_seeds(seed, number, recorder.env_index)
         observation, _ = recorder.reset(seed=reset_seed)
         policy.begin(policy_seed)
         number += 1

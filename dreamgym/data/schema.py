@@ -98,7 +98,7 @@ class DatasetMetadata:
         return cls(
             observation_space=env.observation_space,
             action_space=env.action_space,
-            env_spec=_spec_json(env.spec),
+            env_spec=spec_json(env.spec),
             env_id=None if env.spec is None else env.spec.id,
             policy=policy,
             seed=seed,
@@ -213,7 +213,8 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def _spec_json(spec: Any) -> str | None:
+def spec_json(spec: Any) -> str | None:
+    """JSON of Gymnasium's `EnvSpec`; `None` where there is none, or JSON cannot hold it."""
     if spec is None:
         return None
     try:
