@@ -16,7 +16,7 @@ import pytest
 
 from dreamgym.cli import main
 
-VERBS = ("record", "check", "fit", "train", "transfer")
+VERBS = ("record", "check", "fit", "train", "transfer", "recover")
 
 pytestmark = pytest.mark.xdist_group("cli")
 
@@ -215,7 +215,9 @@ def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
     assert f"to choose and measure by; by default {config.held_out}." in said
 
 
-def interrupt(line: str, once: Callable[[], bool], *, cwd: Path) -> Done:
+def interrupt(
+    line: str, once: Callable[[], bool], *, cwd: Path, how: signal.Signals = signal.SIGINT
+) -> Done:
     """Run a command line in a process of its own and press Ctrl-C when `once` is true."""
     command = [sys.executable, "-c", "from dreamgym.cli import main; main()", *line.split()]
     process = subprocess.Popen(
@@ -224,7 +226,7 @@ def interrupt(line: str, once: Callable[[], bool], *, cwd: Path) -> Done:
     give_up = time.monotonic() + 60
     while not once() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=60)
     return Done(process.returncode, out, err)
 
@@ -242,6 +244,39 @@ def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: 
     assert str(out) in done.err
     assert "Traceback" not in done.err
     assert run("check", out).code == 0
+    recorded = json.loads(info_of(run, out, tmp_path))["steps"]
+    line = ("record", "CartPole-v1", "--steps", recorded + 500, "--out", out, "--resume")
+    assert run(*line).code == 0
+    assert json.loads(info_of(run, out, tmp_path))["steps"] == recorded + 500
+
+
+def info_of(run: Run, dataset: Path, folder: Path) -> str:
+    """The card of a dataset as JSON."""
+    assert run("check", dataset, "--json", folder / "card.json").code == 0
+    return (folder / "card.json").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such kill there")
+def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "killed.h5"
+    done = interrupt(
+        f"record CartPole-v1 --steps 50000000 --out {out}",
+        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        cwd=tmp_path,
+        how=signal.SIGKILL,
+    )
+    assert done.code == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    refused = run("check", left)
+    assert refused.code == 1
+    assert "dreamgym recover" in refused.err
+    recovered = run("recover", out, "--json", tmp_path / "recovered.json")
+    assert recovered.code == 0
+    figures = json.loads((tmp_path / "recovered.json").read_text())
+    assert figures["dataset"] == str(out)
+    assert figures["damaged_episodes"] == []
+    assert json.loads(info_of(run, out, tmp_path))["episodes"] == figures["episodes"] > 0
+    assert Path(figures["original"]).exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")

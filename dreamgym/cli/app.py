@@ -17,6 +17,7 @@ from dreamgym.cli.failing import Interrupted, explain
 from dreamgym.cli.verb_check import check
 from dreamgym.cli.verb_fit import fit
 from dreamgym.cli.verb_record import record
+from dreamgym.cli.verb_recover import recover
 from dreamgym.cli.verb_train import train
 from dreamgym.cli.verb_transfer import transfer
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verb in (record, check, fit, train, transfer):
+for _verb in (record, check, fit, train, transfer, recover):
     app.command()(_verb)
 
 

@@ -33,25 +33,35 @@ def record(
             "--out", metavar="FILE", help="The dataset; by default ENV.h5 in this folder."
         ),
     ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the recording in --out until it holds --steps."),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Record real steps of ENV into a dataset, one HDF5 file of episodes.
 
     What is recorded is safe at once: Ctrl-C, a kill or a full disk loses no finished episode.
+    Go on with --resume; after a kill, dreamgym recover first.
 
     Example: [bold]dreamgym record CartPole-v1 --steps 10000 --seed 0 --out cartpole.h5[/]
     """
-    from dreamgym.data import Dataset
+    from dreamgym.data import Dataset, resume
     from dreamgym.data import record as record_steps
 
     path = out if out is not None else Path(env.split(":")[-1].replace("/", "-") + ".h5")
 
     def kept() -> str:
-        return f"the finished episodes are in {path}" if path.exists() else "nothing was written"
+        if not path.exists():
+            return "nothing was written"
+        return f"the finished episodes are in {path}; the same command with --resume goes on"
 
     begin = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
-        record_steps(env, steps=steps, out=path, policy=policy, seed=seed, progress=report)
+        if go_on:
+            resume(env, steps=steps, out=path, policy=policy, progress=report)
+        else:
+            record_steps(env, steps=steps, out=path, policy=policy, seed=seed, progress=report)
     seconds = time.perf_counter() - begin
     with Dataset(path) as dataset:
         episodes, total = int(dataset.num_episodes), int(dataset.num_steps)
