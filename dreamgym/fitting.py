@@ -245,7 +245,7 @@ class _Fit:
                 self.config.model or family.config_type(),
             )
         episodes = (self.data.episode(int(index)) for index in self.training)
-        model.set_statistics(measure((np.asarray(e.observations), e.rewards) for e in episodes))
+        model.set_statistics(measure((e.observations, e.rewards) for e in episodes))
         return model
 
     def fingerprint(self) -> dict[str, Any]:

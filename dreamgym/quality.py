@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym.data import Dataset, SegmentBatch
-from dreamgym.models import Decodes, Segment, State, WorldModel, filter, imagine
+from dreamgym.models import (
+    Decodes,
+    Segment,
+    State,
+    WorldModel,
+    as_tensors,
+    assemble,
+    filter,
+    imagine,
+    part,
+    parts,
+)
 
 HORIZONS = (1, 5, 15, 50)
 BURN_IN = 4
@@ -19,7 +30,8 @@ WINDOWS = 2048
 
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
     """A batch of the reader as tensors on a device."""
-    return Segment(*(torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch))
+    rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
+    return Segment(as_tensors(batch.observation, device), *rest)
 
 
 @torch.no_grad()
@@ -87,22 +99,38 @@ def _one_step(
 
 def _open_loop(
     model: Any, segment: Segment, states: State, horizons: list[int], noise: Tensor
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
+    """Errors of dreams under the true actions; by part where the observation is a Dict."""
     start = {key: leaf[:, BURN_IN] for key, leaf in states.items()}
     dreamt, _ = imagine(model, start, segment.action[:, BURN_IN:], noise[:, BURN_IN + 1 :])
-    truth = segment.observation.float()
-    spread = truth[:, : BURN_IN + 1].flatten(0, 1).std(0).clamp(min=1e-6)
-    figures = {}
+    figures: dict[str, Any] = {}
     for k in horizons:
         alive = segment.mask[:, BURN_IN + k - 1]
         if not bool(alive.any()):
             continue
-        state = {key: leaf[alive, k - 1] for key, leaf in dreamt.items()}
-        wanted, last = truth[alive, BURN_IN + k], truth[alive, BURN_IN]
-        predicted = model.decode(state)
-        figures[str(k)] = {
-            "rmse": float((((predicted - wanted) / spread).square().mean()) ** 0.5),
-            "repeat_last": float((((last - wanted) / spread).square().mean()) ** 0.5),
-            "windows": int(alive.sum()),
+        predicted = model.decode({key: leaf[alive, k - 1] for key, leaf in dreamt.items()})
+        errors = {
+            key: _errors(part(segment.observation, key), part(predicted, key), alive, k)
+            for key in parts(model.observation_space)
         }
+        figures[str(k)] = {"windows": int(alive.sum()), **_named(errors)}
     return figures
+
+
+def _named(errors: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The figures of a lone part as they are, of several under their keys."""
+    figures: Any = assemble(errors)
+    return figures
+
+
+def _errors(observed: Tensor, predicted: Tensor, alive: Tensor, k: int) -> dict[str, float]:
+    """Root mean square errors of a part k steps ahead, in units of its spread."""
+    truth = observed[alive].float()
+    before = observed[:, : BURN_IN + 1].float().flatten(0, 1)
+    # Numbers of a vector have a spread each; pixels share one, for many of them never change.
+    spread = (before.std(0) if before.ndim == 2 else before.std()).clamp(min=1e-6)
+    wanted, last = truth[:, BURN_IN + k], truth[:, BURN_IN]
+    return {
+        "rmse": float(((predicted.float() - wanted) / spread).square().mean() ** 0.5),
+        "repeat_last": float(((last - wanted) / spread).square().mean() ** 0.5),
+    }

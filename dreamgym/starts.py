@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dreamgym.data import Dataset
-from dreamgym.models import Segment, State, WorldModel, filter
+from dreamgym.models import Observation, Segment, State, WorldModel, as_tensors, filter, segment_to
+
+CHUNK = 128
+"""Windows that are filtered at once: a bank of images need not fit in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,40 +74,61 @@ def burn_in(
     first = [(int(e), 0) for e in rng.choice(episodes, half)]
     chosen = rng.choice(len(episodes), count - half, p=lengths / lengths.sum())
     anywhere = [(int(episodes[k]), int(rng.integers(lengths[k]))) for k in chosen]
-    windows, last = _windows(dataset, first + anywhere, length)
-    states = _filter(model, windows, torch.from_numpy(last), rng)
+    places = first + anywhere
+    banks = [
+        _burnt_in(model, dataset, places[at : at + CHUNK], length, rng)
+        for at in range(0, count, CHUNK)
+    ]
+    states = {key: torch.cat([bank[key] for bank in banks]) for key in banks[0]}
     return Starts(states=states, beginnings=half)
 
 
-def _windows(
-    dataset: Dataset, places: list[tuple[int, int]], length: int
-) -> tuple[Segment, NDArray[np.int64]]:
-    """Left-aligned windows that end at each (episode, row); and where in them that row lies."""
-    observations, actions, last = [], [], []
+@torch.no_grad()
+def _burnt_in(
+    model: WorldModel,
+    dataset: Dataset,
+    places: list[tuple[int, int]],
+    length: int,
+    rng: np.random.Generator,
+) -> State:
+    """The state at each (episode, row), filtered from `length` observations before on."""
+    device = next(model.parameters()).device
+    batch = len(places)
+    last = torch.tensor([min(row, length) for _, row in places], device=device)
+    windows = segment_to(_windows(dataset, places, length), device)
+    noise = rng.random((batch, length + 1, model.noise_dim), dtype=np.float32)
+    states = filter(model, windows, torch.from_numpy(noise).to(device))
+    rows = torch.arange(batch, device=device)
+    return {key: leaf[rows, last].cpu() for key, leaf in states.items()}
+
+
+def _windows(dataset: Dataset, places: list[tuple[int, int]], length: int) -> Segment:
+    """Left-aligned windows with each (episode, row) in them, `min(row, length)` rows in."""
+    observations, actions = [], []
     for episode, row in places:
         data = dataset.episode(episode)
         begin = max(0, row - length)
         # Rows after `row` only fill the window up: their states are never read.
-        take = np.minimum(np.arange(begin, begin + length + 1), data.length)
-        observations.append(np.asarray(data.observations)[take])
-        actions.append(data.actions[np.minimum(take[:-1], data.length - 1)])
-        last.append(row - begin)
+        rows = np.minimum(np.arange(begin, begin + length + 1), data.length)
+        observations.append(_take(data.observations, rows))
+        actions.append(data.actions[np.minimum(rows[:-1], data.length - 1)])
     batch = len(places)
     return Segment(
-        observation=torch.from_numpy(np.stack(observations)),
+        observation=_stacked(observations),
         action=torch.from_numpy(np.stack(actions)),
         reward=torch.zeros(batch, length),
         terminated=torch.zeros(batch, length, dtype=torch.bool),
         mask=torch.ones(batch, length, dtype=torch.bool),
-    ), np.asarray(last)
+    )
 
 
-@torch.no_grad()
-def _filter(model: WorldModel, windows: Segment, last: Tensor, rng: np.random.Generator) -> State:
-    device = next(model.parameters()).device
-    batch, length = windows.action.shape[:2]
-    noise = rng.random((batch, length + 1, model.noise_dim), dtype=np.float32)
-    windows = Segment(*(leaf.to(device) for leaf in windows))
-    states = filter(model, windows, torch.from_numpy(noise).to(device))
-    rows = torch.arange(batch, device=device)
-    return {key: leaf[rows, last.to(device)].cpu() for key, leaf in states.items()}
+def _take(observations: Any, rows: NDArray[np.integer]) -> Any:
+    if isinstance(observations, dict):
+        return {key: values[rows] for key, values in observations.items()}
+    return observations[rows]
+
+
+def _stacked(windows: list[Any]) -> Observation:
+    if isinstance(windows[0], dict):
+        return as_tensors({key: np.stack([w[key] for w in windows]) for key in windows[0]})
+    return as_tensors(np.stack(windows))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dreamgym import worldfile, zoo
 from dreamgym.data.spaces import space_to_json
 from dreamgym.files import folder_written_aside, nearest
-from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.models import FAMILIES, WorldModel, is_image, parts
 from dreamgym.starts import Starts
 from dreamgym.worldfile import WorldError
 
@@ -71,8 +71,8 @@ class World:
     @property
     def default_view(self) -> str:
         """What transfers with no wrapper: "observation" for vectors, "latent" for pixels."""
-        shape = self.observation_space.shape
-        return "observation" if shape is not None and len(shape) == 1 else "latent"
+        boxes = parts(self.observation_space).values()
+        return "latent" if any(map(is_image, boxes)) else "observation"
 
     def real_env(self, **kwargs: Any) -> gym.Env:
         """Make the real environment that this world was fitted to.

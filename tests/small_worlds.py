@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from dreamgym.models import FAMILIES, Statistics, WorldModel
+from dreamgym.models import FAMILIES, Moments, Statistics, WorldModel
 from dreamgym.starts import Starts
 from dreamgym.world import World
 
@@ -17,13 +17,16 @@ ACTION_SPACES = {
 }
 
 
-STATISTICS = Statistics(
+MOMENTS = Moments(
     mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
     std=torch.tensor([1.0, 0.5, 2.0, 1.5]),
     # So wide that no dream leaves it: episodes end as the tests say, and not before.
-    low=torch.full((4,), -1e3),
-    high=torch.full((4,), 1e3),
+    low=torch.full((4,), -1e6),
+    high=torch.full((4,), 1e6),
     delta_std=torch.tensor([0.1, 0.2, 0.3, 0.4]),
+)
+STATISTICS = Statistics(
+    observation={"": MOMENTS},
     reward_mean=torch.tensor(0.5),
     reward_std=torch.tensor(2.0),
     worst_return=torch.tensor(-30.0),

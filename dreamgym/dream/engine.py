@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.options import DreamOptions
-from dreamgym.models import Decodes, State, WorldModel, select
+from dreamgym.models import Decodes, Observation, State, WorldModel, select
 from dreamgym.starts import Starts
 
 START_STEP = -1
@@ -55,11 +55,11 @@ class Outcome(NamedTuple):
         uncertainty: the model's own, >= 0.
     """
 
-    observation: Tensor
+    observation: Observation
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
-    final_observation: Tensor
+    final_observation: Observation
     episode_return: Tensor
     episode_length: Tensor
     uncertainty: Tensor
@@ -91,13 +91,13 @@ class Engine:
         self.candidates = starts.beginnings if options.starts == "beginnings" else starts.size
         self.env_index = torch.arange(num_envs, device=self.device)
 
-    def view(self, state: State) -> Tensor:
-        """What the policy sees of a state, (N, ...) float32; never memory of the state itself."""
+    def view(self, state: State) -> Observation:
+        """What the policy sees of a state, (N, ...); never memory of the state itself."""
         if self.options.view == "latent" or not isinstance(self.model, Decodes):
             return self.model.features(state)
         return self.model.decode(state)
 
-    def begin(self, seed: int) -> tuple[Dreams, Tensor]:
+    def begin(self, seed: int) -> tuple[Dreams, Observation]:
         """All rows at the start of episode 0 of a seed, and what the policy sees."""
         zeros = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         key = torch.tensor(seed, dtype=torch.int64, device=self.device)
@@ -111,7 +111,7 @@ class Engine:
         )
         return dreams, self.view(dreams.model)
 
-    def restart(self, dreams: Dreams, mask: Tensor) -> tuple[Dreams, Tensor]:
+    def restart(self, dreams: Dreams, mask: Tensor) -> tuple[Dreams, Observation]:
         """Begin a new episode in the rows where `mask` (N,) is true."""
         dreams = self._reset_rows(dreams, mask)
         return dreams, self.view(dreams.model)

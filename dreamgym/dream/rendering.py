@@ -10,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dreamgym.models import Decodes, State, WorldModel
+from dreamgym.models import Decodes, Observation, State, WorldModel, is_image, part, parts
 from dreamgym.world import World
 
 Frame = NDArray[np.uint8]
@@ -78,8 +79,11 @@ class Renderer:
         if self.set_state is not None:
             self.env = world.real_env(render_mode="rgb_array")
             self.env.reset(seed=0)
-        begun = world.model.decode(world.starts.states).flatten(1)
-        self.low, self.high = begun.amin(0).numpy(), begun.amax(0).numpy()
+        boxes = parts(world.observation_space)
+        self.image = next((key for key, box in boxes.items() if is_image(box)), None)
+        if self.image is None:
+            begun = _flat(world.model.decode(world.starts.states))
+            self.low, self.high = begun.amin(0).numpy(), begun.amax(0).numpy()
 
     def frames(self, model: WorldModel, state: State) -> Frames:
         """Frames of every row of a state, which is kept as it is now."""
@@ -88,19 +92,20 @@ class Renderer:
         def draw(row: int) -> Frame:
             one = {key: leaf[row : row + 1] for key, leaf in state.items()}
             with torch.inference_mode(False), torch.no_grad():
-                return self.draw(model.decode(one)[0].cpu().numpy())  # type: ignore[operator]
+                return self.draw(model.decode(one))  # type: ignore[operator]
 
         return Frames(draw, rows)
 
-    def draw(self, observation: NDArray[Any]) -> Frame:
-        """One observation as a frame (height, width, 3)."""
-        if observation.ndim == 3:
-            return observation.astype(np.uint8)
+    def draw(self, observation: Observation) -> Frame:
+        """A batch of one observation as a frame (height, width, 3)."""
+        if self.image is not None:
+            return part(observation, self.image)[0].cpu().numpy()
+        values = _flat(observation)[0].cpu().numpy()
         if self.env is not None and self.set_state is not None:
-            self.set_state(self.env.unwrapped, observation)
+            self.set_state(self.env.unwrapped, values)
             frame: Any = self.env.render()
             return frame
-        return self._bars(observation.reshape(-1))
+        return self._bars(values)
 
     def close(self) -> None:
         """Close the real environment's renderer."""
@@ -116,3 +121,10 @@ class Renderer:
             left = BAR_GAP + index * pitch
             frame[BAR_HEIGHT - 1 - int(height) :, left : left + BAR_WIDTH] = (51, 102, 170)
         return frame
+
+
+def _flat(observation: Observation) -> Tensor:
+    """Every number of an observation, (B, n)."""
+    if isinstance(observation, dict):
+        return torch.cat([leaf.flatten(1) for leaf in observation.values()], 1)
+    return observation.flatten(1)

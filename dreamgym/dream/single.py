@@ -57,7 +57,7 @@ class DreamEnv(gym.Env):
         """
         super().reset(seed=seed)
         observation, _ = self.dreams.reset(seed=int(self.np_random.integers(SEED_RANGE)))
-        return observation[0], {}
+        return _first(observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; `info` holds the model's `uncertainty`.
@@ -69,7 +69,7 @@ class DreamEnv(gym.Env):
         batch = np.asarray(action)[np.newaxis]
         observation, reward, terminated, truncated, info = self.dreams.step(batch)
         return (
-            observation[0],
+            _first(observation),
             float(reward[0]),
             bool(terminated[0]),
             bool(truncated[0]),
@@ -84,6 +84,13 @@ class DreamEnv(gym.Env):
     def close(self) -> None:
         """Let go of the dream."""
         self.dreams.close()
+
+
+def _first(observation: Any) -> Any:
+    """The only row of a batch of one."""
+    if isinstance(observation, dict):
+        return {key: part[0] for key, part in observation.items()}
+    return observation[0]
 
 
 def make_single(world: World | str, **options: Any) -> DreamEnv:

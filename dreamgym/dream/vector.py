@@ -16,7 +16,7 @@ from dreamgym.dream.acting import ActionIntake
 from dreamgym.dream.engine import Dreams, Engine, Outcome
 from dreamgym.dream.options import DTYPES, DreamOptions, parse_options
 from dreamgym.dream.rendering import Renderer
-from dreamgym.models import Decodes
+from dreamgym.models import Decodes, Observation
 from dreamgym.world import World, load
 
 SEED_RANGE = 2**63
@@ -184,11 +184,17 @@ class DreamVectorEnv(VectorEnv):
     def _give(self, tensor: Tensor) -> Any:
         return tensor if self.options.output == "torch" else tensor.cpu().numpy()
 
-    def _give_observation(self, tensor: Tensor) -> Any:
-        given = self._give(tensor)
-        if isinstance(given, np.ndarray):
-            return given.astype(self.single_observation_space.dtype, copy=False)
-        return given
+    def _give_observation(self, observation: Observation) -> Any:
+        space = self.single_observation_space
+        if isinstance(observation, dict):
+            boxes: Any = space
+            return {key: self._give_part(part, boxes[key]) for key, part in observation.items()}
+        return self._give_part(observation, space)
+
+    def _give_part(self, part: Tensor, space: gym.Space) -> Any:
+        given = self._give(part)
+        # Models compute in float32; NumPy callers are promised the dtype of the space.
+        return given.astype(space.dtype, copy=False) if isinstance(given, np.ndarray) else given
 
     def _reset_mask(self, options: dict[str, Any]) -> Tensor | None:
         unknown = sorted(set(options) - {"reset_mask"})

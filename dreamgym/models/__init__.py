@@ -11,11 +11,21 @@ from dreamgym.models.base import (
     WorldModel,
     filter,
     imagine,
+    segment_to,
     select,
     zero_action,
 )
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
-from dreamgym.models.statistics import Statistics, measure
+from dreamgym.models.observations import (
+    Observation,
+    as_tensors,
+    assemble,
+    each,
+    is_image,
+    part,
+    parts,
+)
+from dreamgym.models.statistics import Moments, Statistics, measure
 
 FAMILIES: dict[str, type[WorldModel]] = {
     "mdn-rnn": MDNRNN,
@@ -27,15 +37,24 @@ __all__ = [
     "MDNRNN",
     "Decodes",
     "MDNRNNConfig",
+    "Moments",
+    "Observation",
     "Prediction",
     "Segment",
     "State",
     "Statistics",
     "Temperature",
     "WorldModel",
+    "as_tensors",
+    "assemble",
+    "each",
     "filter",
     "imagine",
+    "is_image",
     "measure",
+    "part",
+    "parts",
+    "segment_to",
     "select",
     "zero_action",
 ]

@@ -9,6 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.observations import Observation, each
 from dreamgym.models.statistics import Statistics
 
 State = dict[str, Tensor]
@@ -35,7 +36,7 @@ class Segment(NamedTuple):
     """B unbroken windows of L transitions, as the reader draws them.
 
     Attributes:
-        observation: (B, L + 1, ...) in the real environment's units and dtype.
+        observation: (B, L + 1, ...) in the real environment's units and dtype, or a dict of such.
         action: (B, L, ...); `action[:, t]` leaves `observation[:, t]`.
         reward: (B, L); paid for `action[:, t]`.
         terminated: (B, L) bool; true where `observation[:, t + 1]` is terminal. Truncation is not
@@ -43,7 +44,7 @@ class Segment(NamedTuple):
         mask: (B, L) bool; false on the padding after an episode's end.
     """
 
-    observation: Tensor
+    observation: Observation
     action: Tensor
     reward: Tensor
     terminated: Tensor
@@ -77,13 +78,15 @@ class WorldModel(nn.Module, ABC):
         """The state before anything was seen; leaves (batch_size, ...)."""
 
     @abstractmethod
-    def observe(self, state: State, action: Tensor, observation: Tensor, noise: Tensor) -> State:
+    def observe(
+        self, state: State, action: Tensor, observation: Observation, noise: Tensor
+    ) -> State:
         """Take in a real observation (filter, posterior).
 
         Args:
             state: the state before `action`; the initial state at an episode's first observation.
             action: (B, ...) the action that led here, raw; zeros at an episode's first observation.
-            observation: (B, ...) in the real environment's units.
+            observation: (B, ...) in the real environment's units, or a dict of such.
             noise: (B, noise_dim) uniforms.
         """
 
@@ -141,7 +144,7 @@ class WorldModel(nn.Module, ABC):
 class Decodes(Protocol):
     """A model that can turn a state back into an observation."""
 
-    def decode(self, state: State) -> Tensor:
+    def decode(self, state: State) -> Observation:
         """The observation (B, ...) that the state stands for, in the real environment's units."""
         ...
 
@@ -157,6 +160,12 @@ def select(mask: Tensor, new: State, old: State) -> State:
 def stack(states: list[State]) -> State:
     """Stack states along a new time axis: leaves (B, ...) become (B, L, ...)."""
     return {key: torch.stack([state[key] for state in states], 1) for key in states[0]}
+
+
+def segment_to(segment: Segment, device: torch.device | str) -> Segment:
+    """The same segment on a device."""
+    rest = (leaf.to(device) for leaf in segment[1:])
+    return Segment(each(lambda leaf: leaf.to(device), segment.observation), *rest)
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:
@@ -181,7 +190,8 @@ def filter(model: WorldModel, segment: Segment, noise: Tensor) -> State:
     action = zero_action(model.action_space, batch, segment.action.device)
     states = []
     for t in range(length + 1):
-        state = model.observe(state, action, segment.observation[:, t], noise[:, t])
+        observation = each(lambda leaf, t=t: leaf[:, t], segment.observation)  # type: ignore[misc]
+        state = model.observe(state, action, observation, noise[:, t])
         states.append(state)
         if t < length:
             action = segment.action[:, t]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.lstm import LSTM
+from dreamgym.models.observations import WHOLE, Observation, part
 from dreamgym.models.sampling import categorical, normal, per_row
 from dreamgym.models.statistics import Statistics
 
@@ -142,7 +143,7 @@ class MDNRNN(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; ranges and deltas are kept in standardised units."""
-        mean, std, low, high, delta_std, reward_mean, reward_std, worst_return = statistics
+        mean, std, low, high, delta_std = statistics.vector
         margin = self.config.range_margin * (high - low)
         values = {
             "mean": mean,
@@ -150,9 +151,9 @@ class MDNRNN(WorldModel):
             "low": (low - margin - mean) / std,
             "high": (high + margin - mean) / std,
             "delta_std": delta_std / std,
-            "reward_mean": reward_mean,
-            "reward_std": reward_std,
-            "worst_return": worst_return,
+            "reward_mean": statistics.reward_mean,
+            "reward_std": statistics.reward_std,
+            "worst_return": statistics.worst_return,
         }
         for name, value in values.items():
             getattr(self, name).copy_(value)
@@ -163,10 +164,12 @@ class MDNRNN(WorldModel):
         shapes = {"z": self.size, "h": self.config.hidden, "c": self.config.hidden}
         return {key: weight.new_zeros(batch_size, width) for key, width in shapes.items()}
 
-    def observe(self, state: State, action: Tensor, observation: Tensor, noise: Tensor) -> State:
+    def observe(
+        self, state: State, action: Tensor, observation: Observation, noise: Tensor
+    ) -> State:
         """See `WorldModel.observe`; nothing is sampled, for the identity V has no posterior."""
         h, c = self._advance(state, self.encode_action(action))
-        return {"z": self._standardise(observation), "h": h, "c": c}
+        return {"z": self._standardise(part(observation, WHOLE)), "h": h, "c": c}
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
@@ -202,7 +205,7 @@ class MDNRNN(WorldModel):
 
         Teacher-forced: one call of the fused LSTM over the segment, which begins as `filter` does.
         """
-        z = self._standardise(segment.observation)
+        z = self._standardise(part(segment.observation, WHOLE))
         encoded = self.encode_action(segment.action)
         first = torch.cat([torch.zeros_like(z[:, :1]), self._zero_code(encoded)], -1)
         inputs = torch.cat([first, torch.cat([z[:, :-1], encoded], -1)], 1)

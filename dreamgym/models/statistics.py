@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym.models.observations import WHOLE
+
 SMALLEST_SPREAD = 1e-6
 """Channels that vary less than this are taken as constant: their spread is set to one."""
 
 
-class Statistics(NamedTuple):
-    """Moments of training data in the real environment's units, float32.
+class Moments(NamedTuple):
+    """Moments of one part of the observations, in its own units; all (n,) float32.
 
     Attributes:
-        mean, std, low, high: (n,) of the observations.
-        delta_std: (n,) root mean square of the change from one observation to the next.
-        reward_mean, reward_std: scalars.
-        worst_return: scalar, the lowest sum of rewards from any step to its episode's end, or
-            zero where even the lowest is above it.
+        mean: of every row.
+        std: of every row.
+        low: the least value.
+        high: the greatest value.
+        delta_std: root mean square of the change from one observation to the next.
     """
 
     mean: Tensor
@@ -30,52 +32,99 @@ class Statistics(NamedTuple):
     low: Tensor
     high: Tensor
     delta_std: Tensor
+
+
+class Statistics(NamedTuple):
+    """Moments of training data in the real environment's units, float32.
+
+    Attributes:
+        observation: by key of a Dict space, or `WHOLE`; images have none.
+        reward_mean: scalar.
+        reward_std: scalar.
+        worst_return: scalar, the lowest sum of rewards from any step to its episode's end, or
+            zero where even the lowest is above it.
+    """
+
+    observation: dict[str, Moments]
     reward_mean: Tensor
     reward_std: Tensor
     worst_return: Tensor
 
+    @property
+    def vector(self) -> Moments:
+        """Of observations that are one vector."""
+        return self.observation[WHOLE]
 
-def _spread(variance: NDArray[np.float64]) -> Tensor:
-    std = np.sqrt(np.maximum(variance, 0.0))
-    return torch.tensor(np.where(std < SMALLEST_SPREAD, 1.0, std), dtype=torch.float32)
+
+class _Sums:
+    """Sums over rows of one part, in float64."""
+
+    def __init__(self, first: NDArray) -> None:
+        # Taken off before squaring: channels far from zero keep their digits.
+        self.shift = np.asarray(first, dtype=np.float64).ravel()
+        self.rows = self.steps = 0
+        self.total = np.zeros_like(self.shift)
+        self.square, self.delta = self.total.copy(), self.total.copy()
+        self.low = np.full_like(self.shift, np.inf)
+        self.high = -self.low
+
+    def add(self, observations: NDArray) -> None:
+        x = observations.reshape(len(observations), -1).astype(np.float64)
+        self.rows, self.steps = self.rows + len(x), self.steps + len(x) - 1
+        self.total += (x - self.shift).sum(0)
+        self.square += ((x - self.shift) ** 2).sum(0)
+        self.delta += (np.diff(x, axis=0) ** 2).sum(0)
+        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+
+    def moments(self) -> Moments:
+        mean = self.total / self.rows
+        return Moments(
+            mean=_tensor(mean + self.shift),
+            std=_spread(self.square / self.rows - mean**2),
+            low=_tensor(self.low),
+            high=_tensor(self.high),
+            delta_std=_spread(self.delta / max(1, self.steps)),
+        )
 
 
-def measure(episodes: Iterable[tuple[NDArray, NDArray]]) -> Statistics:
+def measure(episodes: Iterable[tuple[Any, NDArray]]) -> Statistics:
     """Statistics over whole episodes, in one pass, summed in float64.
 
     Args:
-        episodes: pairs of observations (T + 1, n) and rewards (T,).
+        episodes: pairs of observations, (T + 1, ...) or a dict of such, and rewards (T,).
 
     Raises:
         ValueError: there are no episodes.
     """
-    count, steps = 0, 0
-    total = square = delta = np.float64(0.0)
-    reward_total = reward_square = np.float64(0.0)
-    low, high, worst = np.float64(np.inf), np.float64(-np.inf), 0.0
-    shift: NDArray | None = None
-    for observations, rewards in episodes:
-        x = observations.reshape(len(observations), -1).astype(np.float64)
-        r = rewards.astype(np.float64)
-        # The first row is taken off before squaring: channels far from zero keep their digits.
-        shift = x[0] if shift is None else shift
-        count, steps = count + len(x), steps + len(r)
-        total, square = total + (x - shift).sum(0), square + ((x - shift) ** 2).sum(0)
-        delta = delta + (np.diff(x, axis=0) ** 2).sum(0)
-        low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
-        worst = min(worst, float(np.cumsum(r[::-1]).min(initial=0.0)))
-        reward_total, reward_square = reward_total + r.sum(), reward_square + (r**2).sum()
-    if shift is None:
+    parts: dict[str, _Sums] = {}
+    rewards = _Sums(np.zeros(1))
+    worst = 0.0
+    for observations, paid in episodes:
+        by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
+        for key, values in by_key.items():
+            if values.dtype == np.uint8:
+                continue  # images need no moments: their range is known
+            if key not in parts:
+                parts[key] = _Sums(values[0])
+            parts[key].add(values)
+        rewards.add(paid[:, None])
+        to_go = np.cumsum(paid[::-1].astype(np.float64))
+        worst = min(worst, float(to_go.min(initial=0.0)))
+    if not rewards.rows:
         raise ValueError("no episodes to fit the normalisers on; give at least one")
-    mean, reward_mean = total / count, reward_total / steps
-    as_tensor = lambda array: torch.tensor(array, dtype=torch.float32)  # noqa: E731
+    reward = rewards.moments()
     return Statistics(
-        mean=as_tensor(mean + shift),
-        std=_spread(np.asarray(square / count - mean**2)),
-        low=as_tensor(low),
-        high=as_tensor(high),
-        delta_std=_spread(np.asarray(delta / steps)),
-        reward_mean=as_tensor(reward_mean),
-        reward_std=_spread(np.asarray(reward_square / steps - reward_mean**2)),
-        worst_return=as_tensor(worst),
+        observation={key: sums.moments() for key, sums in parts.items()},
+        reward_mean=reward.mean[0],
+        reward_std=reward.std[0],
+        worst_return=_tensor(worst),
     )
+
+
+def _tensor(value: NDArray | float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _spread(variance: NDArray) -> Tensor:
+    std = np.sqrt(np.maximum(variance, 0.0))
+    return _tensor(np.where(std < SMALLEST_SPREAD, 1.0, std))

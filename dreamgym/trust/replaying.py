@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dreamgym.data.episode import Episode
-from dreamgym.models import Decodes, imagine, zero_action
+from dreamgym.models import Decodes, Observation, imagine, zero_action
 from dreamgym.world import World, WorldError
 
 
@@ -56,9 +57,15 @@ def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) 
     begun = model.observe(model.initial(samples), nothing, first, noise[:, 0])
     repeated = actions.expand(samples, *actions.shape)
     states, _ = imagine(model, begun, repeated, noise[:, 1:])
-    steps = [
-        model.decode({key: leaf[:, t] for key, leaf in states.items()})
-        for t in range(episode.length)
+    dreams = [
+        begun,
+        *({key: leaf[:, t] for key, leaf in states.items()} for t in range(len(actions))),
     ]
-    dreamt = torch.stack([model.decode(begun), *steps], 1)
-    return Replay(real=real, dreamt=dreamt.numpy())
+    seen = torch.stack([_vector(model.decode(state)) for state in dreams], 1)
+    return Replay(real=real, dreamt=seen.numpy())
+
+
+def _vector(observation: Observation) -> Tensor:
+    if isinstance(observation, dict) or observation.ndim != 2:
+        raise WorldError("only observations that are one vector can be laid over each other")
+    return observation

@@ -14,7 +14,7 @@ from dreamgym.models import MDNRNN, MDNRNNConfig, Segment, filter
 from dreamgym.models.lstm import LSTM
 from dreamgym.models.mdn_rnn import Mixture
 from dreamgym.models.sampling import categorical, normal
-from tests.small_worlds import STATISTICS, small_model
+from tests.small_worlds import MOMENTS, STATISTICS, small_model
 
 
 def a_mixture(rows: int = 6, seed: int = 0) -> Mixture:
@@ -112,7 +112,9 @@ def test_the_lstm_is_torchs_lstm_stepped_and_unrolled():
 def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_at_its_edge_with_the_worst():
     model = small_model("mdn-rnn")
     low, high = torch.full((4,), -2.5), torch.full((4,), 2.5)
-    model.set_statistics(STATISTICS._replace(low=low, high=high))
+    model.set_statistics(
+        STATISTICS._replace(observation={"": MOMENTS._replace(low=low, high=high)})
+    )
     margin = model.config.range_margin * 5.0
     state = {key: torch.zeros_like(leaf) for key, leaf in model.initial(64).items()}
     state["z"][:32] = 50.0

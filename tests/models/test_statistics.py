@@ -26,19 +26,20 @@ def test_they_are_the_moments_of_all_rows_also_far_from_zero(seed, offset, scale
     rewards = np.concatenate([rewards for _, rewards in data])
     deltas = np.concatenate([np.diff(observations, axis=0) for observations, _ in data])
     given = measure(data)
-    np.testing.assert_allclose(given.mean, rows.mean(0), rtol=1e-5, atol=1e-5 * scale)
-    np.testing.assert_allclose(given.std, rows.std(0), rtol=1e-3)
-    np.testing.assert_allclose(given.delta_std, np.sqrt((deltas**2).mean(0)), rtol=1e-3)
-    np.testing.assert_allclose(given.low, rows.min(0), rtol=1e-6)
-    np.testing.assert_allclose(given.high, rows.max(0), rtol=1e-6)
+    moments = given.vector
+    np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5, atol=1e-5 * scale)
+    np.testing.assert_allclose(moments.std, rows.std(0), rtol=1e-3)
+    np.testing.assert_allclose(moments.delta_std, np.sqrt((deltas**2).mean(0)), rtol=1e-3)
+    np.testing.assert_allclose(moments.low, rows.min(0), rtol=1e-6)
+    np.testing.assert_allclose(moments.high, rows.max(0), rtol=1e-6)
     np.testing.assert_allclose(given.reward_mean, rewards.mean(), atol=1e-5)
     np.testing.assert_allclose(given.reward_std, rewards.std(), rtol=1e-3)
 
 
 def test_constant_channels_and_rewards_get_a_spread_of_one():
     given = measure([(np.ones((4, 2)), np.ones(3))])
-    assert torch.equal(given.std, torch.ones(2))
-    assert torch.equal(given.delta_std, torch.ones(2))
+    assert torch.equal(given.vector.std, torch.ones(2))
+    assert torch.equal(given.vector.delta_std, torch.ones(2))
     assert given.reward_std == 1
 
 
@@ -51,3 +52,16 @@ def test_the_worst_return_is_the_lowest_to_any_end_and_never_above_zero():
 def test_no_episodes_are_refused():
     with pytest.raises(ValueError, match="no episodes"):
         measure([])
+
+
+def test_parts_of_a_dict_have_moments_of_their_own_and_images_none():
+    rng = np.random.default_rng(0)
+    observations = {
+        "image": rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8),
+        "speed": rng.normal(5.0, 2.0, (4, 2)).astype(np.float32),
+    }
+    given = measure([(observations, np.ones(3))])
+    assert list(given.observation) == ["speed"]
+    np.testing.assert_allclose(
+        given.observation["speed"].mean, observations["speed"].mean(0), rtol=1e-5
+    )
