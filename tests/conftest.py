@@ -13,14 +13,23 @@ os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
+# A busy machine is no defect: no deadlines. What CI tries is the same each time; at home it varies.
+hypothesis.settings.register_profile(
+    "dreamgym", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True
+)
+hypothesis.settings.load_profile("dreamgym")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device where there is none."""
+    """Begin with the slow tests, and skip what needs a CUDA device where there is none."""
+    # Two processes that end together are done sooner than one that is left with the longest test.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     for item in items:
