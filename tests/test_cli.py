@@ -85,6 +85,13 @@ def test_record_names_its_file_after_the_environment(
     assert (tmp_path / "CartPole-v1.h5").exists()
 
 
+def test_several_processes_record_a_folder_that_can_be_fitted(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    assert run("record", "CartPole-v1", "--steps", 600, "--workers", 2, "--out", out).code == 0
+    assert len(list(out.iterdir())) == 2
+    assert run("fit", out, "--updates", 5, "--out", tmp_path / "world").code == 0
+
+
 def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
     done = run("check", made / "cartpole.h5", "--json", tmp_path / "card.json")
     assert done.code == 0
@@ -174,6 +181,7 @@ def test_an_error_is_one_line_and_leaves_nothing(
         ("record", "ENV"),
         ("record CartPole-v1 --steps 0", "--steps"),
         ("record CartPole-v1 --steps many", "--steps"),
+        ("record CartPole-v1 --workers 2 --resume", "--workers"),
         ("check x.h5 --json .", "folder"),
         ("transfer p.zip", "--world"),
     ],

@@ -46,6 +46,7 @@ def test_progress_without_a_terminal_is_few_lines(capsys: pytest.CaptureFixture[
     with progress_bar("fit") as report:
         for done in range(1, 1001):
             report(done, 1000, {"loss": 0.5})
+        report(1000, 1000, {"loss": 0.5})
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "fit 1000/1000 loss 0.5\n"

@@ -63,14 +63,14 @@ def progress_bar(what: str) -> Iterator[Report]:
 
 
 def _plain_lines(console: Console, what: str) -> Report:
-    last = time.monotonic()
+    last, ended = time.monotonic(), False
 
     def report(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
-        nonlocal last
+        nonlocal last, ended
         now = time.monotonic()
-        if done < total and now - last < SECONDS_BETWEEN_LINES:
+        if ended or (done < total and now - last < SECONDS_BETWEEN_LINES):
             return
-        last = now
+        last, ended = now, done >= total
         console.print(
             f"{what} {done}/{total} {_figures(figures)}".rstrip(), markup=False, soft_wrap=True
         )

@@ -33,6 +33,12 @@ def record(
             "--out", metavar="FILE", help="The dataset; by default ENV.h5 in this folder."
         ),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, metavar="N", help="Processes; with several, FILE becomes a folder."
+        ),
+    ] = 1,
     go_on: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the recording in --out until it holds --steps."),
@@ -46,20 +52,27 @@ def record(
 
     Example: [bold]dreamgym record CartPole-v1 --steps 10000 --seed 0 --out cartpole.h5[/]
     """
-    from dreamgym.data import Dataset, resume
+    from dreamgym.data import Dataset, ShardPlan, record_shards, resume
     from dreamgym.data import record as record_steps
 
-    path = out if out is not None else Path(env.split(":")[-1].replace("/", "-") + ".h5")
+    if go_on and workers > 1:
+        raise typer.BadParameter(
+            "give --resume or --workers, not both: shards are not gone on with"
+        )
+    path = out if out is not None else Path(_name(env) + (".h5" if workers == 1 else ""))
 
     def kept() -> str:
         if not path.exists():
             return "nothing was written"
-        return f"the finished episodes are in {path}; the same command with --resume goes on"
+        return f"the finished episodes are in {path}; --resume goes on with a file"
 
     begin = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
         if go_on:
             resume(env, steps=steps, out=path, policy=policy, progress=report)
+        elif workers > 1:
+            plan = ShardPlan(steps=steps, policy=policy, seed=seed, workers=workers)
+            record_shards(env, path, plan, progress=report)
         else:
             record_steps(env, steps=steps, out=path, policy=policy, seed=seed, progress=report)
     seconds = time.perf_counter() - begin
@@ -80,3 +93,8 @@ def record(
     )
     counts = f"{number(total)} steps of {env} in {number(episodes)} episodes"
     say(f"{path}: {counts}, {number(seconds)} s")
+
+
+def _name(env_id: str) -> str:
+    """A file name out of an id: no module, no namespace's slash."""
+    return env_id.split(":")[-1].replace("/", "-")
