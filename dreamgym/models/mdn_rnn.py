@@ -179,7 +179,8 @@ class MDNRNN(WorldModel):
         h, c = self._advance(state, encoded)
         choose, spread = noise.chunk(2, -1)
         delta = self._mixture(h, state["z"], encoded).sample(choose, spread, temperature)
-        free = state["z"] + delta * self.delta_std
+        # What the space forbids cannot happen; what the data never showed can, and is unknown.
+        free = self._within_space(state["z"] + delta * self.delta_std)
         z = torch.clamp(free, self.low, self.high)
         unknown = (free != z).any(-1)
         reward, termination = self._heads(h, state["z"], z)
@@ -207,12 +208,12 @@ class MDNRNN(WorldModel):
         """
         z = self._standardise(part(segment.observation, WHOLE))
         encoded = self.encode_action(segment.action)
-        first = torch.cat([torch.zeros_like(z[:, :1]), self._zero_code(encoded)], -1)
-        inputs = torch.cat([first, torch.cat([z[:, :-1], encoded], -1)], 1)
+        now, new = z[:, :-1], z[:, 1:]
+        first = torch.cat([torch.zeros_like(now[:, :1]), self._zero_code(encoded)], -1)
+        inputs = torch.cat([first, torch.cat([now, encoded], -1)], 1)
         h = self.lstm.unroll(inputs)[:, 1:]
-        target = (z[:, 1:] - z[:, :-1]) / self.delta_std
-        likelihood = self._mixture(h, z[:, :-1], encoded).log_prob(target)
-        reward, termination = self._heads(h, z[:, :-1], z[:, 1:])
+        likelihood = self._mixture(h, now, encoded).log_prob((new - now) / self.delta_std)
+        reward, termination = self._heads(h, now, new)
         wanted = (segment.reward - self.reward_mean) / self.reward_std
         ends = F.binary_cross_entropy_with_logits(
             termination, segment.terminated.float(), reduction="none"
@@ -230,6 +231,13 @@ class MDNRNN(WorldModel):
         """The encoding (B, 1, dim) of the zero action that comes with a first observation."""
         shape = (encoded.shape[0], 1, *(self.action_space.shape or ()))
         return self.encode_action(torch.zeros(shape, device=encoded.device))
+
+    def _within_space(self, z: Tensor) -> Tensor:
+        low, high = (
+            (self.space_low - self.mean) / self.std,
+            (self.space_high - self.mean) / self.std,
+        )
+        return torch.clamp(z, low, high)
 
     def _standardise(self, observation: Tensor) -> Tensor:
         lead = observation.shape[: observation.ndim - len(self.observation_space.shape or ())]

@@ -109,24 +109,31 @@ def test_the_lstm_is_torchs_lstm_stepped_and_unrolled():
     torch.testing.assert_close(h, last_h[0])
 
 
-def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_at_its_edge_with_the_worst():
+def step_from_afar(low: float, high: float):
+    """A step of 64 rows, of which the first 32 stand far outside; and the widened range."""
     model = small_model("mdn-rnn")
-    low, high = torch.full((4,), -2.5), torch.full((4,), 2.5)
-    model.set_statistics(
-        STATISTICS._replace(observation={"": MOMENTS._replace(low=low, high=high)})
-    )
-    margin = model.config.range_margin * 5.0
+    moments = MOMENTS._replace(low=torch.full((4,), low), high=torch.full((4,), high))
+    model.set_statistics(STATISTICS._replace(observation={"": moments}))
     state = {key: torch.zeros_like(leaf) for key, leaf in model.initial(64).items()}
     state["z"][:32] = 50.0
     noise = torch.rand(64, model.noise_dim, generator=torch.Generator().manual_seed(0))
     state, prediction = model.step(state, torch.zeros(64, dtype=torch.int64), noise)
+    return state["z"] * model.std + model.mean, prediction, model.config.range_margin * (high - low)
+
+
+def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_at_its_edge_with_the_worst():
+    seen, prediction, margin = step_from_afar(-1.0, 1.0)
     assert (prediction.termination[:32] == 1).all()
     assert (prediction.reward[:32] == -30.0).all()
     assert (prediction.termination[32:] < 1).all()
     assert (prediction.reward[32:] > -30.0).all()
-    seen = state["z"] * model.std + model.mean
-    assert float(seen.max()) <= 2.5 + margin + 1e-4
-    assert float(seen.min()) >= -2.5 - margin - 1e-4
+    assert float(seen.max()) <= 1.0 + margin + 1e-4
+
+
+def test_what_the_space_forbids_is_cut_off_and_ends_nothing():
+    seen, prediction, _ = step_from_afar(-2.5, 2.5)  # widened, it is beyond the space's 3
+    assert float(seen.max()) == pytest.approx(3.0, abs=1e-4)
+    assert (prediction.termination < 1).all()
 
 
 def test_an_observation_that_it_cannot_take_is_refused():
