@@ -193,17 +193,21 @@ def _join(parent: h5py.Group, name: str) -> str:
 
 
 def plain_attributes(group: h5py.Group, path: Path) -> dict[str, Any]:
-    """The attributes of a group that are text or single numbers; others are left out."""
+    """The attributes of a group that are single numbers, or text of fixed length.
+
+    Others are left out; text of variable length because reading it from a damaged file may never
+    end (see `layout.set_attribute`).
+    """
     values: dict[str, Any] = {}
     with hdf5_errors(path):
         for name in group.attrs:
             attribute = h5py.h5a.open(group.id, name.encode())
-            small = attribute.get_space().get_simple_extent_npoints() == 1
-            if not small or attribute.get_type().get_class() not in (
-                h5py.h5t.STRING,
-                h5py.h5t.INTEGER,
-                h5py.h5t.FLOAT,
-            ):
+            kind = attribute.get_type()
+            if attribute.get_space().get_simple_extent_npoints() != 1:
+                continue
+            if kind.get_class() not in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+                continue
+            if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
                 continue
             value = group.attrs[name]
             if isinstance(value, np.ndarray | np.generic):

@@ -30,7 +30,7 @@ def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np
 def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
     """Attributes and empty datasets of a new file; the datasets by name."""
     for name, value in metadata.to_attributes().items():
-        file.attrs[name] = value
+        set_attribute(file, name, value)
     return {
         name: file.create_dataset(
             name,
@@ -41,6 +41,20 @@ def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.
         )
         for name, (shape, dtype) in row_layout(metadata).items()
     }
+
+
+def set_attribute(group: h5py.Group, name: str, value: str | int) -> None:
+    """Set an attribute; text in the object header itself, under its checksum.
+
+    Text of variable length would lie in HDF5's global heap, which has no checksum, and a few zeroed
+    bytes in it let HDF5 loop for ever.
+    """
+    if isinstance(value, str):
+        text = value.encode()
+        dtype = h5py.string_dtype("utf-8", max(len(text), 1))
+        group.attrs.create(name, text, dtype=dtype)
+    else:
+        group.attrs[name] = value
 
 
 def append(dataset: h5py.Dataset, start: int, rows: Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.source import Source
 from dreamgym.data.table import EpisodeTable
 
+_Settle = Callable[[h5py.File, Path, EpisodeTable], None]
+
 
 def open_native(path: Path, memory: int) -> Source:
     """Open a closed native dataset.
@@ -38,7 +41,7 @@ def open_native(path: Path, memory: int) -> Source:
         DatasetError: It is no whole native dataset of a version that this dreamgym knows.
         UnsupportedSpaceError: It has a space of a type that this dreamgym does not know.
     """
-    return _closing_on_error(open_file(path), path, memory)
+    return _closing_on_error(open_file(path), path, memory, _require_settled)
 
 
 def open_snapshot(path: Path, memory: int) -> Source:
@@ -48,30 +51,52 @@ def open_snapshot(path: Path, memory: int) -> Source:
         path: The file, usually `<name>.partial`.
         memory: As for `open_native`.
     """
-    return _closing_on_error(open_growing(path), path, memory)
+    return _closing_on_error(open_growing(path), path, memory, _leave_unsettled)
 
 
 def is_native(file: h5py.File, path: Path) -> bool:
     """Whether the root attribute says that it is a native file."""
-    return plain_attributes(file, path).get("format") in (schema.FORMAT, schema.FORMAT.encode())
+    return plain_attributes(file, path).get("format") == schema.FORMAT.encode()
 
 
-def _closing_on_error(file: h5py.File, path: Path, memory: int) -> Source:
+def _closing_on_error(file: h5py.File, path: Path, memory: int, settle: _Settle) -> Source:
     try:
         with hdf5_errors(path):
-            return _open(file, path, memory)
+            return _open(file, path, memory, settle)
     except BaseException:
         file.close()
         raise
 
 
-def _open(file: h5py.File, path: Path, memory: int) -> Source:
+def _require_settled(file: h5py.File, path: Path, table: EpisodeTable) -> None:
+    """In a closed file, nothing lies beyond the last episode: all columns end together."""
+    group = get_group(file, schema.EPISODE_GROUP, path)
+    wanted = {f"{schema.EPISODE_GROUP}/{name}": len(table) for name in group}
+    rows = [schema.ACTION_KEY, schema.REWARD_KEY]
+    rows += [f"{schema.OBSERVATION_GROUP}/{key}" for key in file[schema.OBSERVATION_GROUP]]
+    for name, count in (wanted | dict.fromkeys(rows, table.num_rows)).items():
+        found = len(get_dataset(file, name, path))
+        if found != count:
+            raise DatasetError(
+                f"it has {found:,} rows; the table of episodes wants {count:,}",
+                path=path,
+                key=f"/{name}",
+                remedy="the file is damaged: copy or download it again",
+            )
+
+
+def _leave_unsettled(file: h5py.File, path: Path, table: EpisodeTable) -> None:
+    """In a file that is being written, an episode may be half there."""
+
+
+def _open(file: h5py.File, path: Path, memory: int, settle: _Settle) -> Source:
     metadata = read_metadata(file, path)
     table = read_table(file, path)
     rows = table.num_rows
     datasets = open_columns(file, path, metadata)
     for dataset in datasets.values():
         require_stored(dataset, rows, path)
+    settle(file, path, table)
     columns: dict[str, Column] = {}
     observations = {key: schema.observation_path(key) for key in metadata.observation_boxes()}
     # The smallest first: one large camera must not push ten small sensors out of memory.
@@ -110,7 +135,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
     """The root attributes, checked for format and version."""
     attributes = plain_attributes(file, path)
     version = attributes.get("schema_version")
-    if attributes.get("format") != schema.FORMAT:
+    if attributes.get("format") != schema.FORMAT.encode():
         raise DatasetError(
             f"its format attribute is {attributes.get('format')!r}; {schema.FORMAT!r} is wanted",
             path=path,

@@ -225,13 +225,11 @@ def spec_json(spec: Any) -> str | None:
 
 def _text_attribute(attributes: Mapping[str, Any], name: str) -> str:
     if name not in attributes:
-        raise DatasetError("the attribute is missing", key=f"@{name}")
+        raise DatasetError("the attribute is missing, or no text of fixed length", key=f"@{name}")
     value = attributes[name]
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    if not isinstance(value, str):
+    if not isinstance(value, bytes):
         raise DatasetError(f"the attribute is {type(value).__name__}, not text", key=f"@{name}")
-    return value
+    return value.decode("utf-8", errors="replace")
 
 
 def _json_attribute(attributes: Mapping[str, Any], name: str) -> Any:

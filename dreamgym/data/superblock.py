@@ -145,24 +145,24 @@ def _parse(head: bytes, offset: int, size: int, path: Path) -> Superblock:
     try:
         if version in (2, 3):
             flags = head[11]
-            end_of_file = _address(head, 28, head[9])
+            end_of_file, width = _address(head, 28), head[9]
         elif version in (0, 1):
             flags = head[20] & (WRITE_ACCESS | SWMR_ACCESS)
-            end_of_file = _address(head, (24 if version == 0 else 28) + 2 * 8, head[13])
+            end_of_file, width = _address(head, (24 if version == 0 else 28) + 2 * 8), head[13]
         else:
             raise DatasetError(
                 f"its HDF5 superblock has version {version}; versions 0 to 3 are known", path=path
             )
     except (IndexError, struct.error) as error:
         raise DatasetError(f"it is truncated: {size} bytes", path=path) from error
+    if width != 8:
+        raise DatasetError(f"its HDF5 addresses have {width} bytes; 8 are known", path=path)
     return Superblock(
         version=version, offset=offset, flags=flags, end_of_file=end_of_file, size=size
     )
 
 
-def _address(head: bytes, position: int, width: int) -> int:
-    if width != 8:
-        raise DatasetError(f"its HDF5 addresses have {width} bytes; 8 are supported")
+def _address(head: bytes, position: int) -> int:
     return int(struct.unpack_from("<Q", head, position)[0])
 
 

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 class VectorRecorder(gym.vector.VectorWrapper):
-    """Writes every episode of every sub-environment to one native dataset, and changes nothing else.
+    """Writes every episode of every sub-environment to one dataset, and changes nothing else.
 
     It minds the environment's autoreset mode: with `NEXT_STEP`, the step after an episode's end,
     whose action is ignored, is not recorded; with `SAME_STEP`, the true last observation is taken
@@ -84,7 +84,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
         for index in chosen:
             self._store(index)
-        observations, info = self.env.reset(seed=seed, options=options)
+        observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         seeds = _seeds(seed, self.num_envs)
         for index in chosen:
             self._begin(index, _row(observations, index), seeds[index])

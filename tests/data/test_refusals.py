@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, UnsupportedSpaceError, check
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    DatasetMetadata,
+    UnsupportedSpaceError,
+    check,
+    layout,
+)
 from tests.data.samples import write_random
 
 IMAGES = DatasetMetadata(
@@ -52,6 +59,8 @@ def set_value(key: str, index: object, value: object) -> Callable[[Path], None]:
 
 
 def set_attribute(name: str, value: object) -> Callable[[Path], None]:
+    if isinstance(value, str):
+        return damage(lambda file: layout.set_attribute(file, name, value))
     return damage(lambda file: file.attrs.__setitem__(name, value))
 
 
@@ -173,12 +182,16 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "flag rot": (set_value("episodes/truncated", 2, True), r"episode 2: its checksum"),
     "NaN": (set_value("steps/obs/observation", (8, 2), np.nan), r"episode 1"),
-    "no format": (set_attribute("format", "else"), "its format attribute is 'else'"),
+    "no format": (set_attribute("format", "else"), "its format attribute is b'else'"),
     "newer schema": (set_attribute("schema_version", 2), "schema version is 2.*upgrade"),
-    "schema of text": (set_attribute("schema_version", "one"), "schema_version is 'one'"),
+    "schema of text": (set_attribute("schema_version", "one"), "schema_version is b'one'"),
     "space gone": (
         damage(lambda f: f.attrs.__delitem__("action_space")),
         "@action_space: the attribute is missing",
+    ),
+    "text of variable length": (
+        damage(lambda f: f.attrs.__setitem__("policy", "random")),
+        "@policy: the attribute is missing, or no text of fixed length",
     ),
     "space no JSON": (
         set_attribute("action_space", "{"),

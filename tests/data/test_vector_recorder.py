@@ -30,7 +30,7 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 def run_recorder(path: Path, make: Any, mode: AutoresetMode, steps: int) -> None:
-    """Fixed actions by environment and by step within the episode, so that modes can be compared."""
+    """Actions fixed by environment and by step of the episode, so that modes can be compared."""
     env = VectorRecorder(SyncVectorEnv([make] * 3, autoreset_mode=mode), path, policy="fixed")
     env.reset(seed=[1, 2, 3])
     age = np.zeros(3, dtype=int)
@@ -144,7 +144,7 @@ def test_an_action_outside_is_refused_by_index(tmp_path: Path) -> None:
     env = VectorRecorder(gym.make_vec("Pendulum-v1", num_envs=2), tmp_path / "d.h5")
     env.reset(seed=0)
     env.step(np.zeros((2, 1), np.float32))
-    with pytest.raises(DatasetError, match="row 1: sub-environment 1: .*outside"):
+    with pytest.raises(DatasetError, match=r"row 1: sub-environment 1: .*outside"):
         env.step(np.array([[0.0], [9.0]], np.float32))
     env.close()
     with Dataset(tmp_path / "d.h5") as dataset:

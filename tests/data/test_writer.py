@@ -75,7 +75,7 @@ def test_any_lengths_and_seeds(tmp_path: Path, lengths: list[int], seed: int) ->
 
 def test_the_layout_is_as_documented(tmp_path: Path) -> None:
     with h5py.File(write_random(tmp_path / "d.h5", [3, 2])) as file:
-        assert file.attrs["format"] == "dreamgym"
+        assert file.attrs["format"] == b"dreamgym"
         assert file.attrs["schema_version"] == 1
         assert file["steps/obs/observation"].shape == (7, 3)
         assert file["episodes/start"][:].tolist() == [0, 4]
