@@ -83,7 +83,7 @@ def test_normalisers_are_fitted_on_training_episodes_only(data):
         wanted = measure(
             (dataset.episode(i).observations, dataset.episode(i).rewards) for i in training
         )
-    assert torch.equal(world.model.mean, wanted.vector.mean)
+    assert torch.equal(world.model.vision.mean, wanted.vector.mean)
 
 
 def test_starts_are_beginnings_then_anything_but_last_observations(data):

@@ -1,17 +1,16 @@
-"""MDN-RNN: an LSTM whose output is a mixture density over the change of the observation.
+"""MDN-RNN: an LSTM whose output is a mixture density over the next z.
 
-Ha and Schmidhuber, "World Models" (2018), arXiv 1803.10122; the mixture density is Bishop (1994).
-On vectors the V of V-M-C is the identity with a normaliser: z is the standardised observation.
+Ha and Schmidhuber, "World Models" (2018), arXiv 1803.10122: V turns an observation into z, and M,
+the LSTM, predicts the next z. On vectors V is the identity with a normaliser, on images a VAE.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.lstm import LSTM
-from dreamgym.models.observations import WHOLE, Observation, part
-from dreamgym.models.sampling import categorical, normal, per_row
+from dreamgym.models.mixture import Mixture
+from dreamgym.models.observations import Observation
+from dreamgym.models.perception import Perception, VisionSizes
 from dreamgym.models.statistics import Statistics
 
-HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+LOG_SIGMA_MAX = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,24 @@ class MDNRNNConfig:
     Attributes:
         hidden: width of the LSTM.
         mixtures: components of each dimension's mixture.
-        trunk: width of the hidden layer between LSTM and mixtures.
-        head: width of the hidden layer of the reward and termination heads.
+        trunk: width of the hidden layer between LSTM and mixtures, which sees z and the action
+            again; 0 for mixtures straight from the LSTM, as published.
+        head: width of the hidden layers of the reward and termination heads, which see h, the new
+            z and the change to it; 0 for linear heads on h, as published.
         log_sigma_min: floor of a component's log standard deviation, in units of the deltas'
             spread.
-        log_sigma_max: ceiling of the same.
         range_margin: a dream that leaves the training data's range, widened on each side by this
             share of it, ends there with the worst return that the data has seen.
+        restart_flag: M also sees whether an episode begins, as it does in Doom.
+        image_size: height and width that images are resized to for the VAE.
+        latent: width of an image's z.
+        width: multiplies the channels of the VAE; 1 is the paper's.
+        kl_tolerance: nats for each dimension of an image's z that the VAE may use freely.
+        foreground: how many times more the VAE's errors weigh where a frame differs by one from the
+            mean frame; 0 as published.
+        vision_frames: frames of each batch that the VAE is fitted on, about.
+        vision_updates: updates that fit the VAE alone; it stays as it is from then on, and M is
+            fitted: so did the authors. 0 fits both in every update, the VAE by its own loss alone.
     """
 
     hidden: int = 64
@@ -47,227 +58,237 @@ class MDNRNNConfig:
     trunk: int = 64
     head: int = 64
     log_sigma_min: float = -3.0
-    log_sigma_max: float = 2.0
     range_margin: float = 0.3
+    restart_flag: bool = False
+    image_size: int = 64
+    latent: int = 32
+    width: float = 0.5
+    kl_tolerance: float = 0.5
+    foreground: float = 0.0
+    vision_frames: int = 128
+    vision_updates: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "mixtures", "trunk", "head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
-        if not self.log_sigma_min < self.log_sigma_max:
-            raise ValueError(
-                f"log_sigma_min={self.log_sigma_min} must be below "
-                f"log_sigma_max={self.log_sigma_max}"
-            )
-
-
-class Mixture(NamedTuple):
-    """One Gaussian mixture for each dimension; every leaf is (..., n, mixtures)."""
-
-    logits: Tensor
-    mean: Tensor
-    log_sigma: Tensor
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of `value` (..., n), summed over the dimensions: (...)."""
-        standard = (value.unsqueeze(-1) - self.mean) * (-self.log_sigma).exp()
-        component = -0.5 * standard.square() - self.log_sigma - HALF_LOG_TAU
-        return torch.logsumexp(component + self.logits.log_softmax(-1), -1).sum(-1)
-
-    def sample(self, choose: Tensor, spread: Tensor, temperature: Temperature) -> Tensor:
-        """Draw from the mixture at a temperature (arXiv 1803.10122, section 3.2).
-
-        Args:
-            choose: (B, n) uniforms that pick the component.
-            spread: (B, n) uniforms that pick the place within it.
-            temperature: divides the logits, and its square root widens sigma.
-        """
-        tau = per_row(temperature, self.logits)
-        index = categorical(self.logits / tau, choose).unsqueeze(-1)
-        mean = self.mean.gather(-1, index).squeeze(-1)
-        sigma = self.log_sigma.gather(-1, index).squeeze(-1).exp()
-        return mean + sigma * per_row(temperature, sigma) ** 0.5 * normal(spread)
+        least = {"hidden": 1, "mixtures": 1, "trunk": 0, "head": 0, "latent": 1}
+        least |= {"image_size": 1, "vision_frames": 1, "vision_updates": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: give a whole number of at least {minimum}"
+                )
+        for name in ("kl_tolerance", "foreground", "range_margin"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+        if self.width <= 0:
+            raise ValueError(f"width={self.width}: give a number above 0; 1 is the paper's")
+        if not self.log_sigma_min < LOG_SIGMA_MAX:
+            raise ValueError(f"log_sigma_min={self.log_sigma_min} must be below {LOG_SIGMA_MAX}")
 
 
 class MDNRNN(WorldModel):
-    """The MDN-RNN on vectors, with heads for reward and termination.
+    """The MDN-RNN, with heads for reward and termination.
 
     Outside the range of its data a model knows nothing, and a policy would be rewarded for finding
     that out. There a dream halts with the worst return seen, as in MOReL (Kidambi et al. 2020,
-    arXiv 2005.05951, definition 2), whose unknown states these are.
+    arXiv 2005.05951, definition 2), whose unknown states these are. (Latents of images have no
+    such range.)
 
-    State: `z` (B, n) the standardised observation; `h`, `c` (B, hidden) of the LSTM, which has
-    seen everything up to the action that led to `z`. Features: (z, h).
+    The published code sets an episode's first input of M, (z, action, restart flag), apart from the
+    others: the flag is one and h and c are zero. Here an episode's first *observation* comes with
+    the zero action in the initial state, so the first input of M is (0, zero action), and that is
+    where the flag is one: it is a leaf of the initial state, and zero in all that follow. A
+    segment that begins within an episode is filtered, and fitted, in the same way: the flag says
+    that nothing was seen before.
+
+    State: `z` (B, n) standardised numbers and latents; `h`, `c` (B, hidden) of the LSTM, which has
+    seen everything up to the action that led to `z`; with a restart flag, `restart` (B, 1).
+    Features: (z, h).
     """
 
     config_type = MDNRNNConfig
+    presets: ClassVar[Mapping[str, MDNRNNConfig]] = {
+        "carracing": MDNRNNConfig(hidden=256, trunk=0, head=0, latent=32, width=1.0),
+        "doom": MDNRNNConfig(hidden=512, trunk=0, head=0, latent=64, width=1.0, restart_flag=True),
+    }
     config: MDNRNNConfig
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
-    delta_std: Tensor
     reward_mean: Tensor
     reward_std: Tensor
     worst_return: Tensor
-    space_low: Tensor
-    space_high: Tensor
+    updates: Tensor
 
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, config: MDNRNNConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        box = _vector_box(observation_space)
-        size = int(np.prod(box.shape))
-        self.size, self.feature_dim, self.noise_dim = size, size + config.hidden, 2 * size
-        self.encode_action = ActionEncoder(action_space)
-        self.lstm = LSTM(size + self.encode_action.dim, config.hidden)
-        self.trunk = nn.Linear(config.hidden + size + self.encode_action.dim, config.trunk)
-        self.mixture = nn.Linear(config.trunk, 3 * config.mixtures * size)
-        self.heads = nn.Sequential(
-            nn.Linear(config.hidden + 2 * size, config.head),
-            nn.SiLU(),
-            nn.Linear(config.head, config.head),
-            nn.SiLU(),
-            nn.Linear(config.head, 2),
+        self.vision = Perception(
+            observation_space, VisionSizes(config.image_size, config.latent, config.width)
         )
-        for name in ("mean", "low"):
-            self.register_buffer(name, torch.zeros(size))
-        for name in ("std", "high", "delta_std"):
-            self.register_buffer(name, torch.ones(size))
+        size = self.size = self.vision.size
+        self.feature_dim, self.noise_dim = size + config.hidden, 2 * size
+        self.encode_action = ActionEncoder(action_space)
+        actions = self.encode_action.dim
+        self.lstm = LSTM(size + actions + int(config.restart_flag), config.hidden)
+        if config.trunk:
+            self.trunk = nn.Linear(config.hidden + size + actions, config.trunk)
+        self.mixture = nn.Linear(config.trunk or config.hidden, 3 * config.mixtures * size)
+        if config.head:
+            self.heads = nn.Sequential(
+                nn.Linear(config.hidden + 2 * size, config.head),
+                nn.SiLU(),
+                nn.Linear(config.head, config.head),
+                nn.SiLU(),
+                nn.Linear(config.head, 2),
+            )
+        else:
+            self.reward = nn.Linear(config.hidden, 1)
+            self.termination = nn.Linear(config.hidden, 1)
         self.register_buffer("reward_mean", torch.zeros(()))
         self.register_buffer("reward_std", torch.ones(()))
         self.register_buffer("worst_return", torch.zeros(()))
-        self.register_buffer("space_low", torch.tensor(box.low.reshape(-1), dtype=torch.float32))
-        self.register_buffer("space_high", torch.tensor(box.high.reshape(-1), dtype=torch.float32))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """See `WorldModel.set_statistics`; ranges and deltas are kept in standardised units."""
-        mean, std, low, high, delta_std = statistics.vector
-        margin = self.config.range_margin * (high - low)
-        values = {
-            "mean": mean,
-            "std": std,
-            "low": (low - margin - mean) / std,
-            "high": (high + margin - mean) / std,
-            "delta_std": delta_std / std,
-            "reward_mean": statistics.reward_mean,
-            "reward_std": statistics.reward_std,
-            "worst_return": statistics.worst_return,
-        }
-        for name, value in values.items():
-            getattr(self, name).copy_(value)
+        """See `WorldModel.set_statistics`."""
+        self.vision.set_statistics(statistics, self.config.range_margin)
+        for name in ("reward_mean", "reward_std", "worst_return"):
+            getattr(self, name).copy_(getattr(statistics, name))
+
+    def after_update(self) -> None:
+        """Count: fitting V ends after `vision_updates`."""
+        self.updates += 1
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""
         weight = self.mixture.weight
         shapes = {"z": self.size, "h": self.config.hidden, "c": self.config.hidden}
-        return {key: weight.new_zeros(batch_size, width) for key, width in shapes.items()}
+        state = {key: weight.new_zeros(batch_size, width) for key, width in shapes.items()}
+        if self.config.restart_flag:
+            state["restart"] = weight.new_ones(batch_size, 1)
+        return state
 
     def observe(
         self, state: State, action: Tensor, observation: Observation, noise: Tensor
     ) -> State:
-        """See `WorldModel.observe`; nothing is sampled, for the identity V has no posterior."""
-        h, c = self._advance(state, self.encode_action(action))
-        return {"z": self._standardise(part(observation, WHOLE)), "h": h, "c": c}
+        """See `WorldModel.observe`; latents are sampled, for M and C were fitted on samples."""
+        after = self._advance(state, self.encode_action(action))
+        return {"z": self.vision.encode(observation, noise[..., : self.size]), **after}
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
-        encoded = self.encode_action(action)
-        h, c = self._advance(state, encoded)
+        encoded, vision = self.encode_action(action), self.vision
+        after = self._advance(state, encoded)
         choose, spread = noise.chunk(2, -1)
-        delta = self._mixture(h, state["z"], encoded).sample(choose, spread, temperature)
+        drawn = self._mixture(after["h"], state["z"], encoded).sample(choose, spread, temperature)
         # What the space forbids cannot happen; what the data never showed can, and is unknown.
-        free = self._within_space(state["z"] + delta * self.delta_std)
-        z = torch.clamp(free, self.low, self.high)
+        free = vision.within_space(state["z"] * vision.carried + drawn * vision.delta_std)
+        z = torch.clamp(free, vision.low, vision.high)
         unknown = (free != z).any(-1)
-        reward, termination = self._heads(h, state["z"], z)
+        reward, termination = self._heads(after["h"], state["z"], z)
         reward = reward * self.reward_std + self.reward_mean
         prediction = Prediction(
             reward=torch.where(unknown, self.worst_return, reward),
             termination=torch.where(unknown, 1.0, termination.sigmoid()),
             uncertainty=torch.zeros_like(reward),
         )
-        return {"z": z, "h": h, "c": c}, prediction
+        return {"z": z, **after}, prediction
 
     def features(self, state: State) -> Tensor:
         """(z, h), as the controller of V-M-C sees them: (B, n + hidden)."""
         return torch.cat([state["z"], state["h"]], -1)
 
-    def decode(self, state: State) -> Tensor:
-        """The observation (B, *shape), within the bounds of its space."""
-        flat = torch.clamp(state["z"] * self.std + self.mean, self.space_low, self.space_high)
-        return flat.reshape(-1, *(self.observation_space.shape or ()))
+    def decode(self, state: State) -> Observation:
+        """The observation (B, *shape), or a dict of such, within the bounds of its space."""
+        return self.vision.decode(state["z"])
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative log likelihood of the deltas, squared reward error, termination cross-entropy.
+        """The VAE's loss on some of the frames, and M's on all, through which no gradient meets V.
 
-        Teacher-forced: one call of the fused LSTM over the segment, which begins as `filter` does.
+        M's: negative log likelihood, squared reward error, termination cross-entropy. With
+        `vision_updates` V's comes first and M's after, so that M sees a V that stands still; what
+        is held out is always judged by both.
         """
-        z = self._standardise(part(segment.observation, WHOLE))
+        turn = self.config.vision_updates
+        vision_first = bool(turn and self.training and self.updates < turn)
+        vision_done = bool(turn and self.training and not vision_first)
+        terms = {} if vision_done else self._vision_terms(segment, noise[..., : self.size])
+        if not vision_first:
+            terms |= self._dynamics_terms(segment, noise[..., : self.size])
+        total = torch.stack(list(terms.values())).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _vision_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
+        """V's own terms, for each part that is an image; padding is left out."""
+        real = F.pad(segment.mask.float(), (1, 0), value=1.0).flatten()
+        settings = {"tolerance": self.config.kl_tolerance, "foreground": self.config.foreground}
+        terms = {}
+        batches = self.vision.frames(segment.observation, noise, self.config.vision_frames)
+        for key, batch in batches.items():
+            loss = batch.vae.loss(batch.images, batch.standard, **settings)
+            suffix = f"_{key}" if key else ""
+            for name, values in loss._asdict().items():
+                terms[name + suffix] = _masked_mean(values, real[batch.rows])
+        return terms
+
+    def _dynamics_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
+        """M's terms, teacher-forced: one call of the fused LSTM, which begins as `filter` does."""
+        z = self.vision.encode(segment.observation, noise)
         encoded = self.encode_action(segment.action)
         now, new = z[:, :-1], z[:, 1:]
-        first = torch.cat([torch.zeros_like(now[:, :1]), self._zero_code(encoded)], -1)
-        inputs = torch.cat([first, torch.cat([now, encoded], -1)], 1)
-        h = self.lstm.unroll(inputs)[:, 1:]
-        likelihood = self._mixture(h, now, encoded).log_prob((new - now) / self.delta_std)
+        h = self.lstm.unroll(self._inputs(now, encoded))[:, 1:]
+        target = (new - now * self.vision.carried) / self.vision.delta_std
+        likelihood = self._mixture(h, now, encoded).log_prob(target)
         reward, termination = self._heads(h, now, new)
         wanted = (segment.reward - self.reward_mean) / self.reward_std
         ends = F.binary_cross_entropy_with_logits(
             termination, segment.terminated.float(), reduction="none"
         )
         mask = segment.mask.float()
-        terms = {
+        return {
             "nll": -_masked_mean(likelihood, mask),
             "reward": _masked_mean((reward - wanted).square(), mask),
             "termination": _masked_mean(ends, mask),
         }
-        total = terms["nll"] + terms["reward"] + terms["termination"]
-        return total, {name: term.detach() for name, term in terms.items()}
 
-    def _zero_code(self, encoded: Tensor) -> Tensor:
-        """The encoding (B, 1, dim) of the zero action that comes with a first observation."""
+    def _inputs(self, z: Tensor, encoded: Tensor) -> Tensor:
+        """What the LSTM sees (B, L + 1, ...): the initial state with the zero action, then all."""
         shape = (encoded.shape[0], 1, *(self.action_space.shape or ()))
-        return self.encode_action(torch.zeros(shape, device=encoded.device))
+        zero = self.encode_action(torch.zeros(shape, device=encoded.device))
+        first = torch.cat([torch.zeros_like(z[:, :1]), zero], -1)
+        inputs = torch.cat([first, torch.cat([z, encoded], -1)], 1)
+        if not self.config.restart_flag:
+            return inputs
+        restart = torch.zeros_like(inputs[..., :1])
+        restart[:, 0] = 1.0
+        return torch.cat([inputs, restart], -1)
 
-    def _within_space(self, z: Tensor) -> Tensor:
-        low, high = (
-            (self.space_low - self.mean) / self.std,
-            (self.space_high - self.mean) / self.std,
-        )
-        return torch.clamp(z, low, high)
-
-    def _standardise(self, observation: Tensor) -> Tensor:
-        lead = observation.shape[: observation.ndim - len(self.observation_space.shape or ())]
-        return (observation.reshape(*lead, self.size).float() - self.mean) / self.std
-
-    def _advance(self, state: State, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        return self.lstm.step(torch.cat([state["z"], encoded], -1), state["h"], state["c"])
+    def _advance(self, state: State, encoded: Tensor) -> State:
+        """The leaves of the next state that the LSTM gives."""
+        inputs = [state["z"], encoded]
+        if self.config.restart_flag:
+            inputs.append(state["restart"])
+        h, c = self.lstm.step(torch.cat(inputs, -1), state["h"], state["c"])
+        after = {"h": h, "c": c}
+        if self.config.restart_flag:
+            after["restart"] = torch.zeros_like(state["restart"])
+        return after
 
     def _mixture(self, h: Tensor, z: Tensor, encoded: Tensor) -> Mixture:
-        hidden = F.silu(self.trunk(torch.cat([h, z, encoded], -1)))
+        hidden = F.silu(self.trunk(torch.cat([h, z, encoded], -1))) if self.config.trunk else h
         parameters = self.mixture(hidden).unflatten(-1, (3, self.size, self.config.mixtures))
         logits, mean, raw = parameters.unbind(-3)
-        low, high = self.config.log_sigma_min, self.config.log_sigma_max
-        return Mixture(logits, mean, (low + F.softplus(raw - low)).clamp(max=high))
+        low = self.config.log_sigma_min
+        return Mixture(logits, mean, (low + F.softplus(raw - low)).clamp(max=LOG_SIGMA_MAX))
 
     def _heads(self, h: Tensor, z: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised reward and termination logit, from the new state and the change to it."""
-        change = (new - z) / self.delta_std
+        """Standardised reward and termination logit of the step to `new`."""
+        if not self.config.head:
+            return self.reward(h).squeeze(-1), self.termination(h).squeeze(-1)
+        change = (new - z) / self.vision.delta_std
         reward, termination = self.heads(torch.cat([h, new, change], -1)).unbind(-1)
         return reward, termination
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1.0)
-
-
-def _vector_box(space: gym.Space) -> gym.spaces.Box:
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return space
-    raise TypeError(
-        f"the mdn-rnn family takes observations from a Box of floats, not {space}; "
-        "wrap the environment so that it gives a float vector (FlattenObservation, say)"
-    )

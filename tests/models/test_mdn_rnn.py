@@ -12,7 +12,7 @@ from scipy import stats
 
 from dreamgym.models import MDNRNN, MDNRNNConfig, Segment, filter
 from dreamgym.models.lstm import LSTM
-from dreamgym.models.mdn_rnn import Mixture
+from dreamgym.models.mixture import Mixture
 from dreamgym.models.sampling import categorical, normal
 from tests.small_worlds import MOMENTS, STATISTICS, small_model
 
@@ -80,7 +80,7 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step():
     states = filter(model, segment, torch.zeros(4, 7, model.noise_dim))
     z, h = states["z"], states["h"]
     mixture = model._mixture(h[:, 1:], z[:, :-1], model.encode_action(action))
-    likelihood = mixture.log_prob((z[:, 1:] - z[:, :-1]) / model.delta_std)
+    likelihood = mixture.log_prob((z[:, 1:] - z[:, :-1]) / model.vision.delta_std)
     torch.testing.assert_close(terms["nll"], -likelihood[mask].mean())
     said, logit = model._heads(h[:, 1:], z[:, :-1], z[:, 1:])
     error = said - (reward - model.reward_mean) / model.reward_std
@@ -118,7 +118,11 @@ def step_from_afar(low: float, high: float):
     state["z"][:32] = 50.0
     noise = torch.rand(64, model.noise_dim, generator=torch.Generator().manual_seed(0))
     state, prediction = model.step(state, torch.zeros(64, dtype=torch.int64), noise)
-    return state["z"] * model.std + model.mean, prediction, model.config.range_margin * (high - low)
+    return (
+        state["z"] * model.vision.std + model.vision.mean,
+        prediction,
+        model.config.range_margin * (high - low),
+    )
 
 
 def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_at_its_edge_with_the_worst():
@@ -136,9 +140,22 @@ def test_what_the_space_forbids_is_cut_off_and_ends_nothing():
     assert (prediction.termination < 1).all()
 
 
-def test_an_observation_that_it_cannot_take_is_refused():
-    image = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    with pytest.raises(TypeError, match="Box of floats"):
-        MDNRNN(image, gym.spaces.Discrete(2), MDNRNNConfig())
-    with pytest.raises(ValueError, match="hidden"):
-        MDNRNNConfig(hidden=0)
+def test_an_observation_or_a_size_that_it_cannot_take_is_refused():
+    actions = gym.spaces.Discrete(2)
+    bytes_in_a_row = gym.spaces.Box(0, 255, (8,), np.uint8)
+    with pytest.raises(TypeError, match="Boxes of floats, and images"):
+        MDNRNN(bytes_in_a_row, actions, MDNRNNConfig())
+    with pytest.raises(TypeError, match="the part 'ram' of the observation"):
+        MDNRNN(gym.spaces.Dict({"ram": bytes_in_a_row}), actions, MDNRNNConfig())
+    image = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)
+    with pytest.raises(ValueError, match="work at 80 or 96 pixels"):
+        MDNRNN(image, actions, MDNRNNConfig(image_size=84))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden": 0}, {"trunk": -1}, {"foreground": -1.0}, {"width": 0.0}, {"log_sigma_min": 3.0}],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MDNRNNConfig(**wrong)
