@@ -21,7 +21,7 @@ from dreamgym.checkpoint import Progress
 from dreamgym.data import Dataset
 from dreamgym.device import resolve_device, threads
 from dreamgym.files import nearest
-from dreamgym.models import FAMILIES, Segment, WorldModel, measure
+from dreamgym.models import FAMILIES, ModelSpec, Segment, WorldModel, measure, plain
 from dreamgym.quality import as_segment, measure_quality
 from dreamgym.schedule import learning_rate
 from dreamgym.starts import burn_in
@@ -221,8 +221,11 @@ class _Fit:
         """The mean loss of fixed held-out batches; the best weights so far are kept."""
         self.model.eval()
         sampler = self.data.segments(self.held_out, self.config.segment_length)
-        losses = [self._loss(sampler, HELD_OUT, k)[0] for k in range(EVALUATION_BATCHES)]
-        mean = float(torch.stack(losses).mean())
+        looks = [self._loss(sampler, HELD_OUT, k) for k in range(EVALUATION_BATCHES)]
+        mean = float(torch.stack([loss for loss, _ in looks]).mean())
+        self.model.after_evaluation(
+            {name: torch.stack([terms[name] for _, terms in looks]).mean() for name in looks[0][1]}
+        )
         if mean < self.progress.best_loss:
             self.progress.best_loss = mean
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -236,14 +239,10 @@ class _Fit:
 
     def _new_model(self) -> WorldModel:
         """A model with fresh weights of this seed; the global generator is left as it was."""
-        family = FAMILIES[self.family]
+        spec = ModelSpec(family=self.family, config=self.config.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = family(
-                self.data.observation_space,
-                self.data.action_space,
-                self.config.model or family.config_type(),
-            )
+            model = spec.build(self.data.observation_space, self.data.action_space)
         episodes = (self.data.episode(int(index)) for index in self.training)
         model.set_statistics(measure((e.observations, e.rewards) for e in episodes))
         return model
@@ -257,7 +256,7 @@ class _Fit:
             "family": self.family,
             "seed": self.seed,
             **settings,
-            "model": asdict(self.model.config),
+            "model": plain(self.model.config),
         }
 
     def world(self, seconds: float) -> World:

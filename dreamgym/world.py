@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dreamgym import worldfile, zoo
 from dreamgym.data.spaces import space_to_json
 from dreamgym.files import folder_written_aside, nearest
-from dreamgym.models import FAMILIES, WorldModel, is_image, parts
+from dreamgym.models import ModelSpec, State, WorldModel, is_image, parts
 from dreamgym.starts import Starts
 from dreamgym.worldfile import WorldError
 
@@ -46,7 +46,7 @@ class World:
     @property
     def family(self) -> str:
         """The name that the table of families has for the model."""
-        return next(name for name, family in FAMILIES.items() if type(self.model) is family)
+        return ModelSpec.of(self.model).family
 
     @property
     def observation_space(self) -> gym.Space:
@@ -102,6 +102,32 @@ class World:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
         return gym.make(spec["id"], **arguments)
 
+    def with_model(self, model: WorldModel) -> World:
+        """The same world with another model of the same states, such as a composition around it.
+
+        `world.with_model(Pessimistic(world.model, weight=1.0))` dreams from the same starts. The
+        figures of `quality` stay those of the model that was fitted.
+
+        Args:
+            model: put into eval mode, its parameters frozen.
+
+        Raises:
+            WorldError: its states are not those of the starts, or its spaces are others.
+        """
+        spaces = (model.observation_space, model.action_space)
+        if spaces != (self.observation_space, self.action_space):
+            raise WorldError(
+                f"the model is of {spaces}, world {self.name!r} of "
+                f"{(self.observation_space, self.action_space)}; give a model of the same spaces"
+            )
+        misfit = _misfit(model, self.starts.states)
+        if misfit:
+            raise WorldError(
+                f"the starts of world {self.name!r} do not fit the model: {misfit}; fit a world to "
+                "this model, or make starts for it with dreamgym.starts.burn_in"
+            )
+        return replace(self, model=model.eval().requires_grad_(False))
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the world's folder: aside first, then renamed.
 
@@ -112,16 +138,20 @@ class World:
         Raises:
             FileExistsError: `path` exists and `overwrite` is false.
             DiskFullError: no room; what stood at `path` is as it was.
+            WorldError: the model holds a Python function, or is of no family: no file can say it.
         """
         path = Path(path)
+        try:
+            spec = ModelSpec.of(self.model).as_plain()
+        except ValueError as error:
+            raise WorldError(f"world {self.name!r} cannot be saved: {error}") from error
         weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
         starts = {key: value.contiguous() for key, value in self.starts.states.items()}
         with folder_written_aside(path, replace=overwrite) as folder:
             save_file(weights, folder / worldfile.MODEL_FILE)
             save_file(starts, folder / worldfile.STARTS_FILE)
             description = {
-                "family": self.family,
-                "config": asdict(self.model.config),
+                **spec,
                 "observation_space": space_to_json(self.observation_space),
                 "action_space": space_to_json(self.action_space),
                 "env_spec": json.loads(self.env_spec) if self.env_spec else None,
@@ -178,9 +208,12 @@ def _find(name_or_path: str | Path) -> Path:
 
 def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
     """The model with its weights; the global generator is left as it was."""
-    observation_space, action_space, config, family = worldfile.parse(folder, description)
+    observation_space, action_space, spec = worldfile.parse(folder, description)
     with torch.random.fork_rng(devices=[]):
-        model = family(observation_space, action_space, config)
+        try:
+            model = spec.build(observation_space, action_space)
+        except (TypeError, ValueError) as error:
+            raise WorldError(f"{folder / zoo.WORLD_FILE} cannot be understood: {error}") from error
     weights = worldfile.read_tensors(folder, worldfile.MODEL_FILE)
     try:
         model.load_state_dict(weights)
@@ -194,14 +227,19 @@ def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
 def _starts(folder: Path, model: WorldModel, beginnings: int) -> Starts:
     states = worldfile.read_tensors(folder, worldfile.STARTS_FILE)
     path = folder / worldfile.STARTS_FILE
-    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
-    given = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
-    if wanted != given:
-        raise WorldError(
-            f"{path} does not fit the model: its states have leaves of shapes {given}, "
-            f"the model's are {wanted}; fit the world again"
-        )
+    misfit = _misfit(model, states)
+    if misfit:
+        raise WorldError(f"{path} does not fit the model: {misfit}; fit the world again")
     try:
         return Starts(states=states, beginnings=beginnings)
     except ValueError as error:
         raise WorldError(f"{path} cannot be used: {error}; fit the world again") from error
+
+
+def _misfit(model: WorldModel, states: State) -> str:
+    """How states differ from the model's, in words; empty where they do not."""
+    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
+    given = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
+    if wanted == given:
+        return ""
+    return f"its states have leaves of shapes {given}, the model's are {wanted}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dreamgym.data.spaces import space_from_json
-from dreamgym.files import nearest, sha256
-from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.files import sha256
+from dreamgym.models import ModelSpec
 from dreamgym.zoo import WORLD_FILE
 
 FORMAT = "dreamgym-world"
@@ -91,32 +90,20 @@ def _check_file(path: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def parse(
-    folder: Path, description: dict[str, Any]
-) -> tuple[gym.Space, gym.Space, Any, type[WorldModel]]:
-    """Spaces, config and family that a description names.
+def parse(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Space, ModelSpec]:
+    """Spaces and model that a description names.
 
     Raises:
         WorldError: an unknown family or setting, or a space that cannot be read.
     """
-    path, name = folder / WORLD_FILE, description["family"]
-    if name not in FAMILIES:
-        raise WorldError(f"{path} names an unknown family {name!r}: {nearest(str(name), FAMILIES)}")
-    family, given = FAMILIES[name], description["config"]
-    known = {field.name for field in fields(family.config_type)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise WorldError(
-            f"{path} has the setting {unknown[0]!r}, which the {name} family of this dreamgym does "
-            f"not know: {nearest(unknown[0], known)}; it may need a newer dreamgym"
-        )
+    path = folder / WORLD_FILE
     try:
-        config = family.config_type(**given)
+        spec = ModelSpec.from_plain(description)
         observation_space = space_from_json(description["observation_space"])
         action_space = space_from_json(description["action_space"])
     except (TypeError, ValueError, KeyError) as error:
         raise WorldError(f"{path} cannot be understood: {error}") from error
-    return observation_space, action_space, config, family
+    return observation_space, action_space, spec
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:

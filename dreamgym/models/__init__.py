@@ -16,6 +16,7 @@ from dreamgym.models.base import (
     zero_action,
 )
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
+from dreamgym.models.nesting import ModelSpec, plain
 from dreamgym.models.observations import (
     Observation,
     as_tensors,
@@ -37,6 +38,7 @@ __all__ = [
     "MDNRNN",
     "Decodes",
     "MDNRNNConfig",
+    "ModelSpec",
     "Moments",
     "Observation",
     "Prediction",
@@ -54,6 +56,7 @@ __all__ = [
     "measure",
     "part",
     "parts",
+    "plain",
     "segment_to",
     "select",
     "zero_action",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import gymnasium as gym
 import torch
@@ -61,17 +61,32 @@ class WorldModel(nn.Module, ABC):
         action_space: of one real environment.
         feature_dim: width of `features`.
         noise_dim: how many independent U(0, 1) numbers one row's step or observe uses.
+        has_uncertainty: whether predictions carry an uncertainty; zeros stand in them otherwise.
     """
 
     config_type: ClassVar[type]
     feature_dim: int
     noise_dim: int
+    has_uncertainty: bool = False
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: Any) -> None:
         super().__init__()
         self.observation_space = observation_space
         self.action_space = action_space
         self.config = config
+
+    @classmethod
+    def from_config(
+        cls, observation_space: gym.Space, action_space: gym.Space, config: Any
+    ) -> Self:
+        """A model with fresh weights; a model around another one makes that one first.
+
+        Args:
+            observation_space: of one real environment.
+            action_space: of one real environment.
+            config: a `config_type`.
+        """
+        return cls(observation_space, action_space, config)
 
     @abstractmethod
     def initial(self, batch_size: int) -> State:
@@ -124,6 +139,13 @@ class WorldModel(nn.Module, ABC):
 
     def after_update(self) -> None:
         """Called after every optimiser update: EMA targets and the like."""
+
+    def after_evaluation(self, terms: dict[str, Tensor]) -> None:
+        """Called after each look at held-out episodes, before the best weights are kept.
+
+        Args:
+            terms: the terms of `loss` in eval mode, each the mean over the held-out batches.
+        """
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same function arranged for speed; here, as it is, on the device.
