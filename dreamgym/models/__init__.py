@@ -26,21 +26,25 @@ from dreamgym.models.observations import (
     part,
     parts,
 )
+from dreamgym.models.pets import PETS, PETSConfig
 from dreamgym.models.statistics import Moments, Statistics, measure
 
 FAMILIES: dict[str, type[WorldModel]] = {
     "mdn-rnn": MDNRNN,
+    "pets": PETS,
 }
 """Every family by the name that files and the command line use."""
 
 __all__ = [
     "FAMILIES",
     "MDNRNN",
+    "PETS",
     "Decodes",
     "MDNRNNConfig",
     "ModelSpec",
     "Moments",
     "Observation",
+    "PETSConfig",
     "Prediction",
     "Segment",
     "State",
