@@ -1,8 +1,10 @@
 """Record and check: logged experience in, episodes and segments out. NumPy only, no torch."""
 
 from dreamgym.data.checking import Card, check
+from dreamgym.data.converting import Conversion, convert, pack
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.mixing import Mixture
 from dreamgym.data.parallel import ShardPlan, record_shards
 from dreamgym.data.prefetching import prefetch
@@ -23,11 +25,13 @@ from dreamgym.data.writer import DatasetWriter
 
 __all__ = [
     "Card",
+    "Conversion",
     "Dataset",
     "DatasetError",
     "DatasetMetadata",
     "DatasetWriter",
     "Episode",
+    "ForeignOptions",
     "Mixture",
     "Recorder",
     "Recovery",
@@ -38,6 +42,8 @@ __all__ = [
     "VectorRecorder",
     "check",
     "check_supported",
+    "convert",
+    "pack",
     "prefetch",
     "record",
     "record_shards",

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from dreamgym.data import schema
+from dreamgym.data.foreign_source import is_foreign, open_in_memory
+from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native
 from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
@@ -33,6 +35,7 @@ class Card:
         path: The file.
         size_bytes: Its size on disk.
         schema_version: Of the native format.
+        convention: What was found, and how it is read.
         env_id: Id of the environment, if known.
         policy: What chose the actions.
         seed: Of the recording, if it had one.
@@ -55,6 +58,7 @@ class Card:
     path: str
     size_bytes: int
     schema_version: int
+    convention: str
     env_id: str | None
     policy: str
     seed: int | None
@@ -83,7 +87,7 @@ class Card:
         return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
-        lines = [f"{self.path}  ({self.size_bytes / 1e6:.2f} MB, schema {self.schema_version})"]
+        lines = [f"{self.path}  ({self.size_bytes / 1e6:.2f} MB, {self.convention})"]
         lines += [f"  {name:<13} {text}" for name, text in _rows(self)]
         lines += [f"  note          {note}" for note in self.notes]
         lines += [f"  PROBLEM       {problem}" for problem in self.problems]
@@ -91,11 +95,12 @@ class Card:
         return "\n".join(lines)
 
 
-def check(path: str | os.PathLike[str]) -> Card:
+def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None) -> Card:
     """Read a dataset from end to end, and say what is in it and what is wrong with it.
 
     Args:
-        path: The dataset.
+        path: The dataset: a file or a folder, native or foreign.
+        foreign: What a foreign dataset does not say by itself.
 
     Raises:
         DatasetError: It cannot be read as a dataset at all; what is wrong with single episodes is
@@ -103,14 +108,18 @@ def check(path: str | os.PathLike[str]) -> Card:
         UnsupportedSpaceError: It has a space that this dreamgym does not know.
     """
     path = Path(path)
-    source = (open_shards if path.is_dir() else open_native)(path, _HELD_BYTES)
+    skipped: list[str] = []
+    if is_foreign(path):
+        source, skipped = open_in_memory(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
+    else:
+        source = (open_shards if path.is_dir() else open_native)(path, _HELD_BYTES)
     try:
-        return _card(source)
+        return _card(source, skipped)
     finally:
         source.close()
 
 
-def _card(source: Source) -> Card:
+def _card(source: Source, skipped: list[str]) -> Card:
     table, metadata = source.table, source.metadata
     boxes = metadata.observation_boxes()
     statistics = {
@@ -127,6 +136,7 @@ def _card(source: Source) -> Card:
         path=str(source.path),
         size_bytes=_size(source.path),
         schema_version=schema.SCHEMA_VERSION,
+        convention=source.convention,
         env_id=metadata.env_id,
         policy=metadata.policy,
         seed=metadata.seed,
@@ -146,7 +156,7 @@ def _card(source: Source) -> Card:
         observations={key: of_key.as_dict() for key, of_key in statistics.items()},
         rewards=channel_statistics(source.reward, (), table.num_rows).as_dict(),
         actions=action_use(source.action, table, metadata.action_space),
-        problems=_problems(source),
+        problems=skipped + _problems(source),
         notes=notes,
     )
 

@@ -18,6 +18,8 @@ from dreamgym.data.aside import partial_path
 from dreamgym.data.columns import for_models
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.foreign_source import is_foreign, open_in_memory
+from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native, open_snapshot
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentSampler, SegmentSource
@@ -40,6 +42,7 @@ class Dataset:
         on_bad: What to do with a bad episode: `"raise"` (the default), or `"skip"` it and list it
             in `skipped`. The file is never changed.
         memory: Bytes of observations to hold in memory at most.
+        foreign: What a foreign dataset does not say by itself; such a one is read into memory.
 
     Raises:
         DatasetError: It is no dataset, it is damaged, or an episode is bad; the message names path,
@@ -53,6 +56,7 @@ class Dataset:
         *,
         on_bad: Literal["raise", "skip"] = "raise",
         memory: int = DEFAULT_MEMORY,
+        foreign: ForeignOptions | None = None,
     ) -> None:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
@@ -65,8 +69,13 @@ class Dataset:
                 remedy="read what is there with Dataset.snapshot, or save it with "
                 f"`dreamgym recover {partial}`",
             )
-        open_it = open_shards if given.is_dir() else open_native
-        self._adopt(open_it(given, memory), on_bad)
+        self.skipped: list[str] = []
+        if is_foreign(given):
+            options = foreign or ForeignOptions()
+            source, self.skipped = open_in_memory(given, memory, options, on_bad)
+        else:
+            source = (open_shards if given.is_dir() else open_native)(given, memory)
+        self._adopt(source, on_bad)
 
     @classmethod
     def snapshot(cls, path: str | os.PathLike[str], *, memory: int = DEFAULT_MEMORY) -> Dataset:
@@ -79,6 +88,7 @@ class Dataset:
         given = Path(path)
         where = given if given.exists() else partial_path(given)
         dataset = cls.__new__(cls)
+        dataset.skipped = []
         dataset._adopt(open_snapshot(where, memory), "raise")
         return dataset
 
@@ -86,7 +96,6 @@ class Dataset:
         self._source = source
         self.path = source.path
         self.metadata: DatasetMetadata = source.metadata
-        self.skipped: list[str] = []
         try:
             self._keep_good(on_bad)
         except BaseException:
@@ -203,11 +212,8 @@ class Dataset:
         if not 0.0 < held_out < 1.0:
             raise ValueError(f"held_out is {held_out}; it must lie between 0 and 1")
         if self.num_episodes < 2:
-            raise DatasetError(
-                f"it has {self.num_episodes} episode; at least 2 are needed to hold one out",
-                path=self.path,
-                remedy="record more steps",
-            )
+            problem = f"it has {self.num_episodes} episode; at least 2 are needed to hold one out"
+            raise DatasetError(problem, path=self.path, remedy="record more steps")
         count = min(max(1, round(held_out * self.num_episodes)), self.num_episodes - 1)
         order = np.random.default_rng(seed).permutation(self.num_episodes)
         return np.sort(order[count:]), np.sort(order[:count])

@@ -37,6 +37,7 @@ class Source:
         action: Rows of actions; the last row of an episode is zero.
         reward: Rows of rewards, float32; likewise.
         close: Lets go of the files.
+        convention: What was found, and how it is read.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Source:
     action: Column
     reward: Column
     close: Callable[[], None] = field(default=_nothing)
+    convention: str = "native"
 
     def columns(self) -> dict[str, Column]:
         """Every column by its name on disk, in the order of the checksum."""

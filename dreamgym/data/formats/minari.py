@@ -1,0 +1,183 @@
+"""Minari: `main_data.hdf5` of groups `episode_N`, with `metadata.json` beside it.
+
+`T + 1` observations an episode; Dict observations are groups of groups; images may be JPEG, a row
+of bytes each, which Pillow decodes (JPEG loses a little: such images are not what was recorded).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import numpy as np
+
+from dreamgym.data.episode import Episode, Observations
+from dreamgym.data.errors import DatasetError
+from dreamgym.data.formats.common import (
+    Array,
+    Foreign,
+    ForeignOptions,
+    Opened,
+    guess_action_space,
+    guess_observation_space,
+    make_episode,
+    numbered,
+    read_whole,
+)
+from dreamgym.data.guard import get_group, hdf5_errors
+from dreamgym.data.schema import DatasetMetadata
+from dreamgym.data.spaces import space_from_json
+
+NAME = "Minari"
+_MAX_PIXELS = 1 << 26
+
+
+def detect(opened: Opened) -> bool:
+    """A root of groups `episode_N` that hold observations."""
+    file = opened.hdf5
+    if file is None or "episode_0" not in file:
+        return False
+    return "actions" in get_group(file, "episode_0", opened.path)
+
+
+def read(opened: Opened, options: ForeignOptions) -> Foreign:
+    """Open it; spaces and environment come from `metadata.json` where it is there.
+
+    Raises:
+        DatasetError: Rows that are not `T + 1`, or images that cannot be decoded.
+    """
+    file, path = opened.hdf5, opened.path
+    if file is None:
+        raise DatasetError("it is no HDF5 file", path=path)
+    said = _metadata(opened)
+    names = numbered(name for name in file if name.startswith("episode_"))
+    first = _read_one(file, names[0], opened)
+    metadata = DatasetMetadata(
+        observation_space=options.observation_space
+        or _space(said, "observation_space")
+        or guess_observation_space(first.observations),
+        action_space=options.action_space
+        or _space(said, "action_space")
+        or guess_action_space(first.actions, path),
+        env_spec=said.get("env_spec") if isinstance(said.get("env_spec"), str) else None,
+        env_id=options.env_id or _env_id(said),
+        policy=str(said.get("algorithm_name", f"unknown ({NAME})")),
+    )
+
+    def episodes() -> Iterator[Episode]:
+        for name in names:
+            yield _read_one(file, name, opened)
+
+    where = "metadata.json" if said else "the values (there is no metadata.json)"
+    return Foreign(
+        format=NAME,
+        convention=f"{NAME}: {len(names)} episodes of T + 1 observations, spaces from {where}",
+        metadata=metadata,
+        episodes=episodes,
+        close=opened.close,
+    )
+
+
+def _read_one(file: h5py.File, name: str, opened: Opened) -> Episode:
+    path = opened.path
+    group = get_group(file, name, path)
+    rows = {
+        key: read_whole(group, key, path)
+        for key in ("actions", "rewards", "terminations", "truncations")
+    }
+    observations = _observations(group, "observations", opened)
+    first = observations
+    while isinstance(first, dict):
+        first = next(iter(first.values()))
+    if len(first) != len(rows["actions"]) + 1:
+        raise DatasetError(
+            f"{len(first)} observations for {len(rows['actions'])} actions; T + 1 are wanted",
+            path=path,
+            key=f"/{name}/observations",
+        )
+    ended = bool(rows["terminations"][-1]), bool(rows["truncations"][-1])
+    return make_episode(observations, rows["actions"], rows["rewards"], ended)
+
+
+def _observations(group: h5py.Group, name: str, opened: Opened) -> Observations:
+    node = group.get(name, getlink=True)
+    if isinstance(node, h5py.HardLink) and isinstance(group[name], h5py.Group):
+        inner = get_group(group, name, opened.path)
+        rows: dict[str, Array] = {}
+        for key in inner:
+            deep = _observations(inner, key, opened)
+            if isinstance(deep, dict):
+                raise DatasetError("a Dict within a Dict", path=opened.path, key=str(inner.name))
+            rows[key] = deep
+        return rows
+    if isinstance(node, h5py.HardLink) and h5py.check_vlen_dtype(group[name].dtype) == np.uint8:
+        return _decoded(group[name], opened)
+    return read_whole(group, name, opened.path)
+
+
+def _decoded(dataset: h5py.Dataset, opened: Opened) -> Array:
+    """JPEG rows as `(T + 1, H, W, 3)` uint8."""
+    key = str(dataset.name)
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DatasetError(
+            "its images are JPEG, and Pillow is not installed",
+            path=opened.path,
+            key=key,
+            remedy="pip install pillow",
+        ) from None
+    images: list[Array] = []
+    with hdf5_errors(opened.path, key):
+        rows = dataset[:]
+    for row, data in enumerate(rows):
+        try:
+            with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise DatasetError(f"an image of {image.size} pixels", key=key, row=row)
+                images.append(np.asarray(image.convert("RGB")))
+        except (OSError, SyntaxError) as error:
+            raise DatasetError(f"no JPEG ({error})", path=opened.path, key=key, row=row) from error
+    return np.stack(images)
+
+
+def _metadata(opened: Opened) -> dict[str, Any]:
+    beside = opened.path.with_name("metadata.json")
+    if not beside.is_file():
+        return {}
+    try:
+        said = json.loads(beside.read_text())
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"it is no JSON ({error})", path=beside) from error
+    return said if isinstance(said, dict) else {}
+
+
+def _space(said: dict[str, Any], name: str) -> gym.Space[Any] | None:
+    """Minari's JSON of a space is nearly ours; a Dict keeps its spaces under another name."""
+    text = said.get(name)
+    if not isinstance(text, str):
+        return None
+    try:
+        return space_from_json(_ours(json.loads(text)))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"metadata.json: {name}: {error}") from error
+
+
+def _ours(space: Any) -> Any:
+    if isinstance(space, dict) and space.get("type") == "Dict":
+        inner = space.get("subspaces")
+        entries = inner.items() if isinstance(inner, dict) else ()
+        return {"type": "Dict", "spaces": [[key, _ours(child)] for key, child in entries]}
+    return space
+
+
+def _env_id(said: dict[str, Any]) -> str | None:
+    try:
+        found = json.loads(said["env_spec"]).get("id")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return str(found) if found else None
