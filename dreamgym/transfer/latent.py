@@ -16,7 +16,9 @@ from dreamgym.world import World
 _MAX_SEED = 2**31
 
 
-class LatentObservation(gym.Wrapper[NDArray[np.float32], Any, Any, Any]):
+class LatentObservation(
+    gym.Wrapper[NDArray[np.float32], Any, Any, Any], gym.utils.RecordConstructorArgs
+):
     """A real environment whose observations are the features of the world model's state.
 
     After every real observation the state is filtered, `state = model.observe(state, previous
@@ -37,7 +39,9 @@ class LatentObservation(gym.Wrapper[NDArray[np.float32], Any, Any, Any]):
         Raises:
             TransferError: the environment's spaces are not the world's.
         """
-        super().__init__(env)
+        # the world itself is recorded, not a copy: it makes the wrapper again from env.spec
+        gym.utils.RecordConstructorArgs.__init__(self, world=world, _disable_deepcopy=True)
+        gym.Wrapper.__init__(self, env)
         _check_spaces(env, world)
         self.model = world.model.eval()
         self._device = next((p.device for p in self.model.parameters()), torch.device("cpu"))

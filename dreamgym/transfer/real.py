@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,11 @@ def _parse_spec(text: str) -> dict[str, Any]:
 
 
 def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
+    if ":" in spec["id"]:
+        raise TransferError(
+            f"the EnvSpec's id {spec['id']!r} names a module, which is not imported from a file; "
+            "import the module yourself and leave it out of the id"
+        )
     kwargs = dict(spec.get("kwargs") or {})
     if spec.get("max_episode_steps") is not None:
         kwargs["max_episode_steps"] = spec["max_episode_steps"]
@@ -87,8 +93,11 @@ def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
 
 
 def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
+    module, _, name = env_id.rpartition(":")
     try:
-        gym.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
     except gym.error.Error as error:
         raise TransferError(_no_such_environment(env_id, error)) from None
     except ModuleNotFoundError as error:

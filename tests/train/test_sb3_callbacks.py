@@ -31,7 +31,7 @@ def one_rollout(world, learner, callback, settings):
     return model, Counting.calls
 
 
-@pytest.mark.parametrize("name", ["cartpole_world", "pendulum_world"])
+@pytest.mark.parametrize("name", ["discrete_world", "box_world"])
 @pytest.mark.parametrize(
     ("learner", "settings"), [(PPO, {"batch_size": 512, "n_epochs": 1}), (A2C, {})]
 )
@@ -50,14 +50,14 @@ def test_one_pass_for_all_truncated_rows_gives_what_stock_sb3_gives(
     assert calls <= STEPS + 1
 
 
-def test_it_is_refused_where_there_is_nothing_to_batch(cartpole_world):
-    model = DQN("MlpPolicy", SB3VecEnv(DreamVectorEnv(cartpole_world, 4, output="numpy")))
+def test_it_is_refused_where_there_is_nothing_to_batch(discrete_world):
+    model = DQN("MlpPolicy", SB3VecEnv(DreamVectorEnv(discrete_world, 4, output="numpy")))
     with pytest.raises(TrainingError, match="on-policy"):
         model.learn(8, callback=BatchedTruncationValues())
 
 
-def test_the_curve_is_in_real_units_and_ends_at_the_end(pendulum_world):
-    env = SB3VecEnv(DreamVectorEnv(pendulum_world, ROWS, output="numpy"), reward_scale=1e-3)
+def test_the_curve_is_in_real_units_and_ends_at_the_end(box_world):
+    env = SB3VecEnv(DreamVectorEnv(box_world, ROWS, output="numpy"), reward_scale=1e-3)
     model = PPO("MlpPolicy", env, n_steps=STEPS, batch_size=512, seed=0, device="cpu")
     heard = []
     curve = LearningCurve(
@@ -65,5 +65,5 @@ def test_the_curve_is_in_real_units_and_ends_at_the_end(pendulum_world):
     )
     model.learn(3 * ROWS * STEPS, callback=curve)
     assert [steps for steps, _ in curve.points] == [ROWS * STEPS * k for k in (1, 2, 3)]
-    assert all(abs(mean) > 1 for _, mean in curve.points)
+    assert all(abs(mean) > 0.1 for _, mean in curve.points)
     assert heard[-1] == (3 * ROWS * STEPS, 3 * ROWS * STEPS)

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormali
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.train import TrainingError
 from dreamgym.train.sb3 import SB3VecEnv
+from tests.train.conftest import HORIZON
 
 
 def dream(world, num_envs=16, **options):
@@ -29,9 +30,9 @@ def random_actions(env, rng):
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
-def test_other_autoreset_modes_are_refused_with_what_to_pass(cartpole_world, mode):
+def test_other_autoreset_modes_are_refused_with_what_to_pass(discrete_world, mode):
     with pytest.raises(TrainingError, match=f'{mode}.*autoreset_mode="SameStep"'):
-        SB3VecEnv(dream(cartpole_world, autoreset_mode=mode))
+        SB3VecEnv(dream(discrete_world, autoreset_mode=mode))
 
 
 def test_something_that_is_no_vector_env_is_refused():
@@ -40,12 +41,12 @@ def test_something_that_is_no_vector_env_is_refused():
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_scale_that_is_not_positive_is_refused(cartpole_world, scale):
+def test_a_scale_that_is_not_positive_is_refused(discrete_world, scale):
     with pytest.raises(TrainingError, match="reward_scale"):
-        SB3VecEnv(dream(cartpole_world), reward_scale=scale)
+        SB3VecEnv(dream(discrete_world), reward_scale=scale)
 
 
-@pytest.mark.parametrize("name", ["cartpole_world", "pendulum_world"])
+@pytest.mark.parametrize("name", ["discrete_world", "box_world"])
 @pytest.mark.parametrize("view", ["observation", "latent"])
 @pytest.mark.parametrize("output", ["torch", "numpy"])
 def test_shapes_and_dtypes(request, name, view, output):
@@ -65,9 +66,9 @@ def test_shapes_and_dtypes(request, name, view, output):
         assert len(infos) == 16
 
 
-def test_it_says_what_the_dream_says(cartpole_world):
+def test_it_says_what_the_dream_says(discrete_world):
     """Row by row, against the vector environment itself under the same seed and actions."""
-    plain, env = dream(cartpole_world, 32), SB3VecEnv(dream(cartpole_world, 32), reward_scale=0.25)
+    plain, env = dream(discrete_world, 32), SB3VecEnv(dream(discrete_world, 32), reward_scale=0.25)
     env.seed(3)
     observation, _ = plain.reset(seed=3)
     np.testing.assert_array_equal(env.reset(), observation)
@@ -85,14 +86,14 @@ def test_it_says_what_the_dream_says(cartpole_world):
             np.testing.assert_array_equal(final, info["final_obs"][row])
             assert infos[row]["TimeLimit.truncated"] == (truncated[row] and not terminated[row])
             assert infos[row]["episode"]["r"] == pytest.approx(so_far[row], rel=1e-4)
-            assert infos[row]["episode"]["l"] <= 12
+            assert infos[row]["episode"]["l"] <= HORIZON
             ends["truncated" if truncated[row] else "terminated"] += 1
             so_far[row] = 0
     assert min(ends.values()) > 0, "the test must see both kinds of end"
 
 
-def test_rows_that_go_on_share_one_info_that_refuses_writes(cartpole_world):
-    env = SB3VecEnv(dream(cartpole_world))
+def test_rows_that_go_on_share_one_info_that_refuses_writes(discrete_world):
+    env = SB3VecEnv(dream(discrete_world))
     env.reset()
     _, _, dones, infos = env.step(np.zeros(16, int))
     quiet = [info for info, done in zip(infos, dones, strict=True) if not done]
@@ -113,8 +114,8 @@ def test_rows_that_go_on_share_one_info_that_refuses_writes(cartpole_world):
     assert quiet[0] == {}
 
 
-def test_seed_and_options_wait_for_the_next_reset(cartpole_world):
-    env = SB3VecEnv(dream(cartpole_world))
+def test_seed_and_options_wait_for_the_next_reset(discrete_world):
+    env = SB3VecEnv(dream(discrete_world))
     env.seed(5)
     first = env.reset()
     env.seed(5)
@@ -134,10 +135,10 @@ def test_seed_and_options_wait_for_the_next_reset(cartpole_world):
         env.set_options([{}] * 16)
 
 
-def test_attributes_and_methods(cartpole_world):
-    env = SB3VecEnv(dream(cartpole_world))
+def test_attributes_and_methods(discrete_world):
+    env = SB3VecEnv(dream(discrete_world))
     assert env.get_attr("render_mode") == [None] * 16
-    assert env.get_attr("horizon", [0, 3]) == [12, 12]
+    assert env.get_attr("horizon", [0, 3]) == [HORIZON, HORIZON]
     assert env.has_attr("horizon")
     assert not env.has_attr("nothing_of_the_kind")
     env.set_attr("remark", 7)
@@ -151,15 +152,15 @@ def test_attributes_and_methods(cartpole_world):
     assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [False] * 16
 
 
-def test_stepping_without_actions_is_refused(cartpole_world):
-    env = SB3VecEnv(dream(cartpole_world))
+def test_stepping_without_actions_is_refused(discrete_world):
+    env = SB3VecEnv(dream(discrete_world))
     env.reset()
     with pytest.raises(TrainingError, match="step_async"):
         env.step_wait()
 
 
-def test_close_closes_the_dream(cartpole_world):
-    inner = dream(cartpole_world)
+def test_close_closes_the_dream(discrete_world):
+    inner = dream(discrete_world)
     env = SB3VecEnv(inner)
     env.reset()
     env.close()
@@ -167,8 +168,8 @@ def test_close_closes_the_dream(cartpole_world):
 
 
 @pytest.mark.parametrize("wrapper", [VecCheckNan, VecMonitor, VecNormalize])
-def test_sb3_wrappers_take_it(pendulum_world, wrapper):
-    env = wrapper(SB3VecEnv(dream(pendulum_world)))
+def test_sb3_wrappers_take_it(box_world, wrapper):
+    env = wrapper(SB3VecEnv(dream(box_world)))
     env.reset()
     rng = np.random.default_rng(0)
     seen = 0
@@ -181,13 +182,13 @@ def test_sb3_wrappers_take_it(pendulum_world, wrapper):
 @pytest.mark.parametrize(
     ("name", "learner", "settings"),
     [
-        ("cartpole_world", PPO, {"n_steps": 8, "batch_size": 32}),
-        ("pendulum_world", PPO, {"n_steps": 8, "batch_size": 32}),
-        ("cartpole_world", A2C, {}),
-        ("pendulum_world", A2C, {}),
-        ("cartpole_world", DQN, {"learning_starts": 32}),
-        ("pendulum_world", SAC, {"learning_starts": 32}),
-        ("pendulum_world", TD3, {"learning_starts": 32}),
+        ("discrete_world", PPO, {"n_steps": 8, "batch_size": 32}),
+        ("box_world", PPO, {"n_steps": 8, "batch_size": 32}),
+        ("discrete_world", A2C, {}),
+        ("box_world", A2C, {}),
+        ("discrete_world", DQN, {"learning_starts": 32}),
+        ("box_world", SAC, {"learning_starts": 32}),
+        ("box_world", TD3, {"learning_starts": 32}),
     ],
 )
 def test_sb3_learners_train_in_it(request, name, learner, settings):
@@ -198,8 +199,8 @@ def test_sb3_learners_train_in_it(request, name, learner, settings):
     assert len(model.ep_info_buffer) > 0
 
 
-def test_replay_buffers_keep_truncation_apart_from_termination(pendulum_world):
-    env = SB3VecEnv(dream(pendulum_world))
+def test_replay_buffers_keep_truncation_apart_from_termination(box_world):
+    env = SB3VecEnv(dream(box_world))
     model = SAC("MlpPolicy", env, seed=0, device="cpu", learning_starts=10_000)
     model.learn(16 * 40)
     buffer = model.replay_buffer
@@ -209,11 +210,11 @@ def test_replay_buffers_keep_truncation_apart_from_termination(pendulum_world):
     assert not (timeout & ~done).any()
 
 
-def test_evaluate_policy_finds_returns_in_real_units_and_has_no_complaint(pendulum_world):
-    env = SB3VecEnv(dream(pendulum_world, 4), reward_scale=1e-3)
+def test_evaluate_policy_finds_returns_in_real_units_and_has_no_complaint(box_world):
+    env = SB3VecEnv(dream(box_world, 4), reward_scale=1e-3)
     model = PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=8, batch_size=32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mean, _ = evaluate_policy(model, env, n_eval_episodes=8)
-    # rewards of this world are about 3 a step; scaled they would be thousandths
-    assert abs(mean) > 1
+    # rewards of this world are of order one; scaled they would be thousandths
+    assert abs(mean) > 0.1

@@ -6,7 +6,6 @@ import random
 import resource
 import zipfile
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -32,28 +31,29 @@ def equal(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_same_seed_same_policy_and_another_seed_another(cartpole_world):
+def test_same_seed_same_policy_and_another_seed_another(discrete_world):
     first, again, other = (
-        weights_of(train_policy(cartpole_world, seed=seed, steps=512, config=QUICK))
+        weights_of(train_policy(discrete_world, seed=seed, steps=512, config=QUICK))
         for seed in (1, 1, 2)
     )
     assert equal(first, again)
     assert not equal(first, other)
 
 
-def test_nothing_global_is_touched(cartpole_world):
+def test_nothing_global_is_touched(discrete_world):
     torch.set_num_threads(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    train_policy(cartpole_world, steps=256, config=TrainConfig(num_envs=16, n_steps=8, threads=2))
+    train_policy(discrete_world, steps=256, config=TrainConfig(num_envs=16, n_steps=8))
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert after == before
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
-def test_progress_and_curve_agree(pendulum_world):
+def test_progress_and_curve_agree(box_world):
     heard = []
     policy = train_policy(
-        pendulum_world,
+        box_world,
         steps=1000,
         config=QUICK,
         progress=lambda done, total, figures: heard.append((done, total, figures)),
@@ -64,14 +64,14 @@ def test_progress_and_curve_agree(pendulum_world):
     assert policy.card.steps == 1024
 
 
-def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(pendulum_world, tmp_path):
-    trained = train_policy(pendulum_world, steps=512, out=tmp_path / "pendulum", config=QUICK)
-    path = tmp_path / "pendulum.zip"
-    read, stock = load_policy(path, world=pendulum_world), PPO.load(path, device="cpu")
-    observations = np.stack([pendulum_world.observation_space.sample() for _ in range(64)])
+def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(box_world, tmp_path):
+    trained = train_policy(box_world, steps=512, out=tmp_path / "policy", config=QUICK)
+    path = tmp_path / "policy.zip"
+    read, stock = load_policy(path, world=box_world), PPO.load(path, device="cpu")
+    observations = np.stack([box_world.observation_space.sample() for _ in range(64)])
     actions, state = trained.predict(observations)
     assert state is None
-    assert actions.shape == (64, 1)
+    assert actions.shape == (64, 2)
     np.testing.assert_array_equal(read.predict(observations)[0], actions)
     np.testing.assert_array_equal(stock.predict(observations, deterministic=True)[0], actions)
     assert read.card == trained.card
@@ -79,15 +79,16 @@ def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(pendulum_world, t
     assert sorted(tmp_path.iterdir()) == [path], "nothing may be left beside the policy"
 
 
-def test_the_card_says_where_the_policy_comes_from(cartpole_world, tmp_path):
+def test_the_card_says_where_the_policy_comes_from(discrete_world, tmp_path):
     path = tmp_path / "policy.zip"
-    train_policy(cartpole_world, seed=4, steps=512, out=path, config=QUICK)
-    saved = copy.copy(cartpole_world).save(tmp_path / "world")
+    train_policy(discrete_world, seed=4, steps=512, out=path, config=QUICK)
+    saved = copy.copy(discrete_world).save(tmp_path / "world")
     with zipfile.ZipFile(path) as archive:
         card = json.loads(archive.read("dreamgym.json"))
     assert card["algo"] == "PPO"
     assert card["view"] == "observation"
-    assert card["env_id"] == "CartPole-v1"
+    assert card["env_id"] is None
+    assert card["world"] == "small"
     assert card["seed"] == 4
     assert card["steps"] == 512
     assert card["hyperparameters"]["num_envs"] == 16
@@ -98,40 +99,44 @@ def test_the_card_says_where_the_policy_comes_from(cartpole_world, tmp_path):
     assert card["world_checksum"] in json.dumps(described), "the checksum is the world file's own"
 
 
-def test_the_policy_takes_raw_observations(cartpole_world):
+def test_the_policy_takes_raw_observations(discrete_world):
     """Its normaliser has the scale of the dream, so a real observation goes in as it is."""
-    policy = train_policy(cartpole_world, steps=256, config=QUICK)
+    policy = train_policy(discrete_world, steps=256, config=QUICK)
     extractor = policy.network.pi_features_extractor
     raw = extractor.mean + 2 * extractor.std
     torch.testing.assert_close(extractor(raw[None]), torch.full((1, 4), 2.0))
     assert all(value > 0 for value in policy.card.policy["std"])
-    env = policy.observation_space
-    assert env == gym.make("CartPole-v1").observation_space
+    assert policy.observation_space == discrete_world.observation_space
 
 
-def test_the_reward_scale_is_measured_or_given(pendulum_world):
-    measured = train_policy(pendulum_world, steps=256, config=QUICK)
-    assert 0 < measured.card.reward_scale < 1, "rewards of this world are of order 5"
+def test_the_reward_scale_is_measured_or_given(box_world):
+    first, again = (
+        train_policy(box_world, seed=seed, steps=256, config=QUICK).card.reward_scale
+        for seed in (0, 0)
+    )
+    assert first == again
+    # rewards of this world are of order one, and so is a discounted return of its short dreams
+    assert 0.1 < first < 10
     config = TrainConfig(num_envs=16, n_steps=16, batch_size=64, reward_scale=0.5)
-    assert train_policy(pendulum_world, steps=256, config=config).card.reward_scale == 0.5
+    assert train_policy(box_world, steps=256, config=config).card.reward_scale == 0.5
 
 
-def test_the_latent_view_is_trained_on_features(cartpole_world, tmp_path):
+def test_the_latent_view_is_trained_on_features(discrete_world, tmp_path):
     config = TrainConfig(num_envs=16, n_steps=16, batch_size=64, view="latent")
     path = tmp_path / "latent.zip"
-    policy = train_policy(cartpole_world, steps=256, out=path, config=config)
+    policy = train_policy(discrete_world, steps=256, out=path, config=config)
     assert policy.view == "latent"
-    assert policy.observation_space.shape == (cartpole_world.model.feature_dim,)
-    assert load_policy(path, world=cartpole_world).view == "latent"
+    assert policy.observation_space.shape == (discrete_world.model.feature_dim,)
+    assert load_policy(path, world=discrete_world).view == "latent"
 
 
 @pytest.mark.parametrize(
     ("name", "algo", "settings"),
     [
-        ("cartpole_world", "A2C", {}),
-        ("cartpole_world", "DQN", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
-        ("pendulum_world", "SAC", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
-        ("pendulum_world", "TD3", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("discrete_world", "A2C", {}),
+        ("discrete_world", "DQN", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("box_world", "SAC", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("box_world", "TD3", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
     ],
 )
 def test_every_algorithm_trains_saves_and_is_read_back(request, tmp_path, name, algo, settings):
@@ -145,7 +150,7 @@ def test_every_algorithm_trains_saves_and_is_read_back(request, tmp_path, name, 
     np.testing.assert_array_equal(read.predict(observations)[0], trained.predict(observations)[0])
 
 
-def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(cartpole_world, tmp_path):
+def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(discrete_world, tmp_path):
     path = tmp_path / "policy.zip"
     path.write_bytes(b"an older policy")
 
@@ -154,29 +159,29 @@ def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(cartpole_world,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train_policy(cartpole_world, steps=5000, out=path, config=QUICK, progress=stop)
+        train_policy(discrete_world, steps=5000, out=path, config=QUICK, progress=stop)
     error = caught.value
     assert isinstance(error, TrainingInterrupted)
     assert error.path == tmp_path / "policy.interrupted.zip"
     assert error.steps == 512
     assert str(error.path) in str(error)
-    assert load_policy(error.path, world=cartpole_world).card.steps == 512
+    assert load_policy(error.path, world=discrete_world).card.steps == 512
     assert path.read_bytes() == b"an older policy"
 
 
-def test_ctrl_c_without_a_place_says_that_nothing_was_saved(cartpole_world):
+def test_ctrl_c_without_a_place_says_that_nothing_was_saved(discrete_world):
     def stop(done, total, figures):
         raise KeyboardInterrupt
 
     with pytest.raises(TrainingInterrupted, match="nothing was saved") as caught:
-        train_policy(cartpole_world, steps=5000, config=QUICK, progress=stop)
+        train_policy(discrete_world, steps=5000, config=QUICK, progress=stop)
     assert caught.value.path is None
 
 
-def test_a_full_disk_leaves_no_half_file(cartpole_world, tmp_path):
+def test_a_full_disk_leaves_no_half_file(discrete_world, tmp_path):
     path = tmp_path / "policy.zip"
     path.write_bytes(b"an older policy")
-    policy = train_policy(cartpole_world, steps=256, config=QUICK)
+    policy = train_policy(discrete_world, steps=256, config=QUICK)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -189,14 +194,14 @@ def test_a_full_disk_leaves_no_half_file(cartpole_world, tmp_path):
     assert policy.save(tmp_path / "elsewhere").is_file(), "the policy is not lost"
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_training(cartpole_world, tmp_path):
+def test_a_place_that_cannot_be_written_is_refused_before_training(discrete_world, tmp_path):
     (tmp_path / "policy.zip").mkdir()
     (tmp_path / "file").write_text("")
     heard = []
     for out in (tmp_path / "policy.zip", tmp_path / "file" / "policy.zip"):
         with pytest.raises(PolicyFileError, match=r"policy\.zip"):
             train_policy(
-                cartpole_world, out=out, config=QUICK, progress=lambda *given: heard.append(given)
+                discrete_world, out=out, config=QUICK, progress=lambda *given: heard.append(given)
             )
     assert not heard
 
@@ -210,9 +215,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(cartpole_worl
         ("PPO", TrainConfig(learner={"nothing_such": 1}), "nothing_such"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_what_can(pendulum_world, algo, config, message):
+def test_what_cannot_be_trained_is_refused_with_what_can(box_world, algo, config, message):
     with pytest.raises(TrainingError, match=message):
-        train_policy(pendulum_world, algo=algo, steps=256, config=config)
+        train_policy(box_world, algo=algo, steps=256, config=config)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +230,6 @@ def test_settings_out_of_range_are_refused_by_name(settings):
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"seed": -1}])
-def test_numbers_out_of_range_are_refused_by_name(cartpole_world, settings):
+def test_numbers_out_of_range_are_refused_by_name(discrete_world, settings):
     with pytest.raises(TrainingError, match=next(iter(settings))):
-        train_policy(cartpole_world, config=QUICK, **settings)
+        train_policy(discrete_world, config=QUICK, **settings)

@@ -62,7 +62,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "n_steps": 64,
             "batch_size": 1024,
             "n_epochs": 5,
-            "gamma": 0.98,
+            "gamma": 0.99,
             "gae_lambda": 0.95,
             "learning_rate": 1e-3,
         },
