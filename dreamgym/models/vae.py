@@ -62,6 +62,7 @@ class VAE(nn.Module):
         self.encoder = ConvEncoder(channels, size, VMC_ENCODER.scaled(width))
         self.mean = nn.Linear(self.encoder.dim, latent)
         self.log_variance = nn.Linear(self.encoder.dim, latent)
+        self.apply(_initialise)
 
     def encode(self, images: Tensor) -> Posterior:
         """The posterior of z for images (..., channels, height, width) in [0, 1]."""
@@ -91,3 +92,14 @@ class VAE(nn.Module):
             error = error * (1 + foreground * differs)
         least = tolerance * standard.shape[-1]
         return VAELoss(error.sum((1, 2, 3)), torch.clamp(posterior.divergence(), min=least))
+
+
+def _initialise(module: nn.Module) -> None:
+    """As TensorFlow does, and so the authors: torch's own weights are so small that z starts blind.
+
+    Glorot and Bengio (2010), equation 16, without biases.
+    """
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
