@@ -41,7 +41,7 @@ def test_same_seed_same_policy_and_another_seed_another(discrete_world):
 
 
 def test_nothing_global_is_touched(discrete_world):
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     train_policy(discrete_world, steps=256, config=TrainConfig(num_envs=16, n_steps=8))
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
