@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dreamgym.cli import main
 
-VERBS = ("record", "check", "fit", "train", "transfer", "recover")
+VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack")
 
 pytestmark = pytest.mark.xdist_group("cli")
 
@@ -109,6 +110,50 @@ def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> No
     assert not (tmp_path / "world").exists()
 
 
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """A flat npz in the manner of D4RL: two episodes of CartPole, and no timeouts."""
+    path = tmp_path / "flat.npz"
+    terminals = np.zeros(20, bool)
+    terminals[[9, 19]] = True
+    np.savez(
+        path,
+        observations=np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32),
+        actions=np.zeros(20, np.int64),
+        rewards=np.ones(20, np.float32),
+        terminals=terminals,
+    )
+    return path
+
+
+def test_convert_asks_for_a_word_where_a_file_is_ambiguous(
+    run: Run, flat: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "native.h5"
+    asked = run("convert", flat, out)
+    assert asked.code == 1
+    assert "termination" in asked.err
+    assert not out.exists()
+    done = run("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
+    assert done.code == 0, done.err
+    assert "as you said" in " ".join(done.out.split())
+    assert json.loads(info_of(run, out, tmp_path))["env_id"] == "CartPole-v1"
+
+
+def test_pack_makes_a_smaller_dataset_with_the_same_checksum(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed.h5"
+    assert run("pack", made / "cartpole.h5", packed, "--json", tmp_path / "p.json").code == 0
+    figures = json.loads((tmp_path / "p.json").read_text())
+    assert figures["bytes_after"] < figures["bytes_before"]
+    checksums = {
+        json.loads(info_of(run, each, tmp_path))["checksum"]
+        for each in (packed, made / "cartpole.h5")
+    }
+    assert len(checksums) == 1
+
+
 def test_fit_writes_a_world_and_its_figures(made: Path) -> None:
     assert (made / "world" / "world.json").exists()
     figures = json.loads((made / "fit.json").read_text())
@@ -146,6 +191,9 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
         ("record CartPoll-v1 --out {tmp}/x.h5", "CartPole"),
         ("record CartPole-v1 --policy randm --out {tmp}/x.h5", "random"),
         ("check {tmp}/nothing.h5", "nothing.h5"),
+        ("convert {tmp}/nothing.npz {tmp}/x.h5", "nothing.npz"),
+        ("convert {made}/ppo.zip {tmp}/x.h5 --terminals end", "termination"),
+        ("pack {made}/ppo.zip {tmp}/x.h5", "ppo.zip"),
         ("fit {tmp}/nothing.h5 --out {tmp}/w", "nothing.h5"),
         ("fit {made}/cartpole.h5 --family mdn-rnm --out {tmp}/w", "mdn-rnn"),
         ("fit {made}/cartpole.h5 --device cuda:77 --out {tmp}/w", "cuda:77"),
@@ -184,6 +232,7 @@ def test_an_error_is_one_line_and_leaves_nothing(
         ("record CartPole-v1 --workers 2 --resume", "--workers"),
         ("check x.h5 --json .", "folder"),
         ("transfer p.zip", "--world"),
+        ("pack a.h5 b.h5 --level 12", "--level"),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run) -> None:

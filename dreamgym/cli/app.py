@@ -15,7 +15,9 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.failing import Interrupted, explain
 from dreamgym.cli.verb_check import check
+from dreamgym.cli.verb_convert import convert
 from dreamgym.cli.verb_fit import fit
+from dreamgym.cli.verb_pack import pack
 from dreamgym.cli.verb_record import record
 from dreamgym.cli.verb_recover import recover
 from dreamgym.cli.verb_train import train
@@ -37,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verb in (record, check, fit, train, transfer, recover):
+for _verb in (record, check, fit, train, transfer, recover, convert, pack):
     app.command()(_verb)
 
 
