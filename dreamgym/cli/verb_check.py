@@ -12,7 +12,9 @@ from dreamgym.cli.showing import say, write_json
 
 
 def check(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A file of dreamgym record.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A file or a folder of shards.")
+    ],
     json_file: JsonFile = None,
 ) -> None:
     """Say what is in DATASET and what is wrong with it.

@@ -14,7 +14,9 @@ from dreamgym.cli.showing import number, progress_bar, say, show_figures, write_
 
 
 def fit(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A file of dreamgym record.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A file or a folder of shards.")
+    ],
     family: Annotated[
         str, typer.Option("--family", metavar="NAME", help="The family of world models.")
     ] = "mdn-rnn",
