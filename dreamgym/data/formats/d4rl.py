@@ -40,10 +40,13 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
     columns = {name: opened.rows(name) for name in ("observations", "actions", "rewards")}
     terminals = opened.rows("terminals").reshape(-1) != 0
     columns["terminals"] = terminals
-    if opened.has("timeouts"):
-        timeouts = opened.rows("timeouts").reshape(-1) != 0
+    for name in ("timeouts", "next_observations"):
+        if opened.has(name):
+            columns[name] = opened.rows(name)
+    _require_equal(opened, columns)
+    if "timeouts" in columns:
+        timeouts = columns["timeouts"].reshape(-1) != 0
         terminated, truncated = terminals, timeouts & ~terminals
-        columns["timeouts"] = timeouts
         how = "terminals are terminations, timeouts truncations"
     elif require_word(options, opened.path, "there are no timeouts") == "termination":
         terminated, truncated = terminals, np.zeros_like(terminals)
@@ -51,11 +54,8 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
     else:
         terminated, truncated = np.zeros_like(terminals), terminals
         how = "terminals are boundaries (as you said), that is truncations"
-    following = opened.rows("next_observations") if opened.has("next_observations") else None
-    if following is not None:
-        columns["next_observations"] = following
-    _require_equal(opened, columns)
-    last = "their own last observation" if following is not None else "no last transition"
+    whole = "next_observations" in columns
+    last = "their own last observation" if whole else "no last transition"
     return Foreign(
         format=NAME,
         convention=f"{NAME}: one row a transition, {how}, episodes with {last}",

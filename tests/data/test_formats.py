@@ -1,0 +1,430 @@
+"""Foreign formats: files of the formats' own libraries, or of their documented layout.
+
+`foreign/minari_*` were made with minari 0.5.4 on the real CartPole, `expected.npz` is what minari
+itself reads from them; `foreign/stable_worldmodel.h5` was made with the HDF5 writer of
+stable-worldmodel 0.1.1.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    Episode,
+    ForeignOptions,
+    check,
+    convert,
+    pack,
+    record,
+)
+from tests.data.samples import assert_same_episode, write_random
+
+FOREIGN = Path(__file__).parent / "foreign"
+RNG = np.random.default_rng(0)
+OBS = RNG.normal(size=(40, 3)).astype(np.float32)
+ACT = RNG.uniform(-1, 1, size=(40, 2)).astype(np.float32)
+REW = RNG.normal(size=40).astype(np.float32)
+
+
+def both_ways(source: Path, tmp_path: Path, **options: Any) -> list[Episode]:
+    """The episodes, read directly and after a conversion, which must be the same."""
+    given = ForeignOptions(**options)
+    done = convert(source, tmp_path / "native.h5", options=given)
+    with Dataset(source, foreign=given) as direct, Dataset(done.path) as native:
+        assert direct.checksum == native.checksum
+        assert direct.observation_space == native.observation_space
+        episodes = [native.episode(i) for i in range(len(native))]
+        for index, episode in enumerate(episodes):
+            assert_same_episode(episode, direct.episode(index))
+    assert done.episodes == len(episodes)
+    card = check(source, foreign=given)
+    assert card.convention == done.convention
+    assert done.format in str(card)
+    return episodes
+
+
+def hdf5(path: Path, **arrays: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name.replace("__", "/")] = values
+    return path
+
+
+def flags(episodes: list[Episode]) -> list[tuple[int, bool, bool, bool]]:
+    return [(e.length, e.terminated, e.truncated, e.complete) for e in episodes]
+
+
+@pytest.mark.parametrize("name", ["minari_vectors", "minari_jpeg"])
+def test_minari(tmp_path: Path, name: str) -> None:
+    expected = np.load(FOREIGN / name / "expected.npz")
+    for source in (FOREIGN / name, FOREIGN / name / "main_data.hdf5"):
+        (tmp_path / "native.h5").unlink(missing_ok=True)
+        episodes = both_ways(source, tmp_path)
+        assert len(episodes) == 3
+        for i, episode in enumerate(episodes):
+            observed = episode.observations
+            parts = observed if isinstance(observed, dict) else {"observation": observed}
+            for key, values in parts.items():
+                np.testing.assert_array_equal(values, expected[f"{i}_obs_{key}"])
+            np.testing.assert_array_equal(episode.actions, expected[f"{i}_actions"])
+            np.testing.assert_array_equal(episode.rewards, expected[f"{i}_rewards"])
+            assert episode.terminated == expected[f"{i}_terminations"][-1]
+            assert episode.truncated == expected[f"{i}_truncations"][-1]
+    with Dataset(FOREIGN / name) as dataset:
+        assert dataset.env_id == "CartPole-v1"
+        assert dataset.action_space == spaces.Discrete(2)
+        assert dataset.policy == "random"
+
+
+def test_minari_sorts_by_number(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for n in range(12):
+        arrays[f"episode_{n}__observations"] = np.full((n + 2, 1), n, np.float32)
+        arrays[f"episode_{n}__actions"] = np.zeros((n + 1, 1), np.float32)
+        arrays[f"episode_{n}__rewards"] = np.zeros(n + 1)
+        for flag in ("terminations", "truncations"):
+            arrays[f"episode_{n}__{flag}"] = np.zeros(n + 1, bool)
+    episodes = both_ways(hdf5(tmp_path / "main_data.hdf5", **arrays), tmp_path)
+    assert [e.length for e in episodes] == list(range(1, 13))
+    assert not any(e.complete for e in episodes)
+
+
+def test_minari_with_a_row_too_few(tmp_path: Path) -> None:
+    shutil.copytree(FOREIGN / "minari_vectors", tmp_path / "m")
+    with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
+        rows = file["episode_1/observations"][:-1]
+        del file["episode_1/observations"]
+        file["episode_1/observations"] = rows
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*T \+ 1 are wanted"):
+        Dataset(tmp_path / "m")
+
+
+def test_minari_with_a_broken_image(tmp_path: Path) -> None:
+    shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "m")
+    with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
+        file["episode_0/observations/image"][2] = np.zeros(5, np.uint8)
+    with pytest.raises(DatasetError, match="row 2: no JPEG"):
+        Dataset(tmp_path / "m")
+
+
+def test_stable_worldmodel_aligns_rewards_with_the_action_before(tmp_path: Path) -> None:
+    source = FOREIGN / "stable_worldmodel.h5"
+    episodes = both_ways(source, tmp_path)
+    assert flags(episodes) == [
+        (5, True, False, True),
+        (3, False, True, True),
+        (8, True, False, True),
+    ]
+    with h5py.File(source) as file:
+        for episode, start in zip(episodes, file["ep_offset"][:], strict=True):
+            stop = start + episode.length + 1
+            assert set(episode.observations) == {"pixels", "proprio"}
+            np.testing.assert_array_equal(
+                episode.observations["pixels"], file["pixels"][start:stop]
+            )
+            np.testing.assert_array_equal(episode.actions, file["action"][start : stop - 1])
+            np.testing.assert_array_equal(episode.rewards, np.arange(1, episode.length + 1))
+            assert np.isnan(file["reward"][start])
+            assert np.isnan(file["action"][stop - 1]).all()
+
+
+def test_stable_worldmodel_by_key_and_without_reward(tmp_path: Path) -> None:
+    path = shutil.copy(FOREIGN / "stable_worldmodel.h5", tmp_path / "s.h5")
+    with h5py.File(path, "r+") as file:
+        for name in ("reward", "terminated", "truncated"):
+            del file[name]
+    episodes = both_ways(path, tmp_path, keys=("pixels",), terminals="boundary")
+    assert isinstance(episodes[0].observations, np.ndarray)
+    assert flags(episodes)[0] == (5, False, True, True)
+    assert not episodes[0].rewards.any()
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 10], [0, -6, 10], [0, 6, 2**40]])
+def test_stable_worldmodel_with_a_bad_table(tmp_path: Path, offsets: list[int]) -> None:
+    path = Path(shutil.copy(FOREIGN / "stable_worldmodel.h5", tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        file["ep_offset"][...] = offsets
+    with pytest.raises(DatasetError, match=r"ep_offset|rows"):
+        Dataset(path)
+
+
+def d4rl(path: Path, **more: Any) -> Path:
+    terminals = np.zeros(40, bool)
+    terminals[[9, 29]] = True
+    return hdf5(path, observations=OBS, actions=ACT, rewards=REW, terminals=terminals, **more)
+
+
+def test_d4rl_with_timeouts(tmp_path: Path) -> None:
+    timeouts = np.zeros(40, bool)
+    timeouts[[19, 29]] = True
+    episodes = both_ways(d4rl(tmp_path / "d.hdf5", timeouts=timeouts), tmp_path)
+    # Without next_observations the last transition, and with it the end, is not whole.
+    assert flags(episodes) == [(9, False, False, False)] * 4
+    np.testing.assert_array_equal(episodes[1].observations, OBS[10:20])
+    np.testing.assert_array_equal(episodes[1].rewards, REW[10:19])
+
+
+def test_d4rl_with_next_observations(tmp_path: Path) -> None:
+    timeouts = np.zeros(40, bool)
+    timeouts[[19, 29]] = True
+    following = np.concatenate([OBS[1:], OBS[:1]]) + 100
+    path = d4rl(tmp_path / "d.hdf5", timeouts=timeouts, next_observations=following)
+    episodes = both_ways(path, tmp_path)
+    assert flags(episodes) == [
+        (10, True, False, True),
+        (10, False, True, True),
+        (10, True, False, True),
+        (10, False, False, False),
+    ]
+    np.testing.assert_array_equal(episodes[0].observations[-1], following[9])
+    np.testing.assert_array_equal(episodes[2].actions, ACT[20:30])
+
+
+def test_d4rl_without_timeouts_asks(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d.hdf5", next_observations=OBS)
+    with pytest.raises(DatasetError, match=r"terminals='termination' or terminals='boundary'"):
+        convert(path, tmp_path / "native.h5")
+    assert not (tmp_path / "native.h5").exists()
+    boundary = both_ways(path, tmp_path, terminals="boundary")
+    assert flags(boundary)[0] == (10, False, True, True)
+    (tmp_path / "native.h5").unlink()
+    termination = both_ways(path, tmp_path, terminals="termination")
+    assert flags(termination)[0] == (10, True, False, True)
+
+
+def test_d4rl_with_columns_of_different_lengths(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d.hdf5", timeouts=np.zeros(39, bool))
+    with pytest.raises(DatasetError, match="differ in length"):
+        Dataset(path)
+
+
+def ogbench(path: Path, ends: list[int]) -> Path:
+    terminals = np.zeros(40, np.float32)
+    terminals[ends] = 1
+    np.savez(path, observations=OBS, actions=ACT, terminals=terminals)
+    return path
+
+
+def test_ogbench_terminals_are_boundaries(tmp_path: Path) -> None:
+    episodes = both_ways(ogbench(tmp_path / "o.npz", [9, 39]), tmp_path)
+    assert flags(episodes) == [(9, False, True, True), (29, False, True, True)]
+    np.testing.assert_array_equal(episodes[1].observations, OBS[10:40])
+    np.testing.assert_array_equal(episodes[1].actions, ACT[10:39])
+    assert not episodes[1].rewards.any()
+
+
+def test_ogbench_as_its_own_loader_reads_it(tmp_path: Path) -> None:
+    """`ogbench.utils.load_dataset` (1.2.2), by its definition: valid transitions only."""
+    path = ogbench(tmp_path / "o.npz", [9, 39])
+    valid = np.load(path)["terminals"] == 0
+    episodes = both_ways(path, tmp_path)
+    np.testing.assert_array_equal(
+        np.concatenate([e.observations[:-1] for e in episodes]), OBS[valid]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([e.observations[1:] for e in episodes]),
+        OBS[np.concatenate([[False], valid[:-1]])],
+    )
+    np.testing.assert_array_equal(np.concatenate([e.actions for e in episodes]), ACT[valid])
+
+
+def test_ogbench_without_a_last_end(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="do not make whole trajectories"):
+        Dataset(ogbench(tmp_path / "o.npz", [9]))
+
+
+def robomimic(path: Path, dones: bool, following: bool) -> Path:
+    arrays: dict[str, Any] = {}
+    for n, length in ((0, 4), (10, 6), (2, 5)):
+        base = f"data__demo_{n}__"
+        arrays[base + "actions"] = ACT[:length]
+        arrays[base + "rewards"] = REW[:length]
+        arrays[base + "dones"] = (np.arange(length) == length - 1) & dones
+        for key, rows in (("pos", OBS), ("img", (OBS[:, :, None, None] * 50).astype(np.uint8))):
+            arrays[f"{base}obs__{key}"] = rows[:length]
+            if following:
+                arrays[f"{base}next_obs__{key}"] = rows[1 : length + 1]
+    return hdf5(path, **arrays)
+
+
+def test_robomimic(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "r.hdf5", dones=True, following=True)
+    with pytest.raises(DatasetError, match="dones depend on done_mode"):
+        Dataset(path)
+    episodes = both_ways(path, tmp_path, terminals="termination")
+    assert [e.length for e in episodes] == [4, 5, 6]  # by number: 0, 2, 10
+    assert all(e.terminated for e in episodes)
+    np.testing.assert_array_equal(episodes[1].observations["pos"], OBS[:6])
+    assert episodes[1].observations["img"].dtype == np.uint8
+    (tmp_path / "native.h5").unlink()
+    only = both_ways(path, tmp_path, terminals="boundary", keys=("pos",))
+    assert set(only[0].observations) == {"pos"}
+    assert all(e.truncated and not e.terminated for e in only)
+
+
+def test_robomimic_without_next_observations(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "r.hdf5", dones=False, following=False)
+    episodes = both_ways(path, tmp_path)
+    assert flags(episodes) == [(n, False, False, False) for n in (3, 4, 5)]
+    with pytest.raises(DatasetError, match=r"no observations \['depth'\]"):
+        Dataset(path, foreign=ForeignOptions(keys=("depth",)))
+
+
+def test_ha_and_schmidhuber(tmp_path: Path) -> None:
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    frames = RNG.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    for name, length in (("123", 9), ("77", 5)):
+        actions = ACT[:length].astype(np.float16)
+        np.savez_compressed(folder / f"{name}.npz", obs=frames[:length], action=actions)
+    episodes = both_ways(folder, tmp_path)
+    assert flags(episodes) == [(8, False, False, False), (4, False, False, False)]
+    np.testing.assert_array_equal(episodes[0].observations, frames)
+    assert episodes[0].actions.dtype == np.float32
+
+
+def npz_episode(path: Path, rows: int, length: int, **more: Any) -> None:
+    np.savez(path, observations=OBS[:rows], actions=ACT[:length], rewards=REW[:length], **more)
+
+
+def test_a_folder_of_npz_episodes(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    npz_episode(folder / "ep_2.npz", 6, 5, terminated=True, truncated=False)
+    npz_episode(folder / "ep_10.npz", 8, 7, terminated=np.zeros(7, bool), truncated=np.ones(7))
+    npz_episode(folder / "ep_1.npz", 4, 4)
+    episodes = both_ways(folder, tmp_path)
+    assert flags(episodes) == [
+        (3, False, False, False),
+        (5, True, False, True),
+        (7, False, True, True),
+    ]
+    npz_episode(folder / "ep_3.npz", 6, 5, dones=np.ones(5))
+    with pytest.raises(DatasetError, match=r"ep_3\.npz.*only 'dones'"):
+        Dataset(folder)
+    npz_episode(folder / "ep_3.npz", 9, 5)
+    with pytest.raises(DatasetError, match=r"neither T nor T \+ 1"):
+        Dataset(folder)
+
+
+def test_npz_is_never_unpickled(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "hacked",))
+
+    np.savez(
+        tmp_path / "o.npz",
+        observations=np.array([Bomb()], dtype=object),
+        actions=ACT,
+        terminals=ACT[:, 0],
+    )
+    with pytest.raises(DatasetError, match="observations: it cannot be read"):
+        Dataset(tmp_path / "o.npz")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_an_npz_that_declares_a_terabyte(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (2**38,)}
+    )
+    np.savez(tmp_path / "o.npz", actions=ACT, terminals=ACT[:, 0])
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "o.npz", "a") as archive:
+        archive.writestr("observations.npy", header.getvalue())
+    with pytest.raises(DatasetError, match="observations"):
+        Dataset(tmp_path / "o.npz")
+
+
+def test_whole_number_actions_need_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "o.npz"
+    ends = np.zeros(40)
+    ends[-1] = 1
+    np.savez(path, observations=OBS, actions=np.arange(40) % 3, terminals=ends)
+    with pytest.raises(DatasetError, match="action_space=Discrete"):
+        Dataset(path)
+    episodes = both_ways(path, tmp_path, action_space=spaces.Discrete(3))
+    assert episodes[0].actions.tolist() == (np.arange(39) % 3).tolist()
+
+
+def test_bad_episodes_fail_or_are_skipped(tmp_path: Path) -> None:
+    timeouts = np.arange(40) % 10 == 9
+    path = d4rl(tmp_path / "d.hdf5", timeouts=timeouts)
+    with h5py.File(path, "r+") as file:
+        file["observations"][13, 1] = np.nan
+    with pytest.raises(DatasetError, match=r"d\.hdf5: observation: episode 1, row 3: it holds NaN"):
+        convert(path, tmp_path / "a.h5")
+    assert not list(tmp_path.glob("a.h5*"))
+    done = convert(path, tmp_path / "a.h5", on_bad="skip")
+    assert done.episodes == 3
+    assert len(done.skipped) == 1
+    with Dataset(path, on_bad="skip") as dataset:
+        assert dataset.num_episodes == 3
+        assert "episode 1, row 3" in dataset.skipped[0]
+    assert not check(path).ok
+    with pytest.raises(DatasetError, match="episode 1"):
+        Dataset(path)
+
+
+def test_actions_outside_a_declared_space(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
+    narrow = ForeignOptions(action_space=spaces.Box(-0.5, 0.5, (2,)))
+    with pytest.raises(DatasetError, match=r"of 9 actions lie outside .*never clips silently"):
+        Dataset(path, foreign=narrow)
+
+
+def test_larger_than_the_memory_it_may_take(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
+    with pytest.raises(DatasetError, match="dreamgym convert"):
+        Dataset(path, memory=100)
+
+
+def test_links_in_foreign_files_are_not_followed(tmp_path: Path) -> None:
+    path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
+    with h5py.File(path, "r+") as file:
+        del file["rewards"]
+        file["rewards"] = h5py.ExternalLink("other.h5", "/x")
+    with pytest.raises(DatasetError, match="/rewards: it is an external link"):
+        Dataset(path)
+
+
+def test_packing_keeps_every_bit(tmp_path: Path) -> None:
+    source = record("CartPole-v1", steps=1500, out=tmp_path / "a.h5")
+    packed = pack(source, tmp_path / "b.h5", level=9)
+    assert packed.stat().st_size < source.stat().st_size
+    with Dataset(source) as a, Dataset(packed) as b:
+        assert a.checksum == b.checksum
+        assert a.env_spec == b.env_spec
+        for index in range(len(a)):
+            assert_same_episode(a.episode(index), b.episode(index))
+    assert check(packed).ok
+    with pytest.raises(DatasetError, match="exists already"):
+        pack(source, packed)
+    with pytest.raises(ValueError, match="level"):
+        pack(source, tmp_path / "c.h5", level=10)
+    (tmp_path / "d.h5").write_bytes(source.read_bytes()[:9000])
+    with pytest.raises(DatasetError, match="truncated"):
+        pack(tmp_path / "d.h5", tmp_path / "e.h5")
+    assert not (tmp_path / "e.h5").exists()
+    from dreamgym.data import DatasetWriter
+
+    with pytest.raises(DatasetError, match="packed"):
+        DatasetWriter.extend(packed)
+    assert packed.exists()
+
+
+def test_what_is_native_needs_no_conversion(tmp_path: Path) -> None:
+    path = write_random(tmp_path / "a.h5", [4, 5])
+    with pytest.raises(DatasetError, match="of no known format"):
+        convert(path, tmp_path / "b.h5")
