@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dreamgym.models import zero_action
+from dreamgym.models import as_tensors, zero_action
 from dreamgym.transfer.errors import TransferError
 from dreamgym.world import World
 
@@ -96,10 +96,16 @@ class LatentObservation(
     @torch.no_grad()
     def _filter(self, action: torch.Tensor, observation: Any) -> NDArray[np.float32]:
         noise = torch.rand((1, self.model.noise_dim), generator=self._generator).to(self._device)
-        seen = torch.as_tensor(np.asarray(observation)[None], device=self._device)
+        seen = as_tensors(_one_row(observation), self._device)
         self._state = self.model.observe(self._state, action, seen, noise)
         features = self.model.features(self._state)[0]
         return features.to("cpu", torch.float32).numpy().copy()
+
+
+def _one_row(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: np.asarray(part)[None] for key, part in observation.items()}
+    return np.asarray(observation)[None]
 
 
 def _check_spaces(env: gym.Env[Any, Any], world: World) -> None:
