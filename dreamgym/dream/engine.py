@@ -7,62 +7,18 @@ whole step is one graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.options import DreamOptions
-from dreamgym.models import Decodes, Observation, State, WorldModel, select
-from dreamgym.starts import Starts
+from dreamgym.dream.state import Dreams, Outcome, merge
+from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel
 
-START_STEP = -1
-"""The step counter under which an episode's start is drawn: before its first action."""
-
-
-class Dreams(NamedTuple):
-    """Where N dreams stand: a value, which can be kept, copied and gone back to.
-
-    Attributes:
-        model: the model's state; leaves (N, ...).
-        seed: () int64 that keys all randomness.
-        episode: (N,) int64, how many episodes each row has begun before this one.
-        age: (N,) int64 steps since the episode began.
-        episode_return: (N,) float32 sum of rewards since the episode began.
-        done: (N,) bool; the episode has ended and the row waits for its reset.
-    """
-
-    model: State
-    seed: Tensor
-    episode: Tensor
-    age: Tensor
-    episode_return: Tensor
-    done: Tensor
-
-
-class Outcome(NamedTuple):
-    """What a step gives; every leaf is (N, ...).
-
-    Attributes:
-        observation: what the policy sees next; after a SameStep reset, the new episode's first.
-        reward: float32; zero where NextStep reset the row.
-        terminated, truncated: bool, never both.
-        final_observation: the true last observation of rows that are done.
-        episode_return: of the episode that this step belongs to, this step included.
-        episode_length: likewise.
-        uncertainty: the model's own, >= 0.
-    """
-
-    observation: Observation
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    final_observation: Observation
-    episode_return: Tensor
-    episode_length: Tensor
-    uncertainty: Tensor
+ENDING = 1
+"""Lanes of a step's noise that the engine itself uses, before the model's."""
 
 
 class Engine:
@@ -70,26 +26,18 @@ class Engine:
 
     Args:
         model: prepared, in eval mode, on its device.
-        starts: on the same device.
+        episodes: how new episodes are drawn; its tensors on the same device.
         options: how to dream.
-        horizon: steps after which a dream is truncated.
         num_envs: rows.
     """
 
     def __init__(
-        self,
-        model: WorldModel,
-        starts: Starts,
-        options: DreamOptions,
-        *,
-        horizon: int,
-        num_envs: int,
+        self, model: WorldModel, episodes: Episodes, options: DreamOptions, num_envs: int
     ) -> None:
-        self.model, self.starts, self.options, self.horizon = model, starts, options, horizon
+        self.model, self.episodes, self.options = model, episodes, options
         self.num_envs = num_envs
-        self.device = next(iter(starts.states.values())).device
-        self.candidates = starts.beginnings if options.starts == "beginnings" else starts.size
-        self.env_index = torch.arange(num_envs, device=self.device)
+        self.device = episodes.sources.first.device
+        self.temperature = _constant(episodes.temperature)
 
     def view(self, state: State) -> Observation:
         """What the policy sees of a state, (N, ...); never memory of the state itself."""
@@ -99,16 +47,9 @@ class Engine:
 
     def begin(self, seed: int) -> tuple[Dreams, Observation]:
         """All rows at the start of episode 0 of a seed, and what the policy sees."""
-        zeros = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         key = torch.tensor(seed, dtype=torch.int64, device=self.device)
-        dreams = Dreams(
-            model=self._start(key, zeros),
-            seed=key,
-            episode=zeros,
-            age=zeros,
-            episode_return=torch.zeros(self.num_envs, device=self.device),
-            done=torch.zeros(self.num_envs, dtype=torch.bool, device=self.device),
-        )
+        env = torch.arange(self.num_envs, device=self.device)
+        dreams = self._fresh(key, env, torch.zeros_like(env))
         return dreams, self.view(dreams.model)
 
     def restart(self, dreams: Dreams, mask: Tensor) -> tuple[Dreams, Observation]:
@@ -123,13 +64,13 @@ class Engine:
             dreams: where the rows stand.
             action: (N, ...) raw actions.
         """
-        lanes = uniforms(self._keys(dreams, dreams.age), 1 + self.model.noise_dim)
-        state, prediction = self.model.step(
-            dreams.model, action, lanes[:, 1:], self.options.temperature
-        )
+        keys = row_keys(dreams.seed, dreams.env, dreams.episode, dreams.age)
+        lanes = uniforms(keys, ENDING + self.model.noise_dim)
+        temperature: Temperature = self.temperature or dreams.temperature
+        state, prediction = self.model.step(dreams.model, action, lanes[:, ENDING:], temperature)
         age = dreams.age + 1
         terminated = self._ends(prediction.termination, lanes[:, 0])
-        truncated = (age >= self.horizon) & ~terminated
+        truncated = (age >= dreams.horizon) & ~terminated
         stepped = dreams._replace(
             model=state,
             age=age,
@@ -139,7 +80,7 @@ class Engine:
         if self.options.mode is AutoresetMode.NEXT_STEP:
             # Rows that ended in the step before begin anew now, and their action is ignored.
             waiting = dreams.done
-            stepped = _merge(waiting, self._reset_rows(dreams, waiting), stepped)
+            stepped = merge(waiting, self._reset_rows(dreams, waiting), stepped)
             terminated, truncated = terminated & ~waiting, truncated & ~waiting
             prediction = prediction._replace(
                 reward=torch.where(waiting, 0.0, prediction.reward),
@@ -162,36 +103,32 @@ class Engine:
         dreams = self._reset_rows(stepped, stepped.done)
         return dreams, outcome._replace(observation=self.view(dreams.model))
 
-    def _keys(self, dreams: Dreams, step: Tensor) -> Tensor:
-        return row_keys(dreams.seed, self.env_index, dreams.episode, step)
-
-    def _start(self, seed: Tensor, episode: Tensor) -> State:
-        """A start for every row, drawn from the bank."""
-        step = torch.full_like(episode, START_STEP)
-        uniform = uniforms(row_keys(seed, self.env_index, episode, step), 1)[:, 0]
-        index = (uniform * self.candidates).long()
-        return {key: leaf[index] for key, leaf in self.starts.states.items()}
+    def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
+        """Every row at the start of its episode."""
+        state, horizon, temperature = self.episodes.draw(seed, env, episode)
+        return Dreams(
+            model=state,
+            seed=seed,
+            env=env,
+            episode=episode,
+            age=torch.zeros_like(env),
+            horizon=horizon,
+            temperature=temperature,
+            episode_return=torch.zeros(env.shape, device=self.device),
+            done=torch.zeros(env.shape, dtype=torch.bool, device=self.device),
+        )
 
     def _reset_rows(self, dreams: Dreams, mask: Tensor) -> Dreams:
-        episode = dreams.episode + mask
-        return Dreams(
-            model=select(mask, self._start(dreams.seed, episode), dreams.model),
-            seed=dreams.seed,
-            episode=episode,
-            age=torch.where(mask, 0, dreams.age),
-            episode_return=torch.where(mask, 0.0, dreams.episode_return),
-            done=dreams.done & ~mask,
-        )
+        fresh = self._fresh(dreams.seed, dreams.env, dreams.episode + mask)
+        return merge(mask, fresh, dreams)
 
     def _ends(self, probability: Tensor, uniform: Tensor) -> Tensor:
         threshold = self.options.threshold
         return uniform < probability if threshold is None else probability >= threshold
 
 
-def _merge(mask: Tensor, new: Dreams, old: Dreams) -> Dreams:
-    """The rows of `new` where `mask` (N,) is true, those of `old` elsewhere."""
-    rows = {
-        name: torch.where(mask, getattr(new, name), getattr(old, name))
-        for name in ("episode", "age", "episode_return", "done")
-    }
-    return old._replace(model=select(mask, new.model, old.model), **rows)
+def _constant(temperature: tuple[float, float] | Tensor) -> float | None:
+    """The one temperature of all rows, or None: a number costs a step less than a tensor."""
+    if isinstance(temperature, Tensor) or temperature[0] != temperature[1]:
+        return None
+    return temperature[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -12,11 +15,18 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dreamgym.device import resolve_device
+from dreamgym.dream import checks
 from dreamgym.dream.acting import ActionIntake
-from dreamgym.dream.engine import Dreams, Engine, Outcome
-from dreamgym.dream.options import DTYPES, DreamOptions, parse_options
-from dreamgym.dream.rendering import Renderer
-from dreamgym.models import Decodes, Observation
+from dreamgym.dream.beginning import find_sources
+from dreamgym.dream.drawing import Episodes
+from dreamgym.dream.engine import Engine
+from dreamgym.dream.giving import Giver, StepResult
+from dreamgym.dream.memory import check_memory
+from dreamgym.dream.options import DTYPES, is_array, parse_options
+from dreamgym.dream.rendering import Frames, Renderer
+from dreamgym.dream.rollout import Rollout, roll_out
+from dreamgym.dream.state import Dreams, requires_grad
+from dreamgym.models import Observation
 from dreamgym.world import World, load
 
 SEED_RANGE = 2**63
@@ -32,14 +42,15 @@ class DreamVectorEnv(VectorEnv):
 
     Attributes:
         world: the world that is dreamt.
-        horizon: steps after which a dream is truncated.
+        horizon: greatest number of steps after which a dream is truncated.
         view: "observation" or "latent".
         device: where the dreams are.
         dreams: where they stand; None before the first reset.
 
     Raises:
         TypeError: an unknown option; the message has the nearest right one.
-        ValueError: an option's value that is not allowed, or that this world cannot give.
+        ValueError: an option's value that is not allowed, that this world cannot give, or more
+            environments than there is memory for.
         WorldError: the world cannot be loaded.
     """
 
@@ -54,19 +65,21 @@ class DreamVectorEnv(VectorEnv):
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give a whole number of at least 1")
         self.world = world if isinstance(world, World) else load(world)
+        self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
         self.view = parsed.view or self.world.default_view
-        _check_view(self.world, self.view)
-        self.options = parsed = DreamOptions(**{**vars(parsed), "view": self.view})
-        self.num_envs = int(num_envs)
-        self.horizon = int(parsed.max_episode_steps or self.world.horizon)
+        checks.view_exists(self.world, self.view)
+        self.options = replace(parsed, view=self.view)
+        self.horizon = parsed.horizon_range(self.world.horizon)[1]
         self.render_mode = parsed.render_mode
         self.autoreset_mode = parsed.mode
         self.metadata = {**self.metadata, "autoreset_mode": parsed.mode}
+        check_memory(self.world.model, self.num_envs, self.device)
         self._set_spaces()
         self.engine = self._engine()
         self.renderer = Renderer(self.world) if parsed.render_mode else None
         self.intake = ActionIntake(self.single_action_space, self.num_envs, self.device)
+        self.giver = Giver(self.options, self.single_observation_space)
         self.dreams: Dreams | None = None
 
     def reset(
@@ -85,25 +98,25 @@ class DreamVectorEnv(VectorEnv):
             ValueError: an unknown option, a mask of another shape, or a mask before any reset.
         """
         self._check_open()
-        mask = self._reset_mask(options or {})
+        mask = checks.reset_mask(options or {}, self.dreams, self.num_envs, self.device)
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(
                 f"seed={seed!r}: give one whole number; the rows' own noise is keyed by their index"
             )
         super().reset(seed=None if seed is None else int(seed))
         with torch.inference_mode(False), torch.no_grad():
-            if mask is not None and self.dreams is not None and seed is None:
-                self.dreams, seen = self.engine.restart(self.dreams, mask)
-            elif self.dreams is None or seed is not None:
+            if self.dreams is None or seed is not None:
                 self.dreams, seen = self.engine.begin(int(self.np_random.integers(SEED_RANGE)))
             else:
-                self.dreams, seen = self.engine.restart(
-                    self.dreams, torch.ones_like(self.dreams.done)
-                )
-        return self._give_observation(seen), {}
+                rows = torch.ones_like(self.dreams.done) if mask is None else mask
+                self.dreams, seen = self.engine.restart(self.dreams, rows)
+        return self.giver.observation(seen), {}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Any) -> StepResult:
         """One step of every dream.
+
+        Gradients flow through it, from rewards and observations to the actions, where the actions
+        are a tensor that requires them.
 
         Args:
             actions: (N, ...) in the real environment's action space, tensor or array.
@@ -118,27 +131,85 @@ class DreamVectorEnv(VectorEnv):
             ValueError: actions of another shape, kind or device, or outside the space (the last
                 on a CPU only, where looking costs nothing).
         """
-        self._check_open()
-        if self.dreams is None:
-            raise RuntimeError("step before reset: call reset() first")
-        with torch.inference_mode(False), torch.no_grad():
+        dreams = self._standing()
+        traced = torch.is_grad_enabled() and requires_grad(actions, dreams)
+        with torch.inference_mode(False), torch.set_grad_enabled(traced):
             taken = self.intake(actions)
             if self.autoreset_mode is AutoresetMode.DISABLED:
-                self._check_none_done()
-            self.dreams, outcome = self.engine.step(self.dreams, taken)
-        return (
-            self._give_observation(outcome.observation),
-            self._give(outcome.reward),
-            self._give(outcome.terminated),
-            self._give(outcome.truncated),
-            self._info(outcome),
-        )
+                checks.none_done(dreams)
+            self.dreams, outcome = self.engine.step(dreams, taken)
+            return self.giver.step(outcome)
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
+    def rollout(self, policy: Callable[[Observation], Tensor], steps: int) -> Rollout:
+        """Let a torch policy act for some steps; everything stays on the device.
+
+        Under `torch.no_grad()` nothing is traced. Else gradients flow from the rewards to the
+        policy's parameters; the dreams themselves are cut off from them at the end.
+
+        Args:
+            policy: from observations (N, ...) on the device to actions (N, ...).
+            steps: how many.
+
+        Raises:
+            RuntimeError: the environment was not reset, or is closed; or in Disabled mode, in
+                which nobody would reset the rows.
+        """
+        dreams = self._standing()
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise RuntimeError(
+                f"a rollout needs autoreset_mode='SameStep', not {self.options.autoreset_mode!r}"
+            )
+        with torch.inference_mode(False):
+            self.dreams, rolled = roll_out(self.engine, dreams, policy, steps)
+        return rolled
+
+    def get_state(self) -> Dreams:
+        """Where the dreams stand, copied: `set_state` brings them back there, bit for bit."""
+        return self._standing().clone()
+
+    def set_state(self, dreams: Dreams) -> Any:
+        """Go on from where dreams stood: these, or those of another environment of this world.
+
+        Args:
+            dreams: N rows, of `get_state` or `Dreams.rows`.
+
+        Returns:
+            What the policy sees of them, (N, ...).
+
+        Raises:
+            ValueError: another number of rows, or the state of another model.
+        """
+        self._check_open()
+        checks.same_shapes(dreams, self.engine.begin(0)[0])
+        moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
+        self.dreams = Dreams.from_tensors(moved)
+        with torch.inference_mode(False):
+            return self.giver.observation(self.engine.view(self.dreams.model))
+
+    def branch(self, rows: Any) -> Any:
+        """Fork dreams, mid-episode: every environment goes on from where row `rows[i]` stands.
+
+        Each keeps its own noise, so the forks of one row part. To give them one future under the
+        same actions, use `set_state(get_state().rows(rows))`.
+
+        Args:
+            rows: (N,) whole numbers below N.
+
+        Returns:
+            What the policy sees, (N, ...).
+
+        Raises:
+            ValueError: another shape, or a row that there is not.
+        """
+        dreams = self._standing()
+        index = checks.row_index(rows, self.num_envs, self.device)
+        return self.set_state(dreams.rows(index)._replace(env=dreams.env))
+
+    def render(self) -> Frames | None:  # type: ignore[override]
         """Frames (height, width, 3) uint8 of every dream, decoded one by one as they are read."""
         if self.renderer is None or self.dreams is None:
             return None
-        return self.renderer.frames(self.engine.model, self.dreams.model)  # type: ignore[return-value]
+        return self.renderer.frames(self.engine.model, self.dreams.model)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the renderer and of the dreams."""
@@ -149,10 +220,21 @@ class DreamVectorEnv(VectorEnv):
     def _engine(self) -> Engine:
         model = self.world.model
         if self.device.type != "cpu":
-            model = _copy_to(model, self.device)
+            # The world keeps its own, for other dreams of it.
+            model = copy.deepcopy(model).to(self.device)
         prepared = model.prepare(self.num_envs, self.device, DTYPES[self.options.dtype])
-        starts = self.world.starts.to(self.device)
-        return Engine(prepared, starts, self.options, horizon=self.horizon, num_envs=self.num_envs)
+        episodes = Episodes(
+            sources=find_sources(self.world, self.options.starts, self.device),
+            horizon=self.options.horizon_range(self.world.horizon),
+            temperature=self._temperature(),
+        )
+        return Engine(prepared, episodes, self.options, self.num_envs)
+
+    def _temperature(self) -> tuple[float, float] | Tensor:
+        given = self.options.temperature
+        if not is_array(given):
+            return self.options.temperature_range()
+        return checks.temperature_rows(given, self.num_envs, self.device)
 
     def _set_spaces(self) -> None:
         model = self.world.model
@@ -166,77 +248,13 @@ class DreamVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
-    def _info(self, outcome: Outcome) -> dict[str, Any]:
-        done = self._give(outcome.terminated | outcome.truncated)
-        info = {
-            "uncertainty": self._give(outcome.uncertainty),
-            "episode": {
-                "r": self._give(outcome.episode_return),
-                "l": self._give(outcome.episode_length),
-            },
-            "_episode": done,
-        }
-        if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            info["final_obs"] = self._give_observation(outcome.final_observation)
-            info["_final_obs"] = done.clone() if isinstance(done, Tensor) else done.copy()
-        return info
-
-    def _give(self, tensor: Tensor) -> Any:
-        return tensor if self.options.output == "torch" else tensor.cpu().numpy()
-
-    def _give_observation(self, observation: Observation) -> Any:
-        space = self.single_observation_space
-        if isinstance(observation, dict):
-            boxes: Any = space
-            return {key: self._give_part(part, boxes[key]) for key, part in observation.items()}
-        return self._give_part(observation, space)
-
-    def _give_part(self, part: Tensor, space: gym.Space) -> Any:
-        given = self._give(part)
-        # Models compute in float32; NumPy callers are promised the dtype of the space.
-        return given.astype(space.dtype, copy=False) if isinstance(given, np.ndarray) else given
-
-    def _reset_mask(self, options: dict[str, Any]) -> Tensor | None:
-        unknown = sorted(set(options) - {"reset_mask"})
-        if unknown:
-            raise ValueError(f"reset has no option {unknown[0]!r}; known: reset_mask")
-        if options.get("reset_mask") is None:
-            return None
-        mask = torch.as_tensor(options["reset_mask"], device=self.device)
-        if mask.dtype != torch.bool or mask.shape != (self.num_envs,):
-            raise ValueError(
-                f"reset_mask has dtype {mask.dtype} and shape {tuple(mask.shape)}; "
-                f"give bools of shape ({self.num_envs},)"
-            )
+    def _standing(self) -> Dreams:
+        """Where the dreams stand, if they do."""
+        self._check_open()
         if self.dreams is None:
-            raise ValueError("reset_mask before the first reset: reset all rows first")
-        return mask
-
-    def _check_none_done(self) -> None:
-        """On a CPU, where looking costs nothing, refuse to go on with an episode that ended."""
-        assert_state = self.dreams
-        if self.device.type == "cpu" and assert_state is not None and bool(assert_state.done.any()):
-            rows = assert_state.done.nonzero().flatten().tolist()
-            raise RuntimeError(
-                f"step after the end of rows {rows[:8]} with autoreset_mode='Disabled': call "
-                "reset(options={'reset_mask': mask}) with those rows true first"
-            )
+            raise RuntimeError("this dream has not begun: call reset() first")
+        return self.dreams
 
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError("this dream is closed: make a new one")
-
-
-def _check_view(world: World, view: str) -> None:
-    if view == "observation" and not isinstance(world.model, Decodes):
-        raise ValueError(
-            f"view='observation' needs a decoder, which a {world.family} world has not; "
-            "pass view='latent'"
-        )
-
-
-def _copy_to(model: Any, device: torch.device) -> Any:
-    """A copy on another device: the world keeps its own, for other dreams of it."""
-    import copy
-
-    return copy.deepcopy(model).to(device)

@@ -52,11 +52,11 @@ class ActionEncoder(nn.Module):
             action: (..., *space.shape).
 
         Returns:
-            (..., dim) float32.
+            (..., dim), in the dtype of the model.
         """
         lead = action.shape[: action.ndim - len(self.space.shape or ())]
         flat = action.reshape(*lead, -1)
         if isinstance(self.space, gym.spaces.Box):
-            return (flat.float() - self.centre) / self.scale
+            return (flat.to(self.centre.dtype) - self.centre) / self.scale
         # An equality and no `one_hot`: nothing to check, so nothing is asked of the device.
         return torch.eq(flat.long()[..., self.choice], self.value).float()

@@ -227,26 +227,41 @@ def test_starts_can_be_beginnings_only():
     assert (observation[:, None] == begun[None]).all(-1).any(1).all()
 
 
-BAD_OPTIONS = {
-    "temprature": (1.0, TypeError, "did you mean 'temperature'"),
-    "view": ("obs", ValueError, "observation"),
-    "output": ("jax", ValueError, "numpy"),
-    "autoreset_mode": ("samestep", ValueError, "SameStep"),
-    "temperature": (0.0, ValueError, "above 0"),
-    "termination": ("always", ValueError, "sample"),
-    "starts": ("begin", ValueError, "beginnings"),
-    "max_episode_steps": (0, ValueError, "at least 1"),
-    "dtype": ("float16", ValueError, "bfloat16"),
-    "device": ("tpu9", ValueError, "auto"),
-    "render_mode": ("human", ValueError, "rgb_array"),
-}
+BAD_OPTIONS = [
+    ("temprature", 1.0, TypeError, "did you mean 'temperature'"),
+    ("view", "obs", ValueError, "observation"),
+    ("output", "jax", ValueError, "numpy"),
+    ("autoreset_mode", "samestep", ValueError, "SameStep"),
+    ("temperature", 0.0, ValueError, "above 0"),
+    ("temperature", [1.0], ValueError, "least, greatest"),
+    ("temperature", [2.0, 1.0], ValueError, "least, greatest"),
+    ("temperature", "hot", ValueError, "give a number"),
+    ("temperature", np.ones(3), ValueError, "one for each environment"),
+    ("temperature", np.zeros(ENVS), ValueError, "above 0"),
+    ("termination", "always", ValueError, "sample"),
+    ("termination", 0.0, ValueError, "sample"),
+    ("starts", "begin", ValueError, "did you mean 'beginnings'"),
+    ("starts", {"bank": -1}, ValueError, "above 0"),
+    ("starts", {}, ValueError, "at least one"),
+    ("starts", {"z": torch.zeros(2, 3)}, ValueError, "leaves of shapes"),
+    ("max_episode_steps", 0, ValueError, "at least 1"),
+    ("max_episode_steps", [5, 2], ValueError, "least, greatest"),
+    ("max_episode_steps", 2.5, ValueError, "whole number"),
+    ("dtype", "float16", ValueError, "bfloat16"),
+    ("device", "tpu9", ValueError, "auto"),
+    ("render_mode", "human", ValueError, "rgb_array"),
+]
 
 
-@pytest.mark.parametrize("name", sorted(BAD_OPTIONS))
-def test_a_wrong_option_is_refused_with_the_nearest_right_one(name):
-    value, error, said = BAD_OPTIONS[name]
+@pytest.mark.parametrize(("name", "value", "error", "said"), BAD_OPTIONS)
+def test_a_wrong_option_is_refused_with_the_nearest_right_one(name, value, error, said):
     with pytest.raises(error, match=said):
         an_env(**{name: value})
+
+
+def test_more_environments_than_there_is_memory_for_are_refused_and_it_says_how_many_fit():
+    with pytest.raises(ValueError, match="environments fit"):
+        an_env(num_envs=2**40)
 
 
 def test_wrong_use_is_refused():

@@ -1,0 +1,83 @@
+"""What is refused of a caller, and how it is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamgym.dream.state import Dreams
+from dreamgym.models import Decodes
+from dreamgym.world import World
+
+
+def view_exists(world: World, view: str) -> None:
+    """Refuse to show observations of a world that cannot decode them."""
+    if view == "observation" and not isinstance(world.model, Decodes):
+        raise ValueError(
+            f"view='observation' needs a decoder, which a {world.family} world has not; "
+            "pass view='latent'"
+        )
+
+
+def none_done(dreams: Dreams) -> None:
+    """On a CPU, where looking costs nothing, refuse to go on with an episode that ended."""
+    if dreams.done.device.type == "cpu" and bool(dreams.done.any()):
+        rows = dreams.done.nonzero().flatten().tolist()
+        raise RuntimeError(
+            f"step after the end of rows {rows[:8]} with autoreset_mode='Disabled': call "
+            "reset(options={'reset_mask': mask}) with those rows true first"
+        )
+
+
+def reset_mask(
+    options: dict[str, Any], dreams: Dreams | None, num_envs: int, device: torch.device
+) -> Tensor | None:
+    """The rows that a reset is asked for, (N,) bool; None for all."""
+    unknown = sorted(set(options) - {"reset_mask"})
+    if unknown:
+        raise ValueError(f"reset has no option {unknown[0]!r}; known: reset_mask")
+    if options.get("reset_mask") is None:
+        return None
+    mask = torch.as_tensor(options["reset_mask"], device=device)
+    if mask.dtype != torch.bool or mask.shape != (num_envs,):
+        raise ValueError(
+            f"reset_mask has dtype {mask.dtype} and shape {tuple(mask.shape)}; "
+            f"give bools of shape ({num_envs},)"
+        )
+    if dreams is None:
+        raise ValueError("reset_mask before the first reset: reset all rows first")
+    return mask
+
+
+def row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
+    """Rows to copy from, (N,) int64."""
+    index = torch.as_tensor(rows, device=device)
+    if index.shape != (num_envs,) or index.dtype.is_floating_point or index.dtype == torch.bool:
+        raise ValueError(
+            f"rows have dtype {index.dtype} and shape {tuple(index.shape)}; "
+            f"give whole numbers of shape ({num_envs},)"
+        )
+    if not bool(((index >= 0) & (index < num_envs)).all()):
+        raise ValueError(f"rows must be at least 0 and below {num_envs}")
+    return index.long()
+
+
+def same_shapes(given: Dreams, wanted: Dreams) -> None:
+    """Refuse dreams of another model, or another number of them."""
+    there = {key: tuple(leaf.shape) for key, leaf in given.tensors().items()}
+    here = {key: tuple(leaf.shape) for key, leaf in wanted.tensors().items()}
+    if there != here:
+        raise ValueError(f"these dreams have leaves of shapes {there}; wanted {here}")
+
+
+def temperature_rows(given: Any, num_envs: int, device: torch.device) -> Tensor:
+    """A temperature for each environment, (N,) float32."""
+    tensor = torch.as_tensor(given, dtype=torch.float32, device=device)
+    if tensor.shape != (num_envs,) or not bool((tensor > 0).all()):
+        raise ValueError(
+            f"temperature has shape {tuple(tensor.shape)}; give ({num_envs},) numbers above 0, "
+            "one for each environment"
+        )
+    return tensor

@@ -1,0 +1,102 @@
+"""What is drawn anew for each episode: horizons, temperatures, starts."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import dreamgym
+from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.starts import Starts
+from tests.small_worlds import small_world
+
+ENVS = 4096
+
+
+def an_env(num_envs: int = ENVS, **options) -> DreamVectorEnv:
+    env = DreamVectorEnv(small_world(), num_envs, view="latent", **options)
+    env.reset(seed=0)
+    return env
+
+
+def test_horizons_are_drawn_evenly_from_the_range_and_anew():
+    env = an_env(max_episode_steps=[2, 5], termination=1.0)
+    first = env.dreams.horizon
+    counts = torch.bincount(first, minlength=6)[2:]
+    assert counts.sum() == ENVS
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+    for _ in range(2):
+        *_, truncated, _ = env.step(np.zeros(ENVS, int))
+    assert torch.equal(truncated, first == 2)
+    assert len(set(env.dreams.horizon[truncated].tolist())) == 4
+
+
+def test_temperatures_are_drawn_evenly_from_the_range_for_each_episode():
+    env = an_env(temperature=[0.5, 1.5], max_episode_steps=1)
+    first = env.dreams.temperature
+    assert stats.kstest(first.numpy(), stats.uniform(0.5, 1.0).cdf).pvalue > 1e-4
+    env.step(np.zeros(ENVS, int))
+    assert not torch.equal(env.dreams.temperature, first)
+
+
+@pytest.mark.parametrize("given", [1.3, "range", "rows"])
+def test_a_temperature_is_the_same_however_it_is_given(given):
+    plain = an_env(16, temperature=1.3)
+    given = {"range": [1.3, 1.3], "rows": np.full(16, 1.3)}.get(given, given)
+    other = an_env(16, temperature=given)
+    actions = np.zeros(16, int)
+    torch.testing.assert_close(plain.step(actions)[0], other.step(actions)[0])
+
+
+def test_rows_keep_the_temperature_that_they_were_given():
+    temperatures = torch.linspace(0.5, 2.0, 64)
+    env = an_env(64, temperature=temperatures, max_episode_steps=1)
+    for _ in range(3):
+        env.step(np.zeros(64, int))
+        assert torch.equal(env.dreams.temperature, temperatures)
+
+
+def start_rows(env: DreamVectorEnv) -> torch.Tensor:
+    """Which row of the world's bank each environment began from."""
+    bank = env.world.starts.states["z"]
+    return (env.dreams.model["z"][:, None] == bank[None]).all(-1).int().argmax(1)
+
+
+def test_a_mixture_of_starts_keeps_its_weights_and_is_even_within():
+    env = an_env(starts={"beginnings": 3, "bank": 1})
+    rows = start_rows(env)
+    beginnings = env.world.starts.beginnings
+    share = (rows < beginnings).float().mean()
+    assert share == pytest.approx(0.75 + 0.25 * beginnings / 64, abs=0.03)
+    counts = torch.bincount(rows, minlength=64)[:beginnings]
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_starts_can_be_given_as_states():
+    world = small_world()
+    one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
+    for given in (one, Starts(states=one, beginnings=1)):
+        env = DreamVectorEnv(world, 5, starts=given)
+        env.reset(seed=0)
+        assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
+
+
+def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
+    data = dreamgym.record("CartPole-v1", steps=300, out=tmp_path / "a.h5", seed=0)
+    other = dreamgym.record("CartPole-v1", steps=300, out=tmp_path / "b.h5", seed=9)
+    config = dreamgym.FitConfig(updates=2, starts=8)
+    world = dreamgym.fit(data, config=config)
+    env = gym.make_vec("dreamgym/World-v0", world=world, num_envs=64, starts=str(other))
+    seen, _ = env.reset(seed=0)
+    with dreamgym.Dataset(other) as dataset:
+        real = np.concatenate(
+            [dataset.episode(i).observations for i in range(len(dataset.lengths))]
+        )
+    distance = (seen[:, None] - torch.from_numpy(real)[None]).abs().amax(-1).amin(1)
+    assert float(distance.max()) < 1e-5
+    pendulum = dreamgym.record("Pendulum-v1", steps=400, out=tmp_path / "c.h5", seed=0)
+    with pytest.raises(ValueError, match="same environment"):
+        DreamVectorEnv(world, 2, starts=str(pendulum))

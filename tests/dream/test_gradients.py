@@ -1,0 +1,101 @@
+"""Gradients through dreams, against finite differences; and none where none are asked for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dreamgym.dream.vector import DreamVectorEnv
+from tests.small_worlds import small_world
+
+ENVS, STEPS = 3, 4
+
+
+def an_env() -> DreamVectorEnv:
+    """In float64, where finite differences are exact enough to compare with."""
+    world = small_world(action="box", horizon=100)
+    world.model = copy.deepcopy(world.model).double()
+    states = {key: leaf.double() for key, leaf in world.starts.states.items()}
+    world.starts = type(world.starts)(states=states, beginnings=world.starts.beginnings)
+    env = DreamVectorEnv(world, ENVS, view="latent", termination=1.0)
+    env.intake = lambda actions: actions  # it would round the actions to float32
+    return env
+
+
+def test_the_reward_has_its_gradient_to_every_action():
+    env = an_env()
+    env.reset(seed=0)
+    begun = env.get_state()
+
+    def total(actions: torch.Tensor) -> torch.Tensor:
+        env.set_state(begun)
+        return sum(env.step(actions[t])[1].sum() for t in range(STEPS))
+
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.rand(STEPS, ENVS, 2, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(total, actions.requires_grad_(), eps=1e-6, atol=1e-4)
+    (gradient,) = torch.autograd.grad(total(actions), actions)
+    assert (gradient.abs().sum((0, 2)) > 0).all()
+
+
+def test_the_return_of_a_rollout_has_its_gradient_to_the_policy():
+    env = an_env()
+    env.reset(seed=0)
+    begun = env.get_state()
+    width = env.world.model.feature_dim
+
+    def total(weight: torch.Tensor) -> torch.Tensor:
+        env.set_state(begun)
+        return env.rollout(lambda seen: torch.tanh(seen @ weight), STEPS).reward.sum()
+
+    weight = torch.full((width, 2), 0.01, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(total(weight), weight)
+    step = 1e-6
+    for place in ((0, 0), (5, 1), (width - 1, 0)):
+        moved = [weight.detach().clone() for _ in range(2)]
+        moved[0][place] += step
+        moved[1][place] -= step
+        slope = (total(moved[0]) - total(moved[1])) / (2 * step)
+        torch.testing.assert_close(gradient[place], slope, rtol=1e-4, atol=1e-5)
+    assert not any(leaf.requires_grad for leaf in env.dreams.model.values())
+
+
+def test_nothing_is_traced_where_no_gradient_is_asked_for():
+    env = DreamVectorEnv(small_world(action="box"), ENVS)
+    env.reset(seed=0)
+    _, reward, *_ = env.step(torch.zeros(ENVS, 2))
+    assert not reward.requires_grad
+    with torch.no_grad():
+        _, reward, *_ = env.step(torch.zeros(ENVS, 2, requires_grad=True))
+        rolled = env.rollout(lambda seen: torch.zeros(ENVS, 2), 3)
+    assert not reward.requires_grad
+    assert not rolled.reward.requires_grad
+
+
+def test_a_rollout_is_repeated_steps():
+    one, two = (DreamVectorEnv(small_world(action="box"), ENVS) for _ in range(2))
+    (seen, _), _ = one.reset(seed=0), two.reset(seed=0)
+
+    def policy(observation: torch.Tensor) -> torch.Tensor:
+        return observation[:, :2].tanh() * 0.5 + 0.5
+
+    rolled = two.rollout(policy, 12)
+    for t in range(12):
+        assert torch.equal(rolled.observation[t], seen)
+        assert torch.equal(rolled.action[t], policy(seen))
+        seen, reward, terminated, truncated, info = one.step(policy(seen))
+        assert torch.equal(rolled.reward[t], reward)
+        assert torch.equal(rolled.terminated[t], terminated)
+        assert torch.equal(rolled.truncated[t], truncated)
+        assert torch.equal(rolled.next_observation[t], info["final_obs"])
+
+
+def test_a_rollout_needs_rows_that_reset_themselves():
+    env = DreamVectorEnv(small_world(), ENVS, autoreset_mode="Disabled")
+    with pytest.raises(RuntimeError, match="reset"):
+        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), 2)
+    env.reset(seed=0)
+    with pytest.raises(RuntimeError, match="SameStep"):
+        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), 2)

@@ -1,0 +1,101 @@
+"""Dreams as values: saved, gone back to, forked, carried elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dreamgym.dream.state import Dreams
+from dreamgym.dream.vector import DreamVectorEnv
+from tests.small_worlds import small_world
+
+ENVS = 8
+
+
+def an_env(**options) -> DreamVectorEnv:
+    return DreamVectorEnv(small_world(horizon=5), ENVS, **options)
+
+
+def act(env: DreamVectorEnv, seed: int) -> np.ndarray:
+    env.action_space.seed(seed)
+    return env.action_space.sample()
+
+
+def play(env: DreamVectorEnv, steps: int, first: int = 0) -> list[torch.Tensor]:
+    return [env.step(act(env, first + step))[0] for step in range(steps)]
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_going_back_repeats_what_came_bit_for_bit_across_resets(mode):
+    env = an_env(autoreset_mode=mode)
+    env.reset(seed=0)
+    play(env, 3)
+    kept = env.get_state()
+    wanted = play(env, 9)
+    env.set_state(kept)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, play(env, 9), strict=True))
+
+
+def test_a_state_that_was_kept_is_never_written_and_goes_through_a_file(tmp_path):
+    env = an_env()
+    env.reset(seed=0)
+    play(env, 2)
+    kept = env.get_state()
+    before = {key: leaf.clone() for key, leaf in kept.tensors().items()}
+    save_file({key: leaf.clone() for key, leaf in kept.tensors().items()}, tmp_path / "dreams")
+    wanted = play(env, 6)
+    assert all(torch.equal(leaf, before[key]) for key, leaf in kept.tensors().items())
+    other = an_env()
+    other.set_state(Dreams.from_tensors(load_file(tmp_path / "dreams")))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, play(other, 6), strict=True))
+
+
+def test_branches_of_a_row_begin_alike_and_part():
+    env = an_env(view="latent", termination=1.0)
+    env.reset(seed=0)
+    play(env, 2)
+    seen = env.branch([3] * ENVS)
+    assert all(torch.equal(row, seen[0]) for row in seen)
+    assert torch.equal(env.dreams.age, torch.full((ENVS,), 2))
+    after, *_ = env.step(np.zeros(ENVS, int))
+    assert len({tuple(row.tolist()) for row in after}) == ENVS
+
+
+def test_forks_with_their_noise_have_one_future_under_the_same_actions():
+    env = an_env(view="latent")
+    env.reset(seed=0)
+    play(env, 2)
+    env.set_state(env.get_state().rows(torch.full((ENVS,), 3)))
+    for _ in range(6):
+        after, *_ = env.step(np.zeros(ENVS, int))
+        assert all(torch.equal(row, after[0]) for row in after)
+
+
+def test_a_latent_is_edited_by_plain_tensor_operations():
+    env = an_env()
+    env.reset(seed=0)
+    dreams = env.get_state()
+    dreams.model["z"][0] += 1.0
+    before = env.world.model.decode(env.dreams.model)
+    seen = env.set_state(dreams)
+    assert not torch.equal(seen[0], before[0])
+    assert torch.equal(seen[1:], before[1:])
+
+
+def test_what_does_not_fit_is_refused():
+    env = an_env()
+    with pytest.raises(RuntimeError, match="reset"):
+        env.get_state()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="shapes"):
+        env.set_state(env.get_state().rows(torch.zeros(3, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="at least 0 and below"):
+        env.branch([ENVS] * ENVS)
+    with pytest.raises(ValueError, match="whole numbers"):
+        env.branch([0.5] * ENVS)
+    leaves = env.get_state().tensors()
+    del leaves["age"]
+    with pytest.raises(ValueError, match="age is missing"):
+        Dreams.from_tensors(leaves)
