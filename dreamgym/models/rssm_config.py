@@ -1,0 +1,139 @@
+"""Sizes and losses of the RSSM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dreamgym.models.vision import ACTIVATIONS
+
+Normalised = Literal["none", "gates", "layer", "rms"]
+Units = Literal["raw", "symlog", "standard"]
+Rewards = Literal["raw", "two-hot", "standard"]
+Nats = Literal["step", "batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSSMObjective:
+    """What an RSSM is fitted to: the units of its targets, and the weight of each loss.
+
+    The loss of a prediction is the sum of its squared errors; at a weight of 0.5 that is the
+    negative log likelihood of a normal distribution of spread one, but for a constant.
+
+    Attributes:
+        vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
+            equation 9) or "standard", by the moments of the training data.
+        rewards: "raw" or "standard" predict the mean; "two-hot" is a categorical over bins at the
+            symexp of even steps (the same paper, equation 10), with outputs that begin at zero.
+        image_size: side in pixels at which images are seen and predicted, whatever theirs is.
+        bins: of the two-hot rewards; an odd number, so that one of them is zero.
+        vector: weight of the vectors' squared errors.
+        image: weight of the images' squared errors, in units of their full range.
+        reward: weight of the reward's loss.
+        termination: weight of the termination's cross-entropy, in which both classes weigh alike.
+        dyn: weight of KL(stop(posterior) || prior), which teaches the prior.
+        rep: weight of KL(posterior || stop(prior)), which keeps the posterior predictable. Equal
+            weights are the plain KL; 0.8 and 0.2 the balance of DreamerV2.
+        free_nats: what either KL may be for nothing.
+        free_nats_of: whether that is granted to each step ("step") or to their mean ("batch").
+    """
+
+    vectors: Units = "standard"
+    rewards: Rewards = "standard"
+    image_size: int = 64
+    bins: int = 255
+    vector: float = 1.0
+    image: float = 1.0
+    reward: float = 1.0
+    termination: float = 1.0
+    dyn: float = 1.0
+    rep: float = 0.1
+    free_nats: float = 1.0
+    free_nats_of: Nats = "step"
+
+    def __post_init__(self) -> None:
+        _one_of("vectors", self.vectors, ("raw", "symlog", "standard"))
+        _one_of("rewards", self.rewards, ("raw", "two-hot", "standard"))
+        _one_of("free_nats_of", self.free_nats_of, ("step", "batch"))
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: give a whole number of at least 1")
+        if self.bins < 3 or self.bins % 2 == 0:
+            raise ValueError(f"bins={self.bins}: give an odd number of at least 3")
+        for name in ("vector", "image", "reward", "termination", "dyn", "rep", "free_nats"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSSMConfig:
+    """Sizes of an RSSM; the defaults are a small one in the manner of DreamerV3.
+
+    Attributes:
+        deter: width of the recurrent state h.
+        hidden: width of the layers around it.
+        stoch: categoricals, or Gaussian numbers, in the stochastic state z.
+        classes: of each categorical; 0 makes z Gaussian.
+        blocks: of the block-diagonal GRU of DreamerV3; 0 for the one undivided GRU before it.
+        prior_layers: hidden layers between h and the prior over z.
+        norm: what is normalised: "none", "gates" (the GRU's, by LayerNorm), or every layer by
+            "layer" (LayerNorm) or "rms" (RMSNorm).
+        activation: of every layer: "relu", "elu" or "silu".
+        units: width of the layers of vector encoder, vector decoder and heads.
+        layers: of the vector encoder and of the vector decoder.
+        head_layers: hidden layers of the reward and the termination head.
+        image_depth: channels of the first convolution on images.
+        unimix: share of the uniform distribution in every categorical.
+        range_margin: a dream whose vectors leave the training data's range, widened on each side by
+            this share of it, ends there with the worst return that the data has seen; None lets
+            it go on, as the authors do.
+        objective: units of the targets and weights of the losses.
+    """
+
+    deter: int = 128
+    hidden: int = 128
+    stoch: int = 16
+    classes: int = 16
+    blocks: int = 4
+    prior_layers: int = 1
+    norm: Normalised = "rms"
+    activation: str = "silu"
+    units: int = 128
+    layers: int = 2
+    head_layers: int = 1
+    image_depth: int = 16
+    unimix: float = 0.01
+    range_margin: float | None = 0.3
+    objective: RSSMObjective = field(default_factory=RSSMObjective)
+
+    def __post_init__(self) -> None:
+        objective: Any = self.objective
+        if isinstance(objective, dict):  # a config that was read from a file
+            object.__setattr__(self, "objective", _objective(objective))
+        for name in ("deter", "hidden", "stoch", "prior_layers", "units", "layers", "image_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        if self.classes < 0 or self.classes == 1:
+            raise ValueError(f"classes={self.classes}: give at least 2, or 0 for a Gaussian state")
+        if self.head_layers < 0:
+            raise ValueError(f"head_layers={self.head_layers}: give a number of at least 0")
+        if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
+            raise ValueError(
+                f"deter={self.deter} cannot be cut into blocks={self.blocks} equal blocks; give a "
+                "divisor of it, or 0 for an undivided GRU"
+            )
+        _one_of("norm", self.norm, ("none", "gates", "layer", "rms"))
+        _one_of("activation", self.activation, tuple(ACTIVATIONS))
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix={self.unimix}: give a share of at least 0 and below 1")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
+
+
+def _objective(given: dict[str, Any]) -> RSSMObjective:
+    try:
+        return RSSMObjective(**given)
+    except TypeError as error:
+        raise ValueError(f"objective: {error}") from error
