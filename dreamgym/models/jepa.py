@@ -1,0 +1,254 @@
+"""JEPA: a world model that predicts embeddings, not observations.
+
+The encoder and the predictor are fitted together: the predictor says the embedding of the next
+observation from those of the last few and the actions between them, and a regulariser (SIGReg as
+in LeWM, VICReg as in PLDM) or a slow target encoder (as in I-JEPA) keeps the embeddings from
+collapsing. LeWM is Maes et al. (2026), arXiv 2603.19312.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import ClassVar
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamgym.models.actions import ActionEncoder
+from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.jepa_batch import moments
+from dreamgym.models.jepa_config import PRESETS, JEPAConfig
+from dreamgym.models.jepa_loss import Losses
+from dreamgym.models.jepa_predictor import ActionEmbedding, Predictor, PredictorSizes, Projector
+from dreamgym.models.jepa_senses import Probe, Senses
+from dreamgym.models.observations import Observation
+from dreamgym.models.pretrained_encoder import PREFIX, PretrainedEncoder
+from dreamgym.models.sampling import normal, per_row
+from dreamgym.models.statistics import Statistics
+
+HEAD_WIDTH = 128
+RESIDUAL_MOMENTUM = 0.01
+
+
+class JEPA(WorldModel):
+    """A JEPA with a window of frames as its state, and heads for reward and termination.
+
+    State: `embeddings` (B, context, D), the newest last; `actions` (B, context, A), each the one
+    that led to the embedding beside it; `seen` (B, context), one where a slot holds a frame. At an
+    episode's start fewer are seen: the predictor then has that shorter context, its first position
+    at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too. Features:
+    the newest embedding.
+
+    A step adds noise to the predicted embedding: the spread of the predictor's own errors while it
+    was fitted (`residual`), times the square root of the temperature. Where the residual is zero,
+    as in a checkpoint of LeWM, the step is certain.
+    """
+
+    config_type = JEPAConfig
+    presets: ClassVar[Mapping[str, JEPAConfig]] = PRESETS
+    fit_defaults: ClassVar[Mapping[str, float]] = {
+        "learning_rate": 1e-3,
+        "batch_size": 64,
+        "segment_length": 8,
+        "gradient_clip": 10.0,
+        "weight_decay": 1e-3,
+    }
+    config: JEPAConfig
+    decode: Callable[[State], Observation]
+    action_mean: Tensor
+    action_std: Tensor
+    residual: Tensor
+    reward_mean: Tensor
+    reward_std: Tensor
+    worst_return: Tensor
+    updates: Tensor
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, config: JEPAConfig
+    ) -> None:
+        super().__init__(observation_space, action_space, config)
+        width = config.embedding
+        self.feature_dim = self.noise_dim = width
+        self.encode_action = ActionEncoder(action_space)
+        actions = self.encode_action.dim
+        self.senses = Senses(observation_space, config)
+        self.projector = Projector(self.senses.dim, config.width, width)
+        self.embed_action = ActionEmbedding(actions, width)
+        self.predictor = Predictor(
+            PredictorSizes(
+                width=width,
+                context=config.context,
+                blocks=config.blocks,
+                heads=config.heads,
+                head_width=config.head_width,
+                mlp=config.mlp,
+                dropout=config.dropout,
+                gate=config.gate,
+            )
+        )
+        self.project_prediction = Projector(width, config.width, width)
+        self.heads = _mlp(2 * width + actions, 2)
+        self.inverse = _mlp(2 * width, actions) if config.objective.inverse else None
+        self.probe = Probe(self.senses, config) if _probes(self.senses, config) else None
+        if self.probe is not None and self.probe.whole:
+            # Decodes is asked for by whether there is this method, so only then there is one.
+            self.decode = self._decode
+        self.target = _target(self.senses, self.projector) if config.objective.momentum else None
+        self._register(actions, width)
+        self._name_revision()
+
+    def _register(self, actions: int, width: int) -> None:
+        values = {
+            "action_mean": torch.zeros(actions),
+            "action_std": torch.ones(actions),
+            "residual": torch.ones(width),
+            "reward_mean": torch.zeros(()),
+            "reward_std": torch.ones(()),
+            "worst_return": torch.zeros(()),
+            "updates": torch.zeros((), dtype=torch.int64),
+        }
+        for name, value in values.items():
+            self.register_buffer(name, value)
+
+    def _name_revision(self) -> None:
+        """Write the exact revision of a pretrained encoder into the config."""
+        for encoder in self.senses.images:
+            if isinstance(encoder.network, PretrainedEncoder):
+                name = f"{PREFIX}{encoder.network.resolved}"
+                self.config = replace(self.config, image_encoder=name)
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """See `WorldModel.set_statistics`; actions keep the scale of their space."""
+        self.senses.set_moments(statistics.observation)
+        self.reward_mean.copy_(statistics.reward_mean)
+        self.reward_std.copy_(statistics.reward_std)
+        self.worst_return.copy_(statistics.worst_return)
+
+    def initial(self, batch_size: int) -> State:
+        """See `WorldModel.initial`; nothing is seen."""
+        zeros, context = self.reward_mean.new_zeros, self.config.context
+        return {
+            "embeddings": zeros(batch_size, context, self.config.embedding),
+            "actions": zeros(batch_size, context, self.encode_action.dim),
+            "seen": zeros(batch_size, context),
+        }
+
+    def embed(self, observation: Observation) -> Tensor:
+        """Embeddings (..., D) of observations (..., *shape), in the real environment's units."""
+        return self.projector(self.senses(observation))
+
+    def observe(
+        self, state: State, action: Tensor, observation: Observation, noise: Tensor
+    ) -> State:
+        """See `WorldModel.observe`; the window moves on by one frame, and noise is not used."""
+        return self._move(state, self.standard_action(action), self.embed(observation))
+
+    def step(
+        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> tuple[State, Prediction]:
+        """See `WorldModel.step`."""
+        encoded = self.standard_action(action)
+        old = state["embeddings"][:, -1]
+        spread = self.residual * per_row(temperature, old) ** 0.5
+        new = self._next(state, encoded) + spread * normal(noise)
+        reward, termination = self.judge(old, new, encoded)
+        reward, termination = reward * self.reward_std + self.reward_mean, termination.sigmoid()
+        if self.probe is not None and self.senses.sizes:
+            unknown = self.probe.unknown(new, self.config.range_margin)
+            reward = torch.where(unknown, self.worst_return, reward)
+            termination = torch.where(unknown, 1.0, termination)
+        prediction = Prediction(reward, termination, torch.zeros_like(reward))
+        return self._move(state, encoded, new), prediction
+
+    def features(self, state: State) -> Tensor:
+        """The newest embedding, (B, D)."""
+        return state["embeddings"][:, -1]
+
+    def _decode(self, state: State) -> Observation:
+        """The observation (B, ...) that the probe reads off the newest embedding."""
+        if self.probe is None:
+            raise AttributeError("this JEPA has no probe to decode with; give probe='all'")
+        return self.probe.decode(self.features(state))
+
+    def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `WorldModel.loss`: prediction, regularisers, heads and probe, by `JEPAObjective`."""
+        return Losses(self, segment, noise).total()
+
+    def after_update(self) -> None:
+        """Bring the target encoder, if there is one, a little nearer to the encoder."""
+        self.updates += 1
+        if self.target is None:
+            return
+        objective = self.config.objective
+        done = (self.updates / objective.momentum_updates).clamp(max=1.0)
+        share = (1.0 - objective.momentum) * (1.0 - done)
+        online = nn.Sequential(self.senses, self.projector).state_dict()
+        with torch.no_grad():
+            for name, value in self.target.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(online[name], share.to(value.dtype))
+                else:
+                    value.copy_(online[name])
+
+    def standard_action(self, action: Tensor) -> Tensor:
+        """Raw actions (..., *shape) as the vectors (..., A) that the model is fitted to."""
+        return (self.encode_action(action) - self.action_mean) / self.action_std
+
+    def advance(self, old: Tensor, output: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The next embeddings (..., D), of these and the predictor's outputs after them."""
+        projected = self.project_prediction(output, mask)
+        return old + projected if self.config.predicts == "change" else projected
+
+    def judge(self, old: Tensor, new: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised reward (...) and termination logit (...) of a transition (..., D)."""
+        seen = torch.cat([new, new - old, encoded], -1)
+        reward, termination = self.heads(seen).unbind(-1)
+        return reward, termination
+
+    @torch.no_grad()
+    def remember_residual(self, error: Tensor, mask: Tensor) -> None:
+        """Let the residual follow the errors (B, L, D) of predictions where mask (B, L) is true."""
+        found = moments(error.flatten(0, 1).float(), mask.flatten())
+        square = found.variance + found.mean.square()
+        share = (1.0 / (self.updates + 1.0)).clamp(min=RESIDUAL_MOMENTUM)
+        self.residual.copy_(self.residual.square().lerp(square, share).sqrt())
+
+    def _next(self, state: State, encoded: Tensor) -> Tensor:
+        """The expected next embedding (B, D) after an encoded action (B, A)."""
+        actions = torch.cat([state["actions"][:, 1:], encoded.unsqueeze(1)], 1)
+        # The newest slot counts in any case: a step from where nothing was seen is defined, too.
+        seen = F.pad(state["seen"][:, :-1] > 0.5, (0, 1), value=True)
+        output = self.predictor(state["embeddings"], self.embed_action(actions), seen)
+        return self.advance(state["embeddings"][:, -1], output[:, -1])
+
+    @staticmethod
+    def _move(state: State, encoded: Tensor, embedding: Tensor) -> State:
+        newest = {
+            "embeddings": embedding.unsqueeze(1),
+            "actions": encoded.unsqueeze(1),
+            "seen": torch.ones_like(state["seen"][:, :1]),
+        }
+        return {key: torch.cat([leaf[:, 1:], newest[key]], 1) for key, leaf in state.items()}
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, HEAD_WIDTH),
+        nn.SiLU(),
+        nn.Linear(HEAD_WIDTH, HEAD_WIDTH),
+        nn.SiLU(),
+        nn.Linear(HEAD_WIDTH, outputs),
+    )
+
+
+def _probes(senses: Senses, config: JEPAConfig) -> bool:
+    """Whether there is anything that a probe should read off."""
+    return config.probe == "all" or (config.probe == "vectors" and bool(senses.sizes))
+
+
+def _target(senses: Senses, projector: Projector) -> nn.Sequential:
+    return deepcopy(nn.Sequential(senses, projector)).requires_grad_(False)

@@ -1,0 +1,114 @@
+"""Means over the real rows of a batch, wherever its parts are computed.
+
+Padding never counts. Where several processes share a batch (data parallelism), sums run over all
+of them, with their gradients: a statistic of the batch is that of the whole batch, not of a part.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _Whole(torch.autograd.Function):
+    """Sum over processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def whole(value: Tensor) -> Tensor:
+    """The sum of a value over all processes; the value itself where there is one process.
+
+    Gradients are summed likewise, so that the mean of gradients that data parallelism takes is
+    the gradient that one process would have found on the whole batch.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        result: Tensor = _Whole.apply(value)
+        return result
+    return value
+
+
+class Moments(NamedTuple):
+    """Of the real rows of a batch.
+
+    Attributes:
+        count: how many there are; no less than one, for division.
+        mean: their mean.
+        variance: their mean squared distance from it.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real entries: a scalar.
+
+    Args:
+        values: (...).
+        mask: (...) bool or float, broadcast against values.
+    """
+    weight = mask.to(values.dtype).expand_as(values)
+    total, count = whole(torch.stack([(values * weight).sum(), weight.sum()]))
+    return total / count.clamp(min=1.0)
+
+
+def moments(values: Tensor, mask: Tensor) -> Moments:
+    """Moments over the first dimension.
+
+    Args:
+        values: (N, ..., D).
+        mask: (N, ...) bool, true where a row is real.
+
+    Returns:
+        count (..., 1), mean (..., D) and variance (..., D).
+    """
+    weight = mask.to(values.dtype).unsqueeze(-1)
+    count = whole(weight.sum(0)).clamp(min=1.0)
+    mean = whole((values * weight).sum(0)) / count
+    variance = whole(((values - mean).square() * weight).sum(0)) / count
+    return Moments(count, mean, variance)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the real rows only; in eval mode exact row by row.
+
+    Its parameters and buffers are those of `torch.nn.BatchNorm1d`.
+    """
+
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Normalise.
+
+        Args:
+            values: (..., D).
+            mask: (...) bool, true where a row is real; needed in training only.
+        """
+        mean, variance = self.running_mean, self.running_var
+        if self.training and mask is not None:
+            found = moments(values.flatten(0, -2).float(), mask.flatten())
+            mean, variance = found.mean, found.variance
+            self._remember(found)
+        scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[operator]
+        return values * scale + (self.bias - mean * scale)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _remember(self, found: Moments) -> None:
+        unbiased = found.variance * found.count / (found.count - 1.0).clamp(min=1.0)
+        momentum = self.momentum or 0.0
+        self.running_mean.lerp_(found.mean, momentum)  # type: ignore[union-attr]
+        self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
