@@ -91,8 +91,7 @@ def train_policy(  # noqa: PLR0913 - what to train is four of them
         steps: in the dream, over all copies; None takes the algorithm's default.
         out: where the policy is saved (aside, then renamed); None saves nothing.
         config: further settings.
-        progress: called with (steps done, steps, figures), figures being those of the learning
-            curve: "dream return" and "dream length".
+        progress: called with (steps done, steps, {"dream return": ..., "dream length": ...}).
 
     Returns:
         The trained policy with its learner and its card.
