@@ -29,7 +29,7 @@ _SYSGOOD, _EXITKILL = 1, 0x100000
 
 
 @functools.cache
-def sample() -> tuple[DatasetMetadata, list[Episode]]:
+def sample(seed: int = 0) -> tuple[DatasetMetadata, list[Episode]]:
     """An environment with an image and a vector, and episodes of very different lengths."""
     metadata = DatasetMetadata(
         observation_space=spaces.Dict(
@@ -37,16 +37,16 @@ def sample() -> tuple[DatasetMetadata, list[Episode]]:
         ),
         action_space=spaces.Box(-1, 1, (2,)),
     )
-    rng = np.random.default_rng(0)
-    lengths = [1, 7, 60, 200, 3, 30, 90, 2, 16, 15]
+    rng = np.random.default_rng(seed)
+    lengths = rng.permutation([1, 7, 60, 200, 3, 30, 90, 2, 16, 15]).tolist()
     return metadata, [
         random_episode(metadata.observation_space, metadata.action_space, n, rng) for n in lengths
     ]
 
 
-def write_counting(path: Path, counter: mmap.mmap) -> None:
+def write_counting(path: Path, counter: mmap.mmap, seed: int = 0) -> None:
     """Write the sample episodes; `counter` holds how many `add`s have returned."""
-    metadata, episodes = sample()
+    metadata, episodes = sample(seed)
     with DatasetWriter(path, metadata) as writer:
         for count, episode in enumerate(episodes):
             writer.add(episode)
@@ -106,7 +106,7 @@ def can_kill() -> bool:
     return True
 
 
-def survive(path: Path, call: int, *, append: bool) -> tuple[int, int]:
+def survive(path: Path, call: int, *, append: bool, seed: int = 0) -> tuple[int, int]:
     """Kill a writer at one call, recover, append, and compare every row with what was written.
 
     Returns:
@@ -116,8 +116,8 @@ def survive(path: Path, call: int, *, append: bool) -> tuple[int, int]:
         DatasetError: Something could not be read.
         AssertionError: What was read is not what was written.
     """
-    _, episodes = sample()
-    committed, _ = kill_at(call, lambda counter: write_counting(path, counter))
+    _, episodes = sample(seed)
+    committed, _ = kill_at(call, lambda counter: write_counting(path, counter, seed))
     if not committed and not _has_episodes(path):
         return 0, 0
     if not path.exists():

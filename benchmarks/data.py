@@ -1,0 +1,313 @@
+"""How fast data are written and read, side by side with the limit of the machine, and how safely.
+
+    python benchmarks/data.py [--quick] [--json FILE] [--folder FOLDER]
+
+Ratios are taken in one run: the two sides take turns, and the median of the turns' ratios counts.
+The comparison with Minari needs `pip install minari[create]`, that with CarRacing
+`gymnasium[box2d]`; without them their rows are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from reporting import Row, at_least, below, parser, report
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode, Recorder, record
+from tests.data.killing import can_kill, kill_at, sample, survive, write_counting
+
+FRAME = (64, 64, 3)
+STEPS = 200  # in an episode of images
+METADATA = DatasetMetadata(
+    observation_space=spaces.Box(0, 255, FRAME, np.uint8),
+    action_space=spaces.Box(-1, 1, (3,)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    episodes: int
+    turns: int
+    kills: int
+    large_bytes: int
+
+
+QUICK = Size(episodes=40, turns=5, kills=60, large_bytes=0)
+FULL = Size(episodes=600, turns=15, kills=1200, large_bytes=10 * 10**9)
+
+
+def main() -> None:
+    """Measure everything and report."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--folder", type=Path, help="where to put the files; deleted afterwards")
+    given = arguments.parse_args()
+    size = QUICK if given.quick else FULL
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        rows = [*recording(folder, size), *images(folder, size)]
+        rows += [*vectors(folder, size), *kills(folder, size), *large(folder, size)]
+    report(rows, given)
+
+
+def episode(rng: np.random.Generator) -> Episode:
+    """One episode of random images: nothing about them can be compressed or guessed."""
+    return Episode(
+        observations=rng.integers(0, 256, (STEPS + 1, *FRAME), dtype=np.uint8),
+        actions=rng.uniform(-1, 1, (STEPS, 3)).astype(np.float32),
+        rewards=np.zeros(STEPS, np.float32),
+        terminated=False,
+        truncated=True,
+        complete=True,
+    )
+
+
+def write(path: Path, episodes: int) -> float:
+    """Write that many episodes; the seconds until the last was committed."""
+    one = episode(np.random.default_rng(0))
+    with DatasetWriter(path, METADATA) as writer:
+        begin = time.perf_counter()
+        for _ in range(episodes):
+            writer.add(one)
+        return time.perf_counter() - begin
+
+
+def recording(folder: Path, size: Size) -> Iterator[Row]:
+    """Throughput of the writer, and what the recorder costs."""
+    seconds = []
+    for turn in range(size.turns):
+        path = folder / f"write{turn}.h5"
+        seconds.append(write(path, 40))
+        path.unlink()
+    speed = 40 * STEPS / statistics.median(seconds)
+    yield at_least("writer, 64x64x3", speed, "steps/s", 30_000)
+    begin = time.perf_counter()
+    record("CartPole-v1", steps=10_000, out=folder / "cartpole.h5")
+    yield below("record 10,000 steps of CartPole", time.perf_counter() - begin, "s", 1.5)
+    with contextlib.suppress(gym.error.Error, ModuleNotFoundError):
+        yield below("recorder on CarRacing's step", car_racing(folder, size), "ratio", 0.15)
+
+
+def car_racing(folder: Path, size: Size) -> float:
+    """Time of a recorded step over that of a plain one, minus one."""
+    plain = gym.make("CarRacing-v3", max_episode_steps=200)
+    recorded = Recorder(gym.make("CarRacing-v3", max_episode_steps=200), folder / "car.h5")
+    plain.action_space.seed(0)
+    actions = [plain.action_space.sample() for _ in range(200)]  # the last one commits
+
+    def drive(env: Any) -> float:
+        env.reset(seed=1)
+        begin = time.perf_counter()
+        for action in actions:
+            env.step(action)
+        return time.perf_counter() - begin
+
+    drive(plain), drive(recorded)
+    ratios = [drive(recorded) / drive(plain) for _ in range(size.turns)]
+    recorded.close()
+    plain.close()
+    return statistics.median(ratios) - 1
+
+
+def images(folder: Path, size: Size) -> Iterator[Row]:
+    """Segments of images against a numpy memmap of the same frames, and Minari's API."""
+    path, raw = folder / "images.h5", folder / "images.raw"
+    write(path, size.episodes)
+    frames = episode(np.random.default_rng(0)).observations
+    with raw.open("wb") as file:
+        for _ in range(size.episodes):
+            frames.tofile(file)
+    mapped = np.memmap(raw, np.uint8, "r", shape=(size.episodes * (STEPS + 1), *FRAME))
+    with Dataset(path, memory=0) as dataset:
+        for length in (16, 64):
+            draws = 1600 // length
+            sampler = dataset.segments(np.arange(len(dataset)), length)
+            ours = windows(lambda rng, s=sampler: s.draw(16, rng), draws)
+            theirs = windows(lambda rng, n=length: from_memmap(mapped, n, rng), draws)
+            ratio = statistics.median(ours() / theirs() for _ in range(size.turns))
+            yield at_least(f"images, length {length}, over memmap", ratio, "ratio", 0.55)
+        sampler = dataset.segments(np.arange(len(dataset)), 16)
+        with contextlib.suppress(ImportError):
+            slow = windows(minari_windows(folder), 1)
+            fast = windows(lambda rng: sampler.draw(16, rng), 100)
+            ratio = statistics.median(fast() / slow() for _ in range(3))
+            yield at_least("images, length 16, over Minari's API", ratio, "ratio", 1000)
+        if cold := cold_ratio(path, sampler):
+            yield below("images, cold: disk bytes over useful", cold, "ratio", 1.5)
+    raw.unlink()
+
+
+def windows(draw: Callable[[np.random.Generator], Any], draws: int) -> Callable[[], float]:
+    """A measurement: windows a second, in batches of 16."""
+
+    def measure() -> float:
+        rng = np.random.default_rng(0)
+        begin = time.perf_counter()
+        for _ in range(draws):
+            draw(rng)
+        return 16 * draws / (time.perf_counter() - begin)
+
+    measure()  # warm
+    return measure
+
+
+def from_memmap(mapped: np.memmap, length: int, rng: np.random.Generator) -> np.ndarray:
+    """What a plain loop over a memmap costs: the limit that everything is measured against."""
+    batch = np.empty((16, length + 1, *FRAME), np.uint8)
+    for row, start in zip(batch, rng.integers(0, len(mapped) - length - 1, 16), strict=True):
+        row[...] = mapped[start : start + length + 1]
+    return batch
+
+
+def minari_windows(folder: Path) -> Callable[[np.random.Generator], None]:
+    """Minari's API: an episode is read and decoded whole, then the window is cut out of it."""
+    os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    rng = np.random.default_rng(0)
+    buffers = []
+    for index in range(4):
+        one = episode(rng)
+        flags = np.zeros(STEPS, bool)
+        buffers.append(
+            EpisodeBuffer(
+                id=index,
+                observations=one.observations,
+                actions=one.actions,
+                rewards=one.rewards,
+                terminations=flags,
+                truncations=flags,
+            )
+        )
+    dataset = minari.create_dataset_from_buffers(
+        "bench/images-v0",
+        buffers,
+        observation_space=METADATA.observation_space,
+        action_space=METADATA.action_space,
+    )
+
+    def draw(rng: np.random.Generator) -> None:
+        for index in rng.integers(0, 4, 16):
+            whole = dataset[int(index)].observations
+            start = int(rng.integers(0, STEPS - 16))
+            np.array(whole[start : start + 17])
+
+    return draw
+
+
+def cold_ratio(path: Path, sampler: Any) -> float | None:
+    """Bytes read from the disk over bytes asked for, with the file out of the page cache."""
+    if not Path("/proc/self/io").exists():
+        return None
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = disk_bytes()
+    batch = sampler.draw(64, np.random.default_rng(1))
+    read = disk_bytes() - before
+    return read / batch.observation.nbytes if read else None
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has had read from a disk."""
+    found = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
+def vectors(folder: Path, size: Size) -> Iterator[Row]:
+    """Segments of vectors from memory, against the fancy indices that they cannot do without."""
+    with Dataset(folder / "cartpole.h5") as dataset:
+        sampler = dataset.segments(np.arange(len(dataset)), 16)
+        rows = np.random.default_rng(0).normal(size=(10_000, 4)).astype(np.float32)
+        actions, rewards = np.zeros(10_000, np.int64), np.zeros(10_000, np.float32)
+        steps = np.arange(17)
+
+        def index(rng: np.random.Generator) -> None:
+            where = rng.integers(0, 9_000, 16)[:, None] + steps
+            for values in (rows, actions, rewards):
+                values[where]
+
+        ours, bare = windows(lambda rng: sampler.draw(16, rng), 2000), windows(index, 2000)
+        speeds = [(ours(), bare()) for _ in range(size.turns)]
+    speed = statistics.median(a for a, _ in speeds)
+    ratio = statistics.median(a / b for a, b in speeds)
+    # The bar is either of the two.
+    holds = speed >= 400_000 or ratio >= 0.8
+    yield Row(
+        name="vectors, length 16", value=speed, unit="windows/s", bar=">= 400000", holds=holds
+    )
+    yield Row(name="vectors, length 16, over bare indices", value=ratio, unit="ratio")
+
+
+def kills(folder: Path, size: Size) -> Iterator[Row]:
+    """SIGKILL on the way into a write call; recovered, appended to, every row compared."""
+    if not can_kill():
+        return
+    lost = done = seed = 0
+    while done < size.kills:
+        sample(seed)
+        path = folder / f"whole{seed}.h5"
+        _, calls = kill_at(1 << 60, lambda counter, p=path, s=seed: write_counting(p, counter, s))
+        chosen = np.unique(np.linspace(1, calls, min(calls, size.kills - done)).astype(int))
+        for call in chosen.tolist():
+            place = folder / f"kill-{seed}-{call}"
+            place.mkdir()
+            committed, found = survive(
+                place / "d.h5", call, append=call % 4 == 0 or size is FULL, seed=seed
+            )
+            lost += max(committed - found, 0)
+            shutil.rmtree(place)
+        done, seed = done + len(chosen), seed + 1
+    yield Row(name="SIGKILL at sampled write calls", value=done, unit="kills")
+    yield Row(
+        name="committed episodes lost in them", value=lost, unit="episodes", bar="0", holds=not lost
+    )
+
+
+def large(folder: Path, size: Size) -> Iterator[Row]:
+    """Peak memory of a process that draws from a large set with 1 GB allowed."""
+    if not size.large_bytes or not Path("/proc/self/status").exists():
+        return
+    path = folder / "large.h5"
+    write(path, size.large_bytes // ((STEPS + 1) * int(np.prod(FRAME))))
+    code = (
+        "import re, sys, numpy as np; from dreamgym.data import Dataset, prefetch\n"
+        "d = Dataset(sys.argv[1], memory=1 << 30); s = d.segments(np.arange(len(d)), 16)\n"
+        "stream = prefetch(s, 16, np.random.default_rng(0))\n"
+        "for _ in range(300): next(stream)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()).group(1))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    gigabytes = path.stat().st_size / 1e9
+    name = f"peak memory, drawing from {gigabytes:.0f} GB"
+    yield below(name, int(done.stdout) * 1024 / 1e9, "GB", 1.5)
+
+
+if __name__ == "__main__":
+    main()
