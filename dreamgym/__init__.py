@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dreamgym.data import check as check
     from dreamgym.data import record as record
     from dreamgym.dream.vector import DreamVectorEnv as DreamVectorEnv
-    from dreamgym.fitting import FitConfig as FitConfig
+    from dreamgym.fit_config import FitConfig as FitConfig
     from dreamgym.fitting import fit as fit
     from dreamgym.train.sb3 import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Dataset": "dreamgym.data",
     "DreamVectorEnv": "dreamgym.dream.vector",
-    "FitConfig": "dreamgym.fitting",
+    "FitConfig": "dreamgym.fit_config",
     "World": "dreamgym.world",
     "check": "dreamgym.data",
     "evaluate": "dreamgym.transfer",

@@ -78,6 +78,7 @@ def folder_written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
+                    _set_default_mode(file)
             temporary.chmod(0o777 & ~_umask())
             _swap(temporary, path)
     finally:

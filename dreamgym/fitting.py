@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dreamgym.checkpoint import Progress
 from dreamgym.data import Dataset
 from dreamgym.device import resolve_device, threads
 from dreamgym.files import nearest
+from dreamgym.fit_config import FitConfig, FitError
 from dreamgym.models import FAMILIES, ModelSpec, Segment, WorldModel, measure, plain
 from dreamgym.quality import as_segment, measure_quality
 from dreamgym.schedule import learning_rate
@@ -32,50 +33,6 @@ REPORT_EVERY = 25
 EVALUATION_BATCHES = 8
 DEFAULT_HORIZON = 200
 TRAINING, HELD_OUT = 0, 1  # streams of random numbers that never meet
-
-
-class FitError(RuntimeError):
-    """A fit that cannot go on; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Settings of a fit.
-
-    Attributes:
-        updates: optimiser updates in all.
-        batch_size: segments in a batch.
-        segment_length: transitions in a segment.
-        learning_rate: the peak, after a warm-up of a tenth; a cosine brings it to nothing.
-        weight_decay: of AdamW.
-        gradient_clip: greatest norm of the gradient.
-        held_out: share of episodes kept out of the fit, for choosing and measuring.
-        evaluate_every: updates between two looks at the held-out episodes, each with a checkpoint.
-        starts: states in the bank that dreams begin from.
-        horizon: recommended length of dreams; None for the real limit, at most 200 steps.
-        device: "auto", "cpu", "cuda", ...
-        threads: inside an operation, on a CPU; None for torch's own choice. One is fastest for
-            small models.
-        overwrite: let a world at `out` give way.
-        tensorboard: folder to log to, or None.
-        model: the family's own config, or None for its default.
-    """
-
-    updates: int = 2000
-    batch_size: int = 64
-    segment_length: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-5
-    gradient_clip: float = 10.0
-    held_out: float = 0.1
-    evaluate_every: int = 250
-    starts: int = 1024
-    horizon: int | None = None
-    device: str = "auto"
-    threads: int | None = 1
-    overwrite: bool = False
-    tensorboard: str | None = None
-    model: Any = None
 
 
 def fit(

@@ -62,9 +62,7 @@ def main() -> None:
     arguments = parse()
     sizes = SHORT if arguments.short else Sizes()
     folder, console, watch = arguments.out, Console(highlight=False), Stopwatch()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    data, home = folder / "cartpole.h5", folder / "worlds" / "cartpole"
+    data, home = clear(folder), folder / "worlds" / "cartpole"
 
     with progress_bar("record") as bar:
         dreamgym.record(ENV_ID, steps=sizes.steps, out=data, seed=arguments.seed, progress=bar)
@@ -121,6 +119,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--short", action="store_true", help="every stage, too short to learn")
     return parser.parse_args()
+
+
+def clear(folder: Path) -> Path:
+    """Make the folder, take away what an earlier demo left in it, and give the dataset's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "cartpole.h5"
+    for made in (data, folder / "cartpole-ppo.zip", folder / "demo.png", folder / "demo.json"):
+        made.unlink(missing_ok=True)
+    shutil.rmtree(folder / "worlds" / "cartpole", ignore_errors=True)
+    return data
 
 
 def train_on_real_steps(steps: int, seed: int) -> PPO:

@@ -263,7 +263,7 @@ def test_no_verb_lists_all_of_them(run: Run) -> None:
 
 
 def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
-    from dreamgym.fitting import FitConfig
+    from dreamgym.fit_config import FitConfig
 
     said = " ".join(run("fit", "--help").out.replace("│", " ").split())
     config = FitConfig()

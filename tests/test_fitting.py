@@ -18,7 +18,7 @@ import dreamgym
 from dreamgym import FitConfig, checkpoint
 from dreamgym.checkpoint import CheckpointError
 from dreamgym.data import Dataset
-from dreamgym.fitting import FitError
+from dreamgym.fit_config import FitError
 from dreamgym.models import MDNRNNConfig, measure
 
 QUICK = FitConfig(

@@ -73,7 +73,7 @@ def fit(
     Example: [bold]dreamgym fit cartpole.h5 --family mdn-rnn --seed 0 --out worlds/cartpole[/]
     """
     from dreamgym.checkpoint import path_for
-    from dreamgym.fitting import FitConfig
+    from dreamgym.fit_config import FitConfig
     from dreamgym.fitting import fit as fit_world
 
     target = out if out is not None else Path("worlds") / dataset.stem

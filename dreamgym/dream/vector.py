@@ -61,6 +61,9 @@ class DreamVectorEnv(VectorEnv):
     }
 
     def __init__(self, world: World | str, num_envs: int = 1, **options: Any) -> None:
+        # Closing works also after a refusal below.
+        self.dreams: Dreams | None = None
+        self.renderer: Renderer | None = None
         parsed = parse_options(options)
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give a whole number of at least 1")
@@ -77,10 +80,10 @@ class DreamVectorEnv(VectorEnv):
         check_memory(self.world.model, self.num_envs, self.device)
         self._set_spaces()
         self.engine = self._engine()
-        self.renderer = Renderer(self.world) if parsed.render_mode else None
+        if parsed.render_mode:
+            self.renderer = Renderer(self.world)
         self.intake = ActionIntake(self.single_action_space, self.num_envs, self.device)
         self.giver = Giver(self.options, self.single_observation_space)
-        self.dreams: Dreams | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
