@@ -1,0 +1,50 @@
+"""Settings of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class FitError(RuntimeError):
+    """A fit that cannot go on; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of a fit.
+
+    Attributes:
+        updates: optimiser updates in all.
+        batch_size: segments in a batch.
+        segment_length: transitions in a segment.
+        learning_rate: the peak, after a warm-up of a tenth; a cosine brings it to nothing.
+        weight_decay: of AdamW.
+        gradient_clip: greatest norm of the gradient.
+        held_out: share of episodes kept out of the fit, for choosing and measuring.
+        evaluate_every: updates between two looks at the held-out episodes, each with a checkpoint.
+        starts: states in the bank that dreams begin from.
+        horizon: recommended length of dreams; None for the real limit, at most 200 steps.
+        device: "auto", "cpu", "cuda", ...
+        threads: inside an operation, on a CPU; None for torch's own choice. One is fastest for
+            small models.
+        overwrite: let a world at `out` give way.
+        tensorboard: folder to log to, or None.
+        model: the family's own config, or None for its default.
+    """
+
+    updates: int = 2000
+    batch_size: int = 64
+    segment_length: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-5
+    gradient_clip: float = 10.0
+    held_out: float = 0.1
+    evaluate_every: int = 250
+    starts: int = 1024
+    horizon: int | None = None
+    device: str = "auto"
+    threads: int | None = 1
+    overwrite: bool = False
+    tensorboard: str | None = None
+    model: Any = None
