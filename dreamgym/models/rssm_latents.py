@@ -50,10 +50,10 @@ class Categoricals:
 
     def sample(self, given: Tensor, noise: Tensor, temperature: Temperature = 1.0) -> Tensor:
         """See `Latent.sample`; the logits are divided by the temperature."""
-        log = self.log_chances(given)
+        chances = self.chances(given)
         if isinstance(temperature, Tensor) or temperature != 1.0:
-            log = (log / per_row(temperature, log)).log_softmax(-1)
-        chances = log.exp()
+            log = self.log_chances(given)
+            chances = (log / per_row(temperature, log)).softmax(-1)
         beyond = noise.unsqueeze(-1) >= chances.detach().cumsum(-1)[..., :-1]
         # True up to the chosen class and false from there on: its end is one-hot.
         steps = F.pad(beyond.to(chances.dtype), (1, 0), value=1.0)
@@ -65,13 +65,16 @@ class Categoricals:
         log = self.log_chances(given)
         return (log.exp() * (log - self.log_chances(other))).sum((-2, -1))
 
+    def chances(self, given: Tensor) -> Tensor:
+        """Probabilities, (..., count, classes)."""
+        plain = _full(given).unflatten(-1, self.shape).softmax(-1)
+        return plain * (1.0 - self.unimix) + self.unimix / self.shape[-1] if self.unimix else plain
+
     def log_chances(self, given: Tensor) -> Tensor:
-        """Logarithms of the probabilities, (..., count, classes)."""
-        logits = _full(given).unflatten(-1, self.shape)
-        if not self.unimix:
-            return logits.log_softmax(-1)
-        mixed = logits.softmax(-1) * (1.0 - self.unimix) + self.unimix / self.shape[-1]
-        return mixed.log()
+        """Their logarithms, (..., count, classes)."""
+        if self.unimix:
+            return self.chances(given).log()
+        return _full(given).unflatten(-1, self.shape).log_softmax(-1)
 
 
 class Gaussians:

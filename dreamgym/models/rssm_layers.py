@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.rssm_config import RSSMConfig
@@ -62,16 +61,17 @@ class Joined(nn.Module):
         fan_in: int | None = None,
     ) -> None:
         super().__init__()
-        self.inputs = inputs
-        self.linear = linear(sum(inputs), width, fan_in=fan_in)
+        fan_in = fan_in or sum(inputs)
+        # A matrix each: a slice of a common one would get a gradient of the whole one's size.
+        self.products = nn.ModuleList(
+            linear(size, width, bias=not index, fan_in=fan_in) for index, size in enumerate(inputs)
+        )
         self.norm = norm(config.norm, width)
         self.act = ACTIVATIONS[config.activation]()
 
     def part(self, index: int, x: Tensor) -> Tensor:
         """The product (..., width) with one input (..., inputs[index]); the first has the bias."""
-        begin = sum(self.inputs[:index])
-        weight = self.linear.weight[:, begin : begin + self.inputs[index]]
-        return F.linear(x, weight, None if index else self.linear.bias)
+        return self.products[index](x)
 
     def finish(self, products: Tensor) -> Tensor:
         """The output (..., width) of the sum of all products."""
