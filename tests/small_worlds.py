@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import torch
 
-from dreamgym.models import FAMILIES, Moments, Statistics, WorldModel
+from dreamgym.models import (
+    FAMILIES,
+    EnsembleConfig,
+    GoalReward,
+    KnownReward,
+    KnownTermination,
+    MDNRNNConfig,
+    ModelSpec,
+    Moments,
+    Pessimistic,
+    PETSConfig,
+    Statistics,
+    WorldModel,
+)
 from dreamgym.starts import Starts
 from dreamgym.world import World
 
@@ -33,18 +49,66 @@ STATISTICS = Statistics(
 )
 
 
-def small_model(family: str, action: str = "discrete", seed: int = 0) -> WorldModel:
-    """A model of four numbers in [-3, 3] with random weights."""
-    space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+def small_model(kind: str, action: str = "discrete", seed: int = 0) -> WorldModel:
+    """A model of four numbers in [-3, 3] with random weights.
+
+    Args:
+        kind: a family, with its default config, or one of `SPECIAL`.
+        action: one of `ACTION_SPACES`.
+        seed: of the weights.
+    """
     torch.manual_seed(seed)
-    model = FAMILIES[family](space, ACTION_SPACES[action], FAMILIES[family].config_type())
-    model.set_statistics(STATISTICS)
+    model = SPECIAL[kind](action) if kind in SPECIAL else built(ModelSpec(family=kind), action)
     return model.eval().requires_grad_(False)
 
 
-def small_world(family: str = "mdn-rnn", action: str = "discrete", horizon: int = 7) -> World:
+def built(spec: ModelSpec, action: str) -> WorldModel:
+    space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+    model = spec.build(space, ACTION_SPACES[action])
+    model.set_statistics(STATISTICS)
+    return model
+
+
+def small_pets(action: str, **settings) -> WorldModel:
+    config = PETSConfig(hidden=16, layers=2, members=3, elites=2, **settings)
+    return built(ModelSpec(family="pets", config=config), action)
+
+
+def small_ensemble(action: str, **settings) -> WorldModel:
+    member = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
+    config = EnsembleConfig(member=member, members=3, elites=2, **settings)
+    return built(ModelSpec(family="ensemble", config=config), action)
+
+
+def nested(action: str) -> WorldModel:
+    known = KnownReward(small_ensemble(action), "CartPole-v1")
+    return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
+
+
+GOAL = np.float32([0.5, -0.5, 1.0, 0.0])
+
+SPECIAL: dict[str, Callable[[str], WorldModel]] = {
+    "ensemble": small_ensemble,
+    "ensemble ts-inf": lambda action: small_ensemble(action, propagation="ts-inf"),
+    "pets ts-inf": lambda action: small_pets(action, propagation="ts-inf", uncertainty="max-sigma"),
+    "pessimistic": lambda action: Pessimistic(small_pets(action), weight=0.5),
+    "known-reward": lambda action: KnownReward(small_model("mdn-rnn", action), "CartPole-v1"),
+    "known-termination": lambda action: KnownTermination(small_pets(action), "CartPole-v1"),
+    "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),
+    "nested": nested,
+}
+"""Families without a default config, smaller ones, and models around models, by what they are."""
+
+KINDS = [
+    *((family, action) for family in sorted({*FAMILIES} - {*SPECIAL}) for action in ACTION_SPACES),
+    *zip(SPECIAL, itertools.cycle(ACTION_SPACES)),
+]
+"""What the contract is tested on: families on all action spaces, what is around them on one."""
+
+
+def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 7) -> World:
     """A world of a small model, with 64 starts of which the first 16 are beginnings."""
-    model = small_model(family, action)
+    model = small_model(kind, action)
     generator = torch.Generator().manual_seed(1)
     states = {
         key: torch.randn(leaf.shape, generator=generator) for key, leaf in model.initial(64).items()

@@ -15,6 +15,19 @@ from dreamgym.models.base import (
     select,
     zero_action,
 )
+from dreamgym.models.compositions import (
+    KnownReward,
+    KnownRewardConfig,
+    KnownTermination,
+    KnownTerminationConfig,
+    Pessimistic,
+    PessimisticConfig,
+)
+from dreamgym.models.ensemble import Ensemble, EnsembleConfig
+from dreamgym.models.goal import GoalReward, GoalRewardConfig
+from dreamgym.models.jepa import JEPA
+from dreamgym.models.jepa_config import JEPAConfig, JEPAObjective
+from dreamgym.models.known import REWARDS, TERMINATIONS
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.nesting import ModelSpec, plain
 from dreamgym.models.observations import (
@@ -32,19 +45,40 @@ from dreamgym.models.statistics import Moments, Statistics, measure
 FAMILIES: dict[str, type[WorldModel]] = {
     "mdn-rnn": MDNRNN,
     "pets": PETS,
+    "ensemble": Ensemble,
+    "pessimistic": Pessimistic,
+    "known-reward": KnownReward,
+    "known-termination": KnownTermination,
+    "goal-reward": GoalReward,
+    "jepa": JEPA,
 }
 """Every family by the name that files and the command line use."""
 
 __all__ = [
     "FAMILIES",
+    "JEPA",
     "MDNRNN",
     "PETS",
+    "REWARDS",
+    "TERMINATIONS",
     "Decodes",
+    "Ensemble",
+    "EnsembleConfig",
+    "GoalReward",
+    "GoalRewardConfig",
+    "JEPAConfig",
+    "JEPAObjective",
+    "KnownReward",
+    "KnownRewardConfig",
+    "KnownTermination",
+    "KnownTerminationConfig",
     "MDNRNNConfig",
     "ModelSpec",
     "Moments",
     "Observation",
     "PETSConfig",
+    "Pessimistic",
+    "PessimisticConfig",
     "Prediction",
     "Segment",
     "State",

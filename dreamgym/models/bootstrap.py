@@ -39,15 +39,28 @@ def times_drawn(content: Tensor, members: int) -> Tensor:
     Returns:
         (members, ...) float32 of whole numbers, Poisson distributed with mean one.
     """
+    uniform = hashed(content, members).double()
+    cumulative = torch.tensor(POISSON, dtype=torch.float64, device=content.device)
+    return (uniform.unsqueeze(-1) >= cumulative).sum(-1).float()
+
+
+def hashed(content: Tensor, members: int) -> Tensor:
+    """Uniform numbers in [0, 1) that content and member determine.
+
+    Args:
+        content: (..., d) float32.
+        members: how many numbers for each.
+
+    Returns:
+        (members, ...) float32.
+    """
     bits = content.contiguous().view(torch.int32).long()
     column = torch.arange(1, bits.shape[-1] + 1, device=bits.device) * GOLDEN
     # Every column is mixed before they are summed: equal numbers in two columns do not cancel.
     key = _mix((bits + column).mul(MIX_1)).sum(-1)
     member = torch.arange(1, members + 1, device=bits.device) * GOLDEN
-    hashed = _mix(key + member.view(-1, *[1] * key.ndim))
-    uniform = _shift(hashed, 40).double() * 2.0**-24
-    cumulative = torch.tensor(POISSON, dtype=torch.float64, device=bits.device)
-    return (uniform.unsqueeze(-1) >= cumulative).sum(-1).float()
+    mixed = _mix(key + member.view(-1, *[1] * key.ndim))
+    return _shift(mixed, 40).float() * 2.0**-24
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
