@@ -6,6 +6,7 @@ from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.mixing import Mixture
+from dreamgym.data.page import write_page
 from dreamgym.data.parallel import ShardPlan, record_shards
 from dreamgym.data.prefetching import prefetch
 from dreamgym.data.reader import Dataset
@@ -51,4 +52,5 @@ __all__ = [
     "resume",
     "space_from_json",
     "space_to_json",
+    "write_page",
 ]

@@ -28,6 +28,18 @@ def refuse_existing(path: Path) -> None:
         )
 
 
+def refuse_unfinished(path: Path) -> None:
+    """Raise `DatasetError` where `path` is not there, but a recording that was to become it is."""
+    partial = partial_path(path)
+    if not path.exists() and partial.exists():
+        raise DatasetError(
+            f"it is still being written, or its writer was killed; it lies in {partial}",
+            path=path,
+            remedy="read what is there with Dataset.snapshot, or save it with "
+            f"`dreamgym recover {partial}`",
+        )
+
+
 def sync(path: Path) -> None:
     """Force a file onto the disk, so that its new name never stands for an older content."""
     with path.open("rb+") as file:

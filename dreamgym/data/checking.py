@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from dreamgym.data import schema
+from dreamgym.data.aside import refuse_unfinished
+from dreamgym.data.duplicates import near_duplicates
 from dreamgym.data.foreign_source import is_foreign, open_in_memory
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native
+from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
 from dreamgym.data.spaces import space_to_json
@@ -25,6 +30,7 @@ from dreamgym.data.statistics import (
 
 _HELD_BYTES = 256 << 20
 _LISTED_PROBLEMS = 50
+_TIMED_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class Card:
         observations: Statistics by observation key.
         rewards: Statistics of the rewards.
         actions: How the action space was used.
+        windows_per_second: Segments of 16 transitions that were read a second, in batches of 16.
         problems: What would make fitting refuse.
         notes: What is worth knowing and stops nothing.
     """
@@ -74,6 +81,7 @@ class Card:
     observations: dict[str, dict[str, Any]]
     rewards: dict[str, Any]
     actions: dict[str, Any]
+    windows_per_second: float
     problems: list[str]
     notes: list[str]
 
@@ -108,6 +116,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
         UnsupportedSpaceError: It has a space that this dreamgym does not know.
     """
     path = Path(path)
+    refuse_unfinished(path)
     skipped: list[str] = []
     if is_foreign(path):
         source, skipped = open_in_memory(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
@@ -132,6 +141,10 @@ def _card(source: Source, skipped: list[str]) -> Card:
         for what, channels in (("constant", of_key.constant), ("saturated", of_key.saturated)):
             if channels:
                 notes.append(f"{len(channels)} {what} channels in {key!r}: {_some(channels)}")
+    duplicates = _duplicates(source)
+    if duplicates:
+        listed = _some([f"{earlier} and {later}" for earlier, later in duplicates])
+        notes.append(f"{len(duplicates)} pairs of episodes are nearly the same: {listed}")
     return Card(
         path=str(source.path),
         size_bytes=_size(source.path),
@@ -156,9 +169,34 @@ def _card(source: Source, skipped: list[str]) -> Card:
         observations={key: of_key.as_dict() for key, of_key in statistics.items()},
         rewards=channel_statistics(source.reward, (), table.num_rows).as_dict(),
         actions=action_use(source.action, table, metadata.action_space),
+        windows_per_second=_windows_per_second(source),
         problems=skipped + _problems(source),
         notes=notes,
     )
+
+
+def _duplicates(source: Source) -> list[tuple[int, int]]:
+    """Pairs that are nearly the same in every observation key."""
+    found = [set(near_duplicates(column, source.table)) for column in source.observations.values()]
+    return sorted(set.intersection(*found))
+
+
+def _windows_per_second(source: Source) -> float:
+    """Windows of 16 transitions a second, drawn for a moment from where the data lie."""
+    segments = SegmentSource(
+        source.observations,
+        action=source.action,
+        reward=source.reward,
+        starts=source.table.start,
+        lengths=source.table.length,
+        terminated=source.table.terminated,
+    )
+    sampler = SegmentSampler(segments, np.arange(len(source.table)), 16)
+    rng, drawn, begin = np.random.default_rng(0), 0, time.perf_counter()
+    while time.perf_counter() - begin < _TIMED_SECONDS:
+        sampler.draw(16, rng)
+        drawn += 16
+    return drawn / (time.perf_counter() - begin)
 
 
 def _size(path: Path) -> int:
@@ -180,7 +218,7 @@ def _problems(source: Source) -> list[str]:
     return problems
 
 
-def _some(channels: list[int]) -> str:
+def _some(channels: Sequence[object]) -> str:
     shown = ", ".join(map(str, channels[:8]))
     return shown if len(channels) <= 8 else f"{shown}, ..."
 
@@ -206,8 +244,10 @@ def _rows(card: Card) -> list[tuple[str, str]]:
     else:
         low, high = card.actions.get("share_at_low", []), card.actions.get("share_at_high", [])
         ends = ", ".join(f"{a:.1%}/{b:.1%}" for a, b in zip(low[:8], high[:8], strict=True))
-        text = f"{card.actions['min']:.4g} to {card.actions['max']:.4g}, at their ends {ends}"
-        rows.append(("actions", text))
+        coverage = np.mean(card.actions["coverage"])
+        text = f"{card.actions['min']:.4g} to {card.actions['max']:.4g}, coverage {coverage:.0%}"
+        rows.append(("actions", f"{text}, at their ends {ends}"))
+    rows.append(("reading", f"{card.windows_per_second:,.0f} windows of 16 a second"))
     rows.append(("checksum", card.checksum[:16]))
     return rows
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym.data import schema
-from dreamgym.data.aside import partial_path
+from dreamgym.data.aside import partial_path, refuse_unfinished
 from dreamgym.data.columns import for_models
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
@@ -25,6 +25,7 @@ from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
+from dreamgym.data.statistics import episode_returns
 
 Array = NDArray[Any]
 DEFAULT_MEMORY = 1 << 30  # bytes
@@ -61,14 +62,7 @@ class Dataset:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
         given = Path(path)
-        partial = partial_path(given)
-        if not given.exists() and partial.exists():
-            raise DatasetError(
-                f"it is still being written, or its writer was killed; it lies in {partial}",
-                path=given,
-                remedy="read what is there with Dataset.snapshot, or save it with "
-                f"`dreamgym recover {partial}`",
-            )
+        refuse_unfinished(given)
         self.skipped: list[str] = []
         if is_foreign(given):
             options = foreign or ForeignOptions()
@@ -142,6 +136,11 @@ class Dataset:
     def lengths(self) -> Array:
         """`(E,)` int64, transitions in each episode."""
         return self._table.length
+
+    @property
+    def returns(self) -> Array:
+        """`(E,)` float64, undiscounted return of each episode."""
+        return episode_returns(self._source.reward, self._table)
 
     @property
     def checksum(self) -> str:

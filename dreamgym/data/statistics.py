@@ -38,8 +38,10 @@ def episode_returns(reward: Column, table: EpisodeTable) -> Array:
     """`(E,)` float64, the sum of rewards of each episode."""
     if not len(table):
         return np.zeros(0)
-    # The last row of an episode is zero, so whole stretches of rows can be summed.
-    return np.add.reduceat(reward.read(0, table.num_rows).astype(np.float64), table.start)
+    total = np.cumsum(reward.read(0, table.num_rows), dtype=np.float64)
+    # The last row of an episode is zero, and so is the sum before the first.
+    before = np.where(table.start > 0, total[table.start - 1], 0.0)
+    return np.asarray(total[table.start + table.length] - before)
 
 
 class ChannelStatistics:
@@ -150,9 +152,20 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
     use = statistics.as_dict()
     if isinstance(space, spaces.Box):
         low, high = space.low.reshape(-1), space.high.reshape(-1)
+        use["coverage"] = _coverage(actions, low, high)
         use["share_at_low"] = (actions == low).mean(axis=0).tolist()
         use["share_at_high"] = (actions == high).mean(axis=0).tolist()
     return use
+
+
+def _coverage(actions: Array, low: Array, high: Array) -> list[float]:
+    """Of ten equal parts of each dimension's range, the share in which an action lies."""
+    finite = np.isfinite(low) & np.isfinite(high)
+    bottom = np.where(finite, low, actions.min(axis=0)).astype(np.float64)
+    span = np.where(finite, high, actions.max(axis=0)).astype(np.float64) - bottom
+    parts = 10 * (actions - bottom) / np.where(span > 0, span, 1.0)
+    parts = np.clip(np.nan_to_num(parts), 0, 9).astype(np.int64)
+    return [len(np.unique(parts[:, i])) / 10 for i in range(parts.shape[1])]
 
 
 def _shares(values: Array, start: int, count: int) -> list[float]:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, Episode, check, record
-from tests.data.samples import dict_cartpole, write, write_random
+from dreamgym.data import Dataset, DatasetError, DatasetMetadata, Episode, check, record, write_page
+from dreamgym.data.page import png
+from tests.data.samples import dict_cartpole, image_cartpole, write, write_random
 
 
 def test_a_card_of_cartpole(cartpole: Path) -> None:
@@ -86,3 +89,73 @@ def test_too_few_episodes(tmp_path: Path) -> None:
 def test_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         check(tmp_path / "none.h5")
+
+
+def test_near_duplicates_are_noted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    metadata = DatasetMetadata(
+        observation_space=spaces.Box(-np.inf, np.inf, (2,)), action_space=spaces.Discrete(2)
+    )
+
+    def walk(noise: float, seed: int) -> Episode:
+        steps = np.random.default_rng(seed).normal(size=(21, 2)).cumsum(axis=0)
+        return Episode(
+            observations=(steps + noise * rng.normal(size=steps.shape)).astype(np.float32),
+            actions=rng.integers(0, 2, size=20),
+            rewards=np.zeros(20, np.float32),
+            terminated=True,
+            truncated=False,
+            complete=True,
+        )
+
+    episodes = [walk(0, 1), walk(0, 2), walk(1e-5, 1), walk(0.3, 2), walk(0, 3)]
+    card = check(write(tmp_path / "d.h5", episodes, metadata))
+    assert card.ok
+    assert [note for note in card.notes if "nearly the same" in note] == [
+        "1 pairs of episodes are nearly the same: 0 and 2"
+    ]
+
+
+def test_real_episodes_are_no_duplicates(cartpole: Path, pendulum: Path) -> None:
+    for path in (cartpole, pendulum):
+        assert not any("nearly" in note for note in check(path).notes)
+
+
+def test_coverage_and_throughput(pendulum: Path) -> None:
+    card = check(pendulum)
+    assert card.actions["coverage"] == [1.0]
+    assert card.windows_per_second > 1000
+
+
+@pytest.mark.parametrize("which", ["cartpole", "images", "dict"])
+def test_a_page_with_pictures(tmp_path: Path, cartpole: Path, which: str) -> None:
+    path = cartpole
+    if which != "cartpole":
+        make = image_cartpole if which == "images" else dict_cartpole
+        path = record(make(), steps=120, out=tmp_path / "<odd> name.h5")
+    card = write_page(path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert card.ok
+    assert "ready to fit" in page
+    assert "<svg" in page
+    assert ("data:image/png;base64," in page) == (which != "cartpole")
+    assert "<odd>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_page_of_a_dataset_without_a_good_episode(tmp_path: Path) -> None:
+    path = write_random(tmp_path / "d.h5", [4])
+    with h5py.File(path, "r+") as file:
+        file["steps/reward"][0] = 9.0
+    card = write_page(path, tmp_path / "page.html")
+    assert not card.ok
+    assert "checksum does not fit" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
+def test_a_png_is_one(shape: tuple[int, ...]) -> None:
+    image_of = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with image_of.open(io.BytesIO(png(image))) as read:
+        wanted = image.reshape(5, 7) if image.size == 35 else image[:, :, :3]
+        np.testing.assert_array_equal(np.asarray(read), wanted)

@@ -66,6 +66,7 @@ def flags(episodes: list[Episode]) -> list[tuple[int, bool, bool, bool]]:
 
 @pytest.mark.parametrize("name", ["minari_vectors", "minari_jpeg"])
 def test_minari(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("PIL")
     expected = np.load(FOREIGN / name / "expected.npz")
     for source in (FOREIGN / name, FOREIGN / name / "main_data.hdf5"):
         (tmp_path / "native.h5").unlink(missing_ok=True)
@@ -110,6 +111,7 @@ def test_minari_with_a_row_too_few(tmp_path: Path) -> None:
 
 
 def test_minari_with_a_broken_image(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
     shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "m")
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         file["episode_0/observations/image"][2] = np.zeros(5, np.uint8)
