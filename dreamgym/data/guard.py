@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.spaces import UnsupportedSpaceError
-from dreamgym.data.superblock import read_superblock, require_whole
+from dreamgym.data.superblock import being_written, read_superblock, require_whole
 
 MAX_RANK = 8
 _BUILT_IN_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE})
@@ -51,15 +51,29 @@ def open_file(path: Path) -> h5py.File:
     """
     superblock = read_superblock(path)
     if not superblock.closed:
-        raise DatasetError(
-            "a writer has it open, or was killed while it had",
-            path=path,
-            remedy="wait until the recording ends, or save what a killed writer left with "
-            f"`dreamgym recover {path}`",
-        )
+        raise _unfinished(path)
     require_whole(path, superblock)
     with hdf5_errors(path):
         return h5py.File(path, "r", locking="best-effort")
+
+
+def _unfinished(path: Path) -> DatasetError:
+    alive = being_written(path)
+    recovery = f"save what was committed with `dreamgym recover {path}`"
+    if alive:
+        return DatasetError(
+            "a writer has it open",
+            path=path,
+            remedy="wait until the recording ends, or read what is committed so far with "
+            "Dataset.snapshot",
+        )
+    if alive is None:
+        return DatasetError(
+            "a writer has it open, or was killed while it had",
+            path=path,
+            remedy=f"wait until the recording ends, or {recovery}",
+        )
+    return DatasetError("its writer was killed while it had it open", path=path, remedy=recovery)
 
 
 def open_growing(path: Path) -> h5py.File:
