@@ -162,7 +162,7 @@ class RSSM(WorldModel):
         batch = len(segment.action)
         first = zero_action(self.action_space, batch, segment.action.device).unsqueeze(1)
         actions = torch.cat([first, segment.action.to(first.dtype)], 1)
-        prepared = self.cell.prepare_actions(self.encode_action(actions)).unbind(1)
+        prepared = self._prepared(actions).unbind(1)
         seen, numbers = self._seen(targets).unbind(1), noise.unbind(1)
         state = self.initial(batch)
         h, z, steps = state["h"], state["z"], []
@@ -175,8 +175,11 @@ class RSSM(WorldModel):
         return hs, zs, posteriors
 
     def _advance(self, state: State, action: Tensor) -> Tensor:
-        prepared = self.cell.prepare_actions(self.encode_action(action))
-        return self.cell(state["h"], state["z"], prepared)
+        return self.cell(state["h"], state["z"], self._prepared(action))
+
+    def _prepared(self, action: Tensor) -> Tensor:
+        """What raw actions (..., *shape) add to the cell's steps."""
+        return self.cell.prepare_actions(self.encode_action(action).to(self.worst_return.dtype))
 
     def _seen(self, targets: list[Tensor]) -> Tensor:
         """What observations add to the posterior's hidden layer, (..., hidden)."""
