@@ -40,6 +40,8 @@ from dreamgym.models.observations import (
     parts,
 )
 from dreamgym.models.pets import PETS, PETSConfig
+from dreamgym.models.rssm import RSSM
+from dreamgym.models.rssm_config import RSSMConfig, RSSMObjective
 from dreamgym.models.statistics import Moments, Statistics, measure
 
 FAMILIES: dict[str, type[WorldModel]] = {
@@ -50,6 +52,7 @@ FAMILIES: dict[str, type[WorldModel]] = {
     "known-reward": KnownReward,
     "known-termination": KnownTermination,
     "goal-reward": GoalReward,
+    "rssm": RSSM,
     "jepa": JEPA,
 }
 """Every family by the name that files and the command line use."""
@@ -60,6 +63,7 @@ __all__ = [
     "MDNRNN",
     "PETS",
     "REWARDS",
+    "RSSM",
     "TERMINATIONS",
     "Decodes",
     "Ensemble",
@@ -80,6 +84,8 @@ __all__ = [
     "Pessimistic",
     "PessimisticConfig",
     "Prediction",
+    "RSSMConfig",
+    "RSSMObjective",
     "Segment",
     "State",
     "Statistics",

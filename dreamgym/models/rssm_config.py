@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dreamgym.models.vision import ACTIVATIONS
 
@@ -106,9 +106,6 @@ class RSSMConfig:
     objective: RSSMObjective = field(default_factory=RSSMObjective)
 
     def __post_init__(self) -> None:
-        objective: Any = self.objective
-        if isinstance(objective, dict):  # a config that was read from a file
-            object.__setattr__(self, "objective", _objective(objective))
         for name in ("deter", "hidden", "stoch", "prior_layers", "units", "layers", "image_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
@@ -130,10 +127,3 @@ class RSSMConfig:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
-
-
-def _objective(given: dict[str, Any]) -> RSSMObjective:
-    try:
-        return RSSMObjective(**given)
-    except TypeError as error:
-        raise ValueError(f"objective: {error}") from error

@@ -83,7 +83,8 @@ class Vectors(nn.Module):
         """(..., size) of `outwards` as the space has it: (..., *box.shape) of its own kind."""
         whole = not np.issubdtype(self.box.dtype, np.floating)
         kind = torch.from_numpy(np.empty(0, self.box.dtype)).dtype
-        return (values.round() if whole else values).to(kind).unflatten(-1, self.box.shape)
+        values = (values.round() if whole else values).to(kind)
+        return values.reshape(*values.shape[:-1], *self.box.shape)
 
     def unknown(self, values: Tensor, margin: float) -> Tensor:
         """Where (...) values (..., size) of `outwards` leave the data's range, widened."""

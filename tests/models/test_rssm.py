@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dreamgym.models import RSSM, RSSMConfig, RSSMObjective, Segment, filter, imagine
-from tests.small_worlds import MOMENTS, STATISTICS, small_model
+from dreamgym.world import load
+from tests.small_worlds import MOMENTS, STATISTICS, small_model, small_world
 
 BATCH, LENGTH, SIZE = 4, 6, 4
 VECTOR = gym.spaces.Box(-9.0, 9.0, (SIZE,), np.float32)
@@ -342,3 +343,16 @@ def test_dreams_of_all_presets_stay_finite(style):
     states, said = imagine(model, model.initial(BATCH), actions, noise_for(model, BATCH, 30))
     assert all(leaf.isfinite().all() for leaf in (*states.values(), *said))
     assert math.isfinite(float(model.decode({k: v[:, -1] for k, v in states.items()}).sum()))
+
+
+def test_a_world_keeps_its_config_and_says_the_same_after_loading(tmp_path):
+    world = small_world("rssm")
+    world.save(tmp_path / "world")
+    loaded = load(tmp_path / "world")
+    assert loaded.model.config == world.model.config
+    action, noise = torch.zeros(5, dtype=torch.int64), torch.rand(5, world.model.noise_dim)
+    (one, said), (other, heard) = (
+        model.step(model.initial(5), action, noise) for model in (world.model, loaded.model)
+    )
+    assert torch.equal(one["h"], other["h"])
+    assert torch.equal(said.reward, heard.reward)
