@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamgym.models.base import Decodes, Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.base import stack as stack_states
@@ -267,7 +268,9 @@ class BatchedEnsemble(Ensemble):
         def call(weights: State, state: State) -> Any:
             return functional_call(self.calls, weights, (method, state, *arguments))
 
-        return vmap(call, in_dims=(0, 1), out_dims=1)(self.weights, state)
+        # The fused attention of a CPU cannot be batched over members; written out, it can.
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(call, in_dims=(0, 1), out_dims=1)(self.weights, state)
 
 
 def _but_for(member: Tensor, own: State, told: State) -> State:

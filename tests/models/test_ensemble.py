@@ -1,0 +1,198 @@
+"""An ensemble of any family: one history, one batched call, honest disagreement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dreamgym
+from dreamgym import FitConfig
+from dreamgym.models import (
+    FAMILIES,
+    Decodes,
+    Ensemble,
+    EnsembleConfig,
+    MDNRNNConfig,
+    ModelSpec,
+    PETSConfig,
+    Segment,
+    filter,
+)
+from tests.small_worlds import MOMENTS, SPECIAL, built, random_actions, small_ensemble
+
+ROWS = 32
+MEMBERS = sorted({*FAMILIES} - {*SPECIAL})
+
+
+def an_ensemble(**settings) -> Ensemble:
+    torch.manual_seed(0)
+    return small_ensemble("discrete", **settings).eval().requires_grad_(False)
+
+
+def of_family(family: str, members: int = 2) -> Ensemble:
+    torch.manual_seed(0)
+    config = EnsembleConfig(member=ModelSpec(family=family), members=members, elites=members)
+    return built(ModelSpec(family="ensemble", config=config), "box").eval().requires_grad_(False)
+
+
+def a_segment(model, length: int = 2, seed: int = 0) -> Segment:
+    generator = torch.Generator().manual_seed(seed)
+    actions = random_actions(model.action_space, ROWS * length, seed)
+    return Segment(
+        observation=torch.randn(ROWS, length + 1, 4, generator=generator),
+        action=actions.unflatten(0, (ROWS, length)),
+        reward=torch.randn(ROWS, length, generator=generator),
+        terminated=torch.rand(ROWS, length, generator=generator) < 0.2,
+        mask=torch.ones(ROWS, length, dtype=torch.bool),
+    )
+
+
+def a_start(model, seed: int = 0) -> tuple:
+    """A filtered state, an action, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(ROWS, 4, model.noise_dim, generator=generator)
+    states = filter(model, a_segment(model), noise[:, :3])
+    state = {key: leaf[:, -1] for key, leaf in states.items()}
+    return state, random_actions(model.action_space, ROWS, 3), noise[:, 3]
+
+
+def members_of(model: Ensemble, state: dict) -> list[tuple]:
+    own = {key: leaf for key, leaf in state.items() if key != "member"}
+    return [
+        (member, {key: leaf[:, k] for key, leaf in own.items()})
+        for k, member in enumerate(model.members)
+    ]
+
+
+@pytest.mark.parametrize("family", MEMBERS)
+def test_an_ensemble_of_one_is_that_one(family):
+    model = of_family(family, members=1)
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise, 1.3)
+    (alone, own), *_ = members_of(model, state)
+    wanted, wanted_said = alone.step(own, action, noise[:, :-1], 1.3)
+    for key, leaf in wanted.items():
+        assert torch.equal(after[key][:, 0], leaf), key
+    assert torch.equal(said.reward, wanted_said.reward)
+    assert torch.equal(said.termination, wanted_said.termination)
+    assert torch.equal(said.uncertainty, torch.zeros(ROWS))
+    assert torch.equal(model.features(state), alone.features(own))
+
+
+@pytest.mark.parametrize("family", MEMBERS)
+def test_members_of_every_family_are_one_batched_call_that_compiles_whole(family):
+    model = of_family(family)
+    state, action, noise = a_start(model)
+    prepared = model.prepare(ROWS, torch.device("cpu"), torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared.step, fullgraph=True, backend="aot_eager")
+    wanted, wanted_said = model.step(state, action, noise)
+    for step in (prepared.step, compiled):
+        got, said = step(state, action, noise)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tuple(said), tuple(wanted_said), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_that_of_an_elite_and_the_others_observe_what_it_dreamt():
+    model = an_ensemble()
+    model.elites.copy_(torch.tensor([2, 0]))
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise)
+    steps = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
+    drawn = torch.tensor([2, 0])[(noise[:, -1] * 2).long()]
+    assert set(drawn.tolist()) == {0, 2}
+    for row, member in enumerate(drawn.tolist()):
+        following, prediction = steps[member]
+        assert said.reward[row] == prediction.reward[row]
+        assert said.termination[row] == prediction.termination[row]
+        for key, leaf in following.items():
+            assert torch.equal(after[key][row, member], leaf[row]), key
+    seen = model.decode(after)
+    for k, (member, own) in enumerate(members_of(model, state)):
+        own_after = {key: leaf[:, k] for key, leaf in after.items()}
+        torch.testing.assert_close(member.decode(own_after), seen)
+        told = member.observe(own, action, seen, noise[:, :-1])
+        torch.testing.assert_close(own_after, told)
+
+
+def test_the_uncertainty_is_the_spread_of_what_the_members_imagine():
+    model = an_ensemble()
+    state, action, noise = a_start(model)
+    _, said = model.step(state, action, noise)
+    imagined = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
+    numbers = torch.stack(
+        [
+            torch.cat([m.decode(after) / MOMENTS.delta_std, said_.reward[:, None] / 2.0], -1)
+            for (after, said_), m in zip(imagined, model.members, strict=True)
+        ]
+    ).double()
+    wanted = numbers.var(0, correction=0).mean(-1).sqrt()
+    torch.testing.assert_close(said.uncertainty.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert (said.uncertainty > 0).all()
+
+
+def test_members_that_are_equal_do_not_disagree():
+    model = an_ensemble()
+    for member in list(model.members)[1:]:
+        member.load_state_dict(model.members[0].state_dict())
+    _, said = model.step(*a_start(model))
+    assert said.uncertainty.max() < 1e-5
+
+
+def test_with_ts_infinity_a_dream_keeps_the_member_that_its_start_has_drawn():
+    model = an_ensemble(propagation="ts-inf")
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise)
+    assert torch.equal(after["member"], state["member"])
+    other, said_other = model.step(state, action, torch.cat([noise[:, :-1], 1 - noise[:, -1:]], -1))
+    assert torch.equal(said.reward, said_other.reward)
+    assert torch.equal(model.features(after), model.features(other))
+
+
+def test_in_training_each_member_has_its_own_resample_and_in_evaluation_all_have_all():
+    model = an_ensemble()
+    segment = a_segment(model)
+    noise = torch.rand(ROWS, 3, model.noise_dim, generator=torch.Generator().manual_seed(0))
+    alone = [m.eval().loss(segment, noise[..., :-1])[0] for m in model.members]
+    total, terms = model.eval().loss(segment, noise)
+    torch.testing.assert_close(total, torch.stack(alone).sum())
+    for k, loss in enumerate(alone):
+        assert torch.equal(terms[f"member_{k}"], loss)
+    resampled, terms = model.train().loss(segment, noise)
+    assert not torch.equal(resampled, total)
+    assert not any(name.startswith("member_") for name in terms)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="elites=5 of members=3"):
+        EnsembleConfig(members=3)
+    with pytest.raises(ValueError, match="did you mean 'ts-inf'"):
+        EnsembleConfig(propagation="tsinf")
+    with pytest.raises(ValueError, match="unknown family"):
+        EnsembleConfig(member=ModelSpec(family="mdn"))
+
+
+SMALL = {
+    "pets": PETSConfig(hidden=16, layers=2, members=3, elites=2),
+    "ensemble": EnsembleConfig(
+        member=ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8)), members=3, elites=2
+    ),
+}
+
+
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_one_loop_fits_it_chooses_elites_and_resumes(family, tmp_path):
+    data = dreamgym.record("CartPole-v1", steps=600, out=tmp_path / "d.h5", seed=0)
+    config = FitConfig(
+        updates=12, batch_size=8, segment_length=4, evaluate_every=4, starts=32, model=SMALL[family]
+    )
+    world = dreamgym.fit(data, tmp_path / "w", family=family, config=config)
+    assert len(set(world.model.elites.tolist())) == 2
+    assert {"member_0", "member_1", "member_2"}.isdisjoint(world.provenance["history"][-1])
+    loaded = dreamgym.load(tmp_path / "w")
+    assert torch.equal(loaded.model.elites, world.model.elites)
+    assert isinstance(loaded.model, Decodes)
+    envs = dreamgym.DreamVectorEnv(loaded, 8, device="cpu")
+    envs.reset(seed=0)
+    *_, info = envs.step(torch.zeros(8, dtype=torch.int64))
+    assert (info["uncertainty"] > 0).all()
