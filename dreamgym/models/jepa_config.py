@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 from dreamgym.models import vit
 from dreamgym.models.pretrained_encoder import PREFIX
