@@ -18,6 +18,7 @@ from dreamgym.models import (
     MDNRNNConfig,
     ModelSpec,
     Moments,
+    Observation,
     Pessimistic,
     PETSConfig,
     Statistics,
@@ -128,3 +129,22 @@ def random_actions(space: gym.Space, batch: int, seed: int = 0) -> torch.Tensor:
     """(batch, ...) random actions of a space."""
     space.seed(seed)
     return torch.as_tensor(np.stack([space.sample() for _ in range(batch)]))
+
+
+def random_observations(space: gym.Space, batch: int, seed: int = 0) -> Observation:
+    """(batch, ...) random observations: bytes for images, standard normal numbers else."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: random_observations(part, batch, seed) for key, part in space.spaces.items()}
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, *space.shape)
+    if space.dtype == np.uint8:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(shape, generator=generator)
+
+
+def rows(observation: Observation) -> list:
+    """A batch of observations as one NumPy observation, or dict of such, for each row."""
+    if isinstance(observation, dict):
+        columns = {key: rows(values) for key, values in observation.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return list(observation.numpy())

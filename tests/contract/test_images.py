@@ -1,0 +1,67 @@
+"""The contract of a world model on images, for every family that takes them.
+
+Which those are is not written down: a family that refuses a space says so by a TypeError.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from dreamgym.models import FAMILIES, WorldModel
+from tests.contract.test_models import (  # noqa: F401 - collected here with the models below
+    test_a_row_does_not_depend_on_its_neighbours,
+    test_a_step_draws_nothing_from_the_global_generator,
+    test_a_step_leaves_its_arguments_as_they_were,
+    test_a_temperature_for_each_row_is_that_number_in_its_row,
+    test_every_leaf_is_batch_first_and_keeps_its_shape,
+    test_imagine_is_repeated_steps,
+    test_observe_and_step_give_features_of_the_promised_width,
+    test_predictions_have_one_number_a_row_in_their_ranges,
+    test_prepare_is_the_same_function,
+    test_same_noise_same_result_and_other_noise_another,
+    test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding,
+    test_the_step_compiles_whole_and_stays_the_same_function,
+    test_what_decodes_gives_observations_of_the_space,
+)
+from tests.small_worlds import STATISTICS
+
+ACTIONS = gym.spaces.Discrete(3)
+IMAGE = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+SPACES = {
+    "image": IMAGE,
+    "both": gym.spaces.Dict(
+        {"camera": IMAGE, "joints": gym.spaces.Box(-3.0, 3.0, (4,), np.float32)}
+    ),
+}
+
+
+def build(family: str, space: str) -> WorldModel:
+    """A model with the family's default config and random weights."""
+    torch.manual_seed(0)
+    model = FAMILIES[family](SPACES[space], ACTIONS, FAMILIES[family].config_type())
+    moments = {"joints": STATISTICS.vector} if space == "both" else {}
+    model.set_statistics(STATISTICS._replace(observation=moments))
+    return model.eval().requires_grad_(False)
+
+
+def takes(family: str, space: str) -> bool:
+    try:
+        build(family, space)
+    except TypeError:
+        return False
+    return True
+
+
+CASES = [(family, space) for family in sorted(FAMILIES) for space in SPACES if takes(family, space)]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def model(request) -> WorldModel:
+    return build(*request.param)
+
+
+def test_some_family_takes_each_of_them():
+    assert {space for _, space in CASES} == {*SPACES}
