@@ -153,7 +153,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
 
 
 def read_table(file: h5py.File, path: Path) -> EpisodeTable:
-    """The committed episodes, at least one: those whose last column, `crc`, is written."""
+    """The committed episodes, at least one: those that every column of the table has."""
     table = read_committed(file, path)
     if not len(table):
         raise DatasetError("it holds no episode", path=path, remedy="record something first")
@@ -172,7 +172,8 @@ def read_committed(file: h5py.File, path: Path) -> EpisodeTable:
                 path=path,
                 key=str(dataset.name),
             )
-    committed = len(columns["crc"])
+    # A writer may be at work between two of these lines, or have been killed between two columns.
+    committed = min(len(dataset) for dataset in columns.values())
     values: dict[str, Any] = {}
     for name, dataset in columns.items():
         require_stored(dataset, committed, path)

@@ -39,7 +39,7 @@ OBSERVATION_GROUP = "steps/obs"
 ACTION_KEY = "steps/action"
 REWARD_KEY = "steps/reward"
 EPISODE_GROUP = "episodes"
-# Written in this order; an episode counts once its `crc`, the last of them, is there.
+# An episode counts once all of these are there, which are written after its rows.
 EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
     "start": np.dtype("<i8"),
     "length": np.dtype("<i8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -345,3 +346,41 @@ def test_reading_while_it_is_written(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(
                     dataset.episode(count).observations, episode.observations
                 )
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_reading_while_another_process_writes(tmp_path: Path, memory: int) -> None:
+    """Snapshots of a file that grows all the while: whole, verified, and never fewer episodes."""
+    code = """
+import sys, numpy as np
+from dreamgym.data import DatasetWriter
+from tests.data.samples import random_episode
+from tests.data.test_streams import IMAGES
+rng = np.random.default_rng(0)
+episodes = [random_episode(IMAGES.observation_space, IMAGES.action_space, n, rng) for n in (9, 40)]
+with DatasetWriter("d.h5", IMAGES) as writer:
+    while writer.num_episodes < 4000:
+        writer.add(episodes[writer.num_episodes % 2])
+        if writer.num_episodes == 3:
+            print("ready", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    counts = []
+    try:
+        while len(counts) < 8 and process.poll() is None:
+            with Dataset.snapshot(tmp_path / "d.h5", memory=memory) as dataset:
+                dataset.verify()
+                counts.append(dataset.num_episodes)
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
+    assert counts[0] >= 3
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
