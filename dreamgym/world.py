@@ -212,7 +212,7 @@ def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
     with torch.random.fork_rng(devices=[]):
         try:
             model = spec.build(observation_space, action_space)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, MemoryError) as error:
             raise WorldError(f"{folder / zoo.WORLD_FILE} cannot be understood: {error}") from error
     weights = worldfile.read_tensors(folder, worldfile.MODEL_FILE)
     try:

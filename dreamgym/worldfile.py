@@ -59,7 +59,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise WorldError(f"{folder} is not a world: it has no {WORLD_FILE}; fit one into it")
     try:
         description = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise WorldError(f"{path} is not JSON ({error}); restore it or fit again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise WorldError(f"{path} is not a world's description: its format is not {FORMAT!r}")
@@ -101,7 +101,7 @@ def parse(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Spa
         spec = ModelSpec.from_plain(description)
         observation_space = space_from_json(description["observation_space"])
         action_space = space_from_json(description["action_space"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise WorldError(f"{path} cannot be understood: {error}") from error
     return observation_space, action_space, spec
 

@@ -172,12 +172,21 @@ def config_from_plain(config_type: type, given: Any, name: str) -> Any:
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
     """A JSON-plain value as the type that a field has."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(hint) if option is not types.NoneType]
-        fitting = [_typed(option, value, name) for option in options if _fits(option, value)]
-        return fitting[0] if fitting else value
-    if not _fits(hint, value):
-        return value
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    options = tuple(option for option in options if option is not types.NoneType)
+    for option in options:
+        if _fits(option, value):
+            return _built(option, value, name)
+    if all(map(is_dataclass, options)):
+        raise ValueError(f"the config of the {name} family has {value!r} where a config belongs")
+    return value
+
+
+def _built(hint: Any, value: Any, name: str) -> Any:
+    """What a value that fits a hint says."""
     if hint is ModelSpec:
         return ModelSpec.from_plain(value)
     if is_dataclass(hint):

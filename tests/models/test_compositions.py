@@ -160,6 +160,42 @@ def test_a_world_of_a_composition_is_two_lines_and_dreams_from_the_same_starts(t
     assert replace(world, model=known.model).family == "known-reward"
 
 
+def inner(**changes) -> dict:
+    return {"inner": {"family": "mdn-rnn", "config": {}, **changes}, "function": "CartPole-v1"}
+
+
+SPOILT = [
+    (inner() | {"function": "os.system"}, "no function is known as 'os.system'"),
+    (inner() | {"function": 5}, "not callable"),
+    (inner(family="mdn"), "did you mean 'mdn-rnn'"),
+    (inner(config={"hiden": 2}), "did you mean 'hidden'"),
+    (inner(config={"hidden": 10**12}), "cannot be understood"),
+    (inner(config={"hidden": 8}), "does not fit the config"),
+    ({"function": "CartPole-v1"}, "inner"),
+    ({"inner": "mdn-rnn", "function": "CartPole-v1"}, "where a config belongs"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), SPOILT)
+def test_a_spoilt_composition_is_refused_by_name(config, said, tmp_path):
+    world = small_world("known-reward")
+    path = world.save(tmp_path / "w") / "world.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    with pytest.raises(WorldError, match=said):
+        dreamgym.load(tmp_path / "w")
+
+
+def test_models_nested_beyond_reason_are_refused(tmp_path):
+    path = small_world("known-reward").save(tmp_path / "w") / "world.json"
+    text = path.read_text()
+    deep = '{"inner": {"family": "known-reward", "config": ' * 20_000 + "1" + "}}" * 20_000
+    at = text.index('"config": ') + len('"config": ')
+    end = text.index('"observation_space"')
+    path.write_text(text[:at] + deep + ", " + text[end:])
+    with pytest.raises(WorldError, match="recursion"):
+        dreamgym.load(tmp_path / "w")
+
+
 def test_a_goal_is_saved_with_the_weights(tmp_path):
     world = small_world("goal-reward")
     loaded = dreamgym.load(world.save(tmp_path / "w"))

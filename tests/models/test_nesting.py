@@ -51,7 +51,18 @@ def test_what_no_file_can_hold_is_refused_by_name():
         plain([object()])
 
 
+def test_a_family_that_wraps_another_has_no_default_config():
+    with pytest.raises(ValueError, match=r"no default config.*give a PessimisticConfig"):
+        ModelSpec(family="pessimistic")
+
+
 REFUSED = [
+    ({"family": "ensemble", "config": {"member": "mdn-rnn"}}, "where a config belongs"),
+    ({"family": "ensemble", "config": {"member": None}}, "where a config belongs"),
+    (
+        {"family": "ensemble", "config": {"member": {"family": "x", "config": {}}}},
+        "unknown family 'x'",
+    ),
     ({"family": "mdn-rn", "config": {}}, "did you mean 'mdn-rnn'"),
     ({"family": ["mdn-rnn"], "config": {}}, "unknown family"),
     ({"family": "mdn-rnn", "config": {"hiden": 1}}, "did you mean 'hidden'"),
