@@ -165,9 +165,9 @@ def evaluate_all(
 def table(results: dict[str, dict[str, Any]], episodes: int) -> Table:
     """The policies side by side."""
     shown = Table(title=f"{ENV_ID}: mean real return over {episodes} episodes")
-    shown.add_column("policy")
-    for column in ("real return", "95% interval", "real steps spent", "seconds"):
-        shown.add_column(column, justify="right")
+    shown.add_column("policy", no_wrap=True)
+    for column in ("real return", "95% interval", "real steps", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for name, result in results.items():
         low, high = result["return_interval"]
         shown.add_row(

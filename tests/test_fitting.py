@@ -162,6 +162,32 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
         dreamgym.fit(data, tmp_path / "w", config=QUICK)
 
 
+FULL_DISK = """
+import resource, signal, sys
+import dreamgym
+from dreamgym.files import DiskFullError
+from tests.test_fitting import QUICK
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def report(done, total, figures):
+    if done == 10:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+try:
+    dreamgym.fit(sys.argv[1], sys.argv[2], config=QUICK, progress=report)
+except DiskFullError as error:
+    assert "no space left" in str(error), error
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on file sizes to set")
+def test_a_disk_that_fills_up_stops_the_fit_and_it_goes_on_when_there_is_room(data, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(data), str(tmp_path / "cut")]
+    assert subprocess.run(command, timeout=120).returncode == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.fitting.safetensors"]
+    whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
+    assert same_weights(whole, dreamgym.fit(data, tmp_path / "cut", config=QUICK))
+
+
 def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):
     wild = replace(QUICK, learning_rate=1e30, updates=400, gradient_clip=1e30)
     with pytest.raises(FitError, match=r"(loss|nll|reward|termination) is (nan|inf).*update"):

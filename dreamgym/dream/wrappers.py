@@ -1,0 +1,248 @@
+"""Vector wrappers on tensors: what Gymnasium's own do with NumPy, on the device and without a sync.
+
+They stand around a `DreamVectorEnv` with output="torch" in SameStep mode, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from dreamgym.dream.moments import RunningMoments
+
+Step = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
+
+
+class TensorWrapper(VectorWrapper):
+    """Base of the wrappers here.
+
+    Raises:
+        ValueError: the environment gives NumPy, another mode than SameStep, or a Dict.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        options = getattr(env.unwrapped, "options", None)
+        if options is not None and options.output != "torch":
+            raise ValueError(
+                f"{type(self).__name__} works on tensors; make the dream with output='torch'"
+            )
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"{type(self).__name__} needs autoreset_mode='SameStep': the true last observation "
+                "comes with the step that ends an episode"
+            )
+        if env.single_observation_space.shape is None:
+            raise ValueError(f"{type(self).__name__} works on one tensor, not on a Dict of them")
+        self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
+
+    def step(self, actions: Any) -> Step:
+        """Step, and change what came of it."""
+        with torch.inference_mode(False):
+            return self.after(*self.env.step(actions))
+
+    def after(
+        self,
+        observation: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        info: dict[str, Any],
+    ) -> Step:
+        """What is made of a step's result."""
+        return observation, reward, terminated, truncated, info
+
+
+class EpisodeStatistics(TensorWrapper):
+    """Mean return and length of the episodes that ended, summed up on the device.
+
+    The dream itself says the return and the length of each episode in `info["episode"]`.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self._sums = torch.zeros(3, device=self.device)
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Add the episodes that ended."""
+        ended = info["_episode"].float()
+        episode = info["episode"]
+        self._sums = self._sums + torch.stack(
+            [ended.sum(), (episode["r"] * ended).sum(), (episode["l"] * ended).sum()]
+        )
+        return observation, reward, terminated, truncated, info
+
+    def pop(self) -> dict[str, Tensor]:
+        """`episodes` since last asked, and their mean `return` and `length` (NaN if none ended)."""
+        episodes, returns, lengths = self._sums.unbind()
+        self._sums = torch.zeros_like(self._sums)
+        return {"episodes": episodes, "return": returns / episodes, "length": lengths / episodes}
+
+
+class NormalizeObservation(TensorWrapper):
+    """Observations less their running mean, over their running standard deviation.
+
+    Attributes:
+        moments: running mean and variance; save its `state_dict` with the agent.
+        update_running_mean: whether further observations change them; as in Gymnasium.
+    """
+
+    def __init__(self, env: VectorEnv, epsilon: float = 1e-8) -> None:
+        super().__init__(env)
+        shape = env.single_observation_space.shape
+        self.moments = RunningMoments(shape or (), self.device, epsilon)
+        self.update_running_mean = True
+        space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, self.num_envs)
+
+    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Reset; the first observations count."""
+        observation, info = self.env.reset(**arguments)
+        return self._normal(observation), info
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Normalise the observation and the true last one, by the same moments."""
+        observation = self._normal(observation)
+        info = {**info, "final_obs": self.moments.standardise(info["final_obs"])}
+        return observation, reward, terminated, truncated, info
+
+    def _normal(self, observation: Tensor) -> Tensor:
+        if self.update_running_mean:
+            self.moments.update(observation.detach().float())
+        return self.moments.standardise(observation.float())
+
+
+class NormalizeReward(TensorWrapper):
+    """Rewards over the running standard deviation of the discounted return, never shifted.
+
+    Args:
+        env: to wrap.
+        gamma: discount of the return.
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, env: VectorEnv, gamma: float = 0.99, epsilon: float = 1e-8) -> None:
+        super().__init__(env)
+        self.gamma = gamma
+        self.moments = RunningMoments((), self.device, epsilon)
+        self.update_running_mean = True
+        self._discounted = torch.zeros(self.num_envs, device=self.device)
+
+    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Reset; returns of the rows that are reset begin anew."""
+        mask = (arguments.get("options") or {}).get("reset_mask")
+        rows = True if mask is None else torch.as_tensor(mask, device=self.device)
+        self._discounted = torch.where(
+            torch.as_tensor(rows, device=self.device), 0.0, self._discounted
+        )
+        return self.env.reset(**arguments)
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Scale the reward by the spread of returns, this step's included."""
+        discounted = self._discounted * self.gamma + reward.detach()
+        if self.update_running_mean:
+            self.moments.update(discounted)
+        self._discounted = torch.where(terminated | truncated, 0.0, discounted)
+        return observation, self.moments.scale(reward), terminated, truncated, info
+
+
+class ScaleReward(TensorWrapper):
+    """Rewards times a fixed number."""
+
+    def __init__(self, env: VectorEnv, factor: float) -> None:
+        super().__init__(env)
+        self.factor = factor
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Scale."""
+        return observation, reward * self.factor, terminated, truncated, info
+
+
+class TruncationBootstrap(TensorWrapper):
+    """For learners that take a truncation for an end: the value of what was cut off is paid out.
+
+    `reward + gamma * V(final_obs)` where an episode is truncated, which is then marked terminated.
+    (Pardo et al. 2018, "Time Limits in Reinforcement Learning", arXiv 1712.00378, eq. 6.)
+
+    Args:
+        env: to wrap; outermost, so that rewards are on the scale that the value is learnt on.
+        value: from observations (N, ...) to values (N,) or (N, 1); called without gradients.
+        gamma: the learner's discount.
+    """
+
+    def __init__(self, env: VectorEnv, value: Callable[[Tensor], Tensor], gamma: float) -> None:
+        super().__init__(env)
+        self.value, self.gamma = value, gamma
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Pay out, and mark."""
+        with torch.no_grad():
+            worth = self.value(info["final_obs"]).reshape(reward.shape)
+        paid = torch.where(truncated, reward + self.gamma * worth, reward)
+        return observation, paid, terminated | truncated, torch.zeros_like(truncated), info
+
+
+class FrameStack(TensorWrapper):
+    """The last k observations, oldest first, along a new axis after the environments.
+
+    At an episode's start the first observation fills the places of those that never were.
+    """
+
+    def __init__(self, env: VectorEnv, stack_size: int) -> None:
+        super().__init__(env)
+        if stack_size < 1:
+            raise ValueError(f"stack_size={stack_size!r}: give a whole number of at least 1")
+        self.stack_size = stack_size
+        box: Any = env.single_observation_space
+        low, high = (np.repeat(end[None], stack_size, 0) for end in (box.low, box.high))
+        self.single_observation_space = gym.spaces.Box(low, high, dtype=box.dtype)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._frames: Tensor | None = None
+
+    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Reset; a `reset_mask` leaves the frames of the other rows."""
+        observation, info = self.env.reset(**arguments)
+        fresh = self._filled(observation)
+        mask = (arguments.get("options") or {}).get("reset_mask")
+        if mask is not None and self._frames is not None:
+            fresh = torch.where(self._rows(mask), fresh, self._frames)
+        self._frames = fresh
+        return fresh.clone(), info
+
+    def after(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
+    ) -> Step:
+        """Push the observation; rows that ended begin their stack anew."""
+        if self._frames is None:
+            raise RuntimeError("step before reset: call reset() first")
+        last = torch.cat([self._frames[:, 1:], info["final_obs"][:, None]], 1)
+        done = self._rows(terminated | truncated)
+        self._frames = torch.where(done, self._filled(observation), last)
+        info = {**info, "final_obs": last}
+        return self._frames.clone(), reward, terminated, truncated, info
+
+    def _filled(self, observation: Tensor) -> Tensor:
+        return observation[:, None].expand(-1, self.stack_size, *observation.shape[1:]).clone()
+
+    def _rows(self, mask: Any) -> Tensor:
+        rows = torch.as_tensor(mask, device=self.device)
+        shape = self.single_observation_space.shape or ()
+        return rows.view(-1, *[1] * len(shape))
