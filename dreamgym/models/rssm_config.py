@@ -20,6 +20,10 @@ class RSSMObjective:
     The loss of a prediction is the sum of its squared errors; at a weight of 0.5 that is the
     negative log likelihood of a normal distribution of spread one, but for a constant.
 
+    The defaults are for standard vectors of an environment with little chance in it. They are seen
+    sharply, and few nats are free: a dream draws from a prior that is as far from the posterior as
+    the free nats allow, anew at every step, and what that adds up to blurs long dreams.
+
     Attributes:
         vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
             equation 9) or "standard", by the moments of the training data.
@@ -42,13 +46,13 @@ class RSSMObjective:
     rewards: Rewards = "standard"
     image_size: int = 64
     bins: int = 255
-    vector: float = 1.0
+    vector: float = 20.0
     image: float = 1.0
     reward: float = 1.0
     termination: float = 1.0
     dyn: float = 1.0
     rep: float = 0.1
-    free_nats: float = 1.0
+    free_nats: float = 0.1
     free_nats_of: Nats = "step"
 
     def __post_init__(self) -> None:

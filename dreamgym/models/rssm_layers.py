@@ -179,8 +179,7 @@ class BlockGRUCell(nn.Module):
         own = torch.bmm(self._cut(h), self.mix_h)
         mixed = self.mix.finish(inputs + self._join(own))
         gates = torch.baddbmm(self.gates_bias, self._cut(mixed), self.gates)
-        reset, candidate, update = (self._join(gate) for gate in gates.chunk(3, -1))
-        return _gated(h, reset, candidate, update)
+        return self._join(_gated(self._cut(h), *gates.chunk(3, -1)))
 
     def _cut(self, x: Tensor) -> Tensor:
         """(B, deter) as (blocks, B, deter / blocks)."""

@@ -73,7 +73,9 @@ def _dreamer_v3(deter: int, hidden: int, classes: int, depth: int) -> RSSMConfig
         image_depth=depth,
         unimix=0.01,
         range_margin=None,
-        objective=RSSMObjective(vectors="symlog", rewards="two-hot"),
+        objective=RSSMObjective(
+            vectors="symlog", rewards="two-hot", vector=1.0, dyn=1.0, rep=0.1, free_nats=1.0
+        ),
     )
 
 
