@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -140,6 +141,20 @@ def test_compositions_decode_where_the_model_inside_does():
         assert isinstance(SPECIAL[kind]("box"), Decodes)
     world = small_world("goal-reward")
     assert world.default_view == "observation"
+
+
+@pytest.mark.parametrize("kind", ["known-reward", "nested"])
+def test_a_copy_stands_on_its_own(kind):
+    """A dream on another device takes a copy, and the world's own model stays where it is."""
+    model = small_model(kind)
+    state, _, following, _ = stepped(model)
+    copied = copy.deepcopy(model)
+    before = copied.decode(following)
+    for leaf in [*model.parameters(), *model.buffers()]:
+        leaf.fill_(1)
+    assert torch.equal(copied.decode(following), before)
+    assert not torch.equal(model.decode(following), before)
+    assert copied.features(state).shape == model.features(state).shape
 
 
 def test_a_world_of_a_composition_is_two_lines_and_dreams_from_the_same_starts(tmp_path):
