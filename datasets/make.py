@@ -41,9 +41,9 @@ def make(name: str, out: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=sorted(recipes()))
-    parser.add_argument("--out", type=Path, help="by default data.h5 in the recipe's folder")
+    parser.add_argument("--out", type=Path, help="by default NAME.h5 in its folder")
     arguments = parser.parse_args()
-    out = arguments.out or HERE / arguments.name / "data.h5"
+    out = arguments.out or HERE / arguments.name / f"{arguments.name}.h5"
     same = make(arguments.name, out)
     if not same:
         print(

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgym import worldfile, zoo
+from dreamgym.card import write_card
 from dreamgym.data.spaces import space_to_json
 from dreamgym.files import folder_written_aside, nearest
 from dreamgym.models import ModelSpec, State, WorldModel, is_image, parts
@@ -161,7 +162,7 @@ class World:
                 "quality": self.quality,
             }
             worldfile.write_description(folder, description)
-            worldfile.write_card(folder, path.name, description)
+            write_card(folder, path.name, description)
         self.name = path.name
         return path
 

@@ -1,4 +1,4 @@
-"""The folder that a world is on disk: world.json, two safetensors files, and a card."""
+"""The folder that a world is on disk: world.json and two safetensors files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ FORMAT = "dreamgym-world"
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.safetensors"
 STARTS_FILE = "starts.safetensors"
-CARD_FILE = "README.md"
 REQUIRED = [
     "family",
     "config",
@@ -116,42 +115,3 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         return load_file(folder / name)
     except (SafetensorError, OSError) as error:
         raise WorldError(f"{folder / name} cannot be read: {error}; fit it again") from error
-
-
-def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
-    """Write a README.md that says what the world is, whence it came and how good it is."""
-    spec, provenance = description["env_spec"] or {}, description["provenance"]
-    lines = [
-        f"# {name}",
-        "",
-        f"A world model of `{spec.get('id', 'an unnamed environment')}`, made by dreamgym: "
-        f"family `{description['family']}`, recommended horizon {description['horizon']} steps.",
-        "",
-        "```python",
-        "import dreamgym, gymnasium as gym",
-        f'envs = gym.make_vec("dreamgym/World-v0", world="{name}", num_envs=256)',
-        "```",
-        "",
-        "## Provenance",
-        "",
-        *_table(provenance),
-        "",
-        "## Quality, on held-out episodes",
-        "",
-        *_table(description["quality"]),
-        "",
-    ]
-    (folder / CARD_FILE).write_text("\n".join(lines))
-
-
-def _table(values: dict[str, Any]) -> list[str]:
-    rows = [f"| {key} | {_cell(value)} |" for key, value in values.items()]
-    return ["| what | value |", "|---|---|", *rows]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_cell(inner)}" for key, inner in value.items())
-    return str(value)

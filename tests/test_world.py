@@ -37,7 +37,7 @@ def test_a_world_folder_holds_description_weights_starts_and_card(folder):
     description = json.loads((folder / "world.json").read_text())
     assert description["family"] == "mdn-rnn"
     assert description["format"] == "dreamgym-world"
-    assert "reward_rmse" in (folder / "README.md").read_text()
+    assert "reward rmse" in (folder / "README.md").read_text()
 
 
 def test_loading_touches_no_global_generator(folder):
