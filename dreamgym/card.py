@@ -10,7 +10,7 @@ CARD_FILE = "README.md"
 
 TEXT = """# {name}
 
-A world model of `{env_id}`, made by dreamgym: family `{family}`, recommended horizon {horizon} steps.
+A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps.
 
 ```python
 import dreamgym, gymnasium as gym
@@ -21,8 +21,9 @@ envs = gym.make_vec("dreamgym/World-v0", world="{name}", num_envs=256)
 
 {quality}
 
-Errors of open loops are root mean squares in units of the observations' spread, so many steps ahead; `repeat last` is the error of
-repeating the last observation. Rewards are in the environment's units.
+Errors of open loops are root mean squares in units of the observations' spread, so many steps
+ahead; `repeat last` is the error of repeating the last observation. Rewards are in the
+environment's units.
 
 ## Provenance
 
