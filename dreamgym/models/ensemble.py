@@ -144,7 +144,7 @@ class Ensemble(WorldModel):
         """The members' losses added up, and the mean of their terms.
 
         In training each has its own resample of the rows; in evaluation all have all rows, and the
-        terms say each member's loss.
+        terms also say each member's own, under its number.
         """
         rows = len(segment.mask)
         drawn = (hashed(noise[:, 0, -1:], self.config.members) * rows).long().clamp(max=rows - 1)
@@ -162,7 +162,9 @@ class Ensemble(WorldModel):
             terms.append(said)
         mean = {name: torch.stack([said[name] for said in terms]).mean() for name in terms[0]}
         if not self.training:
-            mean |= {f"member_{k}": loss.detach() for k, loss in enumerate(losses)}
+            for k, (loss, said) in enumerate(zip(losses, terms, strict=True)):
+                mean |= {f"{k}/{name}": term for name, term in said.items()}
+                mean[f"{k}/loss"] = loss.detach()
         return torch.stack(losses).sum(), mean
 
     def after_update(self) -> None:
@@ -172,10 +174,12 @@ class Ensemble(WorldModel):
 
     def after_evaluation(self, terms: dict[str, Tensor]) -> None:
         """Choose the elites: the members of the least loss on held-out episodes."""
-        losses = torch.stack([terms[f"member_{k}"] for k in range(self.config.members)])
+        losses = torch.stack([terms[f"{k}/loss"] for k in range(self.config.members)])
         self.elites.copy_(losses.argsort()[: self.config.elites])
-        for member in self._members():
-            member.after_evaluation(terms)
+        for k, member in enumerate(self._members()):
+            own = f"{k}/"
+            said = {key.removeprefix(own): v for key, v in terms.items() if key.startswith(own)}
+            member.after_evaluation(said)
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same ensemble with all members in one batched call."""

@@ -157,10 +157,24 @@ def test_in_training_each_member_has_its_own_resample_and_in_evaluation_all_have
     total, terms = model.eval().loss(segment, noise)
     torch.testing.assert_close(total, torch.stack(alone).sum())
     for k, loss in enumerate(alone):
-        assert torch.equal(terms[f"member_{k}"], loss)
+        assert torch.equal(terms[f"{k}/loss"], loss)
     resampled, terms = model.train().loss(segment, noise)
     assert not torch.equal(resampled, total)
-    assert not any(name.startswith("member_") for name in terms)
+    assert not any("/" in name for name in terms)
+
+
+def test_elites_are_the_members_of_the_least_held_out_loss_and_members_hear_their_own():
+    spec = ModelSpec(family="pets", config=PETSConfig(hidden=8, members=2, elites=1))
+    config = EnsembleConfig(member=spec, members=3, elites=2)
+    model = built(ModelSpec(family="ensemble", config=config), "discrete").eval()
+    _, terms = model.loss(a_segment(model), torch.zeros(ROWS, 3, model.noise_dim))
+    said = {name: torch.tensor(1.0) for name in terms}
+    for k, loss in enumerate((3.0, 1.0, 2.0)):
+        said[f"{k}/loss"] = torch.tensor(loss)
+        said[f"{k}/member_1"] = torch.tensor(0.0 if k == 2 else 9.0)
+    model.after_evaluation(said)
+    assert model.elites.tolist() == [1, 2]
+    assert [member.elites.tolist() for member in model.members] == [[0], [0], [1]]
 
 
 def test_what_cannot_be_is_refused():
@@ -180,15 +194,19 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(SMALL))
-def test_one_loop_fits_it_chooses_elites_and_resumes(family, tmp_path):
+SMALL["ensemble of pets"] = EnsembleConfig(
+    member=ModelSpec(family="pets", config=SMALL["pets"]), members=3, elites=2
+)
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_one_loop_fits_it_and_chooses_elites(kind, tmp_path):
     data = dreamgym.record("CartPole-v1", steps=600, out=tmp_path / "d.h5", seed=0)
     config = FitConfig(
-        updates=12, batch_size=8, segment_length=4, evaluate_every=4, starts=32, model=SMALL[family]
+        updates=12, batch_size=8, segment_length=4, evaluate_every=4, starts=32, model=SMALL[kind]
     )
-    world = dreamgym.fit(data, tmp_path / "w", family=family, config=config)
+    world = dreamgym.fit(data, tmp_path / "w", family=kind.split()[0], config=config)
     assert len(set(world.model.elites.tolist())) == 2
-    assert {"member_0", "member_1", "member_2"}.isdisjoint(world.provenance["history"][-1])
     loaded = dreamgym.load(tmp_path / "w")
     assert torch.equal(loaded.model.elites, world.model.elites)
     assert isinstance(loaded.model, Decodes)
