@@ -26,6 +26,7 @@ from dreamgym.data.statistics import (
     channel_statistics,
     distribution,
     episode_returns,
+    reward_statistics,
 )
 
 _HELD_BYTES = 256 << 20
@@ -167,7 +168,7 @@ def _card(source: Source, skipped: list[str]) -> Card:
         lengths=distribution(table.length),
         returns=distribution(finite),
         observations={key: of_key.as_dict() for key, of_key in statistics.items()},
-        rewards=channel_statistics(source.reward, (), table.num_rows).as_dict(),
+        rewards=reward_statistics(source.reward, table),
         actions=action_use(source.action, table, metadata.action_space),
         windows_per_second=_windows_per_second(source),
         problems=skipped + _problems(source),

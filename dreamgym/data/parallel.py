@@ -66,7 +66,7 @@ def record_shards(
     if folder.exists():
         raise DatasetError("it exists already", path=folder, remedy="choose another name")
     make_env(env_id).close()  # an unknown id is better said once, and before anything is made
-    folder.mkdir()
+    folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", plan.workers, lock=False)
     failures: Any = context.SimpleQueue()

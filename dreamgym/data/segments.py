@@ -99,10 +99,11 @@ class SegmentSampler:
         self.episodes = episodes
         self._source = source
         lengths, starts = source.lengths[episodes], source.starts[episodes]
-        # Row of every transition, and last row of its episode: one lookup each in `draw`.
-        self._last = np.repeat(starts + lengths, lengths)
-        before = np.cumsum(lengths) - lengths
-        self._first = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+        # Row of every transition, and steps left in its episode: one lookup each in `draw`.
+        ends = np.cumsum(lengths)
+        count = np.arange(lengths.sum())
+        self._first = np.repeat(starts + lengths - ends, lengths) + count
+        self._left = np.repeat(ends, lengths) - count
         self._steps = np.arange(length * frame_skip + 1)
 
     @property
@@ -116,11 +117,11 @@ class SegmentSampler:
 
     def at(self, transitions: Array) -> SegmentBatch:
         """The segments that begin at the given transitions, `(B,)`, counted over the episodes."""
-        first, last = self._first[transitions, None], self._last[transitions, None]
-        rows = first + self._steps
-        mask = rows[:, :-1] < last
-        np.minimum(rows, last, out=rows)
-        leaving = rows[:, :-1]
+        first, left = self._first.take(transitions)[:, None], self._left.take(transitions)[:, None]
+        rows, steps = first + self._steps, self._steps[:-1]
+        mask = steps < left
+        np.minimum(rows, first + left, out=rows)
+        leaving = np.ascontiguousarray(rows[:, :-1])
         source = self._source
         batch = SegmentBatch(
             observation=_take(source.observations, rows[:, :: self.frame_skip]),

@@ -119,6 +119,13 @@ def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) ->
     return statistics
 
 
+def reward_statistics(column: Column, table: EpisodeTable) -> dict[str, Any]:
+    """Statistics of the rewards of all actions; the last row of an episode has none."""
+    statistics = ChannelStatistics(())
+    statistics.add(column.read(0, table.num_rows)[table.acting])
+    return statistics.as_dict()
+
+
 def blocks(column: Column, shape: tuple[int, ...], num_rows: int) -> Iterator[Array]:
     """The rows of a column in pieces that fit in memory as float64."""
     step = max(1, _BLOCK_BYTES // (8 * int(np.prod(shape))))
@@ -134,9 +141,7 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
         table: The episodes; their last rows are no actions.
         space: The action space.
     """
-    real = np.ones(table.num_rows, dtype=bool)
-    real[table.start + table.length] = False
-    actions = column.read(0, table.num_rows)[real].reshape(table.num_steps, -1)
+    actions = column.read(0, table.num_rows)[table.acting].reshape(table.num_steps, -1)
     if isinstance(space, spaces.Discrete):
         return {"share": _shares(actions[:, 0], int(space.start), int(space.n))}
     if isinstance(space, spaces.MultiDiscrete):

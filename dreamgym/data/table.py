@@ -55,6 +55,13 @@ class EpisodeTable:
         return int(self.length.sum())
 
     @property
+    def acting(self) -> Array:
+        """`(R,)` bool, the rows that an action leaves: all but the last of each episode."""
+        rows = np.ones(self.num_rows, dtype=bool)
+        rows[self.start + self.length] = False
+        return rows
+
+    @property
     def checksum(self) -> str:
         """SHA-256 over the CRCs of the episodes, as hexadecimal text."""
         return hashlib.sha256(self.crc.astype("<u4").tobytes()).hexdigest()

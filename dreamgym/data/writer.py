@@ -26,7 +26,7 @@ from dreamgym.data.encoding import episode_columns
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.guard import hdf5_errors, open_file, require_stored
-from dreamgym.data.layout import append, create_layout, row_layout
+from dreamgym.data.layout import RowStore, create_layout, row_layout
 from dreamgym.data.native import open_columns, read_metadata, read_table
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.signals import uninterrupted
@@ -46,11 +46,12 @@ class DatasetWriter:
     episode leaves no file.
 
     Args:
-        path: The dataset to make; must not exist.
+        path: The dataset to make; must not exist. Its folder is made.
         metadata: What the dataset says about itself.
 
     Raises:
-        DatasetError: `path` or `<path>.partial` exists, its folder does not, or the disk is full.
+        DatasetError: `path` or `<path>.partial` exists, its folder cannot be made, or the disk is
+            full.
     """
 
     def __init__(self, path: str | os.PathLike[str], metadata: DatasetMetadata) -> None:
@@ -176,27 +177,27 @@ class DatasetWriter:
     def _create(self) -> h5py.File:
         partial = self.partial_path
         try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
             # "x" refuses to be the second of two recordings that begin at once.
             with partial.open("xb") as probe:
                 Reservation(probe.fileno(), partial).require(0)
             file = h5py.File(partial, "w", libver=_LIBVER, locking="best-effort")
             Reservation(file.id.get_vfd_handle(), partial).require(0)
-        except FileExistsError:
-            refuse_existing(self.path)
-            raise
         except OSError as error:
+            if isinstance(error, FileExistsError):  # not ours to remove
+                refuse_existing(self.path)
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise DatasetError(
                 f"it cannot be made ({error.strerror or error})",
                 path=self.path,
-                remedy="check that its folder exists, may be written to and has room",
+                remedy="check that its folder may be written to and has room",
             ) from error
         self._begin(file, create_layout(file, self.metadata))
         return file
 
     def _begin(self, file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
-        self._datasets = datasets
+        self._stores = {name: RowStore(dataset) for name, dataset in datasets.items()}
         descriptor = file.id.get_vfd_handle()
         self._reservation = Reservation(descriptor, self.partial_path)
         file.swmr_mode = True
@@ -225,24 +226,23 @@ class DatasetWriter:
         }
 
     def _reserve(self, file: h5py.File, rows: int) -> None:
-        new_bytes = 0
-        for name, dataset in self._datasets.items():
-            lines = name.startswith(schema.EPISODE_GROUP)
-            start, count = (self.num_episodes, 1) if lines else (self._rows, rows)
-            chunk = dataset.chunks[0]
-            chunks = -(-(start + count) // chunk) - -(-start // chunk)
-            new_bytes += chunks * int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+        new_bytes = sum(
+            store.new_bytes(self.num_episodes, 1)
+            if name.startswith(schema.EPISODE_GROUP)
+            else store.new_bytes(self._rows, rows)
+            for name, store in self._stores.items()
+        )
         self._reservation.require(file.id.get_filesize() + new_bytes)
 
     def _commit(
         self, file: h5py.File, columns: Mapping[str, Array], line: Mapping[str, int]
     ) -> None:
         for name, rows in columns.items():
-            append(self._datasets[name], self._rows, rows)
+            self._stores[name].append(self._rows, rows)
         file.flush()
         for column, dtype in schema.EPISODE_COLUMNS.items():
-            dataset = self._datasets[f"{schema.EPISODE_GROUP}/{column}"]
-            append(dataset, self.num_episodes, np.array([line[column]], dtype=dtype))
+            store = self._stores[f"{schema.EPISODE_GROUP}/{column}"]
+            store.append(self.num_episodes, np.array([line[column]], dtype=dtype))
         file.flush()
 
     @contextlib.contextmanager

@@ -159,3 +159,10 @@ def test_a_png_is_one(shape: tuple[int, ...]) -> None:
     with image_of.open(io.BytesIO(png(image))) as read:
         wanted = image.reshape(5, 7) if image.size == 35 else image[:, :, :3]
         np.testing.assert_array_equal(np.asarray(read), wanted)
+
+
+def test_reward_figures_are_of_actions_only(cartpole: Path) -> None:
+    """The last row of an episode holds a zero that is no reward: CartPole gives 1 a step."""
+    rewards = check(cartpole).rewards
+    assert (rewards["min"], rewards["mean"], rewards["max"]) == (1.0, 1.0, 1.0)
+    assert rewards["rows"] == 2000

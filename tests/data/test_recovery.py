@@ -35,7 +35,7 @@ def leave_killed(path: Path, episodes: int = 5, tail: int = 0) -> None:
                     random_episode(metadata.observation_space, metadata.action_space, 9, rng)
                 )
             if tail:
-                writer._datasets["steps/reward"].resize((10 * episodes + tail,))
+                writer._file["steps/reward"].resize((10 * episodes + tail,))
                 writer._file.flush()
         finally:
             os.kill(os.getpid(), signal.SIGKILL)

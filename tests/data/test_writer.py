@@ -123,7 +123,11 @@ def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> Non
     first.close()
     assert [p.name for p in tmp_path.iterdir()] == ["d.h5"]
     with pytest.raises(DatasetError, match="folder"):
-        DatasetWriter(tmp_path / "no" / "g.h5", vector_metadata())
+        DatasetWriter(tmp_path / "d.h5" / "g.h5", vector_metadata())
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    assert write_random(tmp_path / "some" / "where" / "d.h5", [3]).exists()
 
 
 BAD_EPISODES = {
