@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.noise import row_keys, uniforms
-from dreamgym.dream.options import DreamOptions
+from dreamgym.dream.options import DTYPES, DreamOptions
 from dreamgym.dream.state import Dreams, Outcome, merge
 from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel
 
@@ -25,7 +25,8 @@ class Engine:
     """Steps and resets N dreams of one model.
 
     Args:
-        model: prepared, in eval mode, on its device.
+        model: in eval mode, on its device; it is arranged for speed, and the plain one kept for
+            steps under gradients.
         episodes: how new episodes are drawn; its tensors on the same device.
         options: how to dream.
         num_envs: rows.
@@ -34,9 +35,10 @@ class Engine:
     def __init__(
         self, model: WorldModel, episodes: Episodes, options: DreamOptions, num_envs: int
     ) -> None:
-        self.model, self.episodes, self.options = model, episodes, options
+        self.plain, self.episodes, self.options = model, episodes, options
         self.num_envs = num_envs
         self.device = episodes.sources.first.device
+        self.model = model.prepare(num_envs, self.device, DTYPES[options.dtype])
         self.temperature = _constant(episodes.temperature)
 
     def view(self, state: State) -> Observation:
@@ -67,7 +69,8 @@ class Engine:
         keys = row_keys(dreams.seed, dreams.env, dreams.episode, dreams.age)
         lanes = uniforms(keys, ENDING + self.model.noise_dim)
         temperature: Temperature = self.temperature or dreams.temperature
-        state, prediction = self.model.step(dreams.model, action, lanes[:, ENDING:], temperature)
+        model = self.plain if torch.is_grad_enabled() else self.model
+        state, prediction = model.step(dreams.model, action, lanes[:, ENDING:], temperature)
         age = dreams.age + 1
         terminated = self._ends(prediction.termination, lanes[:, 0])
         truncated = (age >= dreams.horizon) & ~terminated

@@ -20,7 +20,8 @@ def _signed(value: int) -> int:
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
-MANTISSA_BITS = 24
+BITS = 24
+"""Of one number: what a float32 holds exactly."""
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
@@ -63,6 +64,10 @@ def uniforms(keys: Tensor, lanes: int) -> Tensor:
     Returns:
         (N, lanes) float32; the first lanes do not depend on how many there are.
     """
-    counter = torch.arange(1, lanes + 1, device=keys.device, dtype=torch.int64) * GOLDEN
-    bits = _shift(mix(keys.unsqueeze(1) + counter), 64 - MANTISSA_BITS)
-    return bits.to(torch.float32) * 2.0**-MANTISSA_BITS
+    pairs = (lanes + 1) // 2
+    counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64) * GOLDEN
+    bits = mix(keys.unsqueeze(1) + counter)
+    # Each word of 64 bits gives two numbers, from its upper 24 bits and the 24 below them.
+    upper, lower = _shift(bits, 64 - BITS), (bits >> (64 - 2 * BITS)) & ((1 << BITS) - 1)
+    both = torch.stack([upper.to(torch.int32), lower.to(torch.int32)], 2).flatten(1)
+    return both[:, :lanes] * 2.0**-BITS

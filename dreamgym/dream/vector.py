@@ -22,7 +22,7 @@ from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.giving import Giver, StepResult
 from dreamgym.dream.memory import check_memory
-from dreamgym.dream.options import DTYPES, is_array, parse_options
+from dreamgym.dream.options import is_array, parse_options
 from dreamgym.dream.rendering import Frames, Renderer
 from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, requires_grad
@@ -225,13 +225,12 @@ class DreamVectorEnv(VectorEnv):
         if self.device.type != "cpu":
             # The world keeps its own, for other dreams of it.
             model = copy.deepcopy(model).to(self.device)
-        prepared = model.prepare(self.num_envs, self.device, DTYPES[self.options.dtype])
         episodes = Episodes(
             sources=find_sources(self.world, self.options.starts, self.device),
             horizon=self.options.horizon_range(self.world.horizon),
             temperature=self._temperature(),
         )
-        return Engine(prepared, episodes, self.options, self.num_envs)
+        return Engine(model, episodes, self.options, self.num_envs)
 
     def _temperature(self) -> tuple[float, float] | Tensor:
         given = self.options.temperature

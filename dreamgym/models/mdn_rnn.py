@@ -218,6 +218,12 @@ class MDNRNN(WorldModel):
         total = torch.stack(list(terms.values())).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
+    def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
+        """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""
+        from dreamgym.models.mdn_rnn_arranged import ArrangedMDNRNN
+
+        return ArrangedMDNRNN(self.to(device), num_envs, dtype)
+
     def _vision_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
         """V's own terms, for each part that is an image; padding is left out."""
         real = F.pad(segment.mask.float(), (1, 0), value=1.0).flatten()
