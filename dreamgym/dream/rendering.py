@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym.dream.modes import outside_inference
 from dreamgym.models import Decodes, Observation, State, WorldModel, is_image, part, parts
 from dreamgym.world import World
 
@@ -91,7 +92,7 @@ class Renderer:
 
         def draw(row: int) -> Frame:
             one = {key: leaf[row : row + 1] for key, leaf in state.items()}
-            with torch.inference_mode(False), torch.no_grad():
+            with outside_inference(traced=False):
                 return self.draw(model.decode(one))  # type: ignore[operator]
 
         return Frames(draw, rows)

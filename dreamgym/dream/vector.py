@@ -22,6 +22,7 @@ from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.giving import Giver, StepResult
 from dreamgym.dream.memory import check_memory
+from dreamgym.dream.modes import outside_inference
 from dreamgym.dream.options import is_array, parse_options
 from dreamgym.dream.rendering import Frames, Renderer
 from dreamgym.dream.rollout import Rollout, roll_out
@@ -107,7 +108,7 @@ class DreamVectorEnv(VectorEnv):
                 f"seed={seed!r}: give one whole number; the rows' own noise is keyed by their index"
             )
         super().reset(seed=None if seed is None else int(seed))
-        with torch.inference_mode(False), torch.no_grad():
+        with outside_inference(traced=False):
             if self.dreams is None or seed is not None:
                 self.dreams, seen = self.engine.begin(int(self.np_random.integers(SEED_RANGE)))
             else:
@@ -136,7 +137,7 @@ class DreamVectorEnv(VectorEnv):
         """
         dreams = self._standing()
         traced = torch.is_grad_enabled() and requires_grad(actions, dreams)
-        with torch.inference_mode(False), torch.set_grad_enabled(traced):
+        with outside_inference(traced=traced):
             taken = self.intake(actions)
             if self.autoreset_mode is AutoresetMode.DISABLED:
                 checks.none_done(dreams)
@@ -162,7 +163,7 @@ class DreamVectorEnv(VectorEnv):
             raise RuntimeError(
                 f"a rollout needs autoreset_mode='SameStep', not {self.options.autoreset_mode!r}"
             )
-        with torch.inference_mode(False):
+        with outside_inference():
             self.dreams, rolled = roll_out(self.engine, dreams, policy, steps)
         return rolled
 
@@ -186,7 +187,7 @@ class DreamVectorEnv(VectorEnv):
         checks.same_shapes(dreams, self.engine.begin(0)[0])
         moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
         self.dreams = Dreams.from_tensors(moved)
-        with torch.inference_mode(False):
+        with outside_inference(traced=False):
             return self.giver.observation(self.engine.view(self.dreams.model))
 
     def branch(self, rows: Any) -> Any:

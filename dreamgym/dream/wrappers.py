@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from dreamgym.dream.modes import outside_inference
 from dreamgym.dream.moments import RunningMoments
 
 Step = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
@@ -45,7 +46,7 @@ class TensorWrapper(VectorWrapper):
 
     def step(self, actions: Any) -> Step:
         """Step, and change what came of it."""
-        with torch.inference_mode(False):
+        with outside_inference():
             return self.after(*self.env.step(actions))
 
     def after(
