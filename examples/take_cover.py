@@ -6,9 +6,9 @@ the next, so that one that was stopped goes on:
 
     python examples/take_cover.py --out take-cover
 
-records 100,000 frames, fits for about 90 minutes on two cores, trains one policy for each
-temperature in the dream, and lets each survive 100 real episodes. `--short` walks the same way in
-two minutes, too short to learn.
+records 100,000 frames, fits for an hour or so on two cores, trains one policy for each temperature
+in the dream, and lets each survive 100 real episodes. Every size is an option (`--steps 10000`);
+`--short` walks the same way in a minute, too short to learn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,15 @@ gym.register(ENV_ID, f"{__name__}:TakeCover", max_episode_steps=TIC_LIMIT // FRA
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of everything."""
+    """How much of everything; whole numbers are options of the command line."""
 
     steps: int = 100_000
     updates: int = 9000
     vision_updates: int = 4000
     batch_size: int = 32
     segment_length: int = 64
+    vision_frames: int = 128
+    foreground: int = 32
     hidden: int = 512
     num_envs: int = 256
     training_steps: int = 1_500_000
@@ -123,7 +125,7 @@ SHORT = Sizes(
 def main() -> None:
     """Walk the whole way and show what came of it."""
     arguments = parse()
-    sizes = SHORT if arguments.short else Sizes()
+    sizes = sizes_of(arguments)
     folder, console = arguments.out, Console(highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     record(folder / "data", sizes, arguments.seed)
@@ -149,7 +151,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="cores to fit with")
     parser.add_argument("--device", default="cpu", help="to fit on")
     parser.add_argument("--short", action="store_true", help="every stage, too short to learn")
+    for field in fields(Sizes):
+        if field.type == "int":
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
     return parser.parse_args()
+
+
+def sizes_of(arguments: argparse.Namespace) -> Sizes:
+    """The sizes, with those that the command line names."""
+    names = {field.name for field in fields(Sizes)}
+    given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
+    return replace(SHORT if arguments.short else Sizes(), **given)
 
 
 def record(folder: Path, sizes: Sizes, seed: int) -> None:
@@ -180,8 +192,8 @@ def fit(data: Path, out: Path, sizes: Sizes, arguments: argparse.Namespace) -> d
         head=0,
         latent=32,
         width=0.5,
-        foreground=8.0,
-        vision_frames=128,
+        foreground=sizes.foreground,
+        vision_frames=sizes.vision_frames,
         vision_updates=sizes.vision_updates,
     )
     config = dreamgym.FitConfig(
