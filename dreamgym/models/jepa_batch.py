@@ -45,12 +45,12 @@ class Moments(NamedTuple):
     """Of the real rows of a batch.
 
     Attributes:
-        count: how many there are; no less than one, for division.
+        rows: how many there are; no less than one, for division.
         mean: their mean.
         variance: their mean squared distance from it.
     """
 
-    count: Tensor
+    rows: Tensor
     mean: Tensor
     variance: Tensor
 
@@ -75,7 +75,7 @@ def moments(values: Tensor, mask: Tensor) -> Moments:
         mask: (N, ...) bool, true where a row is real.
 
     Returns:
-        count (..., 1), mean (..., D) and variance (..., D).
+        rows (..., 1), mean (..., D) and variance (..., D).
     """
     weight = mask.to(values.dtype).unsqueeze(-1)
     count = whole(weight.sum(0)).clamp(min=1.0)
@@ -90,7 +90,7 @@ class BatchNorm(nn.BatchNorm1d):
     Its parameters and buffers are those of `torch.nn.BatchNorm1d`.
     """
 
-    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise.
 
         Args:
@@ -102,12 +102,12 @@ class BatchNorm(nn.BatchNorm1d):
             found = moments(values.flatten(0, -2).float(), mask.flatten())
             mean, variance = found.mean, found.variance
             self._remember(found)
-        scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[operator]
+        scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[arg-type]
         return values * scale + (self.bias - mean * scale)  # type: ignore[operator]
 
     @torch.no_grad()
     def _remember(self, found: Moments) -> None:
-        unbiased = found.variance * found.count / (found.count - 1.0).clamp(min=1.0)
+        unbiased = found.variance * found.rows / (found.rows - 1.0).clamp(min=1.0)
         momentum = self.momentum or 0.0
         self.running_mean.lerp_(found.mean, momentum)  # type: ignore[union-attr]
         self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -83,7 +83,7 @@ class Senses(nn.Module):
         self.vectors = nn.ModuleList(Vectors(boxes[key], "standard") for key in self.vector_keys)
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
-        self.dim = sum(int(encoder.dim) for encoder in self.images)  # type: ignore[arg-type]
+        self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)
         if self.sizes:
             self.encode_vectors = nn.Sequential(
                 nn.Linear(sum(self.sizes), config.width),

@@ -81,7 +81,7 @@ class PretrainedEncoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-def _load(name: str) -> nn.Module:
+def _load(name: str) -> Any:
     try:
         from transformers import AutoModel
     except ImportError as error:
@@ -92,7 +92,7 @@ def _load(name: str) -> nn.Module:
     base, _, revision = name.partition("@")
     try:
         # Weights as safetensors only, and no code of the repository: nothing is executed.
-        model: nn.Module = AutoModel.from_pretrained(
+        return AutoModel.from_pretrained(
             base, revision=revision or None, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
@@ -101,7 +101,6 @@ def _load(name: str) -> nn.Module:
             "revision, and that the hub can be reached; or download the model's folder (its "
             "config.json and model.safetensors) and give its path as the name"
         ) from error
-    return model
 
 
 def _resolved(name: str, model: Any) -> str:
