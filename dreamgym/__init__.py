@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dreamgym.data import record as record
     from dreamgym.dream.vector import DreamVectorEnv as DreamVectorEnv
     from dreamgym.fit_config import FitConfig as FitConfig
+    from dreamgym.fit_config import recommended as recommended
     from dreamgym.fitting import fit as fit
     from dreamgym.train.sb3 import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
@@ -34,6 +35,7 @@ _HOMES = {
     "evaluate": "dreamgym.transfer",
     "fit": "dreamgym.fitting",
     "load": "dreamgym.world",
+    "recommended": "dreamgym.fit_config",
     "record": "dreamgym.data",
     "train_policy": "dreamgym.train.sb3",
     "transfer_policy": "dreamgym.transfer",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dreamgym.files import nearest
+from dreamgym.models import FAMILIES
+
 
 class FitError(RuntimeError):
     """A fit that cannot go on; the last good checkpoint is kept."""
@@ -48,3 +51,28 @@ class FitConfig:
     overwrite: bool = False
     tensorboard: str | None = None
     model: Any = None
+
+
+def recommended(family: str, preset: str | None = None, **settings: Any) -> FitConfig:
+    """The settings that a family's authors used, save those that are given.
+
+    Args:
+        family: a name of the table of families.
+        preset: a published config of that family, such as "doom"; None for its small default.
+        **settings: fields of `FitConfig`.
+
+    Raises:
+        ValueError: no such family or preset; the message has the nearest.
+        TypeError: no such setting.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
+    chosen = {**FAMILIES[family].fit_defaults, **settings}
+    if preset is not None:
+        presets = FAMILIES[family].presets
+        if preset not in presets:
+            raise ValueError(
+                f"the {family} family has no preset {preset!r}: {nearest(preset, presets)}"
+            )
+        chosen.setdefault("model", presets[preset])
+    return FitConfig(**chosen)

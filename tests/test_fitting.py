@@ -162,6 +162,17 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
         dreamgym.fit(data, tmp_path / "w", config=QUICK)
 
 
+def test_settings_are_the_authors_save_those_that_are_given():
+    config = dreamgym.recommended("mdn-rnn", "doom", updates=3)
+    assert config.model.hidden == 512
+    assert config.updates == 3
+    assert dreamgym.recommended("mdn-rnn") == FitConfig()
+    with pytest.raises(ValueError, match="did you mean 'doom'"):
+        dreamgym.recommended("mdn-rnn", "dom")
+    with pytest.raises(ValueError, match="did you mean 'mdn-rnn'"):
+        dreamgym.recommended("mdnrnn")
+
+
 FULL_DISK = """
 import resource, signal, sys
 import dreamgym

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import gymnasium as gym
@@ -62,9 +63,13 @@ class WorldModel(nn.Module, ABC):
         feature_dim: width of `features`.
         noise_dim: how many independent U(0, 1) numbers one row's step or observe uses.
         has_uncertainty: whether predictions carry an uncertainty; zeros stand in them otherwise.
+        presets: published configs by name.
+        fit_defaults: settings of a fit that the family's authors used, by `FitConfig`'s names.
     """
 
     config_type: ClassVar[type]
+    presets: ClassVar[Mapping[str, Any]] = {}
+    fit_defaults: ClassVar[Mapping[str, Any]] = {}
     feature_dim: int
     noise_dim: int
     has_uncertainty: bool = False
