@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +19,18 @@ from torch import Tensor
 
 from dreamgym import checkpoint
 from dreamgym.checkpoint import Progress
-from dreamgym.data import Dataset
+from dreamgym.data import AnyDataset, Dataset, SegmentBatch, draw_ahead, opened
 from dreamgym.device import resolve_device, threads
 from dreamgym.files import nearest
-from dreamgym.fit_config import FitConfig, FitError
+from dreamgym.fit_config import FitConfig, FitError, recommended
 from dreamgym.models import FAMILIES, ModelSpec, Segment, WorldModel, measure, plain
 from dreamgym.quality import as_segment, measure_quality
 from dreamgym.schedule import learning_rate
 from dreamgym.starts import burn_in
 from dreamgym.world import World
 
+DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
+Drawn = tuple[SegmentBatch, np.random.Generator]
 ProgressCallback = Callable[[int, int, dict[str, float]], None]
 REPORT_EVERY = 25
 EVALUATION_BATCHES = 8
@@ -36,7 +39,7 @@ TRAINING, HELD_OUT = 0, 1  # streams of random numbers that never meet
 
 
 def fit(
-    dataset: str | Path | Dataset,
+    dataset: DatasetLike,
     out: str | Path | None = None,
     *,
     family: str = "mdn-rnn",
@@ -51,11 +54,13 @@ def fit(
     fit runs: a fit that was killed goes on from there when it is called again the same way.
 
     Args:
-        dataset: a dataset, or the path of one.
+        dataset: a dataset, or the path of one; or several with weights, `[(path, 3.0), ...]`, from
+            which segments are then drawn by weight. How it is read (memory, observation keys, the
+            user's word on a foreign format) is said by opening it: `fit(Dataset(path, ...))`.
         out: folder of the world to make; None keeps it in memory, without checkpoints.
         family: a name of the table of families.
         seed: of the split, the weights, the batches and the noise.
-        config: settings; None for the defaults.
+        config: settings; None for those of the family's authors (`dreamgym.recommended`).
         progress: called with updates done, updates in all, and the losses.
 
     Returns:
@@ -69,14 +74,14 @@ def fit(
         FitError: a loss is not finite.
         DiskFullError: no room for a checkpoint or the world.
     """
-    config = config or FitConfig()
+    config = config or recommended(family)
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
     target = Path(out) if out is not None else None
     if target is not None and target.exists() and not config.overwrite:
         raise FileExistsError(f"{target} exists already; give another path or allow overwriting it")
     began = time.perf_counter()
-    with threads(config.threads), _opened(dataset) as data:
+    with threads(config.threads), opened(dataset) as data:
         job = _Fit(data, family, seed, config, target)
         job.run(progress or (lambda done, total, figures: None))
         world = job.world(time.perf_counter() - began)
@@ -90,7 +95,7 @@ class _Fit:
     """One fit: model, optimiser and data, and how far it has come."""
 
     def __init__(
-        self, data: Dataset, family: str, seed: int, config: FitConfig, target: Path | None
+        self, data: AnyDataset, family: str, seed: int, config: FitConfig, target: Path | None
     ) -> None:
         self.data, self.family, self.seed, self.config = data, family, seed, config
         self.checkpoint = checkpoint.path_for(target) if target is not None else None
@@ -111,20 +116,31 @@ class _Fit:
             self.progress = checkpoint.restore(
                 self.checkpoint, self.fingerprint(), self.model, self.optimizer
             )
-        with _logger(self.config.tensorboard) as log:
+        self.data.verify()  # what is held in memory was, and most of the rest
+        with _logger(self.config.tensorboard) as log, closing(self._drawn()) as drawn:
             try:
                 while self.progress.update < self.config.updates:
-                    self._update(report, log)
+                    self._update(next(drawn), report, log)
             except KeyboardInterrupt:
                 self._save()
                 raise
         self.model.load_state_dict(self.progress.best)
         self.model.eval().requires_grad_(False)
 
-    def _update(self, report: ProgressCallback, log: Callable[[str, float, int], None]) -> None:
+    def _drawn(self) -> Generator[Drawn, None, None]:
+        """The batches of the updates to come, read ahead where they come from a file."""
+        batches = (
+            self._draw(self.batches, TRAINING, update)
+            for update in itertools.count(self.progress.update)
+        )
+        return batches if self.data.in_memory else draw_ahead(batches)
+
+    def _update(
+        self, drawn: Drawn, report: ProgressCallback, log: Callable[[str, float, int], None]
+    ) -> None:
         config, progress = self.config, self.progress
         self.model.train()
-        loss, terms = self._loss(self.batches, TRAINING, progress.update)
+        loss, terms = self._loss(drawn)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.learning_rate, progress.update, config.updates)
         self.optimizer.zero_grad(set_to_none=True)
@@ -146,10 +162,14 @@ class _Fit:
         if figures:
             report(progress.update, config.updates, figures)
 
-    def _loss(self, sampler: Any, *key: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch that the seed and the key determine, wherever it is computed."""
+    def _draw(self, sampler: Any, *key: int) -> Drawn:
+        """A batch that the seed and the key determine, wherever and whenever it is drawn."""
         rng = np.random.default_rng([self.seed, *key])
-        segment = as_segment(sampler.draw(self.config.batch_size, rng), self.device)
+        return sampler.draw(self.config.batch_size, rng), rng
+
+    def _loss(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, rng = drawn
+        segment = as_segment(batch, self.device)
         return self.model.loss(segment, self._noise(rng, segment))
 
     def _noise(self, rng: np.random.Generator, segment: Segment) -> Tensor:
@@ -178,7 +198,7 @@ class _Fit:
         """The mean loss of fixed held-out batches; the best weights so far are kept."""
         self.model.eval()
         sampler = self.data.segments(self.held_out, self.config.segment_length)
-        looks = [self._loss(sampler, HELD_OUT, k) for k in range(EVALUATION_BATCHES)]
+        looks = [self._loss(self._draw(sampler, HELD_OUT, k)) for k in range(EVALUATION_BATCHES)]
         mean = float(torch.stack([loss for loss, _ in looks]).mean())
         self.model.after_evaluation(
             {name: torch.stack([terms[name] for _, terms in looks]).mean() for name in looks[0][1]}
@@ -212,6 +232,7 @@ class _Fit:
             "dataset": self.data.checksum,
             "family": self.family,
             "seed": self.seed,
+            **self.data.selection,
             **settings,
             "model": plain(self.model.config),
         }
@@ -252,16 +273,6 @@ def _real_limit(env_spec: str | None) -> int | None:
 def _versions() -> dict[str, str]:
     packages = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-@contextmanager
-def _opened(dataset: str | Path | Dataset) -> Iterator[Dataset]:
-    """A dataset as it is, or opened from its path and closed again."""
-    if isinstance(dataset, Dataset):
-        yield dataset
-        return
-    with Dataset(dataset) as opened:
-        yield opened
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym.data import Dataset, SegmentBatch
+from dreamgym.data import AnyDataset, SegmentBatch
 from dreamgym.models import (
     Decodes,
     Segment,
@@ -36,7 +36,7 @@ def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
 
 @torch.no_grad()
 def measure_quality(
-    model: WorldModel, dataset: Dataset, episodes: NDArray[np.integer], seed: int = 0
+    model: WorldModel, dataset: AnyDataset, episodes: NDArray[np.integer], seed: int = 0
 ) -> dict[str, Any]:
     """Measure a model on episodes that it was not fitted to.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dreamgym.data import Dataset
+from dreamgym.data import AnyDataset
 from dreamgym.models import Observation, Segment, State, WorldModel, as_tensors, filter, segment_to
 
 CHUNK = 128
@@ -49,7 +49,7 @@ class Starts:
 
 def burn_in(
     model: WorldModel,
-    dataset: Dataset,
+    dataset: AnyDataset,
     episodes: NDArray[np.integer],
     *,
     count: int = 1024,
@@ -86,7 +86,7 @@ def burn_in(
 @torch.no_grad()
 def _burnt_in(
     model: WorldModel,
-    dataset: Dataset,
+    dataset: AnyDataset,
     places: list[tuple[int, int]],
     length: int,
     rng: np.random.Generator,
@@ -102,7 +102,7 @@ def _burnt_in(
     return {key: leaf[rows, last].cpu() for key, leaf in states.items()}
 
 
-def _windows(dataset: Dataset, places: list[tuple[int, int]], length: int) -> Segment:
+def _windows(dataset: AnyDataset, places: list[tuple[int, int]], length: int) -> Segment:
     """Left-aligned windows with each (episode, row) in them, `min(row, length)` rows in."""
     observations, actions = [], []
     for episode, row in places:

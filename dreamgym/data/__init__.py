@@ -5,10 +5,11 @@ from dreamgym.data.converting import Conversion, convert, pack
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.formats import ForeignOptions
-from dreamgym.data.mixing import Mixture
+from dreamgym.data.mixing import AnyDataset, MixedDataset, Mixture, opened
 from dreamgym.data.page import write_page
-from dreamgym.data.parallel import ShardPlan, record_shards
-from dreamgym.data.prefetching import prefetch
+from dreamgym.data.parallel import ShardPlan, record_shards, resume_shards
+from dreamgym.data.policies import Policy
+from dreamgym.data.prefetching import draw_ahead, prefetch
 from dreamgym.data.reader import Dataset
 from dreamgym.data.recorder import Recorder
 from dreamgym.data.recording import record, resume
@@ -25,6 +26,7 @@ from dreamgym.data.vector_recorder import VectorRecorder
 from dreamgym.data.writer import DatasetWriter
 
 __all__ = [
+    "AnyDataset",
     "Card",
     "Conversion",
     "Dataset",
@@ -33,7 +35,9 @@ __all__ = [
     "DatasetWriter",
     "Episode",
     "ForeignOptions",
+    "MixedDataset",
     "Mixture",
+    "Policy",
     "Recorder",
     "Recovery",
     "SegmentBatch",
@@ -44,12 +48,15 @@ __all__ = [
     "check",
     "check_supported",
     "convert",
+    "draw_ahead",
+    "opened",
     "pack",
     "prefetch",
     "record",
     "record_shards",
     "recover",
     "resume",
+    "resume_shards",
     "space_from_json",
     "space_to_json",
     "write_page",

@@ -192,13 +192,21 @@ def _require_filters(dataset: h5py.Dataset, key: str) -> None:
     plist = dataset.id.get_create_plist()
     for number in range(plist.get_nfilters()):
         code, _, _, name = plist.get_filter(number)
-        if not h5py.h5z.filter_avail(code):
+        if not _filter_available(code):
             raise DatasetError(
                 f"it is compressed with filter {code} ({name.decode(errors='replace') or '?'}), "
                 "whose plugin is missing",
                 key=key,
                 remedy="install hdf5plugin: pip install 'dreamgym[hdf5plugin]'",
             )
+
+
+def _filter_available(code: int) -> bool:
+    if h5py.h5z.filter_avail(code):
+        return True
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401  # importing it registers its filters
+    return bool(h5py.h5z.filter_avail(code))
 
 
 def _join(parent: h5py.Group, name: str) -> str:

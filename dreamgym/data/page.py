@@ -17,6 +17,7 @@ from dreamgym.data.checking import Card, check
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.reader import Dataset
+from dreamgym.files import written_aside
 
 Array = NDArray[Any]
 _EPISODES, _FRAMES, _BINS = 4, 8, 24
@@ -55,13 +56,14 @@ def write_page(
         pass  # no episode is good; the card says which are bad, and why
     problems = "".join(f"<li class='bad'>{html.escape(text)}</li>" for text in card.problems)
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in card.notes)
-    Path(out).write_text(
+    page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         f"<title>{html.escape(Path(path).name)}</title><style>{_STYLE}</style>"
         f"<h1>{html.escape(Path(path).name)}</h1><pre>{html.escape(str(card))}</pre>"
-        f"<ul>{problems}{notes}</ul>{pictures}</html>\n",
-        encoding="utf-8",
+        f"<ul>{problems}{notes}</ul>{pictures}</html>\n"
     )
+    with written_aside(Path(out)) as aside:
+        aside.write_text(page, encoding="utf-8")
     return card
 
 

@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from dreamgym.data.aside import refuse_unfinished
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.native import open_native
 from dreamgym.data.policies import make_policy
 from dreamgym.data.recorder import Recorder
-from dreamgym.data.recording import Progress, make_env, run
+from dreamgym.data.recording import Progress, make_env, require_same, run
+from dreamgym.data.writer import DatasetWriter
 
 _POLL_SECONDS = 0.05
 
@@ -60,13 +63,67 @@ def record_shards(
         DatasetError: `out` exists, or a process failed; the message says how.
         ValueError: A number is out of range, or there is no such policy.
     """
-    if plan.workers < 1 or plan.steps < plan.workers:
-        raise ValueError(f"{plan.steps} steps with {plan.workers} workers; at least 1 step each")
+    _require_sense(plan)
     folder = Path(out)
     if folder.exists():
         raise DatasetError("it exists already", path=folder, remedy="choose another name")
     make_env(env_id).close()  # an unknown id is better said once, and before anything is made
     folder.mkdir(parents=True)
+    return _run(env_id, folder, plan, progress)
+
+
+def resume_shards(
+    env_id: str,
+    out: str | os.PathLike[str],
+    plan: ShardPlan,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """Go on with a folder of shards until they hold the plan's steps; no seed comes twice.
+
+    Args:
+        env_id: As for `record_shards`.
+        out: A folder that `record_shards` made, also one that was interrupted. Shards of killed
+            processes must be recovered before.
+        plan: As it was, but for `steps`, which the shards shall hold in the end; its seed is that
+            of the shards.
+        progress: As for `record_shards`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetError: It is no such folder, was recorded by another number of processes, with
+            another policy or from another environment, or a process failed.
+        ValueError: A number is out of range, or there is no such policy.
+    """
+    _require_sense(plan)
+    folder = Path(out)
+    shards = sorted(folder.glob("*.h5*"))
+    unfinished = [path for path in shards if path.suffix == ".partial"]
+    if unfinished:
+        refuse_unfinished(unfinished[0].with_suffix(""))
+    ours = {shard_path(folder, number) for number in range(plan.workers)}
+    strange = [path for path in shards if path.suffix == ".h5" and path not in ours]
+    if strange or not ours & set(shards):
+        raise DatasetError(
+            f"it holds {len(shards)} shards, and is to be gone on with by {plan.workers} processes",
+            path=folder,
+            remedy="give as many processes as it was recorded with",
+        )
+    first = open_native(min(ours & set(shards)), 0)
+    first.close()
+    seed = first.metadata.seed
+    return _run(env_id, folder, plan if seed is None else replace(plan, seed=seed), progress)
+
+
+def _require_sense(plan: ShardPlan) -> None:
+    if plan.workers < 1 or plan.steps < plan.workers:
+        raise ValueError(f"{plan.steps} steps with {plan.workers} workers; at least 1 step each")
+
+
+def _run(env_id: str, folder: Path, plan: ShardPlan, progress: Progress | None) -> Path:
+    """Start the processes, wait for them, and say what went wrong in them."""
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", plan.workers, lock=False)
     failures: Any = context.SimpleQueue()
@@ -132,11 +189,16 @@ def _work(
         done[number] = now
 
     try:
-        env = make_env(env_id)
+        env, path = make_env(env_id), shard_path(folder, number)
         policy = make_policy(plan.policy, env.action_space)
-        recorder = Recorder(
-            env, shard_path(folder, number), policy=policy.name, seed=plan.seed, env_index=number
-        )
+        if path.exists():
+            with DatasetWriter.extend(path) as writer:
+                require_same(writer, env, policy)
+                recorder = Recorder(env, writer, env_index=number)
+                with recorder:
+                    run(recorder, policy, steps=share, seed=plan.seed, progress=count)
+            return
+        recorder = Recorder(env, path, policy=policy.name, seed=plan.seed, env_index=number)
         with recorder:
             run(recorder, policy, steps=share, seed=plan.seed, progress=count)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 DEFAULT_STICKINESS = 0.8
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses actions, and starts afresh at each episode."""
 
@@ -93,17 +94,22 @@ class CallablePolicy:
         return self._function(observation)
 
 
-def make_policy(policy: str | Callable[[Any], Any], action_space: gym.Space[Any]) -> Policy:
+PolicyLike = str | Callable[[Any], Any] | Policy
+
+
+def make_policy(policy: PolicyLike, action_space: gym.Space[Any]) -> Policy:
     """The policy that a user named.
 
     Args:
         policy: `"random"`; `"sticky-random"`, or `"sticky:P"` with the probability of repeating the
-            last action; or a function from an observation to an action.
+            last action; a function from an observation to an action; or a `Policy`.
         action_space: Where random actions come from.
 
     Raises:
         ValueError: There is no such policy.
     """
+    if isinstance(policy, Policy):
+        return policy
     if callable(policy):
         return CallablePolicy(policy)
     if policy == "random":

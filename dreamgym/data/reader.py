@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from dreamgym.data import schema
 from dreamgym.data.aside import partial_path, refuse_unfinished
 from dreamgym.data.columns import for_models
+from dreamgym.data.described import Described
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.foreign_source import is_foreign, open_in_memory
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native, open_snapshot
-from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
@@ -31,23 +30,25 @@ Array = NDArray[Any]
 DEFAULT_MEMORY = 1 << 30  # bytes
 
 
-class Dataset:
+class Dataset(Described):
     """A dataset of episodes, opened for reading.
 
     Small observations are held in memory; larger ones than `memory` stay in the file and are read
     when asked for. What is held is checked at once, episode by episode: checksum, NaN and
-    infinities, actions outside their space.
+    infinities, actions outside their space. What stays in the file is checked when an episode of
+    it is first read by `episode`, or by `verify`; `fit` does so before its first update.
 
     Args:
         path: The file, or a folder of them (shards).
         on_bad: What to do with a bad episode: `"raise"` (the default), or `"skip"` it and list it
             in `skipped`. The file is never changed.
         memory: Bytes of observations to hold in memory at most.
-        foreign: What a foreign dataset does not say by itself; such a one is read into memory.
+        foreign: What a foreign dataset does not say by itself.
+        keys: Observation keys to use, of a Dict space; all where it is not given.
 
     Raises:
-        DatasetError: It is no dataset, it is damaged, or an episode is bad; the message names path,
-            key, episode and row.
+        DatasetError: It is no dataset, it is damaged, an episode is bad, or there is no such key;
+            the message names path, key, episode and row.
         UnsupportedSpaceError: It has a space that this dreamgym does not know.
     """
 
@@ -58,6 +59,7 @@ class Dataset:
         on_bad: Literal["raise", "skip"] = "raise",
         memory: int = DEFAULT_MEMORY,
         foreign: ForeignOptions | None = None,
+        keys: Sequence[str] | None = None,
     ) -> None:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
@@ -69,7 +71,7 @@ class Dataset:
             source, self.skipped = open_in_memory(given, memory, options, on_bad)
         else:
             source = (open_shards if given.is_dir() else open_native)(given, memory)
-        self._adopt(source, on_bad)
+        self._adopt(source, on_bad, keys)
 
     @classmethod
     def snapshot(cls, path: str | os.PathLike[str], *, memory: int = DEFAULT_MEMORY) -> Dataset:
@@ -86,41 +88,31 @@ class Dataset:
         dataset._adopt(open_snapshot(where, memory), "raise")
         return dataset
 
-    def _adopt(self, source: Source, on_bad: str) -> None:
+    def _adopt(self, source: Source, on_bad: str, keys: Sequence[str] | None = None) -> None:
         self._source = source
         self.path = source.path
-        self.metadata: DatasetMetadata = source.metadata
+        self.metadata = source.metadata
         try:
             self._keep_good(on_bad)
+            self._segment_source = self._make_segment_source()
+            if keys is not None:
+                self._segment_source = self._make_segment_source(keys)
+                self.metadata = source.metadata.with_keys(keys)
         except BaseException:
             source.close()
             raise
-        self._segment_source = self._make_segment_source()
 
     @property
-    def observation_space(self) -> gym.Space[Any]:
-        """Of one environment."""
-        return self.metadata.observation_space
+    def in_memory(self) -> bool:
+        """Nothing is read from the file any more."""
+        return self._source.in_memory
 
     @property
-    def action_space(self) -> gym.Space[Any]:
-        """Of one environment."""
-        return self.metadata.action_space
-
-    @property
-    def env_spec(self) -> str | None:
-        """JSON of Gymnasium's `EnvSpec`."""
-        return self.metadata.env_spec
-
-    @property
-    def env_id(self) -> str | None:
-        """Id of the environment that it was recorded from."""
-        return self.metadata.env_id
-
-    @property
-    def policy(self) -> str:
-        """What chose the actions, in words."""
-        return self.metadata.policy
+    def selection(self) -> dict[str, Any]:
+        """What of the dataset is used, JSON-plain; empty where all of it is."""
+        if self.metadata is self._source.metadata:
+            return {}
+        return {"keys": list(self.metadata.observation_boxes())}
 
     @property
     def num_episodes(self) -> int:
@@ -173,15 +165,17 @@ class Dataset:
 
         Raises:
             IndexError: There is no such episode.
+            DatasetError: It stays in the file, is read for the first time, and is bad.
         """
         if not -self.num_episodes <= index < self.num_episodes:
             raise IndexError(f"episode {index} of {self.num_episodes} in {self.path}")
+        self._verify(index)
         header = self._table.header(index)
         start, length = header["start"], header["length"]
         stop = start + length
         observations = {
-            key: column.read(start, stop + 1).copy()
-            for key, column in self._source.observations.items()
+            key: self._source.observations[key].read(start, stop + 1).copy()
+            for key in self.metadata.observation_boxes()
         }
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return Episode(
@@ -218,15 +212,19 @@ class Dataset:
         return np.sort(order[count:]), np.sort(order[:count])
 
     def verify(self) -> None:
-        """Read everything, also what stays in the file, and raise at the first bad episode.
+        """Verify every episode that was not yet, and raise at the first bad one.
 
         Opening verifies what is held in memory; this does the rest, at the speed of the disk.
-
-        Raises:
-            DatasetError: A checksum does not fit, or a value is not finite.
         """
-        for error in self._source.audit():
+        for index in np.flatnonzero(~self._verified).tolist():
+            self._verify(index)
+
+    def _verify(self, index: int) -> None:
+        if self._verified[index]:
+            return
+        for error in self._source.audit_episode(int(self._numbers[index])):
             raise error.at(path=self.path)
+        self._verified[index] = True
 
     def segments(
         self,
@@ -269,11 +267,13 @@ class Dataset:
                 raise error.at(path=self.path)
             bad.add(error.episode)
             self.skipped.append(str(error.at(path=self.path)))
+        # Where each episode stands in the file.
+        self._numbers = np.array([i for i in range(len(self._table)) if i not in bad], np.int64)
+        if not len(self._numbers):
+            raise DatasetError(f"all {len(bad)} episodes are bad", path=self.path)
         if bad:
-            good = [index for index in range(len(self._table)) if index not in bad]
-            if not good:
-                raise DatasetError(f"all {len(bad)} episodes are bad", path=self.path)
-            self._table = self._table.select(np.array(good))
+            self._table = self._table.select(self._numbers)
+        self._verified = np.full(len(self._numbers), self.in_memory)
 
     def _make_segment_source(self, keys: Sequence[str] | None = None) -> SegmentSource:
         observations = self._source.observations
@@ -286,7 +286,7 @@ class Dataset:
                     f"{list(observations) if is_dict else 'none, for its space is no Dict'}",
                     path=self.path,
                 )
-            observations = {key: observations[key] for key in keys}
+            observations = {key: column for key, column in observations.items() if key in keys}
         return SegmentSource(
             observations if is_dict else observations[schema.SINGLE_KEY],
             action=for_models(self._source.action),

@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamgym.data.aside import refuse_existing
 from dreamgym.data.errors import DatasetError
-from dreamgym.data.policies import Policy, make_policy
+from dreamgym.data.policies import Policy, PolicyLike, make_policy
 from dreamgym.data.recorder import Recorder
 from dreamgym.data.writer import DatasetWriter
 
@@ -26,7 +26,7 @@ def record(
     *,
     steps: int,
     out: str | os.PathLike[str],
-    policy: str | Callable[[Any], Any] = "random",
+    policy: PolicyLike = "random",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -42,7 +42,7 @@ def record(
         steps: Steps to record, at least 1.
         out: The dataset to make; must not exist.
         policy: `"random"`, `"sticky-random"`, `"sticky:0.8"` (the probability of repeating the last
-            action), or a function from an observation to an action.
+            action), a function from an observation to an action, or a `Policy`, which is seeded.
         seed: Of the recording, at least 0.
         progress: Called now and then with the steps done and the steps wanted.
 
@@ -80,7 +80,7 @@ def resume(
     *,
     steps: int,
     out: str | os.PathLike[str],
-    policy: str | Callable[[Any], Any] = "random",
+    policy: PolicyLike = "random",
     progress: Progress | None = None,
 ) -> Path:
     """Go on with a recording until it holds `steps` steps; the seeds go on where they stopped.
@@ -107,7 +107,7 @@ def resume(
     try:
         chosen = make_policy(policy, made.action_space)
         with DatasetWriter.extend(out) as writer:
-            seed = _require_same(writer, made, chosen)
+            seed = require_same(writer, made, chosen)
             recorder = Recorder(made, writer)
             try:
                 run(recorder, chosen, steps=steps, seed=seed, progress=progress)
@@ -119,7 +119,7 @@ def resume(
     return out
 
 
-def _require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
+def require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
     """The seed of the recording, if environment and policy are those that it was made with."""
     metadata, path = writer.metadata, writer.path
     if (env.observation_space, env.action_space) != (

@@ -17,8 +17,8 @@ import json
 import math
 import platform
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -107,6 +107,11 @@ class DatasetMetadata:
     def observation_boxes(self) -> dict[str, spaces.Box]:
         """The Box of every observation key; a space that is no Dict has one key, `SINGLE_KEY`."""
         return boxes_of(self.observation_space)
+
+    def with_keys(self, keys: Sequence[str]) -> DatasetMetadata:
+        """The same with some keys of its Dict observation space, in the order of that."""
+        chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
+        return replace(self, observation_space=spaces.Dict(chosen))
 
     def to_attributes(self) -> dict[str, str | int]:
         """As the HDF5 root attributes."""

@@ -66,6 +66,15 @@ class Source:
         columns = self.columns().items()
         return {name: column for name, column in columns if isinstance(column, MemoryColumn)}
 
+    @property
+    def in_memory(self) -> bool:
+        """All columns are."""
+        return len(self.held()) == len(self.columns())
+
+    def audit_episode(self, episode: int) -> Iterator[DatasetError]:
+        """What is wrong with the rows of one episode, see `audit`."""
+        yield from self._audit_block(episode, episode + 1, self.columns())
+
     def audit(self, columns: dict[str, Column] | None = None) -> Iterator[DatasetError]:
         """Every episode that must not be fitted from, read block by block.
 

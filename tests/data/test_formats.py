@@ -401,9 +401,12 @@ def test_links_in_foreign_files_are_not_followed(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_packing_keeps_every_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gzip", "zstd"])
+def test_packing_keeps_every_bit(tmp_path: Path, method: Any) -> None:
+    if method == "zstd":
+        pytest.importorskip("hdf5plugin")
     source = record("CartPole-v1", steps=1500, out=tmp_path / "a.h5")
-    packed = pack(source, tmp_path / "b.h5", level=9)
+    packed = pack(source, tmp_path / "b.h5", level=9, method=method)
     assert packed.stat().st_size < source.stat().st_size
     with Dataset(source) as a, Dataset(packed) as b:
         assert a.checksum == b.checksum
@@ -415,6 +418,8 @@ def test_packing_keeps_every_bit(tmp_path: Path) -> None:
         pack(source, packed)
     with pytest.raises(ValueError, match="level"):
         pack(source, tmp_path / "c.h5", level=10)
+    with pytest.raises(ValueError, match="method"):
+        pack(source, tmp_path / "c.h5", method="zip")  # type: ignore[arg-type]
     (tmp_path / "d.h5").write_bytes(source.read_bytes()[:9000])
     with pytest.raises(DatasetError, match="truncated"):
         pack(tmp_path / "d.h5", tmp_path / "e.h5")

@@ -3,14 +3,21 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, SegmentBatch
-from tests.data.samples import dict_cartpole, random_episode, write, write_random
+from dreamgym.data import Dataset, DatasetError, DatasetMetadata, SegmentBatch, record
+from tests.data.samples import (
+    dict_cartpole,
+    image_cartpole,
+    random_episode,
+    write,
+    write_random,
+)
 
 
 def slow_segments(dataset: Dataset, episodes: list[int], length: int) -> SegmentBatch:
@@ -212,3 +219,32 @@ def test_a_dict_is_read_by_key(tmp_path: Path) -> None:
         assert list(batch.observation) == ["a/b %.", "angle", "pixels"]
         assert batch.observation["angle"].shape == (2, 4)
         assert batch.observation["pixels"].dtype == np.uint8
+
+
+def test_a_dataset_of_some_keys(tmp_path: Path) -> None:
+    path = record(dict_cartpole(), steps=60, out=tmp_path / "d.h5")
+    with Dataset(path) as whole, Dataset(path, keys=["pixels", "angle"]) as some:
+        assert list(some.observation_space.spaces) == ["angle", "pixels"]  # the space's order
+        assert some.selection == {"keys": ["angle", "pixels"]}
+        assert whole.selection == {}
+        assert some.checksum == whole.checksum
+        assert list(some.episode(0).observations) == ["angle", "pixels"]
+        np.testing.assert_array_equal(
+            some.episode(0).observations["angle"], whole.episode(0).observations["angle"]
+        )
+        batch = some.segments([0], 4).draw(2, np.random.default_rng(0))
+        assert set(batch.observation) == {"pixels", "angle"}
+    with pytest.raises(DatasetError, match="no observation keys"):
+        Dataset(path, keys=["pixel"])
+
+
+def test_what_stays_in_the_file_is_verified_when_it_is_first_read(tmp_path: Path) -> None:
+    path = record(image_cartpole(), steps=200, out=tmp_path / "d.h5")
+    with h5py.File(path, "r+") as file:
+        file["steps/obs/observation"][int(file["episodes/start"][2]) + 1, 0, 0, 0] ^= 1
+    with Dataset(path, memory=0) as dataset:
+        dataset.episode(1)
+        with pytest.raises(DatasetError, match="episode 2: its checksum"):
+            dataset.episode(2)
+        with pytest.raises(DatasetError, match="episode 2: its checksum"):
+            dataset.verify()

@@ -350,9 +350,9 @@ def test_a_missing_filter(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     at = raw.find(b"deflate\x00") - 8  # id, length of the name, flags, number of values, name
     assert struct.unpack_from("<H", raw, at) == (1,)
-    struct.pack_into("<H", raw, at, 32015)
+    struct.pack_into("<H", raw, at, 32999)
     path.write_bytes(raw)
-    with pytest.raises(DatasetError, match=r"filter 32015.*plugin is missing; install hdf5plugin"):
+    with pytest.raises(DatasetError, match=r"filter 32999.*plugin is missing; install hdf5plugin"):
         Dataset(path)
 
 

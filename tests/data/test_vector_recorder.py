@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dreamgym.data import (
     UnsupportedSpaceError,
     VectorRecorder,
     record_shards,
+    resume_shards,
 )
 from tests.data.samples import assert_same_episode, dict_cartpole
 
@@ -179,6 +181,35 @@ def test_several_processes_make_one_dataset(tmp_path: Path) -> None:
         assert len({e.seed for e in episodes}) == len(episodes)
     with pytest.raises(DatasetError, match="exists already"):
         record_shards("Pendulum-v1", tmp_path / "a", plan)
+
+
+def test_shards_are_gone_on_with(tmp_path: Path) -> None:
+    """Their complete episodes are those of a recording that was never interrupted."""
+    plan = ShardPlan(steps=150, workers=2, seed=4)
+    record_shards("CartPole-v1", tmp_path / "a", plan)
+    whole = ShardPlan(steps=400, workers=2, seed=4)
+    record_shards("CartPole-v1", tmp_path / "b", whole)
+    (tmp_path / "a" / "shard-0001.h5").unlink()  # a process that had not yet begun
+    resume_shards("CartPole-v1", tmp_path / "a", ShardPlan(steps=400, workers=2, seed=99))
+    with Dataset(tmp_path / "a") as a, Dataset(tmp_path / "b") as b:
+        assert a.num_steps == 400
+        of_a, of_b = (
+            {e.seed: e.observations for e in map(d.episode, range(len(d))) if e.complete}
+            for d in (a, b)
+        )
+        seeds = [a.episode(i).seed for i in range(len(a))]
+        assert len(set(seeds)) == len(seeds)
+        common = of_a.keys() & of_b.keys()
+        assert len(common) >= len(of_b) - 2
+        for seed in common:
+            np.testing.assert_array_equal(of_a[seed], of_b[seed])
+    with pytest.raises(DatasetError, match="as many processes"):
+        resume_shards("CartPole-v1", tmp_path / "a", ShardPlan(steps=500, workers=1))
+    with pytest.raises(DatasetError, match="recorded with the policy 'random'"):
+        resume_shards("CartPole-v1", tmp_path / "a", replace(whole, steps=500, policy="sticky:0.5"))
+    (tmp_path / "a" / "shard-0000.h5").rename(tmp_path / "a" / "shard-0000.h5.partial")
+    with pytest.raises(DatasetError, match="dreamgym recover"):
+        resume_shards("CartPole-v1", tmp_path / "a", whole)
 
 
 def act_wrongly(observation: Any) -> Any:

@@ -1,0 +1,74 @@
+"""What fitting reads: from memory or a file, some keys, several datasets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym import FitConfig
+from dreamgym.data import Dataset, DatasetError
+from dreamgym.models import MDNRNNConfig
+from tests.data.samples import dict_cartpole
+
+QUICK = FitConfig(
+    updates=20,
+    batch_size=16,
+    segment_length=8,
+    evaluate_every=10,
+    starts=32,
+    model=MDNRNNConfig(hidden=16, trunk=16, head=16),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "cartpole.h5"
+    return dreamgym.record("CartPole-v1", steps=800, out=out, seed=0)
+
+
+def weights(world: dreamgym.World) -> torch.Tensor:
+    return torch.cat([leaf.flatten() for leaf in world.model.state_dict().values()])
+
+
+def test_where_the_data_lie_makes_no_difference(data: Path) -> None:
+    """Read ahead from the file by a thread, or drawn from memory: the same world."""
+    with Dataset(data, memory=0) as streamed:
+        assert not streamed.in_memory
+        from_file = dreamgym.fit(streamed, config=QUICK)
+    assert torch.equal(weights(from_file), weights(dreamgym.fit(data, config=QUICK)))
+
+
+def test_a_bad_episode_in_the_file_fails_the_fit(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    path.write_bytes(data.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["steps/obs/observation"][100, 0] += 1
+    with (
+        Dataset(path, memory=0) as dataset,
+        pytest.raises(DatasetError, match="its checksum does not fit"),
+    ):
+        dreamgym.fit(dataset, config=replace(QUICK, updates=1))
+
+
+def test_some_observation_keys(tmp_path: Path) -> None:
+    path = dreamgym.record(dict_cartpole(), steps=300, out=tmp_path / "d.h5")
+    with Dataset(path, keys=["angle", "a/b %."]) as dataset:
+        world = dreamgym.fit(dataset, config=replace(QUICK, updates=2))
+    assert set(world.observation_space.spaces) == {"angle", "a/b %."}
+    assert world.provenance["fit"]["keys"] == ["a/b %.", "angle"]
+
+
+def test_several_datasets_with_weights(data: Path, tmp_path: Path) -> None:
+    other = dreamgym.record("CartPole-v1", steps=400, out=tmp_path / "b.h5", seed=9)
+    one, two = (dreamgym.fit([(data, 1.0), (other, weight)], config=QUICK) for weight in (1.0, 5.0))
+    assert not torch.equal(weights(one), weights(two))
+    assert two.provenance["fit"]["weights"] == [1.0, 5.0]
+    assert two.provenance["dataset_steps"] == 1200
+    assert two.env_id == "CartPole-v1"
+    assert np.isfinite(two.quality["reward_rmse"])
