@@ -51,7 +51,7 @@ class JEPA(WorldModel):
     config_type = JEPAConfig
     presets: ClassVar[Mapping[str, JEPAConfig]] = PRESETS
     fit_defaults: ClassVar[Mapping[str, float]] = {
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "batch_size": 64,
         "segment_length": 8,
         "gradient_clip": 10.0,

@@ -20,7 +20,8 @@ class JEPAObjective:
 
     Attributes:
         sigreg: of SIGReg (arXiv 2511.08544), LeWM's only regulariser. It does not carry over from
-            one scale of the prediction error to another.
+            one scale of the prediction error to another: LeWM's 0.09 stands against whole
+            embeddings five frames on, and much less against the small change in one step.
         std: of VICReg's variance term.
         cov: of its covariance term.
         temporal: of the squared change of the embedding in a step.
@@ -97,7 +98,7 @@ class JEPAConfig:
     predicts: Predicts = "change"
     probe: Probe = "vectors"
     range_margin: float = 0.3
-    objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.09, rollout=4))
+    objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.01, rollout=4))
 
     def __post_init__(self) -> None:
         sizes = ("embedding", "context", "image_size", "width", "blocks", "heads", "head_width")

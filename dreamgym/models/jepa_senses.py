@@ -129,12 +129,12 @@ class Probe(nn.Module):
         # Held, not owned: its normalisers are saved once.
         self._senses = [senses]
         if senses.sizes:
-            self.vectors = nn.Sequential(
+            # Most of the state lies in the embedding linearly; the rest is left to the MLP.
+            self.linear = nn.Linear(config.embedding, sum(senses.sizes))
+            self.bent = nn.Sequential(
                 nn.Linear(config.embedding, config.width),
                 nn.SiLU(),
-                nn.Linear(config.width, config.width),
-                nn.SiLU(),
-                nn.Linear(config.width, sum(senses.sizes)),
+                nn.Linear(config.width, sum(senses.sizes), bias=False),
             )
         pixels = [encoder.pixels for encoder in senses.images]
         wanted = pixels if config.probe == "all" else []
@@ -143,6 +143,10 @@ class Probe(nn.Module):
             for p in wanted
         )
         self.whole = len(wanted) == len(pixels)
+
+    def vectors(self, embeddings: Tensor) -> Tensor:
+        """Standardised vectors (..., n) read off embeddings (..., D)."""
+        return self.linear(embeddings) + self.bent(embeddings)
 
     def error(self, embeddings: Tensor, observation: Observation) -> Tensor:
         """Mean squared error (...) of what is read off embeddings (..., D), over its numbers."""
