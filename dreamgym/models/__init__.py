@@ -27,7 +27,9 @@ from dreamgym.models.ensemble import Ensemble, EnsembleConfig
 from dreamgym.models.goal import GoalReward, GoalRewardConfig
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.jepa_config import JEPAConfig, JEPAObjective
+from dreamgym.models.jepa_senses import IMAGENET_MEAN, IMAGENET_STD
 from dreamgym.models.known import REWARDS, TERMINATIONS
+from dreamgym.models.lewm import LeWMError, LeWMStatistics, load_lewm
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.nesting import ModelSpec, plain
 from dreamgym.models.observations import (
@@ -42,6 +44,7 @@ from dreamgym.models.observations import (
 from dreamgym.models.pets import PETS, PETSConfig
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.rssm_config import RSSMConfig, RSSMObjective
+from dreamgym.models.pretrained_encoder import PretrainedError
 from dreamgym.models.statistics import Moments, Statistics, measure
 
 FAMILIES: dict[str, type[WorldModel]] = {
@@ -59,6 +62,8 @@ FAMILIES: dict[str, type[WorldModel]] = {
 
 __all__ = [
     "FAMILIES",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "JEPA",
     "MDNRNN",
     "PETS",
@@ -76,6 +81,8 @@ __all__ = [
     "KnownRewardConfig",
     "KnownTermination",
     "KnownTerminationConfig",
+    "LeWMError",
+    "LeWMStatistics",
     "MDNRNNConfig",
     "ModelSpec",
     "Moments",
@@ -84,6 +91,7 @@ __all__ = [
     "Pessimistic",
     "PessimisticConfig",
     "Prediction",
+    "PretrainedError",
     "RSSMConfig",
     "RSSMObjective",
     "Segment",
@@ -97,6 +105,7 @@ __all__ = [
     "filter",
     "imagine",
     "is_image",
+    "load_lewm",
     "measure",
     "part",
     "parts",

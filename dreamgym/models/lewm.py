@@ -109,7 +109,7 @@ def _numbers(statistics: LeWMStatistics, folder: Path) -> dict[str, Tensor]:
             f"predictions mean nothing. Give LeWMStatistics({'=..., '.join(missing)}=...): the "
             "mean and standard deviation of each number of the actions in the dataset that it was "
             "fitted to, before grouping, and of the pixels' channels (LeWM has IMAGENET_MEAN and "
-            "IMAGENET_STD of dreamgym.models.jepa_senses)"
+            "IMAGENET_STD of dreamgym.models)"
         )
     return {name: torch.tensor(value, dtype=torch.float32) for name, value in given.items()}
 
