@@ -42,9 +42,9 @@ from dreamgym.models.observations import (
     parts,
 )
 from dreamgym.models.pets import PETS, PETSConfig
+from dreamgym.models.pretrained_encoder import PretrainedError
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.rssm_config import RSSMConfig, RSSMObjective
-from dreamgym.models.pretrained_encoder import PretrainedError
 from dreamgym.models.statistics import Moments, Statistics, measure
 
 FAMILIES: dict[str, type[WorldModel]] = {
