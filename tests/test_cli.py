@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dreamgym.cli import main
+from dreamgym.data import Dataset
 
 VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack")
 
@@ -91,6 +92,84 @@ def test_several_processes_record_a_folder_that_can_be_fitted(run: Run, tmp_path
     assert run("record", "CartPole-v1", "--steps", 600, "--workers", 2, "--out", out).code == 0
     assert len(list(out.iterdir())) == 2
     assert run("fit", out, "--updates", 5, "--out", tmp_path / "world").code == 0
+
+
+ACTING = """
+def lean(observation):
+    return int(observation[2] > 0)
+"""
+
+
+def test_policies_of_a_file_and_of_a_module_record(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "acting_here.py").write_text(ACTING)
+    lengths = {}
+    for name, words in {
+        "zip": ["--policy", made / "ppo.zip"],
+        "sampled": ["--policy", made / "ppo.zip", "--sample"],
+        "again": ["--policy", made / "ppo.zip", "--sample"],
+        "module": ["--policy", "acting_here:lean"],
+        "workers": ["--policy", "acting_here:lean", "--workers", 2],
+    }.items():
+        done = run("record", "CartPole-v1", "--steps", 200, *words, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        with Dataset(tmp_path / name) as dataset:
+            lengths[name] = dataset.lengths.tolist()
+            if name in ("module", "workers"):
+                assert dataset.policy == "callable:acting_here:lean"
+                episode = dataset.episode(0)
+                leant = (episode.observations[:-1, 2] > 0).astype(int)
+                assert episode.actions.tolist() == leant.tolist()
+            else:
+                assert dataset.policy.startswith("sb3:ppo.zip@")
+    assert lengths["sampled"] == lengths["again"]
+    resumed = run(
+        "record", "CartPole-v1", "--steps", 400, "--policy", "acting_here:lean", "--resume",
+        "--out", tmp_path / "workers",
+    )  # fmt: skip
+    assert resumed.code == 0, resumed.err
+    with Dataset(tmp_path / "workers") as dataset:
+        assert dataset.num_steps == 400
+        assert len({dataset.episode(i).seed for i in range(len(dataset))}) == len(dataset)
+
+
+def test_a_policy_that_sees_latents_cannot_record(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"train {made}/world --view latent --steps 2048 --num-envs 16 --out {tmp_path}/p.zip"
+    assert run(*line.split()).code == 0
+    done = run("record", "CartPole-v1", "--policy", tmp_path / "p.zip", "--out", tmp_path / "d.h5")
+    assert done.code == 2
+    assert "latent" in " ".join(done.err.split())
+    assert not (tmp_path / "d.h5").exists()
+
+
+def test_check_draws_a_page(run: Run, made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "card.html"
+    assert run("check", made / "cartpole.h5", "--html", page).code == 0
+    assert "<svg" in page.read_text()
+
+
+def test_a_foreign_dataset_is_checked_and_fitted_without_a_conversion(
+    run: Run, flat: Path, tmp_path: Path
+) -> None:
+    words = ("--terminals", "termination", "--env", "CartPole-v1")
+    checked = run("check", flat, *words)
+    assert checked.code == 0, checked.err
+    assert "as you said" in checked.out
+    done = run("fit", flat, *words, "--updates", 3, "--out", tmp_path / "world")
+    assert done.code == 0, done.err
+
+
+def test_fit_mixes_datasets_and_minds_its_memory(run: Run, made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    assert run("record", "CartPole-v1", "--steps", 200, "--seed", 1, "--out", other).code == 0
+    line = f"fit {made}/cartpole.h5 --mix {other}=3 --memory 0 --updates 5 --out {tmp_path}/w"
+    assert run(*line.split(), "--json", tmp_path / "f.json").code == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["provenance"]["fit"]["weights"] == [1.0, 3.0]
+    assert figures["provenance"]["dataset_steps"] == 1700
 
 
 def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
@@ -190,6 +269,14 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
     [
         ("record CartPoll-v1 --out {tmp}/x.h5", "CartPole"),
         ("record CartPole-v1 --policy randm --out {tmp}/x.h5", "random"),
+        ("record CartPole-v1 --policy {tmp}/no.zip --out {tmp}/x.h5", "no.zip"),
+        ("record Pendulum-v1 --policy {made}/ppo.zip --steps 9 --out {tmp}/x.h5", "observation"),
+        ("record CartPole-v1 --workers 2 --resume --out {tmp}/x", "x"),
+        ("check {made}/cartpole.h5 --terminals end", "termination"),
+        ("check {made}/cartpole.h5 --env CartPoll-v1", "CartPole"),
+        ("pack {made}/cartpole.h5 {tmp}/x.h5 --method zip", "zstd"),
+        ("fit {made}/cartpole.h5 --mix {tmp}/no.h5=2 --out {tmp}/w", "no.h5"),
+        ("fit {made}/cartpole.h5 --key pixels --out {tmp}/w", "pixels"),
         ("check {tmp}/nothing.h5", "nothing.h5"),
         ("convert {tmp}/nothing.npz {tmp}/x.h5", "nothing.npz"),
         ("convert {made}/ppo.zip {tmp}/x.h5 --terminals end", "termination"),
@@ -229,14 +316,15 @@ def test_an_error_is_one_line_and_leaves_nothing(
         ("record", "ENV"),
         ("record CartPole-v1 --steps 0", "--steps"),
         ("record CartPole-v1 --steps many", "--steps"),
-        ("record CartPole-v1 --workers 2 --resume", "--workers"),
+        ("record CartPole-v1 --policy nosuch.module:act --out {tmp}/x.h5", "nosuch"),
+        ("record CartPole-v1 --policy os:nothing --out {tmp}/x.h5", "nothing"),
         ("check x.h5 --json .", "folder"),
         ("transfer p.zip", "--world"),
         ("pack a.h5 b.h5 --level 12", "--level"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run) -> None:
-    done = run(*line.split())
+def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run, tmp_path: Path) -> None:
+    done = run(*line.format(tmp=tmp_path).split())
     assert done.code == 2
     assert said in done.err
 
@@ -267,8 +355,6 @@ def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
 
     said = " ".join(run("fit", "--help").out.replace("│", " ").split())
     config = FitConfig()
-    assert f"Optimiser updates; by default {config.updates}." in said
-    assert f"Steps seen in one piece; by default {config.segment_length}." in said
     assert f"to choose and measure by; by default {config.held_out}." in said
 
 

@@ -21,6 +21,12 @@ JsonFile = Annotated[
         "--json", metavar="FILE", callback=_not_a_folder, help="Write the figures to FILE as JSON."
     ),
 ]
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", callback=_not_a_folder, help="Write one page with pictures."
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(
@@ -38,3 +44,57 @@ Device = Annotated[
 def given(**options: Any) -> dict[str, Any]:
     """The options that the user gave: those left out take the library's own default."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+Terminals = Annotated[
+    str | None,
+    typer.Option(
+        "--terminals",
+        metavar="WORD",
+        help="What an ambiguous end flag of a foreign file means: termination (the task ended) or "
+        "boundary.",
+    ),
+]
+SourceEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="ENV",
+        help="The environment that a foreign file comes from, for its id and spaces.",
+    ),
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="KEY", help="Observation to take, of several; once for each."),
+]
+
+
+def foreign_options(terminals: str | None, env: str | None, keys: list[str] | None = None) -> Any:
+    """What the user says about a foreign file.
+
+    Args:
+        terminals: as `ForeignOptions` has it.
+        env: id of the environment, which is made to ask for its spaces.
+        keys: observation keys to take.
+
+    Raises:
+        ValueError: another word for `terminals`.
+        DatasetError: no such environment.
+    """
+    from dreamgym.data import ForeignOptions
+    from dreamgym.data.recording import make_env
+
+    known: dict[str, Any] = {}
+    if env is not None:
+        made = make_env(env)
+        known = {
+            "env_id": env,
+            "observation_space": made.observation_space,
+            "action_space": made.action_space,
+        }
+        made.close()
+    return ForeignOptions(
+        terminals=terminals,  # type: ignore[arg-type]  # checked, with an error that says the words
+        keys=tuple(keys) if keys else None,
+        **known,
+    )

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dreamgym.cli.failing import keeping
-from dreamgym.cli.options import Device, JsonFile, Seed, given
+from dreamgym.cli.options import (
+    Device,
+    JsonFile,
+    Keys,
+    Seed,
+    SourceEnv,
+    Terminals,
+    foreign_options,
+    given,
+)
 from dreamgym.cli.showing import number, progress_bar, say, show_figures, write_json
 
 
@@ -20,6 +31,12 @@ def fit(
     family: Annotated[
         str, typer.Option("--family", metavar="NAME", help="The family of world models.")
     ] = "mdn-rnn",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", metavar="NAME", help="A published size of the family, such as doom."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -27,12 +44,17 @@ def fit(
     ] = None,
     updates: Annotated[
         int | None,
-        typer.Option("--updates", min=1, metavar="N", help="Optimiser updates; by default 2000."),
+        typer.Option(
+            "--updates", min=1, metavar="N", help="Optimiser updates; by default the family's."
+        ),
     ] = None,
     segment_length: Annotated[
         int | None,
         typer.Option(
-            "--segment-length", min=2, metavar="N", help="Steps seen in one piece; by default 16."
+            "--segment-length",
+            min=1,
+            metavar="N",
+            help="Steps seen in one piece; by default the family's.",
         ),
     ] = None,
     held_out: Annotated[
@@ -62,6 +84,27 @@ def fit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Let a world that stands there give way.")
     ] = False,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mix",
+            metavar="DATASET=WEIGHT",
+            help="A further dataset to draw from by weight, DATASET having 1; once for each.",
+        ),
+    ] = None,
+    keys: Keys = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            min=0.0,
+            metavar="GB",
+            help="Of observations to hold in memory, at most; by default 1. The rest is read from "
+            "the file, ahead of the fit.",
+        ),
+    ] = None,
+    terminals: Terminals = None,
+    env: SourceEnv = None,
     json_file: JsonFile = None,
 ) -> None:
     """Fit a world to DATASET: a folder that can be dreamt in.
@@ -73,12 +116,14 @@ def fit(
     Example: [bold]dreamgym fit cartpole.h5 --family mdn-rnn --seed 0 --out worlds/cartpole[/]
     """
     from dreamgym.checkpoint import path_for
-    from dreamgym.fit_config import FitConfig
+    from dreamgym.fit_config import recommended
     from dreamgym.fitting import fit as fit_world
 
     target = out if out is not None else Path("worlds") / dataset.stem
     checkpoint = path_for(target)
-    config = FitConfig(
+    config = recommended(
+        family,
+        preset,
         device=device,
         overwrite=overwrite,
         **given(
@@ -95,24 +140,49 @@ def fit(
             return f"the fit so far is in {checkpoint}; the same command goes on from there"
         return "nothing was written"
 
+    options = given(
+        keys=keys or None,
+        memory=None if memory is None else int(memory * 1e9),
+        foreign=foreign_options(terminals, env, keys) if terminals or env else None,
+    )
     begin = time.perf_counter()
-    with keeping(kept), progress_bar("fit") as report:
+    with keeping(kept), _opened(dataset, mix, options) as data, progress_bar("fit") as report:
         world = fit_world(
-            dataset, out=target, family=family, seed=seed, config=config, progress=report
+            data, out=target, family=family, seed=seed, config=config, progress=report
         )
     seconds = time.perf_counter() - begin
-    write_json(
-        json_file,
-        {
-            "world": str(target),
-            "family": family,
-            "seed": seed,
-            "env_id": world.env_id,
-            "horizon": world.horizon,
-            "seconds": seconds,
-            "quality": world.quality,
-            "provenance": world.provenance,
-        },
-    )
+    figures = {
+        "world": str(target),
+        "family": family,
+        "seed": seed,
+        "env_id": world.env_id,
+        "horizon": world.horizon,
+        "seconds": seconds,
+        "quality": world.quality,
+        "provenance": world.provenance,
+    }
+    write_json(json_file, figures)
     show_figures("On held-out episodes", world.quality)
     say(f"{target}: a world of {world.env_id or 'an unnamed environment'}, {number(seconds)} s")
+
+
+@contextmanager
+def _opened(dataset: Path, mix: list[str] | None, options: dict[str, Any]) -> Iterator[Any]:
+    """The dataset, or the mixture of several, as it is to be read."""
+    from dreamgym.data import Dataset
+
+    with ExitStack() as stack:
+        parts = [
+            (stack.enter_context(Dataset(path, **options)), weight)
+            for path, weight in [(dataset, 1.0), *map(_weighted, mix or [])]
+        ]
+        yield parts if mix else parts[0][0]
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """A path and its weight out of `PATH=WEIGHT`."""
+    path, _, weight = text.rpartition("=")
+    try:
+        return Path(path or weight), float(weight) if path else 1.0
+    except ValueError:
+        raise typer.BadParameter(f"--mix {text}: {weight!r} is no number; say PATH=0.5") from None

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from dreamgym.cli.acting import named_policy
 from dreamgym.cli.failing import keeping
 from dreamgym.cli.options import JsonFile, Seed
 from dreamgym.cli.showing import number, progress_bar, say, write_json
 
 POLICY_HELP = (
     "random, or sticky:P, which repeats its last action with probability P. Sticky actions cover "
-    "more where random steps cancel out: sticky:0.8 suits Pendulum and LunarLander."
+    "more where random steps cancel out: sticky:0.8 suits Pendulum and LunarLander. Or a zip of "
+    "Stable-Baselines3, or MODULE:FUNCTION, a function from an observation to an action."
 )
 
 
@@ -26,6 +28,18 @@ def record(
         int, typer.Option("--steps", min=1, metavar="N", help="Real steps to record.")
     ] = 10_000,
     policy: Annotated[str, typer.Option("--policy", metavar="NAME", help=POLICY_HELP)] = "random",
+    sample: Annotated[
+        bool,
+        typer.Option(
+            "--sample", help="Sample a zip's actions; without it, the most likely is taken."
+        ),
+    ] = False,
+    algo: Annotated[
+        str | None,
+        typer.Option(
+            "--algo", metavar="NAME", help="Of a zip that dreamgym did not write: PPO, SAC, ..."
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -52,29 +66,29 @@ def record(
 
     Example: [bold]dreamgym record CartPole-v1 --steps 10000 --seed 0 --out cartpole.h5[/]
     """
-    from dreamgym.data import Dataset, ShardPlan, record_shards, resume
+    from dreamgym.data import Dataset, ShardPlan, record_shards, resume, resume_shards
     from dreamgym.data import record as record_steps
 
-    if go_on and workers > 1:
-        raise typer.BadParameter(
-            "give --resume or --workers, not both: shards are not gone on with"
-        )
     path = out if out is not None else Path(_name(env) + (".h5" if workers == 1 else ""))
+
+    if go_on and path.is_dir():
+        workers = max(workers, len(list(path.glob("shard-*.h5"))))
+    acting = named_policy(policy, env, algo, sample)
 
     def kept() -> str:
         if not path.exists():
             return "nothing was written"
-        return f"the finished episodes are in {path}; --resume goes on with a file"
+        return f"the finished episodes are in {path}; --resume goes on with it"
 
     begin = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
-        if go_on:
-            resume(env, steps=steps, out=path, policy=policy, progress=report)
-        elif workers > 1:
-            plan = ShardPlan(steps=steps, policy=policy, seed=seed, workers=workers)
-            record_shards(env, path, plan, progress=report)
+        if workers > 1:
+            plan = ShardPlan(steps=steps, policy=acting, seed=seed, workers=workers)
+            (resume_shards if go_on else record_shards)(env, path, plan, progress=report)
+        elif go_on:
+            resume(env, steps=steps, out=path, policy=acting, progress=report)
         else:
-            record_steps(env, steps=steps, out=path, policy=policy, seed=seed, progress=report)
+            record_steps(env, steps=steps, out=path, policy=acting, seed=seed, progress=report)
     seconds = time.perf_counter() - begin
     with Dataset(path) as dataset:
         episodes, total = int(dataset.num_episodes), int(dataset.num_steps)
@@ -83,7 +97,7 @@ def record(
         {
             "dataset": str(path),
             "env_id": env,
-            "policy": policy,
+            "policy": policy if isinstance(acting, str) else acting.name,
             "seed": seed,
             "steps": total,
             "episodes": episodes,
