@@ -46,7 +46,13 @@ class RSSM(WorldModel):
 
     config_type = RSSMConfig
     presets: ClassVar[Mapping[str, RSSMConfig]] = PRESETS
-    fit_defaults: ClassVar[Mapping[str, Any]] = {}
+    # Of the default config. The authors of DreamerV3 have 16 x 64 and 4e-5, for millions of steps.
+    fit_defaults: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 64,
+        "segment_length": 16,
+        "learning_rate": 2e-3,
+        "gradient_clip": 10.0,
+    }
     config: RSSMConfig
     worst_return: Tensor
 

@@ -356,3 +356,16 @@ def test_a_world_keeps_its_config_and_says_the_same_after_loading(tmp_path):
     )
     assert torch.equal(one["h"], other["h"])
     assert torch.equal(said.reward, heard.reward)
+
+
+@pytest.mark.parametrize("style", ["planet", "v2", "v3"])
+def test_the_step_of_other_generations_compiles_whole(style):
+    model = a_model(style).requires_grad_(False)
+    state, action, noise = model.initial(3), torch.tensor([0, 1, 2]), noise_for(model, 3)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.step, fullgraph=True, backend="aot_eager")
+    for temperature in (1.0, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)):
+        got, said = compiled(state, action, noise, temperature)
+        wanted, said_plainly = model.step(state, action, noise, temperature)
+        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(tuple(said), tuple(said_plainly))
