@@ -13,6 +13,7 @@ from dreamgym.data import schema
 from dreamgym.data.schema import DatasetMetadata
 
 Array = NDArray[Any]
+PAGE_BYTES = 4096
 
 
 def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -26,6 +27,21 @@ def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np
     for column, dtype in schema.EPISODE_COLUMNS.items():
         layout[f"{schema.EPISODE_GROUP}/{column}"] = (), dtype
     return layout
+
+
+def alignment(metadata: DatasetMetadata) -> dict[str, int]:
+    """How a file of such rows is to be opened: chunks that fill whole pages begin on one.
+
+    Reading by position is a tenth faster from there. Chunks that do not fill whole pages are better
+    left without gaps, one after the other.
+    """
+    sizes = [
+        schema.chunk_rows(shape, dtype) * math.prod(shape) * dtype.itemsize
+        for shape, dtype in row_layout(metadata).values()
+    ]
+    if max(sizes) % PAGE_BYTES:
+        return {}
+    return {"alignment_threshold": max(sizes), "alignment_interval": PAGE_BYTES}
 
 
 def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
@@ -83,6 +99,6 @@ class RowStore:
         self._id.write(h5py.h5s.create_simple(rows.shape), where, rows)
 
     def new_bytes(self, start: int, count: int) -> int:
-        """Bytes of the chunks that appending `count` rows from `start` on begins."""
+        """Bytes that the file may grow by when `count` rows are appended from `start` on."""
         chunks = -(-(start + count) // self._chunk_rows) - -(-start // self._chunk_rows)
-        return chunks * self._chunk_bytes
+        return chunks * (self._chunk_bytes + PAGE_BYTES)

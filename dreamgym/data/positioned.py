@@ -34,7 +34,12 @@ class PositionedColumn:
         self._path, self._key = path, str(dataset.name)
         self._shape, self._dtype = tuple(dataset.shape[1:]), dataset.dtype
         self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
-        self._chunk_rows, self._offsets = _places(dataset, rows)
+        self._chunk_rows, self._places = _places(dataset, rows)
+        # The row at which the bytes that a chunk begins break off: chunks often lie in a row.
+        breaks = np.diff(self._places) != self._chunk_rows * self._row_bytes
+        ends = np.append(np.flatnonzero(breaks) + 1, len(self._places))
+        run = np.searchsorted(ends, np.arange(len(self._places)), side="right")
+        self._run_ends = ends[run] * self._chunk_rows
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         if hasattr(os, "posix_fadvise"):
             # Read-ahead fetches what a random window does not want.
@@ -43,18 +48,30 @@ class PositionedColumn:
     def take(self, rows: Array) -> Array:
         """See `Column.take`."""
         windows = np.empty((*rows.shape, *self._shape), dtype=self._dtype)
-        count = rows.shape[1]
+        count, size = rows.shape[1], self._row_bytes
         buffer = windows.reshape(-1).view(np.uint8).data
-        size, window_bytes = self._row_bytes, count * self._row_bytes
-        firsts, lasts = rows[:, 0].tolist(), rows[:, -1].tolist()
-        for index, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-            begin, present = index * window_bytes, last + 1 - first
-            if count > 1 and rows[index, 1] - first > 1:
-                self._fill_apart(buffer[begin : begin + window_bytes], rows[index])
-                continue
-            self._fill(buffer[begin : begin + present * size], first)
-            if present < count:
-                windows[index, present:] = windows[index, present - 1]
+        firsts, lasts = rows[:, 0], rows[:, -1]
+        chunks, within = np.divmod(firsts, self._chunk_rows)
+        places = self._places.take(chunks) + within * size
+        whole = lasts < self._run_ends.take(chunks)  # one read is enough
+        if count > 1:
+            whole &= rows[:, 1] - firsts < 2
+        ends = (np.arange(len(rows)) * count + lasts + 1 - firsts) * size
+        plan = zip(places.tolist(), whole.tolist(), ends.tolist(), strict=True)
+        for index, (place, at_once, end) in enumerate(plan):
+            begin = index * count * size
+            if at_once:
+                part = buffer[begin:end]
+                got = os.preadv(self._descriptor, [part], place)
+                if got != end - begin:
+                    raise self._shortened(end - begin - got)
+            else:
+                self._fill_apart(buffer[begin : begin + count * size], rows[index])
+        short = np.flatnonzero(whole & (lasts + 1 - firsts < count))
+        for index, present in zip(
+            short.tolist(), (lasts + 1 - firsts)[short].tolist(), strict=True
+        ):
+            windows[index, present:] = windows[index, present - 1]
         return windows
 
     def read(self, start: int, stop: int) -> Array:
@@ -71,31 +88,27 @@ class PositionedColumn:
         return np.empty((0, *self._shape), dtype=self._dtype)
 
     def _fill_apart(self, buffer: memoryview, rows: Array) -> None:
-        """Read rows that do not follow one another."""
+        """Read rows that do not follow one another in the file, run by run."""
         size = self._row_bytes
-        for index, row in enumerate(rows.tolist()):
-            self._fill(buffer[index * size : (index + 1) * size], row)
+        done = 0
+        while done < len(rows):
+            first = int(rows[done])
+            chunk, within = divmod(first, self._chunk_rows)
+            run = min(int(self._run_ends[chunk]) - first, len(rows) - done)
+            along = rows[done : done + run] == first + np.arange(run)
+            run = run if along.all() else int(along.argmin())
+            part = buffer[done * size : (done + run) * size]
+            got = os.preadv(self._descriptor, [part], int(self._places[chunk]) + within * size)
+            if got != len(part):
+                raise self._shortened(len(part) - got)
+            done += run
 
-    def _fill(self, buffer: memoryview, first: int) -> None:
-        """Read whole rows from row `first` on until the buffer is full."""
-        size, chunk_rows, offsets = self._row_bytes, self._chunk_rows, self._offsets
-        done, wanted = 0, len(buffer)
-        chunk, row = divmod(first, chunk_rows)
-        while done < wanted:
-            offset = offsets[chunk] + row * size
-            length = min((chunk_rows - row) * size, wanted - done)
-            # Chunks that follow one another in the file are read at once.
-            while done + length < wanted and offsets[chunk + 1] == offset + length:
-                chunk += 1
-                length = min(length + chunk_rows * size, wanted - done)
-            got = os.preadv(self._descriptor, [buffer[done : done + length]], offset)
-            if got != length:
-                raise DatasetError(
-                    f"it ends {length - got} bytes early: it was shortened while it was open",
-                    path=self._path,
-                    key=self._key,
-                )
-            done, chunk, row = done + length, chunk + 1, 0
+    def _shortened(self, missing: int) -> DatasetError:
+        return DatasetError(
+            f"it ends {missing} bytes early: it was shortened while it was open",
+            path=self._path,
+            key=self._key,
+        )
 
 
 def readable_by_position(dataset: h5py.Dataset) -> bool:
@@ -110,11 +123,11 @@ def readable_by_position(dataset: h5py.Dataset) -> bool:
     )
 
 
-def _places(dataset: h5py.Dataset, rows: int) -> tuple[int, list[int]]:
+def _places(dataset: h5py.Dataset, rows: int) -> tuple[int, Array]:
     """Rows in a chunk, and where in the file each chunk begins."""
     user_block = dataset.file.userblock_size
     if dataset.chunks is None:
-        return rows, [dataset.id.get_offset() + user_block]
+        return rows, np.array([dataset.id.get_offset() + user_block])
     offsets = np.full(-(-rows // dataset.chunks[0]), -1, dtype=np.int64)
 
     def visit(chunk: Any) -> None:
@@ -127,4 +140,4 @@ def _places(dataset: h5py.Dataset, rows: int) -> tuple[int, list[int]]:
     size = dataset.chunks[0] * int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
     if (offsets < 0).any() or int(offsets.max(initial=0)) + size > end:
         raise DatasetError("a chunk is missing, or lies outside the file", key=str(dataset.name))
-    return dataset.chunks[0], offsets.tolist()
+    return dataset.chunks[0], offsets

@@ -26,7 +26,7 @@ from dreamgym.data.encoding import episode_columns
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.guard import hdf5_errors, open_file, require_stored
-from dreamgym.data.layout import RowStore, create_layout, row_layout
+from dreamgym.data.layout import RowStore, alignment, create_layout, row_layout
 from dreamgym.data.native import open_columns, read_metadata, read_table
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.signals import uninterrupted
@@ -86,7 +86,7 @@ class DatasetWriter:
             raise DatasetError("it exists already", path=partial, remedy="recover or move it away")
         writer.path.rename(partial)
         try:
-            writer._file = h5py.File(partial, "r+", libver=_LIBVER, locking="best-effort")
+            writer._file = writer._open(partial, "r+")
             writer._begin(
                 writer._file, {name: writer._file[name] for name in row_layout(writer.metadata)}
             )
@@ -181,7 +181,7 @@ class DatasetWriter:
             # "x" refuses to be the second of two recordings that begin at once.
             with partial.open("xb") as probe:
                 Reservation(probe.fileno(), partial).require(0)
-            file = h5py.File(partial, "w", libver=_LIBVER, locking="best-effort")
+            file = self._open(partial, "w")
             Reservation(file.id.get_vfd_handle(), partial).require(0)
         except OSError as error:
             if isinstance(error, FileExistsError):  # not ours to remove
@@ -195,6 +195,10 @@ class DatasetWriter:
             ) from error
         self._begin(file, create_layout(file, self.metadata))
         return file
+
+    def _open(self, path: Path, mode: str) -> h5py.File:
+        aligned = alignment(self.metadata)
+        return h5py.File(path, mode, libver=_LIBVER, locking="best-effort", **aligned)
 
     def _begin(self, file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
         self._stores = {name: RowStore(dataset) for name, dataset in datasets.items()}

@@ -331,6 +331,18 @@ def test_recording_images_that_stay_in_the_file(tmp_path: Path) -> None:
         assert_same_batch(a, b)
 
 
+def test_chunks_that_fill_pages_begin_on_one(tmp_path: Path) -> None:
+    space = spaces.Box(0, 255, (16, 16, 16), np.uint8)  # 16 rows of one page each
+    metadata = DatasetMetadata(observation_space=space, action_space=spaces.Discrete(2))
+    path = write_random(tmp_path / "d.h5", [40, 20], metadata)
+    with DatasetWriter.extend(path) as writer:
+        writer.add(random_episode(space, metadata.action_space, 30, RNG))
+    with h5py.File(path) as file:
+        pixels = file["steps/obs/observation"].id
+        places = [pixels.get_chunk_info(i).byte_offset for i in range(pixels.get_num_chunks())]
+    assert not any(place % 4096 for place in places)
+
+
 def test_reading_while_it_is_written(tmp_path: Path) -> None:
     """Each snapshot holds whole episodes, as many as had been committed when it was taken."""
     rng = np.random.default_rng(0)
