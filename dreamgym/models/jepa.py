@@ -43,6 +43,10 @@ class JEPA(WorldModel):
     at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too. Features:
     the newest embedding.
 
+    Real embeddings lie on a thin surface, and a long dream drifts away from it, to where nothing
+    was fitted. With vectors alone a step therefore ends at the embedding of what the probe reads
+    off the predicted one; with images, or without a probe, it ends at the predicted one itself.
+
     A step adds noise to the predicted embedding: the spread of the predictor's own errors while it
     was fitted (`residual`), times the square root of the temperature. Where the residual is zero,
     as in a checkpoint of LeWM, the step is certain.
@@ -154,11 +158,12 @@ class JEPA(WorldModel):
         encoded = self.standard_action(action)
         old = state["embeddings"][:, -1]
         spread = self.residual * per_row(temperature, old) ** 0.5
-        new = self._next(state, encoded) + spread * normal(noise)
+        free = self._next(state, encoded) + spread * normal(noise)
+        new = self._ground(free)
         reward, termination = self.judge(old, new, encoded)
         reward, termination = reward * self.reward_std + self.reward_mean, termination.sigmoid()
         if self.probe is not None and self.senses.sizes:
-            unknown = self.probe.unknown(new, self.config.range_margin)
+            unknown = self.probe.unknown(free, self.config.range_margin)
             reward = torch.where(unknown, self.worst_return, reward)
             termination = torch.where(unknown, 1.0, termination)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
@@ -224,6 +229,15 @@ class JEPA(WorldModel):
         seen = F.pad(state["seen"][:, :-1] > 0.5, (0, 1), value=True)
         output = self.predictor(state["embeddings"], self.embed_action(actions), seen)
         return self.advance(state["embeddings"][:, -1], output[:, -1])
+
+    def _ground(self, embeddings: Tensor) -> Tensor:
+        """Bring predicted embeddings (B, D) back among those that observations have.
+
+        Only where the probe reads off the whole observation, and that is cheap to encode again.
+        """
+        if self.probe is None or self.senses.image_keys:
+            return embeddings
+        return self.embed(self.probe.decode(embeddings))
 
     @staticmethod
     def _move(state: State, encoded: Tensor, embedding: Tensor) -> State:

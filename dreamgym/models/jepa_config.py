@@ -78,7 +78,8 @@ class JEPAConfig:
             where little changes in a step.
         probe: what a decoder reads off the embeddings, without shaping them: "vectors" only,
             "all" with images, or "none". A model decodes, and has the view "observation", where
-            that is the whole of the observation.
+            that is the whole of the observation; of vectors alone, it also keeps dreams near the
+            data.
         range_margin: a dream whose probed vector leaves the training data's range, widened on each
             side by this share of it, ends there with the worst return that the data has seen.
         objective: the losses' weights.

@@ -17,6 +17,7 @@ from dreamgym.models.sampling import normal
 from tests.small_worlds import ACTION_SPACES, STATISTICS
 
 SMALL = JEPAConfig(embedding=8, width=16, blocks=1, heads=2, head_width=4, mlp=16)
+FREE = replace(SMALL, probe="none")
 VECTOR = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
 IMAGE = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 BATCH, LENGTH = 6, 7
@@ -108,7 +109,7 @@ def test_the_window_holds_the_last_frames_and_the_actions_between_them(context):
 
 
 def test_the_losss_predictions_are_those_of_the_step_short_contexts_too():
-    model = a_model()
+    model = a_model(FREE)
     model.residual.zero_()
     segment = a_segment()
     noise = noise_for(model, segment)
@@ -123,7 +124,7 @@ def test_the_losss_predictions_are_those_of_the_step_short_contexts_too():
 
 
 def test_the_rollout_is_the_steps_repeated():
-    model = a_model(with_objective(sigreg=1.0, rollout=3))
+    model = a_model(replace(FREE, objective=JEPAObjective(sigreg=1.0, rollout=3)))
     segment = a_segment()
     noise = noise_for(model, segment)
     losses = Losses(model, segment, noise)
@@ -139,6 +140,22 @@ def test_the_rollout_is_the_steps_repeated():
         plain = transitions.new[:, context - 1 if k == 0 else 0]
         shaken = plain + model.residual * normal(model_noise)
         torch.testing.assert_close(model.features(state), shaken, rtol=1e-3, atol=1e-4)
+
+
+def test_with_vectors_alone_a_step_ends_where_an_observation_is():
+    model, free = a_model(), a_model(FREE)
+    free.load_state_dict(model.state_dict(), strict=False)
+    state = model.observe(
+        model.initial(BATCH),
+        torch.zeros(BATCH, 2),
+        observations(VECTOR, BATCH),
+        torch.rand(BATCH, 8),
+    )
+    action, noise = torch.rand(BATCH, 2), torch.rand(BATCH, 8)
+    (grounded, _), (predicted, _) = (m.step(state, action, noise) for m in (model, free))
+    read_off = model.decode(predicted)
+    torch.testing.assert_close(model.features(grounded), model.embed(read_off))
+    assert not torch.allclose(model.features(grounded), model.features(predicted))
 
 
 def test_what_an_unseen_slot_holds_does_not_matter():
