@@ -106,6 +106,9 @@ KINDS = [
 ]
 """What the contract is tested on: families on all action spaces, what is around them on one."""
 
+ONE_EACH = list({kind: (kind, action) for kind, action in reversed(KINDS)}.values())
+"""Every kind once, for what takes seconds: a graph is captured alike for every action space."""
+
 
 def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 7) -> World:
     """A world of a small model, with 64 starts of which the first 16 are beginnings."""

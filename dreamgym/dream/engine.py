@@ -15,7 +15,7 @@ from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.options import DTYPES, DreamOptions
 from dreamgym.dream.state import Dreams, Outcome, merge
-from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel
+from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel, each
 
 ENDING = 1
 """Lanes of a step's noise that the engine itself uses, before the model's."""
@@ -104,7 +104,8 @@ class Engine:
         if self.options.mode is not AutoresetMode.SAME_STEP:
             return stepped, outcome
         dreams = self._reset_rows(stepped, stepped.done)
-        return dreams, outcome._replace(observation=self.view(dreams.model))
+        first = _copy(seen) if dreams is stepped else self.view(dreams.model)
+        return dreams, outcome._replace(observation=first)
 
     def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
         """Every row at the start of its episode."""
@@ -122,12 +123,20 @@ class Engine:
         )
 
     def _reset_rows(self, dreams: Dreams, mask: Tensor) -> Dreams:
+        # On a CPU nothing waits for an answer, and drawing starts for nobody costs as much as a
+        # small model's step. Elsewhere, and in a graph, everything is drawn and masked.
+        if self.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any():
+            return dreams
         fresh = self._fresh(dreams.seed, dreams.env, dreams.episode + mask)
         return merge(mask, fresh, dreams)
 
     def _ends(self, probability: Tensor, uniform: Tensor) -> Tensor:
         threshold = self.options.threshold
         return uniform < probability if threshold is None else probability >= threshold
+
+
+def _copy(observation: Observation) -> Observation:
+    return each(torch.clone, observation)
 
 
 def _constant(temperature: tuple[float, float] | Tensor) -> float | None:

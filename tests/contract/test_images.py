@@ -12,6 +12,7 @@ import torch
 
 from dreamgym.models import FAMILIES, WorldModel
 from tests.contract.test_models import (  # noqa: F401 - collected here with the models below
+    assert_it_compiles_whole,
     test_a_row_does_not_depend_on_its_neighbours,
     test_a_step_draws_nothing_from_the_global_generator,
     test_a_step_leaves_its_arguments_as_they_were,
@@ -23,7 +24,6 @@ from tests.contract.test_models import (  # noqa: F401 - collected here with the
     test_prepare_is_the_same_function,
     test_same_noise_same_result_and_other_noise_another,
     test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding,
-    test_the_step_compiles_whole_and_stays_the_same_function,
     test_what_decodes_gives_observations_of_the_space,
 )
 from tests.small_worlds import STATISTICS
@@ -61,6 +61,11 @@ CASES = [(family, space) for family in sorted(FAMILIES) for space in SPACES if t
 @pytest.fixture(params=CASES, ids="-".join)
 def model(request) -> WorldModel:
     return build(*request.param)
+
+
+@pytest.mark.parametrize("family", [family for family, space in CASES if space == "both"])
+def test_the_step_compiles_whole_on_images_and_numbers(family):
+    assert_it_compiles_whole(build(family, "both"))
 
 
 def test_some_family_takes_each_of_them():

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, each, filter, imagine
-from tests.small_worlds import KINDS, random_actions, random_observations, rows, small_model
+from tests.small_worlds import (
+    KINDS,
+    ONE_EACH,
+    random_actions,
+    random_observations,
+    rows,
+    small_model,
+)
 
 BATCH, LENGTH = 5, 4
 
@@ -149,7 +156,7 @@ def test_imagine_is_repeated_steps(model):
         assert torch.equal(predictions.reward[:, t], prediction.reward)
 
 
-def test_the_step_compiles_whole_and_stays_the_same_function(model):
+def assert_it_compiles_whole(model: WorldModel) -> None:
     state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
     torch._dynamo.reset()
     compiled = torch.compile(model.step, fullgraph=True, backend="aot_eager")
@@ -157,6 +164,11 @@ def test_the_step_compiles_whole_and_stays_the_same_function(model):
     wanted, said_plainly = model.step(state, action, noise)
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(tuple(said), tuple(said_plainly))
+
+
+@pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
+def test_the_step_compiles_whole_and_stays_the_same_function(kind):
+    assert_it_compiles_whole(small_model(*kind))
 
 
 def test_prepare_is_the_same_function(model):

@@ -9,7 +9,7 @@ import dreamgym
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.world import World
-from tests.small_worlds import KINDS, random_actions, small_world
+from tests.small_worlds import KINDS, ONE_EACH, random_actions, small_world
 
 ENVS = 32
 MODES = ("SameStep", "NextStep", "Disabled")
@@ -47,8 +47,13 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(world, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_whole_engine_step_is_one_graph(world, mode):
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*((kind, "SameStep") for kind in ONE_EACH), (KINDS[0], "NextStep"), (KINDS[0], "Disabled")],
+    ids=str,
+)
+def test_the_whole_engine_step_is_one_graph(kind, mode):
+    world = small_world(*kind)
     engine = an_engine(world, autoreset_mode=mode)
     dreams, _ = engine.begin(0)
     actions = random_actions(world.action_space, ENVS)
