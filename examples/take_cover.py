@@ -99,7 +99,6 @@ class Sizes:
     batch_size: int = 32
     segment_length: int = 64
     vision_frames: int = 128
-    foreground: int = 32
     hidden: int = 512
     num_envs: int = 256
     training_steps: int = 1_500_000
@@ -192,7 +191,8 @@ def fit(data: Path, out: Path, sizes: Sizes, arguments: argparse.Namespace) -> d
         head=0,
         latent=32,
         width=0.5,
-        foreground=sizes.foreground,
+        kl_scale=0.3,
+        foreground=8.0,
         vision_frames=sizes.vision_frames,
         vision_updates=sizes.vision_updates,
     )

@@ -46,6 +46,7 @@ class MDNRNNConfig:
         latent: width of an image's z.
         width: multiplies the channels of the VAE; 1 is the paper's.
         kl_tolerance: nats for each dimension of an image's z that the VAE may use freely.
+        kl_scale: weight of the VAE's divergence; 1 as published, less leaves z less noise.
         foreground: how many times more the VAE's errors weigh where a frame differs by one from the
             mean frame; 0 as published.
         vision_frames: frames of each batch that the VAE is fitted on, about.
@@ -64,6 +65,7 @@ class MDNRNNConfig:
     latent: int = 32
     width: float = 0.5
     kl_tolerance: float = 0.5
+    kl_scale: float = 1.0
     foreground: float = 0.0
     vision_frames: int = 128
     vision_updates: int = 0
@@ -76,12 +78,12 @@ class MDNRNNConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: give a whole number of at least {minimum}"
                 )
-        for name in ("kl_tolerance", "foreground", "range_margin"):
+        for name in ("kl_tolerance", "kl_scale", "foreground", "range_margin"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
         if self.width <= 0:
-            raise ValueError(f"width={self.width}: give a number above 0; 1 is the paper's")
-        if not self.log_sigma_min < LOG_SIGMA_MAX:
+            raise ValueError(f"width={self.width}: give a number above 0")
+        if self.log_sigma_min >= LOG_SIGMA_MAX:
             raise ValueError(f"log_sigma_min={self.log_sigma_min} must be below {LOG_SIGMA_MAX}")
 
 
@@ -90,15 +92,13 @@ class MDNRNN(WorldModel):
 
     Outside the range of its data a model knows nothing, and a policy would be rewarded for finding
     that out. There a dream halts with the worst return seen, as in MOReL (Kidambi et al. 2020,
-    arXiv 2005.05951, definition 2), whose unknown states these are. (Latents of images have no
-    such range.)
+    arXiv 2005.05951, definition 2), whose unknown states these are. Latents have no such range.
 
-    The published code sets an episode's first input of M, (z, action, restart flag), apart from the
-    others: the flag is one and h and c are zero. Here an episode's first *observation* comes with
-    the zero action in the initial state, so the first input of M is (0, zero action), and that is
-    where the flag is one: it is a leaf of the initial state, and zero in all that follow. A
-    segment that begins within an episode is filtered, and fitted, in the same way: the flag says
-    that nothing was seen before.
+    The published code sets M's first input in an episode, (z, action, restart flag), apart: the
+    flag is one, h and c are zero. Here an episode's first *observation* comes with the zero action
+    in the initial state, so M's first input is (0, zero action), and there the flag is one: a leaf
+    of the initial state, zero in all that follow. A segment that begins within an episode is
+    filtered, and fitted, in the same way: the flag says that nothing was seen before.
 
     State: `z` (B, n) standardised numbers and latents; `h`, `c` (B, hidden) of the LSTM, which has
     seen everything up to the action that led to `z`; with a restart flag, `restart` (B, 1).
@@ -142,9 +142,8 @@ class MDNRNN(WorldModel):
         else:
             self.reward = nn.Linear(config.hidden, 1)
             self.termination = nn.Linear(config.hidden, 1)
-        self.register_buffer("reward_mean", torch.zeros(()))
-        self.register_buffer("reward_std", torch.ones(()))
-        self.register_buffer("worst_return", torch.zeros(()))
+        for name, value in {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}.items():
+            self.register_buffer(name, torch.tensor(value))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def set_statistics(self, statistics: Statistics) -> None:
@@ -178,8 +177,7 @@ class MDNRNN(WorldModel):
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
         encoded, vision = self.encode_action(action), self.vision
-        after = self._advance(state, encoded)
-        choose, spread = noise.chunk(2, -1)
+        after, (choose, spread) = self._advance(state, encoded), noise.chunk(2, -1)
         drawn = self._mixture(after["h"], state["z"], encoded).sample(choose, spread, temperature)
         # What the space forbids cannot happen; what the data never showed can, and is unknown.
         free = vision.within_space(state["z"] * vision.carried + drawn * vision.delta_std)
@@ -215,8 +213,9 @@ class MDNRNN(WorldModel):
         terms = {} if vision_done else self._vision_terms(segment, noise[..., : self.size])
         if not vision_first:
             terms |= self._dynamics_terms(segment, noise[..., : self.size])
-        total = torch.stack(list(terms.values())).sum()
-        return total, {name: term.detach() for name, term in terms.items()}
+        scale = self.config.kl_scale
+        weighed = [v * scale if k.startswith("kl") else v for k, v in terms.items()]
+        return torch.stack(weighed).sum(), {name: term.detach() for name, term in terms.items()}
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""

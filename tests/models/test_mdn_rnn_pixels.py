@@ -138,6 +138,13 @@ def test_v_first_and_then_m_on_a_v_that_stands_still():
     assert len(model.eval().loss(segment, noise_for(model))[1]) == 5
 
 
+def test_the_divergence_is_reported_in_nats_and_weighs_as_much_as_asked():
+    model, light = a_model(), a_model(kl_scale=0.25)
+    (loss, terms), (less, same) = (m.loss(a_segment(), noise_for(m)) for m in (model, light))
+    assert torch.equal(terms["kl"], same["kl"])
+    torch.testing.assert_close(loss - less, 0.75 * terms["kl"], rtol=1e-3, atol=1e-3)
+
+
 def test_a_resumed_fit_knows_how_far_it_came():
     model, other = a_model(vision_updates=1), a_model(vision_updates=1)
     model.after_update()
