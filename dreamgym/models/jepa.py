@@ -32,6 +32,8 @@ from dreamgym.models.statistics import Statistics
 
 HEAD_WIDTH = 128
 RESIDUAL_MOMENTUM = 0.01
+GROUNDING = 0.3
+"""Share of the way back to the embeddings of observations that a step goes."""
 
 
 class JEPA(WorldModel):
@@ -44,8 +46,8 @@ class JEPA(WorldModel):
     the newest embedding.
 
     Real embeddings lie on a thin surface, and a long dream drifts away from it, to where nothing
-    was fitted. With vectors alone a step therefore ends at the embedding of what the probe reads
-    off the predicted one; with images, or without a probe, it ends at the predicted one itself.
+    was fitted. With vectors alone a step therefore pulls the predicted embedding towards that of
+    what the probe reads off it; with images, or without a probe, nothing holds it.
 
     A step adds noise to the predicted embedding: the spread of the predictor's own errors while it
     was fitted (`residual`), times the square root of the temperature. Where the residual is zero,
@@ -231,13 +233,17 @@ class JEPA(WorldModel):
         return self.advance(state["embeddings"][:, -1], output[:, -1])
 
     def _ground(self, embeddings: Tensor) -> Tensor:
-        """Bring predicted embeddings (B, D) back among those that observations have.
+        """Pull predicted embeddings (B, D) towards those that observations have.
 
-        Only where the probe reads off the whole observation, and that is cheap to encode again.
+        What the probe reads off, embedded again, lies among them, but carries the probe's own
+        error. To first order a second pass errs by as much again: twice the first less the second
+        is without it, and an embedding of an observation stays where it is.
         """
         if self.probe is None or self.senses.image_keys:
             return embeddings
-        return self.embed(self.probe.decode(embeddings))
+        once = self.embed(self.probe.decode(embeddings))
+        near = 2.0 * once - self.embed(self.probe.decode(once))
+        return embeddings + GROUNDING * (near - embeddings)
 
     @staticmethod
     def _move(state: State, encoded: Tensor, embedding: Tensor) -> State:

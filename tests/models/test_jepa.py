@@ -142,7 +142,7 @@ def test_the_rollout_is_the_steps_repeated():
         torch.testing.assert_close(model.features(state), shaken, rtol=1e-3, atol=1e-4)
 
 
-def test_with_vectors_alone_a_step_ends_where_an_observation_is():
+def test_with_vectors_alone_a_step_is_pulled_to_where_observations_are():
     model, free = a_model(), a_model(FREE)
     free.load_state_dict(model.state_dict(), strict=False)
     state = model.observe(
@@ -153,9 +153,12 @@ def test_with_vectors_alone_a_step_ends_where_an_observation_is():
     )
     action, noise = torch.rand(BATCH, 2), torch.rand(BATCH, 8)
     (grounded, _), (predicted, _) = (m.step(state, action, noise) for m in (model, free))
-    read_off = model.decode(predicted)
-    torch.testing.assert_close(model.features(grounded), model.embed(read_off))
-    assert not torch.allclose(model.features(grounded), model.features(predicted))
+    away = model.features(predicted)
+    once = model.embed(model.decode(predicted))
+    twice = model.embed(model.probe.decode(once))
+    wanted = away + 0.3 * (2 * once - twice - away)
+    torch.testing.assert_close(model.features(grounded), wanted)
+    assert not torch.allclose(model.features(grounded), away)
 
 
 def test_what_an_unseen_slot_holds_does_not_matter():
