@@ -14,7 +14,7 @@ import numpy as np
 from dreamgym.data import schema
 from dreamgym.data.aside import refuse_unfinished
 from dreamgym.data.duplicates import near_duplicates
-from dreamgym.data.foreign_source import is_foreign, open_in_memory
+from dreamgym.data.foreign_source import is_foreign, open_directly
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native
 from dreamgym.data.segments import SegmentSampler, SegmentSource
@@ -120,7 +120,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
     refuse_unfinished(path)
     skipped: list[str] = []
     if is_foreign(path):
-        source, skipped = open_in_memory(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
+        source, skipped = open_directly(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
     else:
         source = (open_shards if path.is_dir() else open_native)(path, _HELD_BYTES)
     try:

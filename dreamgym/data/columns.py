@@ -6,7 +6,7 @@ episode after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +64,39 @@ class SlicedColumn:
         """See `Column.read`."""
         values: Array = self._dataset[start:stop]
         return values
+
+
+class EpisodeColumn:
+    """Rows that a foreign format reads episode by episode: works everywhere, not the fastest.
+
+    Args:
+        read: Gives rows `start` to `stop` of one episode.
+        starts: First row of each episode.
+        like: No rows, of the shape and dtype that they have.
+    """
+
+    def __init__(self, read: Callable[[int, int, int], Array], starts: Array, like: Array) -> None:
+        self._read, self._starts, self._like = read, starts, like
+
+    def take(self, rows: Rows) -> Array:
+        """See `Column.take`; a window lies in one episode."""
+        windows = np.empty((*rows.shape, *self._like.shape[1:]), dtype=self._like.dtype)
+        for window, wanted in zip(windows, rows, strict=True):
+            first = int(wanted[0])
+            window[...] = self.read(first, int(wanted[-1]) + 1)[wanted - first]
+        return windows
+
+    def read(self, start: int, stop: int) -> Array:
+        """See `Column.read`."""
+        parts = [self._like]
+        while start < stop:
+            episode = int(np.searchsorted(self._starts, start, side="right")) - 1
+            first = int(self._starts[episode])
+            last = int(self._starts[episode + 1]) if episode + 1 < len(self._starts) else stop
+            values = self._read(episode, start - first, min(stop, last) - first)
+            parts.append(values.astype(self._like.dtype, copy=False))
+            start = min(stop, last)
+        return np.concatenate(parts)
 
 
 class JoinedColumn:

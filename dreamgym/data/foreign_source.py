@@ -1,15 +1,17 @@
-"""Foreign datasets, read into memory without a conversion."""
+"""Foreign datasets, read without a conversion."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym.data import schema
-from dreamgym.data.columns import Column, MemoryColumn
+from dreamgym.data.columns import Column, EpisodeColumn, MemoryColumn
 from dreamgym.data.encoding import episode_columns
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
@@ -41,14 +43,15 @@ def is_foreign(path: Path) -> bool:
     return not ours
 
 
-def open_in_memory(
+def open_directly(
     path: Path, memory: int, options: ForeignOptions, on_bad: Literal["raise", "skip"]
 ) -> tuple[Source, list[str]]:
-    """Read a foreign dataset whole.
+    """Read a foreign dataset from end to end, and hold it in memory where it fits.
 
     Args:
         path: A file or folder.
-        memory: Bytes to hold at most.
+        memory: Bytes of observations to hold at most. Larger ones are read when asked for, where
+            the format can give single rows; actions and rewards are always held.
         options: What it does not say.
         on_bad: As for `Dataset`.
 
@@ -56,20 +59,25 @@ def open_in_memory(
         The source, and what was skipped.
 
     Raises:
-        DatasetError: No format fits, an episode is bad, or it is larger than `memory`.
+        DatasetError: No format fits, an episode is bad, or it is larger than `memory` in a
+            format that only gives whole episodes.
     """
     foreign = open_foreign(path, options)
     try:
-        return _read(foreign, path, memory, on_bad)
-    finally:
+        source, skipped = _read(foreign, path, memory, on_bad)
+    except BaseException:
         foreign.close()
+        raise
+    if source.in_memory:
+        foreign.close()
+    return source, skipped
 
 
 def _read(foreign: Foreign, path: Path, memory: int, on_bad: str) -> tuple[Source, list[str]]:
     parts: dict[str, list[Array]] = {}
     headers: list[dict[str, int]] = []
     skipped: list[str] = []
-    rows, held = 0, 0
+    rows, held, numbers = 0, 0, []
     for number, episode in enumerate(foreign.episodes()):
         try:
             columns = episode_columns(episode, foreign.metadata)
@@ -79,20 +87,43 @@ def _read(foreign: Foreign, path: Path, memory: int, on_bad: str) -> tuple[Sourc
                 raise placed from error.__cause__
             skipped.append(str(placed))
             continue
-        held += sum(values.nbytes for values in columns.values())
-        if held > memory:
+        observed = [name for name in columns if name.startswith(schema.OBSERVATION_GROUP)]
+        held += sum(columns[name].nbytes for name in observed)
+        if held > memory and foreign.rows is None:
             raise DatasetError(
                 f"it is larger than the {memory:,} bytes of memory it may take",
                 path=path,
                 remedy="convert it with `dreamgym convert`, or allow more memory",
             )
         headers.append(_header(episode, rows, columns))
+        numbers.append(number)
         rows += episode.length + 1
         for name, values in columns.items():
-            parts.setdefault(name, []).append(values)
+            if held > memory and name in observed:
+                parts[name] = [values[:0]]  # it stays in the file, and so does what came before
+            else:
+                parts.setdefault(name, []).append(values)
     if not headers:
         raise DatasetError(f"it holds no good episode ({len(skipped)} bad ones)", path=path)
-    return _source(foreign, path, parts, headers), skipped
+    source = _source(foreign, path, parts, headers)
+    return source if held <= memory else _left(source, foreign, numbers), skipped
+
+
+def _left(source: Source, foreign: Foreign, numbers: list[int]) -> Source:
+    """The same with its observations left in the file."""
+    is_dict = isinstance(source.metadata.observation_space, spaces.Dict)
+    rows = foreign.rows
+    if rows is None:
+        raise DatasetError("it gives only whole episodes", path=source.path)
+
+    def column(key: str, empty: Array) -> Column:
+        def read(episode: int, start: int, stop: int) -> Array:
+            return rows(numbers[episode], key if is_dict else None, slice(start, stop))
+
+        return EpisodeColumn(read, source.table.start, empty)
+
+    columns = {key: column(key, held.read(0, 0)) for key, held in source.observations.items()}
+    return replace(source, observations=columns, close=foreign.close)
 
 
 def _header(episode: Episode, start: int, columns: dict[str, Array]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from dreamgym.data.columns import for_models
 from dreamgym.data.described import Described
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
-from dreamgym.data.foreign_source import is_foreign, open_in_memory
+from dreamgym.data.foreign_source import is_foreign, open_directly
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native, open_snapshot
 from dreamgym.data.segments import SegmentSampler, SegmentSource
@@ -68,7 +68,7 @@ class Dataset(Described):
         self.skipped: list[str] = []
         if is_foreign(given):
             options = foreign or ForeignOptions()
-            source, self.skipped = open_in_memory(given, memory, options, on_bad)
+            source, self.skipped = open_directly(given, memory, options, on_bad)
         else:
             source = (open_shards if given.is_dir() else open_native)(given, memory)
         self._adopt(source, on_bad, keys)

@@ -435,3 +435,36 @@ def test_what_is_native_needs_no_conversion(tmp_path: Path) -> None:
     path = write_random(tmp_path / "a.h5", [4, 5])
     with pytest.raises(DatasetError, match="of no known format"):
         convert(path, tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize("name", ["minari_vectors", "minari_jpeg", "stable_worldmodel.h5"])
+def test_what_does_not_fit_in_memory_stays_in_the_file(tmp_path: Path, name: str) -> None:
+    source = FOREIGN / name
+    with Dataset(source) as held, Dataset(source, memory=0) as left:
+        assert (held.in_memory, left.in_memory) == (True, False)
+        assert held.checksum == left.checksum
+        for index in range(len(held)):
+            assert_same_episode(held.episode(index), left.episode(index))
+        left.verify()
+        for skip in (1, 2):
+            a, b = (d.segments(np.arange(len(d)), 5, frame_skip=skip) for d in (held, left))
+            every = np.arange(a.num_transitions)
+            for x, y in zip(a.at(every), b.at(every), strict=True):
+                for key in x if isinstance(x, dict) else [None]:
+                    np.testing.assert_array_equal(*((x, y) if key is None else (x[key], y[key])))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
+    """JPEG rows lie in HDF5's global heap; zeros in its objects make HDF5 walk it for ever."""
+    shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "d")
+    path = tmp_path / "d" / "main_data.hdf5"
+    raw = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(which + 1):
+        at = raw.find(b"GCOL", at + 1)
+    second = at + 16 + 16 + (int.from_bytes(raw[at + 24 : at + 32], "little") + 7) // 8 * 8
+    raw[second : second + 16] = bytes(16)
+    path.write_bytes(raw)
+    with pytest.raises(DatasetError, match=r"global heap at byte .* is damaged"):
+        Dataset(tmp_path / "d")

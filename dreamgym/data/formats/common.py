@@ -60,6 +60,9 @@ class Foreign:
         metadata: Spaces and what else is known.
         episodes: Makes an iterator of the episodes, in the file's order.
         close: Lets go of the files.
+        rows: Reads some rows of one episode's observations, given its number in `episodes`, the key
+            (`None` where the space is no Dict) and a slice; `None` where the layout allows only
+            whole episodes. With it, what does not fit in memory can stay in the file.
     """
 
     format: str
@@ -67,6 +70,7 @@ class Foreign:
     metadata: DatasetMetadata
     episodes: Callable[[], Iterator[Episode]]
     close: Callable[[], None]
+    rows: Callable[[int, str | None, slice], Array] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +169,14 @@ def open_any(path: Path) -> Opened:
     return Opened(path=path, hdf5=open_file(path))
 
 
-def read_whole(parent: h5py.Group, name: str, path: Path) -> Array:
-    """A dataset of numbers, whole, every row of it stored."""
+def read_whole(parent: h5py.Group, name: str, path: Path, part: slice = slice(None)) -> Array:
+    """A dataset of numbers, whole or in part, every row of it stored."""
     dataset = get_dataset(parent, name, path)
     if dataset.ndim == 0:
         raise DatasetError("it is a single value; rows are wanted", path=path, key=dataset.name)
     require_stored(dataset, len(dataset), path)
     with hdf5_errors(path, str(dataset.name)):
-        values: Array = dataset[:]
+        values: Array = dataset[part]
     return values
 
 

@@ -6,9 +6,11 @@ of bytes each, which Pillow decodes (JPEG loses a little: such images are not wh
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +31,7 @@ from dreamgym.data.formats.common import (
     read_whole,
 )
 from dreamgym.data.guard import get_group, hdf5_errors
+from dreamgym.data.heaps import require_sound_heaps
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.spaces import space_from_json
 
@@ -72,6 +75,15 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
         for name in names:
             yield _read_one(file, name, opened)
 
+    def rows(number: int, key: str | None, part: slice) -> Array:
+        group, name = get_group(file, names[number], path), "observations"
+        if key is not None:
+            group, name = get_group(group, name, path), key
+        found = _observations(group, name, opened, part)
+        if isinstance(found, dict):
+            raise DatasetError("a Dict within a Dict", path=path, key=str(group.name))
+        return found
+
     where = "metadata.json" if said else "the values (there is no metadata.json)"
     return Foreign(
         format=NAME,
@@ -79,6 +91,7 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
         metadata=metadata,
         episodes=episodes,
         close=opened.close,
+        rows=rows,
     )
 
 
@@ -103,24 +116,33 @@ def _read_one(file: h5py.File, name: str, opened: Opened) -> Episode:
     return make_episode(observations, rows["actions"], rows["rewards"], ended)
 
 
-def _observations(group: h5py.Group, name: str, opened: Opened) -> Observations:
+def _observations(
+    group: h5py.Group, name: str, opened: Opened, part: slice = slice(None)
+) -> Observations:
     node = group.get(name, getlink=True)
     if isinstance(node, h5py.HardLink) and isinstance(group[name], h5py.Group):
         inner = get_group(group, name, opened.path)
         rows: dict[str, Array] = {}
         for key in inner:
-            deep = _observations(inner, key, opened)
+            deep = _observations(inner, key, opened, part)
             if isinstance(deep, dict):
                 raise DatasetError("a Dict within a Dict", path=opened.path, key=str(inner.name))
             rows[key] = deep
         return rows
     if isinstance(node, h5py.HardLink) and h5py.check_vlen_dtype(group[name].dtype) == np.uint8:
-        return _decoded(group[name], opened)
-    return read_whole(group, name, opened.path)
+        return _decoded(group[name], opened, part)
+    return read_whole(group, name, opened.path, part)
 
 
-def _decoded(dataset: h5py.Dataset, opened: Opened) -> Array:
+@functools.lru_cache(maxsize=8)
+def _require_sound(path: Path, changed: int) -> None:
+    """Look through a file's heap once, as long as it does not change."""
+    require_sound_heaps(path)
+
+
+def _decoded(dataset: h5py.Dataset, opened: Opened, part: slice) -> Array:
     """JPEG rows as `(T + 1, H, W, 3)` uint8."""
+    _require_sound(opened.path, opened.path.stat().st_mtime_ns)
     key = str(dataset.name)
     try:
         from PIL import Image
@@ -133,8 +155,8 @@ def _decoded(dataset: h5py.Dataset, opened: Opened) -> Array:
         ) from None
     images: list[Array] = []
     with hdf5_errors(opened.path, key):
-        rows = dataset[:]
-    for row, data in enumerate(rows):
+        rows = dataset[part]
+    for row, data in enumerate(rows, start=part.start or 0):
         try:
             with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
                 if image.width * image.height > _MAX_PIXELS:

@@ -72,10 +72,18 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
         )
 
     def episodes() -> Iterator[Episode]:
-        for index in np.flatnonzero(lengths > 1).tolist():
+        for index in whole.tolist():
             yield episode(index)
 
-    first = episode(int(np.flatnonzero(lengths > 1)[0]))
+    whole = np.flatnonzero(lengths > 1)
+
+    def some_rows(number: int, key: str | None, part: slice) -> Array:
+        start = int(offsets[whole[number]])
+        with hdf5_errors(path):
+            values: Array = columns[key or keys[0]][start + part.start : start + part.stop]
+        return values
+
+    first = episode(int(whole[0]))
     flags = "terminated and truncated" if "truncated" in columns else "no truncated column"
     return Foreign(
         format=NAME,
@@ -85,6 +93,7 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
         metadata=make_metadata(options, first.observations, first.actions, path, NAME),
         episodes=episodes,
         close=opened.close,
+        rows=some_rows,
     )
 
 
