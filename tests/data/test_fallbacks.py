@@ -7,7 +7,6 @@ taken away here, what is left must give the same files and the same batches.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,13 @@ MISSING = {
 
 
 @pytest.fixture(params=list(MISSING))
-def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in MISSING[request.param]:
         monkeypatch.delattr(os, name, raising=False)
     monkeypatch.setattr(positioned, "AVAILABLE", hasattr(os, "preadv"))
     if request.param == "windows":
         monkeypatch.setattr(superblock, "fcntl", None)
-    yield request.param
+    return request.param
 
 
 @pytest.mark.parametrize("make", [image_cartpole, dict_cartpole])
