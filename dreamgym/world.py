@@ -101,7 +101,16 @@ class World:
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
-        return gym.make(spec["id"], **arguments)
+        return self._with_its_keys(gym.make(spec["id"], **arguments))
+
+    def _with_its_keys(self, env: gym.Env) -> gym.Env:
+        """Only the observation keys that the world was fitted to."""
+        mine, its = self.observation_space, env.observation_space
+        if not isinstance(mine, gym.spaces.Dict) or not isinstance(its, gym.spaces.Dict):
+            return env
+        if mine.spaces.keys() >= its.spaces.keys() or not mine.spaces.keys() <= its.spaces.keys():
+            return env
+        return gym.wrappers.FilterObservation(env, list(mine.spaces))
 
     def with_model(self, model: WorldModel) -> World:
         """The same world with another model of the same states, such as a composition around it.

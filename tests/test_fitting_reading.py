@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -62,6 +63,41 @@ def test_some_observation_keys(tmp_path: Path) -> None:
         world = dreamgym.fit(dataset, config=replace(QUICK, updates=2))
     assert set(world.observation_space.spaces) == {"angle", "a/b %."}
     assert world.provenance["fit"]["keys"] == ["a/b %.", "angle"]
+
+
+class Parts(gym.Env):
+    """CartPole whose observation comes in two parts."""
+
+    def __init__(self) -> None:
+        self.inner = gym.make("CartPole-v1").unwrapped
+        box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = gym.spaces.Dict(cart=box, pole=box)
+        self.action_space = self.inner.action_space
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.inner.reset(seed=seed)
+        return {"cart": observation[:2], "pole": observation[2:]}, info
+
+    def step(self, action):
+        observation, *rest = self.inner.step(action)
+        return {"cart": observation[:2], "pole": observation[2:]}, *rest
+
+
+def test_the_real_environment_of_such_a_world_shows_the_same_keys(tmp_path: Path) -> None:
+    gym.register("Parts-v0", f"{__name__}:Parts", max_episode_steps=50)
+    try:
+        path = dreamgym.record("Parts-v0", steps=300, out=tmp_path / "d.h5")
+        with Dataset(path, keys=["pole"]) as dataset:
+            world = dreamgym.fit(dataset, config=replace(QUICK, updates=2))
+        with world.real_env() as env:
+            assert env.observation_space == world.observation_space
+            assert set(env.reset(seed=0)[0]) == {"pole"}
+        evaluation = dreamgym.evaluate(
+            lambda seen: (seen["pole"][:, 0] > 0).astype(int), world.real_env, episodes=3
+        )
+        assert evaluation.mean > 10
+    finally:
+        del gym.registry["Parts-v0"]
 
 
 def test_several_datasets_with_weights(data: Path, tmp_path: Path) -> None:
