@@ -102,7 +102,7 @@ class BatchNorm(nn.BatchNorm1d):
             found = moments(values.flatten(0, -2).float(), mask.flatten())
             mean, variance = found.mean, found.variance
             self._remember(found)
-        scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[arg-type]
+        scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[operator, arg-type]
         return values * scale + (self.bias - mean * scale)  # type: ignore[operator]
 
     @torch.no_grad()
