@@ -26,6 +26,8 @@ from dreamgym.models import (
 HORIZONS = (1, 5, 15, 50)
 BURN_IN = 4
 WINDOWS = 2048
+WINDOW_BYTES = 64 << 20
+"""Of observations in all windows: of images there are fewer of them, though never under 64."""
 
 
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
@@ -58,14 +60,22 @@ def measure_quality(
     longest = int(np.asarray(dataset.lengths)[episodes].max())
     horizons = [k for k in HORIZONS if k + BURN_IN <= longest]
     length = BURN_IN + max(horizons, default=1)
-    batch = dataset.segments(episodes, length).draw(WINDOWS, rng)
+    count = _windows(dataset, length)
+    batch = dataset.segments(episodes, length).draw(count, rng)
     segment = as_segment(batch, device)
-    noise = _uniform(rng, (WINDOWS, length + 1, model.noise_dim), device)
+    noise = _uniform(rng, (count, length + 1, model.noise_dim), device)
     states = filter(model, segment, noise)
     figures = _one_step(model, segment, states, rng)
     if isinstance(model, Decodes):
         figures["open_loop"] = _open_loop(model, segment, states, horizons, noise)
     return figures
+
+
+def _windows(dataset: AnyDataset, length: int) -> int:
+    """How many windows of `length` transitions are looked at."""
+    boxes = parts(dataset.observation_space).values()
+    row = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
+    return min(WINDOWS, max(64, WINDOW_BYTES // (row * (length + 1))))
 
 
 def _uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
