@@ -5,7 +5,8 @@
 Ratios are taken in one run: the two sides take turns, and the median of the turns' ratios counts.
 What needs no disk (vectors, the recorder's part of a step) is measured in CPU time, which other
 work on the machine disturbs least. With `--json FILE`, every section that is done is kept in
-`FILE.part` until all are: a run that was stopped goes on from there when it is started again.
+`FILE.part` until all are: a run that was stopped goes on from there when it is started again,
+and sections measured with `--only`, perhaps by another interpreter, are not measured again.
 The comparison with Minari needs `pip install minari[create]`, that with CarRacing
 `gymnasium[box2d]`; without them their rows are left out.
 """
@@ -82,7 +83,8 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     if failed:
         sys.exit(f"these failed: {', '.join(failed)}; the same command measures only them again")
-    kept.forget()
+    if not given.only:
+        kept.forget()
     report(rows, given)
 
 
@@ -337,30 +339,42 @@ def kills(folder: Path, size: Size) -> Iterator[Row]:
     )
 
 
+DRAW = """
+import numpy as np
+from dreamgym.data import Dataset, prefetch
+dataset = Dataset(sys.argv[1], memory=1 << 30)
+stream = prefetch(dataset.segments(np.arange(len(dataset)), 16), 16, np.random.default_rng(0))
+for _ in range(300):
+    next(stream)
+"""
+FIT = """
+from dreamgym import FitConfig, fit
+fit(sys.argv[1], config=FitConfig(updates=3, batch_size=8, evaluate_every=3, starts=256))
+"""
+PEAK = """
+import re
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+"""
+
+
 def large(folder: Path, size: Size) -> Iterator[Row]:
-    """Peak memory of a process that draws from a large set with 1 GB allowed."""
+    """Peak memory of processes that draw from, and fit to, a large set with 1 GB allowed."""
     if not size.large_bytes or not Path("/proc/self/status").exists():
         return
     path = folder / "large.h5"
     write(path, size.large_bytes // ((STEPS + 1) * int(np.prod(FRAME))))
-    code = (
-        "import re, sys, numpy as np; from dreamgym.data import Dataset, prefetch\n"
-        "d = Dataset(sys.argv[1], memory=1 << 30); s = d.segments(np.arange(len(d)), 16)\n"
-        "stream = prefetch(s, 16, np.random.default_rng(0))\n"
-        "for _ in range(300): next(stream)\n"
-        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()).group(1))"
-    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
     gigabytes = path.stat().st_size / 1e9
-    name = f"peak memory, drawing from {gigabytes:.0f} GB"
-    yield below(name, int(done.stdout) * 1024 / 1e9, "GB", 1.5)
+    for what, code in (("drawing from", DRAW), ("verifying and fitting to", FIT)):
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys\n" + code + PEAK, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        name = f"peak memory, {what} {gigabytes:.0f} GB"
+        yield below(name, int(done.stdout.split()[-1]) * 1024 / 1e9, "GB", 1.5)
 
 
 SECTIONS: dict[str, Callable[[Path, Size], Iterator[Row]]] = {
