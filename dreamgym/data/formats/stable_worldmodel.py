@@ -72,8 +72,7 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
         )
 
     def episodes() -> Iterator[Episode]:
-        for index in whole.tolist():
-            yield episode(index)
+        yield from map(episode, whole.tolist())
 
     whole = np.flatnonzero(lengths > 1)
 
@@ -85,11 +84,11 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
 
     first = episode(int(whole[0]))
     flags = "terminated and truncated" if "truncated" in columns else "no truncated column"
+    flags += "" if "reward" in columns else "; rewards are zero"
     return Foreign(
         format=NAME,
         convention=f"{NAME}: observations {list(keys)}; action[t] leaves row t, reward[t] and "
-        f"terminated[t] arrive at row t; {flags}"
-        + ("" if "reward" in columns else "; rewards are zero"),
+        f"terminated[t] arrive at row t; {flags}",
         metadata=make_metadata(options, first.observations, first.actions, path, NAME),
         episodes=episodes,
         close=opened.close,
