@@ -13,8 +13,9 @@ TEXT = """# {name}
 A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps.
 
 ```python
-import dreamgym, gymnasium as gym
-envs = gym.make_vec("dreamgym/World-v0", world="{name}", num_envs=256)
+import gymnasium as gym
+
+envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
 ```
 
 ## Quality, on held-out episodes

@@ -147,8 +147,8 @@ class Senses(nn.Module):
         if self.sizes:
             pairs = zip(self.vector_keys, self.vectors, strict=True)
             made.append(torch.cat([codec.inwards(part(observation, k)) for k, codec in pairs], -1))
-        pairs = zip(self.image_keys, self.pixels, strict=True)
-        return made + [pixels.to_float(part(observation, key)) - GREY for key, pixels in pairs]
+        images = zip(self.image_keys, self.pixels, strict=True)
+        return made + [pixels.to_float(part(observation, key)) - GREY for key, pixels in images]
 
     def encode(self, targets: list[Tensor]) -> Tensor:
         """(..., dim) of what `targets` gave."""
