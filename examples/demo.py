@@ -81,9 +81,7 @@ def main() -> None:
 
     # The world is an environment: any vector-environment code can take it from here.
     dreams = gym.make_vec("dreamgym/World-v0", world=str(home), num_envs=sizes.num_envs)
-    console.print(
-        f"{home}: {dreams.num_envs} dreams of {ENV_ID}, {dreams.single_observation_space}"
-    )
+    console.print(f"{home}: {dreams.num_envs} dreams of {ENV_ID}")
     dreams.close()
 
     with progress_bar("train in the dream") as bar:

@@ -83,7 +83,7 @@ def draw_demo(
     steps, returns = np.asarray(curve, dtype=float).reshape(-1, 2).T
     below.plot(steps, returns, color=DREAMT)
     below.set_xlabel("training steps in the dream")
-    below.set_ylabel("mean return of dreams")
+    below.set_ylabel(f"mean return of dreams\n(cut off at {world.horizon} steps)")
     below.set_title(
         f"A real {world.env_id} episode that the world never saw, and dreams of the same actions "
         "(above); learning in the dream (below)",

@@ -72,9 +72,9 @@ def test_stills_are_encoded_row_by_row_and_the_weights_stay(kind, width, tmp_pat
 
 
 def test_dinov2_gives_its_class_token_and_the_mean_of_all(tmp_path):
+    folder = a_folder(tmp_path / "dinov2", "dinov2")
     from transformers import AutoModel
 
-    folder = a_folder(tmp_path / "dinov2", "dinov2")
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         tokens = AutoModel.from_pretrained(folder).eval()(pixels).last_hidden_state
