@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -14,6 +15,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
+from dreamgym.models import ModelSpec
 from dreamgym.train import (
     PolicyFileError,
     TrainConfig,
@@ -21,6 +23,7 @@ from dreamgym.train import (
     load_policy,
     train_policy,
 )
+from tests.small_worlds import built, small_model
 
 QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
 
@@ -164,6 +167,29 @@ def test_a_card_with_an_unknown_algorithm_is_refused(good, tmp_path):
 def test_another_environments_world_is_refused(good, box_world):
     with pytest.raises(PolicyFileError, match=r"action space Discrete\(3\).*needs Box"):
         load_policy(good, world=box_world)
+
+
+def test_a_world_with_another_number_of_actions_is_refused(good, discrete_world):
+    model = built(ModelSpec(family="mdn-rnn"), "discrete")
+    model.action_space = gym.spaces.Discrete(2)
+    with pytest.raises(PolicyFileError, match=r"action space Discrete\(3\).*needs Discrete\(2\)"):
+        load_policy(good, world=replace(discrete_world, model=model))
+
+
+def test_latents_of_other_weights_are_refused(good, discrete_world, tmp_path):
+    """As wide as its own world's, and meaning something else."""
+    other = replace(discrete_world, model=small_model("mdn-rnn", "discrete", seed=1))
+    assert load_policy(good, world=other).view == "observation", "real observations mean the same"
+    config = replace(QUICK, view="latent")
+    path = tmp_path / "latent.zip"
+    train_policy(discrete_world, steps=256, out=path, config=config)
+    assert load_policy(path, world=discrete_world).view == "latent"
+    with pytest.raises(PolicyFileError, match="with other weights"):
+        load_policy(path, world=other)
+    with zipfile.ZipFile(path) as archive:
+        card = json.loads(archive.read("dreamgym.json"))
+    unknown = json.dumps({**card, "world_checksum": None})
+    load_policy(changed(path, tmp_path / "old.zip", dreamgym_DOT_json=unknown), world=other)
 
 
 def test_a_foreign_zip_needs_algo_and_env(tmp_path):

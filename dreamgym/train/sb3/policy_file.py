@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.files import written_aside
+from dreamgym.train.checksum import world_checksum
 from dreamgym.train.errors import PolicyFileError
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.sb3.algorithms import find_algorithm
@@ -110,7 +111,8 @@ def load_policy(
 
     Args:
         path: written by `train_policy`, or by Stable-Baselines3 alone.
-        world: when given, the policy must fit its spaces.
+        world: when given, the policy must fit its spaces; one that sees latents must have been
+            trained on this world's very weights, for to another model they mean something else.
         algo: the algorithm's name; needed for a zip without a card only.
         env: an environment with the policy's spaces; needed for a zip without a card only.
 
@@ -119,7 +121,7 @@ def load_policy(
 
     Raises:
         PolicyFileError: no such file, not a zip of Stable-Baselines3, a card or weights that
-            do not fit, or a world with other spaces.
+            do not fit, or a world with other spaces or, for latents, other weights.
         TrainingError: no such algorithm.
     """
     path = _existing(path)
@@ -260,9 +262,23 @@ def _check_world(path: Path, policy: TrainedPolicy, world: World) -> None:
         ("observation", policy.observation_space, wanted),
         ("action", policy.action_space, world.action_space),
     ):
-        if own.shape != needed.shape or type(own) is not type(needed):
+        if not _alike(own, needed):
             raise PolicyFileError(
                 f"the policy in {path} has {role} space {own}, the world {world.name!r} (of "
                 f"{world.env_id}) needs {needed}; it was trained in {policy.card.world!r} "
                 f"(of {policy.card.env_id}): pass that world"
             )
+    known = policy.card.world_checksum
+    if policy.view == "latent" and known is not None and known != world_checksum(world):
+        raise PolicyFileError(
+            f"the policy in {path} sees the latents of world {policy.card.world!r} with other "
+            f"weights than {world.name!r} has (checksum {known[:12]}, not "
+            f"{world_checksum(world)[:12]}); pass the world that it was trained in"
+        )
+
+
+def _alike(own: gym.Space[Any], needed: gym.Space[Any]) -> bool:
+    """Whether a policy of the one space can act in the other; bounds of a Box are no matter."""
+    if isinstance(needed, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return own == needed
+    return own.shape == needed.shape and type(own) is type(needed)
