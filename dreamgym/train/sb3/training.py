@@ -17,6 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from dreamgym.data.spaces import space_to_json
+from dreamgym.device import threads
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.train.checksum import world_checksum
 from dreamgym.train.config import TrainConfig
@@ -104,7 +105,7 @@ def train_policy(  # noqa: PLR0913 - what to train is four of them
     """
     run = _settle(world, algo, seed, steps, config or TrainConfig())
     path = check_writable(out) if out is not None else None
-    with _private_generators(), _threads(run.config.threads):
+    with _private_generators(), threads(run.config.threads):
         scales = measure_scales(
             run.world, seed=seed, gamma=run.settings["gamma"], options=run.dream_options
         )
@@ -245,14 +246,3 @@ def _private_generators() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Use `count` threads inside torch's operations, and what it was before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
