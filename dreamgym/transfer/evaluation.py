@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -148,17 +149,17 @@ def run_episodes(
         )
     maker = env_maker(env)
     begin = time.perf_counter()
-    envs = [make_env(maker) for _ in range(min(plan.num_envs, plan.episodes))]
-    try:
+    with ExitStack() as stack:
+        envs = []
+        for _ in range(min(plan.num_envs, plan.episodes)):
+            envs.append(make_env(maker))
+            stack.callback(envs[-1].close)
         actor = (
             None
             if isinstance(policy, str)
             else Actor(policy, envs[0], deterministic=plan.deterministic)
         )
         returns, lengths = _run(actor, envs, plan, progress)
-    finally:
-        for each in envs:
-            each.close()
     return Evaluation(returns=returns, lengths=lengths, seconds=time.perf_counter() - begin)
 
 

@@ -125,10 +125,14 @@ def _real_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], 
             f"the world {world.name} does not say which real environment it was fitted on; pass "
             "env= (an id, an EnvSpec, or a function that makes one)"
         )
-    maker = world.real_env if env is None else env_maker(env)
+    maker = world.real_env if env is None else _of_its_keys(world, env_maker(env))
     if view == "latent":
         return lambda: LatentObservation(make_env(maker), world)
     return lambda: make_env(maker)
+
+
+def _of_its_keys(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
+    return lambda: world._with_its_keys(make_env(maker))
 
 
 def _time_limit(env: gym.Env, world: World) -> int:

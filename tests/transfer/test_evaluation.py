@@ -126,6 +126,26 @@ def test_environments_are_closed_even_when_the_policy_fails():
     assert len(closed) == 3
 
 
+def test_environments_are_closed_even_when_the_next_cannot_be_made():
+    made, closed = [], []
+
+    class Watched(gym.Wrapper):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def third_time_unlucky():
+        if len(made) == 2:
+            raise OSError("no port is free")
+        made.append(Watched(gym.make("CartPole-v1")))
+        return made[-1]
+
+    with pytest.raises(OSError, match="no port"):
+        evaluate("random", third_time_unlucky, episodes=5)
+    assert set(closed) == set(made)
+    assert len(made) == 2
+
+
 def test_deterministic_is_passed_on():
     asked = set()
 
