@@ -79,6 +79,16 @@ def test_record_says_what_it_recorded(run: Run, tmp_path: Path) -> None:
     assert figures["env_id"] == "CartPole-v1"
 
 
+def test_record_says_the_speed_and_seed_of_what_was_resumed(run: Run, tmp_path: Path) -> None:
+    line = ("record", "CartPole-v1", "--out", tmp_path / "d.h5", "--json", tmp_path / "r.json")
+    assert run(*line, "--steps", 300, "--seed", 7).code == 0
+    assert run(*line, "--steps", 400, "--resume").code == 0
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["seed"] == 7
+    assert figures["steps"] == 400
+    assert figures["steps_per_second"] == pytest.approx(100 / figures["seconds"])
+
+
 def test_record_names_its_file_after_the_environment(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +256,15 @@ def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
     figures = json.loads((made / "train.json").read_text())
     assert figures["algo"] == "PPO"
     assert figures["steps"] >= 4096
+
+
+def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"train {made}/world --steps 512 --num-envs 8 --out {tmp_path}/p --json {tmp_path}/j"
+    done = run(*line.split())
+    assert done.code == 0
+    assert f"{tmp_path}/p.zip: PPO" in "".join(done.out.splitlines())
+    assert json.loads((tmp_path / "j").read_text())["policy"] == f"{tmp_path}/p.zip"
+    assert (tmp_path / "p.zip").is_file()
 
 
 def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> None:

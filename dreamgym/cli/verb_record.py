@@ -80,6 +80,10 @@ def record(
             return "nothing was written"
         return f"the finished episodes are in {path}; --resume goes on with it"
 
+    before = 0
+    if go_on:
+        with Dataset(path) as dataset:
+            before = int(dataset.num_steps)
     begin = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
         if workers > 1:
@@ -92,6 +96,7 @@ def record(
     seconds = time.perf_counter() - begin
     with Dataset(path) as dataset:
         episodes, total = int(dataset.num_episodes), int(dataset.num_steps)
+        seed = seed if dataset.metadata.seed is None else dataset.metadata.seed
     write_json(
         json_file,
         {
@@ -102,7 +107,7 @@ def record(
             "steps": total,
             "episodes": episodes,
             "seconds": seconds,
-            "steps_per_second": total / seconds,
+            "steps_per_second": (total - before) / seconds,
         },
     )
     counts = f"{number(total)} steps of {env} in {number(episodes)} episodes"

@@ -66,11 +66,11 @@ def train(
 
     Example: [bold]dreamgym train worlds/cartpole --algo PPO --seed 0 --out cartpole-ppo.zip[/]
     """
-    from dreamgym.train import TrainConfig, train_policy
+    from dreamgym.train import TrainConfig, train_policy, with_zip_suffix
     from dreamgym.world import load
 
     dreamt = load(world)
-    target = out if out is not None else Path(f"{dreamt.name}-{algo}.zip")
+    target = with_zip_suffix(out) if out is not None else Path(f"{dreamt.name}-{algo}.zip")
     chosen = given(
         num_envs=num_envs, view=view, horizon=horizon, gamma=gamma, temperature=temperature
     )
@@ -83,6 +83,7 @@ def train(
     seconds = time.perf_counter() - begin
     card = policy.card.as_dict()
     speed = {"seconds": seconds, "steps_per_second": card["steps"] / seconds}
-    write_json(json_file, {"policy": str(target), **card, **speed})
+    named = {"policy": str(target), "network": card["policy"]}
+    write_json(json_file, {**card, **named, **speed})
     last = f", dream return {number(policy.curve[-1][1])} at the end" if policy.curve else ""
     say(f"{target}: {algo}, {number(card['steps'])} dream steps, {number(seconds)} s{last}")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dreamgym.train.config import TrainConfig
     from dreamgym.train.errors import PolicyFileError, TrainingError, TrainingInterrupted
     from dreamgym.train.policy import PolicyCard, TrainedPolicy
-    from dreamgym.train.sb3.policy_file import load_policy
+    from dreamgym.train.sb3.policy_file import load_policy, with_zip_suffix
     from dreamgym.train.sb3.training import train_policy
 
 _PLACES = {
@@ -21,6 +21,7 @@ _PLACES = {
     "TrainingInterrupted": "dreamgym.train.errors",
     "load_policy": "dreamgym.train.sb3.policy_file",
     "train_policy": "dreamgym.train.sb3.training",
+    "with_zip_suffix": "dreamgym.train.sb3.policy_file",
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "TrainingInterrupted",
     "load_policy",
     "train_policy",
+    "with_zip_suffix",
 ]
 
 
