@@ -139,7 +139,7 @@ class FilePolicy:
         if not self.sample:
             return policy.predict(observation, deterministic=True)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._draws)
+            torch.default_generator.manual_seed(self._draws)  # torch.manual_seed: CUDA's too
             self._draws += 1
             return policy.predict(observation, deterministic=False)[0]
 
