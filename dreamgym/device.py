@@ -15,16 +15,15 @@ def resolve_device(name: str | torch.device) -> torch.device:
         ValueError: there is no such device here.
     """
     if str(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        # The device that memory is really on: "cuda" is "cuda:0", and tensors say so.
+        return torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device={str(name)!r} cannot be used here ({str(error).splitlines()[0]}); "
             'give "auto", "cpu", or a device that torch sees'
         ) from error
-    return device
 
 
 @contextmanager
@@ -43,3 +42,20 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for a block, and leave them as they were.
+
+    Weights and dropout draw from them. (`torch.manual_seed` would seed every CUDA device.)
+
+    Args:
+        seed: of the block's random numbers.
+        device: the only one whose generator is used, beside the CPU's.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield

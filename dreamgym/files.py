@@ -94,7 +94,7 @@ def _swap(new: Path, path: Path) -> None:
     os.rename(path, old)
     try:
         os.rename(new, path)
-    except OSError:
+    except BaseException:  # Ctrl-C as well: what stood there stands there again
         os.rename(old, path)
         raise
     if old.is_dir():

@@ -52,6 +52,19 @@ class FitConfig:
     tensorboard: str | None = None
     model: Any = None
 
+    def __post_init__(self) -> None:
+        least = {"updates": 1, "batch_size": 1, "segment_length": 1, "evaluate_every": 1}
+        least |= {"starts": 2, "horizon": 1, "threads": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}={value}: give a whole number of at least {minimum}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out={self.held_out}: give a share between 0 and 1")
+
 
 def recommended(family: str, preset: str | None = None, **settings: Any) -> FitConfig:
     """The settings that a family's authors used, save those that are given.

@@ -20,7 +20,8 @@ from torch import Tensor
 from dreamgym import checkpoint
 from dreamgym.checkpoint import Progress
 from dreamgym.data import AnyDataset, Dataset, SegmentBatch, draw_ahead, opened
-from dreamgym.device import resolve_device, threads
+from dreamgym.data.signals import uninterrupted
+from dreamgym.device import resolve_device, seeded, threads
 from dreamgym.files import nearest
 from dreamgym.fit_config import FitConfig, FitError, recommended
 from dreamgym.models import FAMILIES, ModelSpec, Segment, WorldModel, measure, plain
@@ -120,9 +121,13 @@ class _Fit:
         with _logger(self.config.tensorboard) as log, closing(self._drawn()) as drawn:
             try:
                 while self.progress.update < self.config.updates:
-                    self._update(next(drawn), report, log)
+                    with uninterrupted():  # an update is done, or not begun
+                        figures = self._update(next(drawn), log)
+                    if figures:
+                        report(self.progress.update, self.config.updates, figures)
             except KeyboardInterrupt:
-                self._save()
+                if all(bool(p.isfinite().all()) for p in self.parameters):
+                    self._save()
                 raise
         self.model.load_state_dict(self.progress.best)
         self.model.eval().requires_grad_(False)
@@ -135,9 +140,8 @@ class _Fit:
         )
         return batches if self.data.in_memory else draw_ahead(batches)
 
-    def _update(
-        self, drawn: Drawn, report: ProgressCallback, log: Callable[[str, float, int], None]
-    ) -> None:
+    def _update(self, drawn: Drawn, log: Callable[[str, float, int], None]) -> dict[str, float]:
+        """One update, and a look at the held-out episodes where one is due; figures to show."""
         config, progress = self.config, self.progress
         self.model.train()
         loss, terms = self._loss(drawn)
@@ -147,20 +151,19 @@ class _Fit:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
         due = progress.update % REPORT_EVERY == 0
-        figures = self._figures(loss, terms) if due else {}
+        figures = self._finite({"loss": loss, **terms}) if due else {}
         self.optimizer.step()
         self.model.after_update()
         progress.update += 1
         for name, value in figures.items():
             log(f"fit/{name}", value, progress.update)
         if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
-            held_out = self._evaluate()
-            log("held_out/loss", held_out, progress.update)
-            figures = {**self._figures(loss, terms), "held_out": held_out}
+            figures = self._finite({"loss": loss, **terms})
+            figures["held_out"] = self._evaluate()
+            log("held_out/loss", figures["held_out"], progress.update)
             progress.history.append({"update": progress.update, **figures})
             self._save()
-        if figures:
-            report(progress.update, config.updates, figures)
+        return figures
 
     def _draw(self, sampler: Any, *key: int) -> Drawn:
         """A batch that the seed and the key determine, wherever and whenever it is drawn."""
@@ -170,23 +173,26 @@ class _Fit:
     def _loss(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         batch, rng = drawn
         segment = as_segment(batch, self.device)
-        return self.model.loss(segment, self._noise(rng, segment))
+        noise = self._noise(rng, segment)
+        with seeded(int(rng.integers(2**63)), self.device):  # dropout, where there is any
+            return self.model.loss(segment, noise)
 
     def _noise(self, rng: np.random.Generator, segment: Segment) -> Tensor:
         batch, length = segment.mask.shape
         shape = (batch, length + 1, self.model.noise_dim)
         return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(self.device)
 
-    def _figures(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """The losses as numbers.
 
         Raises:
             FitError: one of them is not finite.
         """
-        figures = {"loss": float(loss.detach()), **{k: float(v) for k, v in terms.items()}}
+        figures = {name: float(term.detach()) for name, term in terms.items()}
         for name, value in figures.items():
             if not np.isfinite(value):
-                kept = f"; the last good checkpoint is {self.checkpoint}" if self.checkpoint else ""
+                there = self.checkpoint is not None and self.checkpoint.exists()
+                kept = f"; the last good checkpoint is {self.checkpoint}" if there else ""
                 raise FitError(
                     f"{name} is {value} at update {self.progress.update}{kept}. "
                     "Lower the learning rate or look at the data with `dreamgym check`"
@@ -199,7 +205,8 @@ class _Fit:
         self.model.eval()
         sampler = self.data.segments(self.held_out, self.config.segment_length)
         looks = [self._loss(self._draw(sampler, HELD_OUT, k)) for k in range(EVALUATION_BATCHES)]
-        mean = float(torch.stack([loss for loss, _ in looks]).mean())
+        losses = torch.stack([loss for loss, _ in looks])
+        mean = self._finite({"held_out": losses.mean()})["held_out"]
         self.model.after_evaluation(
             {name: torch.stack([terms[name] for _, terms in looks]).mean() for name in looks[0][1]}
         )
@@ -217,8 +224,7 @@ class _Fit:
     def _new_model(self) -> WorldModel:
         """A model with fresh weights of this seed; the global generator is left as it was."""
         spec = ModelSpec(family=self.family, config=self.config.model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed, torch.device("cpu")):
             model = spec.build(self.data.observation_space, self.data.action_space)
         episodes = (self.data.episode(int(index)) for index in self.training)
         model.set_statistics(measure((e.observations, e.rewards) for e in episodes))

@@ -87,6 +87,8 @@ def _one_step(
 ) -> dict[str, Any]:
     """Predictions of the transition after the burn-in, in every window that reaches so far."""
     real = segment.mask[:, BURN_IN]
+    if not bool(real.any()):  # no held-out episode is so long
+        return {}
     before = {key: leaf[real, BURN_IN] for key, leaf in states.items()}
     actions = segment.action[real, BURN_IN]
     noise = _uniform(rng, (len(actions), model.noise_dim), actions.device)

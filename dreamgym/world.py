@@ -93,6 +93,11 @@ class World:
                 "make the real environment yourself and pass it"
             )
         spec = json.loads(self.env_spec)
+        if ":" in spec["id"]:
+            raise WorldError(
+                f"world {self.name!r} names the environment {spec['id']!r} with a module, which "
+                "is not imported for a file; import it yourself and pass the environment"
+            )
         if spec.get("additional_wrappers"):
             raise WorldError(
                 f"world {self.name!r} was fitted to {spec['id']!r} inside further wrappers, which "
@@ -206,7 +211,7 @@ def _find(name_or_path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     shipped = zoo.path(str(name_or_path))
-    if shipped.name in zoo.names():
+    if shipped.parent == zoo.folder() and shipped.name in zoo.names():
         return shipped
     if folder.exists():
         raise WorldError(f"{folder} is a file; a world is a folder with {zoo.WORLD_FILE} in it")

@@ -71,6 +71,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     missing = [key for key in (*REQUIRED, "files") if key not in description]
     if missing:
         raise WorldError(f"{path} lacks {', '.join(missing)}; restore it or fit the world again")
+    for name in ("config", "provenance", "quality", "files"):
+        if not isinstance(description[name], dict):
+            raise WorldError(f"{path}: {name} is no object; restore it or fit the world again")
+    spec = description["env_spec"]
+    if spec is not None and not (
+        isinstance(spec, dict) and {"id", "kwargs", "max_episode_steps"} <= {*spec}
+    ):
+        raise WorldError(f"{path}: env_spec is not an environment's; restore it or fit again")
     for name in ("horizon", "beginnings"):
         if not isinstance(description[name], int) or description[name] < 1:
             raise WorldError(f"{path}: {name} is {description[name]!r}, not a number of at least 1")

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -171,6 +172,57 @@ def test_settings_are_the_authors_save_those_that_are_given():
         dreamgym.recommended("mdn-rnn", "dom")
     with pytest.raises(ValueError, match="did you mean 'mdn-rnn'"):
         dreamgym.recommended("mdnrnn")
+
+
+BAD_SETTINGS = [
+    ("updates", 0),
+    ("evaluate_every", 0),
+    ("starts", 1),
+    ("learning_rate", 0.0),
+    ("held_out", 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS)
+def test_a_setting_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        replace(QUICK, **{name: value})
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import dreamgym
+from tests.test_fitting import QUICK
+def strike():
+    time.sleep(float(sys.argv[3]))
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=strike, daemon=True).start()
+try:
+    dreamgym.fit(sys.argv[1], sys.argv[2], config=QUICK)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to oneself")
+def test_ctrl_c_at_any_moment_leaves_a_fit_that_goes_on_to_the_same_world(data, tmp_path):
+    whole = dreamgym.fit(data, config=QUICK)
+    for moment in (0.05, 0.1, 0.15, 0.2):
+        out = tmp_path / str(moment)
+        command = [sys.executable, "-c", INTERRUPTED, str(data), str(out), str(moment)]
+        assert subprocess.run(command, timeout=120).returncode in (0, 7)
+        again = out if not out.exists() else None
+        if again is not None:
+            assert same_weights(whole, dreamgym.fit(data, again, config=QUICK))
+
+
+def test_episodes_too_short_to_be_measured_leave_those_figures_out(tmp_path):
+    short = dreamgym.record(
+        gym.make("CartPole-v1", max_episode_steps=3), steps=60, out=tmp_path / "short.h5", seed=0
+    )
+    world = dreamgym.fit(short, tmp_path / "w", config=replace(QUICK, updates=2))
+    assert "reward_rmse" not in world.quality
+    assert "NaN" not in (tmp_path / "w" / "world.json").read_text()
 
 
 FULL_DISK = """

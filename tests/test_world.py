@@ -83,6 +83,8 @@ SPOILT = {
     "other shapes": (lambda f: change(f, config={"hidden": 32}), "does not fit the config"),
     "no beginnings": (lambda f: change(f, beginnings=0), "beginnings is 0"),
     "too many beginnings": (lambda f: change(f, beginnings=65), "65 beginnings"),
+    "files no object": (lambda f: change(f, files=[]), "files is no object"),
+    "a spec that is none": (lambda f: change(f, env_spec={"id": "X-v0"}), "env_spec is not"),
     "no horizon": (lambda f: change(f, horizon="long"), "horizon"),
 }
 
@@ -96,8 +98,9 @@ def test_a_spoilt_world_is_refused_by_name(folder, name):
 
 
 def test_a_world_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(WorldError, match="no world 'nowhere'"):
-        dreamgym.load("nowhere")
+    for missing in ("nowhere", "worlds/CartPole-MDNRNN-v0"):
+        with pytest.raises(WorldError, match=f"no world '{missing}'"):
+            dreamgym.load(missing)
     (tmp_path / "file").write_text("x")
     with pytest.raises(WorldError, match="is a file"):
         dreamgym.load(tmp_path / "file")
@@ -155,6 +158,10 @@ def test_the_real_environment_is_made_by_id_and_never_by_class_path(folder):
     change(folder, env_spec={**spec, "additional_wrappers": [{"name": "x"}]})
     with pytest.raises(WorldError, match="wrappers"):
         dreamgym.load(folder).real_env()
+    change(folder, env_spec={**spec, "id": "antigravity:CartPole-v1"})
+    with pytest.raises(WorldError, match="with a module"):
+        dreamgym.load(folder).real_env()
+    assert "antigravity" not in sys.modules
     with pytest.raises(WorldError, match="names no environment"):
         small_world().real_env()
 

@@ -44,7 +44,8 @@ class Engine:
     def view(self, state: State) -> Observation:
         """What the policy sees of a state, (N, ...); never memory of the state itself."""
         if self.options.view == "latent" or not isinstance(self.model, Decodes):
-            return self.model.features(state)
+            # Some features are leaves of the state: what is handed out is always a copy.
+            return self.model.features(state).clone()
         return self.model.decode(state)
 
     def begin(self, seed: int) -> tuple[Dreams, Observation]:

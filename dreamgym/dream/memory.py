@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 
@@ -10,6 +10,7 @@ from dreamgym.models import WorldModel
 
 COPIES = 4
 """Of a state at the peak of a step: the old one, the new one, a start, and the merged one."""
+MEMORY_INFO = Path("/proc/meminfo")
 NOISE_BYTES = 40
 """A number of noise costs at its peak: the hash in 64 bits, some copies of it, and the float."""
 
@@ -38,7 +39,10 @@ def check_memory(model: WorldModel, num_envs: int, device: torch.device) -> None
 def free_bytes(device: torch.device) -> int | None:
     """Free memory of a device; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "cpu" and MEMORY_INFO.exists():
+        for line in MEMORY_INFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # what can be had, the page cache included
+                return 1024 * int(line.split()[1])
     return None

@@ -28,7 +28,7 @@ class DreamEnv(gym.Env):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
 
-    def __init__(self, world: World | str, **options: Any) -> None:
+    def __init__(self, world: World | str | None = None, **options: Any) -> None:
         parse_options(options)
         # A single environment always gives NumPy and never resets itself: both keywords are
         # accepted, so that one set of keywords does for `make` and `make_vec`.
@@ -93,7 +93,7 @@ def _first(observation: Any) -> Any:
     return observation[0]
 
 
-def make_single(world: World | str, **options: Any) -> DreamEnv:
+def make_single(world: World | str | None = None, **options: Any) -> DreamEnv:
     """What the registered ids make: a `DreamEnv` whose horizon is what `gym.make` was asked for.
 
     `gym.make` keeps `max_episode_steps` for a TimeLimit of its own and tells the environment
@@ -103,6 +103,8 @@ def make_single(world: World | str, **options: Any) -> DreamEnv:
     caller = sys._getframe(1)
     if "max_episode_steps" not in options and caller.f_code is gym.make.__code__:
         asked = caller.f_locals.get("max_episode_steps")
+        if asked is None:  # made again from a spec, which kept what was asked for
+            asked = getattr(caller.f_locals.get("env_spec"), "max_episode_steps", None)
         if asked is not None:
             # -1 is Gymnasium's word for "no limit".
             options["max_episode_steps"] = sys.maxsize if asked == -1 else asked

@@ -61,11 +61,13 @@ class DreamVectorEnv(VectorEnv):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, world: World | str, num_envs: int = 1, **options: Any) -> None:
+    def __init__(self, world: World | str | None = None, num_envs: int = 1, **options: Any) -> None:
         # Closing works also after a refusal below.
         self.dreams: Dreams | None = None
         self.renderer: Renderer | None = None
         parsed = parse_options(options)
+        if world is None:
+            raise TypeError("a dream needs a world: give world=, a folder or a name that ships")
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give a whole number of at least 1")
         self.world = world if isinstance(world, World) else load(world)
@@ -103,6 +105,8 @@ class DreamVectorEnv(VectorEnv):
         """
         self._check_open()
         mask = checks.reset_mask(options or {}, self.dreams, self.num_envs, self.device)
+        if seed is not None and mask is not None:
+            raise ValueError("a seed begins all rows anew: give a seed or a reset_mask, not both")
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(
                 f"seed={seed!r}: give one whole number; the rows' own noise is keyed by their index"
@@ -174,6 +178,9 @@ class DreamVectorEnv(VectorEnv):
     def set_state(self, dreams: Dreams) -> Any:
         """Go on from where dreams stood: these, or those of another environment of this world.
 
+        They go on under this environment's options: where its temperature is one number, that one
+        holds for what is left of their episodes too.
+
         Args:
             dreams: N rows, of `get_state` or `Dreams.rows`.
 
@@ -207,7 +214,10 @@ class DreamVectorEnv(VectorEnv):
         """
         dreams = self._standing()
         index = checks.row_index(rows, self.num_envs, self.device)
-        return self.set_state(dreams.rows(index)._replace(env=dreams.env))
+        copied = dreams.rows(index)
+        # An episode that the row has not been in: its old noise must not come again.
+        episode = torch.maximum(copied.episode, dreams.episode) + 1
+        return self.set_state(copied._replace(env=dreams.env, episode=episode))
 
     def render(self) -> Frames | None:  # type: ignore[override]
         """Frames (height, width, 3) uint8 of every dream, decoded one by one as they are read."""

@@ -44,6 +44,22 @@ class TensorWrapper(VectorWrapper):
             raise ValueError(f"{type(self).__name__} works on one tensor, not on a Dict of them")
         self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
 
+    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Reset, and change the first observations."""
+        mask = (arguments.get("options") or {}).get("reset_mask")
+        rows = None if mask is None else torch.as_tensor(mask, device=self.device)
+        with outside_inference():
+            observation, info = self.env.reset(**arguments)
+            return self.begun(observation, rows), info
+
+    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """What is made of first observations; `rows` (N,) bool were reset, or all (None)."""
+        return observation
+
+    def _wide(self, rows: Tensor) -> Tensor:
+        """Rows (N,) against observations (N, ...)."""
+        return rows.view(-1, *[1] * len(self.single_observation_space.shape or ()))
+
     def step(self, actions: Any) -> Step:
         """Step, and change what came of it."""
         with outside_inference():
@@ -106,10 +122,15 @@ class NormalizeObservation(TensorWrapper):
         self.single_observation_space = space
         self.observation_space = batch_space(space, self.num_envs)
 
-    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Reset; the first observations count."""
-        observation, info = self.env.reset(**arguments)
-        return self._normal(observation), info
+    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Normalise; the first observations of the rows that were reset count."""
+        if self.update_running_mean:
+            # Rows that go on were counted when they were given: the mean stands in for them.
+            counted = observation.float()
+            if rows is not None:
+                counted = torch.where(self._wide(rows), counted, self.moments.mean)
+            self.moments.update(counted)
+        return self.moments.standardise(observation.float())
 
     def after(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
@@ -141,14 +162,11 @@ class NormalizeReward(TensorWrapper):
         self.update_running_mean = True
         self._discounted = torch.zeros(self.num_envs, device=self.device)
 
-    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Reset; returns of the rows that are reset begin anew."""
-        mask = (arguments.get("options") or {}).get("reset_mask")
-        rows = True if mask is None else torch.as_tensor(mask, device=self.device)
-        self._discounted = torch.where(
-            torch.as_tensor(rows, device=self.device), 0.0, self._discounted
-        )
-        return self.env.reset(**arguments)
+    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Returns of the rows that were reset begin anew."""
+        again = torch.ones_like(self._discounted, dtype=torch.bool) if rows is None else rows
+        self._discounted = torch.where(again, 0.0, self._discounted)
+        return observation
 
     def after(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
@@ -218,15 +236,13 @@ class FrameStack(TensorWrapper):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._frames: Tensor | None = None
 
-    def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Reset; a `reset_mask` leaves the frames of the other rows."""
-        observation, info = self.env.reset(**arguments)
+    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Fill the stacks of the rows that were reset."""
         fresh = self._filled(observation)
-        mask = (arguments.get("options") or {}).get("reset_mask")
-        if mask is not None and self._frames is not None:
-            fresh = torch.where(self._rows(mask), fresh, self._frames)
+        if rows is not None and self._frames is not None:
+            fresh = torch.where(self._wide(rows), fresh, self._frames)
         self._frames = fresh
-        return fresh.clone(), info
+        return fresh.clone()
 
     def after(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
@@ -235,15 +251,10 @@ class FrameStack(TensorWrapper):
         if self._frames is None:
             raise RuntimeError("step before reset: call reset() first")
         last = torch.cat([self._frames[:, 1:], info["final_obs"][:, None]], 1)
-        done = self._rows(terminated | truncated)
+        done = self._wide(terminated | truncated)
         self._frames = torch.where(done, self._filled(observation), last)
         info = {**info, "final_obs": last}
         return self._frames.clone(), reward, terminated, truncated, info
 
     def _filled(self, observation: Tensor) -> Tensor:
         return observation[:, None].expand(-1, self.stack_size, *observation.shape[1:]).clone()
-
-    def _rows(self, mask: Any) -> Tensor:
-        rows = torch.as_tensor(mask, device=self.device)
-        shape = self.single_observation_space.shape or ()
-        return rows.view(-1, *[1] * len(shape))

@@ -11,7 +11,7 @@ import numpy as np
 from dreamgym.data import Dataset
 from dreamgym.files import written_aside
 from dreamgym.trust.replaying import Replay, replay
-from dreamgym.world import World
+from dreamgym.world import World, WorldError
 
 REAL, DREAMT = "#1b1b1b", "#3366aa"
 SHOWN_STEPS = 60
@@ -27,6 +27,11 @@ def longest_held_out(world: World, data: str | Path, limit: int = SHOWN_STEPS) -
     """
     settings = world.provenance["fit"]
     with Dataset(data) as dataset:
+        if dataset.checksum != world.provenance["dataset_checksum"]:
+            raise WorldError(
+                f"{data} is not the dataset that {world.name!r} was fitted to: which of its "
+                "episodes were held out is not known; give that dataset"
+            )
         _, held_out = dataset.split(settings["held_out"], settings["seed"])
         lengths = np.minimum(np.asarray(dataset.lengths)[held_out], limit)
         return replay(world, dataset.episode(int(held_out[int(lengths.argmax())])))

@@ -47,6 +47,16 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(world, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
+def test_what_a_policy_is_handed_is_never_memory_of_the_dream(kind, mode):
+    env = DreamVectorEnv(small_world(*kind), ENVS, view="latent", autoreset_mode=mode)
+    seen, _ = env.reset(seed=0)
+    for handed in (seen, env.step(random_actions(env.single_action_space, ENVS))[0]):
+        owned = {leaf.untyped_storage().data_ptr() for leaf in env.dreams.tensors().values()}
+        assert handed.untyped_storage().data_ptr() not in owned
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [*((kind, "SameStep") for kind in ONE_EACH), (KINDS[0], "NextStep"), (KINDS[0], "Disabled")],

@@ -105,6 +105,20 @@ def test_specs_go_through_json_and_pickle(folder):
     assert gym.make_vec(spec).num_envs == 4
 
 
+def test_a_spec_keeps_the_horizon_that_was_asked_for(folder):
+    env = gym.make("dreamgym/World-v0", world=folder, termination=1.0, max_episode_steps=20)
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert steps_until_the_end(again) == 20
+
+
+def test_a_world_that_is_not_given_or_misspelt_is_asked_for(folder):
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(TypeError, match="did you mean 'world'"):
+            make("dreamgym/World-v0", wrold=folder)
+        with pytest.raises(TypeError, match="give world="):
+            make("dreamgym/World-v0")
+
+
 def test_a_misspelt_keyword_is_refused_with_the_nearest(folder):
     for make in (gym.make, gym.make_vec):
         with pytest.raises(TypeError, match="did you mean 'temperature'"):

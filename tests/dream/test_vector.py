@@ -275,6 +275,8 @@ def test_wrong_use_is_refused():
         env.reset(options={"mask": 1})
     with pytest.raises(ValueError, match="shape"):
         env.reset(options={"reset_mask": np.ones(3, bool)})
+    with pytest.raises(ValueError, match="not both"):
+        env.reset(seed=0, options={"reset_mask": np.ones(ENVS, bool)})
     env.close()
     with pytest.raises(RuntimeError, match="closed"):
         env.step(act(env, 0))
