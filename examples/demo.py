@@ -132,7 +132,7 @@ def clear(folder: Path) -> Path:
 def train_on_real_steps(steps: int, seed: int) -> PPO:
     """The model-free baseline: PPO, with the budget of real steps that the dataset cost."""
     env = make_vec_env(ENV_ID, n_envs=8, seed=seed)
-    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=10, seed=seed, device="cpu")
+    agent = PPO("MlpPolicy", env, n_steps=50, batch_size=50, seed=seed, device="cpu")
     return agent.learn(steps)
 
 
