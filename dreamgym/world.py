@@ -106,9 +106,9 @@ class World:
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
-        return self._with_its_keys(gym.make(spec["id"], **arguments))
+        return self.with_its_keys(gym.make(spec["id"], **arguments))
 
-    def _with_its_keys(self, env: gym.Env) -> gym.Env:
+    def with_its_keys(self, env: gym.Env) -> gym.Env:
         """Only the observation keys that the world was fitted to."""
         mine, its = self.observation_space, env.observation_space
         if not isinstance(mine, gym.spaces.Dict) or not isinstance(its, gym.spaces.Dict):

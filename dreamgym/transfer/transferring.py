@@ -132,7 +132,7 @@ def _real_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], 
 
 
 def _of_its_keys(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
-    return lambda: world._with_its_keys(make_env(maker))
+    return lambda: world.with_its_keys(make_env(maker))
 
 
 def _time_limit(env: gym.Env, world: World) -> int:
