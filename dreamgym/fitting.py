@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym import checkpoint
 from dreamgym.checkpoint import Progress
-from dreamgym.data import AnyDataset, Dataset, SegmentBatch, draw_ahead, opened
+from dreamgym.data import AnyDataset, Dataset, opened
 from dreamgym.data.signals import uninterrupted
 from dreamgym.device import resolve_device, seeded, threads
 from dreamgym.files import nearest
+from dreamgym.fit_batches import HELD_OUT, TRAINING, Batches, Drawn
 from dreamgym.fit_config import FitConfig, FitError, recommended
-from dreamgym.models import FAMILIES, ModelSpec, Segment, WorldModel, measure, plain
-from dreamgym.quality import as_segment, measure_quality
+from dreamgym.fit_log import Log, logger
+from dreamgym.fitted_world import Fitted, world_of
+from dreamgym.models import FAMILIES, ModelSpec, WorldModel, measure, plain
+from dreamgym.quality import as_segment
 from dreamgym.schedule import learning_rate
-from dreamgym.starts import burn_in
 from dreamgym.world import World
 
 DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
-Drawn = tuple[SegmentBatch, np.random.Generator]
 ProgressCallback = Callable[[int, int, dict[str, float]], None]
 REPORT_EVERY = 25
 EVALUATION_BATCHES = 8
-DEFAULT_HORIZON = 200
-TRAINING, HELD_OUT = 0, 1  # streams of random numbers that never meet
+Look = Callable[[WorldModel], dict[str, float]]
+"""Looks at a model in eval mode, without gradients; its figures go into the log and the history."""
 
 
 def fit(
@@ -108,7 +106,9 @@ class _Fit:
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.parameters = parameters
-        self.batches = data.segments(self.training, config.segment_length)
+        self.batches = self._batches(self.training, TRAINING)
+        self.held_out_batches = self._batches(self.held_out, HELD_OUT)
+        self.looks: list[Look] = []
         self.progress = Progress()
 
     def run(self, report: ProgressCallback) -> None:
@@ -118,7 +118,8 @@ class _Fit:
                 self.checkpoint, self.fingerprint(), self.model, self.optimizer
             )
         self.data.verify()  # what is held in memory was, and most of the rest
-        with _logger(self.config.tensorboard) as log, closing(self._drawn()) as drawn:
+        batches = self.batches.following(self.progress.update)
+        with logger(self.config.tensorboard) as log, closing(batches) as drawn:
             try:
                 while self.progress.update < self.config.updates:
                     with uninterrupted():  # an update is done, or not begun
@@ -132,15 +133,17 @@ class _Fit:
         self.model.load_state_dict(self.progress.best)
         self.model.eval().requires_grad_(False)
 
-    def _drawn(self) -> Generator[Drawn, None, None]:
-        """The batches of the updates to come, read ahead where they come from a file."""
-        batches = (
-            self._draw(self.batches, TRAINING, update)
-            for update in itertools.count(self.progress.update)
+    def _batches(self, episodes: NDArray, stream: int) -> Batches:
+        return Batches(
+            self.data,
+            episodes,
+            length=self.config.segment_length,
+            batch_size=self.config.batch_size,
+            noise_dim=self.model.noise_dim,
+            seed=(self.seed, stream),
         )
-        return batches if self.data.in_memory else draw_ahead(batches)
 
-    def _update(self, drawn: Drawn, log: Callable[[str, float, int], None]) -> dict[str, float]:
+    def _update(self, drawn: Drawn, log: Log) -> dict[str, float]:
         """One update, and a look at the held-out episodes where one is due; figures to show."""
         config, progress = self.config, self.progress
         self.model.train()
@@ -159,28 +162,16 @@ class _Fit:
             log(f"fit/{name}", value, progress.update)
         if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
             figures = self._finite({"loss": loss, **terms})
-            figures["held_out"] = self._evaluate()
-            log("held_out/loss", figures["held_out"], progress.update)
+            figures |= self._evaluate(log)
             progress.history.append({"update": progress.update, **figures})
             self._save()
         return figures
 
-    def _draw(self, sampler: Any, *key: int) -> Drawn:
-        """A batch that the seed and the key determine, wherever and whenever it is drawn."""
-        rng = np.random.default_rng([self.seed, *key])
-        return sampler.draw(self.config.batch_size, rng), rng
-
     def _loss(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
-        batch, rng = drawn
-        segment = as_segment(batch, self.device)
-        noise = self._noise(rng, segment)
-        with seeded(int(rng.integers(2**63)), self.device):  # dropout, where there is any
+        segment = as_segment(drawn.batch, self.device)
+        noise = torch.from_numpy(drawn.noise).to(self.device)
+        with seeded(drawn.seed, self.device):  # dropout, where there is any
             return self.model.loss(segment, noise)
-
-    def _noise(self, rng: np.random.Generator, segment: Segment) -> Tensor:
-        batch, length = segment.mask.shape
-        shape = (batch, length + 1, self.model.noise_dim)
-        return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(self.device)
 
     def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """The losses as numbers.
@@ -200,20 +191,28 @@ class _Fit:
         return figures
 
     @torch.no_grad()
-    def _evaluate(self) -> float:
-        """The mean loss of fixed held-out batches; the best weights so far are kept."""
+    def _evaluate(self, log: Log) -> dict[str, float]:
+        """Figures of held-out episodes: the loss, and what the looks find.
+
+        The best weights so far are kept.
+        """
         self.model.eval()
-        sampler = self.data.segments(self.held_out, self.config.segment_length)
-        looks = [self._loss(self._draw(sampler, HELD_OUT, k)) for k in range(EVALUATION_BATCHES)]
+        looks = [self._loss(self.held_out_batches.draw(k)) for k in range(EVALUATION_BATCHES)]
         losses = torch.stack([loss for loss, _ in looks])
-        mean = self._finite({"held_out": losses.mean()})["held_out"]
+        figures = self._finite({"held_out": losses.mean()})
         self.model.after_evaluation(
             {name: torch.stack([terms[name] for _, terms in looks]).mean() for name in looks[0][1]}
         )
-        if mean < self.progress.best_loss:
-            self.progress.best_loss = mean
+        log("held_out/loss", figures["held_out"], self.progress.update)
+        for look in self.looks:
+            found = look(self.model)
+            figures |= found
+            for name, value in found.items():
+                log(f"held_out/{name}", value, self.progress.update)
+        if figures["held_out"] < self.progress.best_loss:
+            self.progress.best_loss = figures["held_out"]
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
-        return mean
+        return figures
 
     def _save(self) -> None:
         if self.checkpoint is not None and self.progress.update:
@@ -244,55 +243,21 @@ class _Fit:
         }
 
     def world(self, seconds: float) -> World:
-        """The fitted world, with starts, recommended horizon, provenance and quality."""
-        limit = _real_limit(self.data.env_spec) or DEFAULT_HORIZON
-        provenance = {
-            "dataset": Path(self.data.path).name,
-            "dataset_checksum": self.data.checksum,
-            "dataset_steps": int(self.data.num_steps),
-            "dataset_episodes": int(self.data.num_episodes),
-            "dataset_policy": self.data.policy,
+        """The fitted world."""
+        said = {
             "fit": self.fingerprint(),
             "history": self.progress.history,
             "best_held_out_loss": self.progress.best_loss,
             "seconds": round(seconds, 1),
             "device": str(self.device),
-            "versions": _versions(),
         }
-        model = self.model.cpu()
-        return World(
-            model=model,
-            starts=burn_in(
-                model, self.data, self.training, count=self.config.starts, seed=self.seed
-            ),
-            env_spec=self.data.env_spec,
-            horizon=self.config.horizon or min(limit, DEFAULT_HORIZON),
-            provenance=provenance,
-            quality=measure_quality(model, self.data, self.held_out, self.seed),
+        fitted = Fitted(
+            model=self.model.cpu(),
+            data=self.data,
+            training=self.training,
+            held_out=self.held_out,
+            config=self.config,
+            seed=self.seed,
+            said=said,
         )
-
-
-def _real_limit(env_spec: str | None) -> int | None:
-    return json.loads(env_spec).get("max_episode_steps") if env_spec else None
-
-
-def _versions() -> dict[str, str]:
-    packages = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-@contextmanager
-def _logger(folder: str | None) -> Iterator[Callable[[str, float, int], None]]:
-    """What writes figures to TensorBoard, or nowhere."""
-    if folder is None:
-        yield lambda name, value, step: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "logging to TensorBoard needs the package tensorboard: "
-            "pip install 'dreamgym[tensorboard]', or leave tensorboard=None"
-        ) from error
-    with SummaryWriter(folder) as writer:
-        yield lambda name, value, step: writer.add_scalar(name, value, step)
+        return world_of(fitted)
