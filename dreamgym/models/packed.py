@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST_BATCH = 4
-"""Below this many rows a plain product is faster than the packed one."""
+SMALLEST_WORK = 2**19
+"""Below this many multiplications a plain product in float32 is faster than the packed one."""
+
+SMALLEST_WEIGHT = 2**13
+"""A matrix of fewer numbers gains nothing from a lower precision: its product stays float32."""
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -26,13 +29,26 @@ def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.d
         rows: of every later input; it may be called with others, more slowly.
         dtype: of the product; sums, inputs and outputs stay float32.
     """
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if weight.device.type == "cpu" and rows >= SMALLEST_BATCH and _has_packing():
-        return _packed(weight, bias, rows, dtype)
+    if dtype == torch.float32 or weight.numel() < SMALLEST_WEIGHT:
+        return packed_product(weight, bias, rows, torch.float32)
+    product = packed_product(weight, bias, rows, dtype)
+    return lambda x: product(x).float()
+
+
+def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
+    """A linear layer as a function from (rows, in) of any precision to (rows, out) of `dtype`.
+
+    For layers one behind the other, between which nothing needs float32; see `packed_linear`.
+    """
+    weight = weight.detach().to(dtype).contiguous()
+    bias = None if bias is None else bias.detach().to(dtype).contiguous()
+    # In a lower precision the packed product is always the faster one.
+    pays = dtype != torch.float32 or (rows > 1 and rows * weight.numel() >= SMALLEST_WORK)
+    if weight.device.type == "cpu" and pays and _has_packing():
+        return _packed(weight, bias, rows)
     if dtype == torch.float32:
         return lambda x: F.linear(x, weight, bias)
-    low, low_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    return lambda x: F.linear(x.to(dtype), low, low_bias).float()
+    return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
 def _has_packing() -> bool:
@@ -41,10 +57,10 @@ def _has_packing() -> bool:
     )
 
 
-def _packed(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
+def _packed(weight: Tensor, bias: Tensor | None, rows: int) -> Linear:
     product = torch.ops.mkldnn._linear_pointwise
-    layout = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), rows)
-    low_bias = None if bias is None else bias.to(dtype).contiguous()
+    layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    dtype = weight.dtype
     if dtype == torch.float32:
-        return lambda x: product(x, layout, low_bias, "none", [], "")
-    return lambda x: product(x.to(dtype), layout, low_bias, "none", [], "").float()
+        return lambda x: product(x, layout, bias, "none", [], "")
+    return lambda x: product(x.to(dtype), layout, bias, "none", [], "")
