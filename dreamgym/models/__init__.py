@@ -46,6 +46,7 @@ from dreamgym.models.pretrained_encoder import PretrainedError
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.rssm_config import RSSMConfig, RSSMObjective
 from dreamgym.models.statistics import Moments, Statistics, measure
+from dreamgym.models.vitals import Divergence, Spread, Vitals
 
 FAMILIES: dict[str, type[WorldModel]] = {
     "mdn-rnn": MDNRNN,
@@ -71,6 +72,7 @@ __all__ = [
     "RSSM",
     "TERMINATIONS",
     "Decodes",
+    "Divergence",
     "Ensemble",
     "EnsembleConfig",
     "GoalReward",
@@ -95,9 +97,11 @@ __all__ = [
     "RSSMConfig",
     "RSSMObjective",
     "Segment",
+    "Spread",
     "State",
     "Statistics",
     "Temperature",
+    "Vitals",
     "WorldModel",
     "as_tensors",
     "assemble",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreamgym.models.observations import Observation, each
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.vitals import Vitals
 
 State = dict[str, Tensor]
 """What a model believes now. Every leaf is batch-first: (B, ...)."""
@@ -151,6 +152,15 @@ class WorldModel(nn.Module, ABC):
         Args:
             terms: the terms of `loss` in eval mode, each the mean over the held-out batches.
         """
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """What the model shows of its latents, for the alarms of a fit; by default nothing.
+
+        Args:
+            segment: B windows of L transitions, held out.
+            noise: (B, L + 1, noise_dim) uniforms.
+        """
+        return Vitals({}, {})
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same function arranged for speed; here, as it is, on the device.

@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamgym.models.base import Decodes, Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.observations import Observation
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.vitals import Vitals
 
 
 class Composition(WorldModel):
@@ -97,6 +98,10 @@ class Composition(WorldModel):
     def after_evaluation(self, terms: dict[str, Tensor]) -> None:
         """See `WorldModel.after_evaluation`."""
         self.inner.after_evaluation(terms)
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """See `WorldModel.vitals`."""
+        return self.inner.vitals(segment, noise)
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same composition around the model inside, arranged for speed."""

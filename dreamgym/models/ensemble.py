@@ -19,6 +19,7 @@ from dreamgym.models.nesting import ModelSpec
 from dreamgym.models.observations import Observation, each, part, parts
 from dreamgym.models.propagation import check_members, member_of, of_member
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.vitals import Vitals
 
 DEFAULT_MEMBER = "mdn-rnn"
 LEAD = 0
@@ -180,6 +181,15 @@ class Ensemble(WorldModel):
             own = f"{k}/"
             said = {key.removeprefix(own): v for key, v in terms.items() if key.startswith(own)}
             member.after_evaluation(said)
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """The members', each under its number."""
+        found = Vitals({}, {})
+        for k, member in enumerate(self._members()):
+            own = member.vitals(segment, noise[..., :-1])
+            for mine, its in zip(found, own, strict=True):
+                mine.update({f"{k}/{name}": what for name, what in its.items()})
+        return found
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same ensemble with all members in one batched call."""

@@ -24,11 +24,13 @@ from dreamgym.models.jepa_batch import moments
 from dreamgym.models.jepa_config import PRESETS, JEPAConfig
 from dreamgym.models.jepa_loss import Losses
 from dreamgym.models.jepa_predictor import ActionEmbedding, Predictor, PredictorSizes, Projector
+from dreamgym.models.jepa_regularisers import collapse
 from dreamgym.models.jepa_senses import Probe, Senses
 from dreamgym.models.observations import Observation
 from dreamgym.models.pretrained_encoder import PREFIX, PretrainedEncoder
 from dreamgym.models.sampling import normal, per_row
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.vitals import Spread, Vitals
 
 HEAD_WIDTH = 128
 RESIDUAL_MOMENTUM = 0.01
@@ -184,6 +186,13 @@ class JEPA(WorldModel):
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `WorldModel.loss`: prediction, regularisers, heads and probe, by `JEPAObjective`."""
         return Losses(self, segment, noise).total()
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """See `WorldModel.vitals`: how far the embeddings of observations differ."""
+        found = collapse(self.embed(segment.observation), F.pad(segment.mask, (1, 0), value=True))
+        remedy = "raise what keeps them apart: objective.sigreg, or objective.std and objective.cov"
+        std, rank = found["embedding_std"], found["effective_rank"]
+        return Vitals({}, {"": Spread(std, rank, self.config.embedding, remedy)})
 
     def after_update(self) -> None:
         """Bring the target encoder, if there is one, a little nearer to the encoder."""

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.actions import ActionEncoder
-from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel, zero_action
 from dreamgym.models.lstm import LSTM
+from dreamgym.models.masked import masked_mean
 from dreamgym.models.mixture import Mixture
 from dreamgym.models.observations import Observation
-from dreamgym.models.perception import Perception, VisionSizes
+from dreamgym.models.perception import Perception, VisionSizes, vitals
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.vitals import Vitals
 
 LOG_SIGMA_MAX = 2.0
 
@@ -213,9 +215,13 @@ class MDNRNN(WorldModel):
         terms = {} if vision_done else self._vision_terms(segment, noise[..., : self.size])
         if not vision_first:
             terms |= self._dynamics_terms(segment, noise[..., : self.size])
-        scale = self.config.kl_scale
-        weighed = [v * scale if k.startswith("kl") else v for k, v in terms.items()]
+        weighed = [v * self.config.kl_scale if k.startswith("kl") else v for k, v in terms.items()]
         return torch.stack(weighed).sum(), {name: term.detach() for name, term in terms.items()}
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """See `WorldModel.vitals`; of the VAE."""
+        count, free = self.config.vision_frames, self.config.kl_tolerance
+        return vitals(self.vision.frames(segment.observation, noise[..., : self.size], count), free)
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""
@@ -225,7 +231,7 @@ class MDNRNN(WorldModel):
 
     def _vision_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
         """V's own terms, for each part that is an image; padding is left out."""
-        real = F.pad(segment.mask.float(), (1, 0), value=1.0).flatten()
+        real = F.pad(segment.mask, (1, 0), value=True).flatten()
         settings = {"tolerance": self.config.kl_tolerance, "foreground": self.config.foreground}
         terms = {}
         batches = self.vision.frames(segment.observation, noise, self.config.vision_frames)
@@ -233,7 +239,7 @@ class MDNRNN(WorldModel):
             loss = batch.vae.loss(batch.images, batch.standard, **settings)
             suffix = f"_{key}" if key else ""
             for name, values in loss._asdict().items():
-                terms[name + suffix] = _masked_mean(values, real[batch.rows])
+                terms[name + suffix] = masked_mean(values, real[batch.rows])
         return terms
 
     def _dynamics_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
@@ -249,18 +255,16 @@ class MDNRNN(WorldModel):
         ends = F.binary_cross_entropy_with_logits(
             termination, segment.terminated.float(), reduction="none"
         )
-        mask = segment.mask.float()
         return {
-            "nll": -_masked_mean(likelihood, mask),
-            "reward": _masked_mean((reward - wanted).square(), mask),
-            "termination": _masked_mean(ends, mask),
+            "nll": -masked_mean(likelihood, segment.mask),
+            "reward": masked_mean((reward - wanted).square(), segment.mask),
+            "termination": masked_mean(ends, segment.mask),
         }
 
     def _inputs(self, z: Tensor, encoded: Tensor) -> Tensor:
         """What the LSTM sees (B, L + 1, ...): the initial state with the zero action, then all."""
-        shape = (encoded.shape[0], 1, *(self.action_space.shape or ()))
-        zero = self.encode_action(torch.zeros(shape, device=encoded.device))
-        first = torch.cat([torch.zeros_like(z[:, :1]), zero], -1)
+        zero = self.encode_action(zero_action(self.action_space, len(encoded), encoded.device))
+        first = torch.cat([torch.zeros_like(z[:, :1]), zero.unsqueeze(1)], -1)
         inputs = torch.cat([first, torch.cat([z, encoded], -1)], 1)
         if not self.config.restart_flag:
             return inputs
@@ -293,7 +297,3 @@ class MDNRNN(WorldModel):
         change = (new - z) / self.vision.delta_std
         reward, termination = self.heads(torch.cat([h, new, change], -1)).unbind(-1)
         return reward, termination
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum().clamp(min=1.0)

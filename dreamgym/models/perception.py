@@ -14,6 +14,7 @@ from dreamgym.models.pixels import Pixels
 from dreamgym.models.sampling import normal
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vae import VAE
+from dreamgym.models.vitals import Divergence, Vitals
 
 CHUNK = 256
 """Frames that are encoded at once: more only fills memory."""
@@ -197,6 +198,21 @@ class FrameBatch(NamedTuple):
     images: Tensor
     standard: Tensor
     rows: slice
+
+
+def vitals(batches: dict[str, FrameBatch], free: float) -> Vitals:
+    """What frames say through the latents of their VAEs.
+
+    Args:
+        batches: of frames, as `Perception.frames` gives them.
+        free: nats that each dimension may use for nothing.
+    """
+    remedy = "lower kl_scale, or fit the VAE for longer"
+    found = {
+        key: Divergence(batch.vae.encode(batch.images).divergences(), free, "each", remedy)
+        for key, batch in batches.items()
+    }
+    return Vitals(found, {})
 
 
 def _refuse_no_floats(key: str, box: gym.spaces.Box) -> None:

@@ -23,14 +23,16 @@ from dreamgym.models.base import (
     WorldModel,
     zero_action,
 )
-from dreamgym.models.observations import Observation
+from dreamgym.models.masked import masked_mean
+from dreamgym.models.observations import Observation, each
 from dreamgym.models.rssm_config import RSSMConfig
-from dreamgym.models.rssm_latents import free, latent, masked_mean
+from dreamgym.models.rssm_latents import free, latent
 from dreamgym.models.rssm_layers import BlockGRUCell, GRUCell, Joined, linear, mlp
 from dreamgym.models.rssm_presets import PRESETS
 from dreamgym.models.rssm_senses import Senses
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.twohot import TwoHot
+from dreamgym.models.vitals import Divergence, Vitals
 
 
 class RSSM(WorldModel):
@@ -157,6 +159,18 @@ class RSSM(WorldModel):
         total = sum((weights.get(k, 1.0) * v for k, v in terms.items()), start=torch.zeros(()))
         terms["kl"] = masked_mean(dyn, observed)
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+        """See `WorldModel.vitals`: what the first observation of each segment says through z."""
+        batch, objective = len(segment.action), self.config.objective
+        h = self._advance(
+            self.initial(batch), zero_action(self.action_space, batch, segment.action.device)
+        )
+        first = each(lambda leaf: leaf[:, 0], segment.observation)
+        posterior = self._posterior(h, self._seen(self.senses.targets(first)))
+        nats = self.latent.divergences(posterior, self.prior(h))
+        remedy = "lower objective.dyn and objective.rep, or objective.free_nats where that is large"
+        return Vitals({"": Divergence(nats, objective.free_nats, "all", remedy)}, {})
 
     def _unroll(
         self, segment: Segment, targets: list[Tensor], noise: Tensor

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamgym.models.base import Temperature
+from dreamgym.models.masked import masked_mean
 from dreamgym.models.rssm_config import RSSMConfig
 from dreamgym.models.sampling import normal, per_row
 
@@ -32,6 +33,10 @@ class Latent(Protocol):
 
     def kl(self, given: Tensor, other: Tensor) -> Tensor:
         """KL divergence (...) of given (..., parameters) from other (..., parameters), in nats."""
+        ...
+
+    def divergences(self, given: Tensor, other: Tensor) -> Tensor:
+        """The same by categorical, or by number: (..., stoch), which add up to it."""
         ...
 
 
@@ -62,8 +67,12 @@ class Categoricals:
 
     def kl(self, given: Tensor, other: Tensor) -> Tensor:
         """See `Latent.kl`."""
+        return self.divergences(given, other).sum(-1)
+
+    def divergences(self, given: Tensor, other: Tensor) -> Tensor:
+        """See `Latent.divergences`."""
         log = self.log_chances(given)
-        return (log.exp() * (log - self.log_chances(other))).sum((-2, -1))
+        return (log.exp() * (log - self.log_chances(other))).sum(-1)
 
     def chances(self, given: Tensor) -> Tensor:
         """Probabilities, (..., count, classes)."""
@@ -94,10 +103,14 @@ class Gaussians:
 
     def kl(self, given: Tensor, other: Tensor) -> Tensor:
         """See `Latent.kl`."""
+        return self.divergences(given, other).sum(-1)
+
+    def divergences(self, given: Tensor, other: Tensor) -> Tensor:
+        """See `Latent.divergences`."""
         mean, std = self.moments(given)
         other_mean, other_std = self.moments(other)
         ratio, off = std / other_std, (mean - other_mean) / other_std
-        return (0.5 * (ratio.square() + off.square() - 1.0) - ratio.log()).sum(-1)
+        return 0.5 * (ratio.square() + off.square() - 1.0) - ratio.log()
 
     def moments(self, given: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (..., count) each."""
@@ -124,11 +137,6 @@ def free(divergence: Tensor, mask: Tensor, nats: float, of: str) -> Tensor:
     if of == "batch":
         return masked_mean(divergence, mask).clamp(min=nats)
     return masked_mean(divergence.clamp(min=nats), mask)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values (B, L) where mask (B, L) is true; what lies elsewhere does not count."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _full(given: Tensor) -> Tensor:

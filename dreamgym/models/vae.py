@@ -25,8 +25,11 @@ class Posterior(NamedTuple):
 
     def divergence(self) -> Tensor:
         """Kullback-Leibler divergence from the standard normal, in nats: (...)."""
-        inner = 1 + self.log_variance - self.mean.square() - self.log_variance.exp()
-        return -0.5 * inner.sum(-1)
+        return self.divergences().sum(-1)
+
+    def divergences(self) -> Tensor:
+        """The same by dimension: (..., latent)."""
+        return -0.5 * (1 + self.log_variance - self.mean.square() - self.log_variance.exp())
 
 
 class VAELoss(NamedTuple):

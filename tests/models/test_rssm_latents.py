@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from dreamgym.models.rssm_latents import Categoricals, Gaussians, free, masked_mean
+from dreamgym.models.masked import masked_mean
+from dreamgym.models.rssm_latents import Categoricals, Gaussians, free
 
 DRAWS = 20_000
 
