@@ -30,7 +30,7 @@ def named_policy(text: str, env_id: str, algo: str | None, sample: bool) -> Any:
         PolicyFileError: the zip holds no policy that can be read.
         BadParameter: there is no such function, or the policy sees a latent state.
     """
-    if text.split(":")[0] in ("random", "sticky", "sticky-random"):
+    if text.split(":")[0] in ("random", "sticky", "sticky-random", "held"):
         return text
     if text.endswith(".zip"):
         policy = FilePolicy(path=text, env_id=env_id, algo=algo, sample=sample)

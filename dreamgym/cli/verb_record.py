@@ -15,7 +15,8 @@ from dreamgym.cli.showing import number, progress_bar, say, write_json
 
 POLICY_HELP = (
     "random, or sticky:P, which repeats its last action with probability P. Sticky actions cover "
-    "more where random steps cancel out: sticky:0.8 suits Pendulum and LunarLander. Or a zip of "
+    "more where random steps cancel out: sticky:0.8 suits Pendulum and LunarLander. held:N holds "
+    "each random action for N steps. Or a zip of "
     "Stable-Baselines3, or MODULE:FUNCTION, a function from an observation to an action."
 )
 

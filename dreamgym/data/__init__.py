@@ -5,6 +5,7 @@ from dreamgym.data.converting import Conversion, convert, pack
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.formats import ForeignOptions
+from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.mixing import AnyDataset, MixedDataset, Mixture, opened
 from dreamgym.data.page import write_page
 from dreamgym.data.parallel import ShardPlan, record_shards, resume_shards
@@ -16,6 +17,8 @@ from dreamgym.data.recording import record, resume
 from dreamgym.data.recovery import Recovery, recover
 from dreamgym.data.schema import DatasetMetadata
 from dreamgym.data.segments import SegmentBatch, SegmentSampler
+from dreamgym.data.skip_frames import SkipFrames, frame_skip_of
+from dreamgym.data.skipped import SkippedDataset, skipping
 from dreamgym.data.spaces import (
     UnsupportedSpaceError,
     check_supported,
@@ -35,6 +38,7 @@ __all__ = [
     "DatasetWriter",
     "Episode",
     "ForeignOptions",
+    "FrameSkip",
     "MixedDataset",
     "Mixture",
     "Policy",
@@ -43,12 +47,15 @@ __all__ = [
     "SegmentBatch",
     "SegmentSampler",
     "ShardPlan",
+    "SkipFrames",
+    "SkippedDataset",
     "UnsupportedSpaceError",
     "VectorRecorder",
     "check",
     "check_supported",
     "convert",
     "draw_ahead",
+    "frame_skip_of",
     "opened",
     "pack",
     "prefetch",
@@ -57,6 +64,7 @@ __all__ = [
     "recover",
     "resume",
     "resume_shards",
+    "skipping",
     "space_from_json",
     "space_to_json",
     "write_page",

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.schema import DatasetMetadata
 
 
@@ -38,3 +39,8 @@ class Described:
     def policy(self) -> str:
         """What chose the actions, in words."""
         return self.metadata.policy
+
+    @property
+    def frame_skip(self) -> FrameSkip:
+        """None of it; see `SkippedDataset`."""
+        return FrameSkip()

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
+from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.reader import Dataset
 from dreamgym.data.segments import Sampler, SegmentBatch
+from dreamgym.data.skipped import SkippedDataset
 
 Array = NDArray[Any]
 
@@ -53,9 +55,13 @@ class Mixture:
             for sampler, count in zip(self._samplers, counts, strict=True)
             if count
         ]
-        # The batches lie one after the other by sampler: bring each segment to its drawn place.
-        place = np.argsort(np.argsort(which, kind="stable"), kind="stable")
-        return SegmentBatch(*(_joined(list(parts), place) for parts in zip(*batches, strict=True)))
+        return _in_place(batches, which)
+
+
+def _in_place(batches: list[SegmentBatch], which: Array) -> SegmentBatch:
+    """Batches that lie one after the other by number: each segment to its place in `which`."""
+    place = np.argsort(np.argsort(which, kind="stable"), kind="stable")
+    return SegmentBatch(*(_joined(list(parts), place) for parts in zip(*batches, strict=True)))
 
 
 def _joined(parts: list[Any], place: Array) -> Any:
@@ -71,14 +77,15 @@ class MixedDataset:
     It has what fitting needs of a `Dataset`. Closing it closes none of them.
 
     Args:
-        parts: Datasets of the same spaces, each with its weight: at least 0, and not all 0.
+        parts: Datasets of the same spaces and frame skip, each with its weight: at least 0, and not
+            all 0.
 
     Raises:
-        DatasetError: There is none, or their spaces differ.
+        DatasetError: There is none, or their spaces or frame skips differ.
         ValueError: A weight is out of range.
     """
 
-    def __init__(self, parts: Sequence[tuple[Dataset, float]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Dataset | SkippedDataset, float]]) -> None:
         if not parts:
             raise DatasetError("there is no dataset in the mixture", remedy="give at least one")
         self.datasets = [dataset for dataset, _ in parts]
@@ -87,6 +94,13 @@ class MixedDataset:
             raise ValueError(f"the weights are {self.weights}; at least 0, and not all 0")
         first = self.datasets[0]
         for other in self.datasets[1:]:
+            if other.frame_skip != first.frame_skip:
+                raise DatasetError(
+                    f"its frame skip is {other.frame_skip}, that of {first.path} "
+                    f"{first.frame_skip}",
+                    path=other.path,
+                    remedy="read all of them with the same frame skip",
+                )
             if (other.observation_space, other.action_space) != (
                 first.observation_space,
                 first.action_space,
@@ -109,6 +123,11 @@ class MixedDataset:
     def action_space(self) -> gym.Space[Any]:
         """Of one environment."""
         return self.datasets[0].action_space
+
+    @property
+    def frame_skip(self) -> FrameSkip:
+        """Of all of them."""
+        return self.datasets[0].frame_skip
 
     @property
     def env_spec(self) -> str | None:
@@ -153,10 +172,20 @@ class MixedDataset:
 
     def episode(self, index: int) -> Episode:
         """See `Dataset.episode`."""
+        part, own = self._place(index)
+        return part.episode(own)
+
+    def actions(self, index: int) -> Array:
+        """See `Dataset.actions`."""
+        part, own = self._place(index)
+        return part.actions(own)
+
+    def _place(self, index: int) -> tuple[Dataset | SkippedDataset, int]:
+        """The dataset of an episode, and its index there."""
         if not 0 <= index < self.num_episodes:
             raise IndexError(f"episode {index} of {self.num_episodes} in {self.path}")
         part = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self.datasets[part].episode(index - int(self._firsts[part]))
+        return self.datasets[part], index - int(self._firsts[part])
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
         """Divide the episodes of every dataset alike, see `Dataset.split`."""
@@ -184,14 +213,28 @@ class MixedDataset:
             raise DatasetError("no episodes to draw segments from have a weight", path=self.path)
         return Mixture(samplers, weights)
 
+    def windows(
+        self, episodes: Sequence[int] | Array, steps: Sequence[int] | Array, length: int
+    ) -> SegmentBatch:
+        """See `Dataset.windows`."""
+        chosen, begin = np.asarray(episodes, np.int64), np.asarray(steps, np.int64)
+        which = np.searchsorted(self._firsts, chosen, side="right") - 1
+        batches = [
+            self.datasets[part].windows(
+                chosen[which == part] - self._firsts[part], begin[which == part], length
+            )
+            for part in np.unique(which).tolist()
+        ]
+        return _in_place(batches, which)
+
     def verify(self) -> None:
         """See `Dataset.verify`."""
         for dataset in self.datasets:
             dataset.verify()
 
 
-PathOrDataset = str | os.PathLike[str] | Dataset
-AnyDataset = Dataset | MixedDataset
+PathOrDataset = str | os.PathLike[str] | Dataset | SkippedDataset
+AnyDataset = Dataset | SkippedDataset | MixedDataset
 
 
 @contextmanager
@@ -208,12 +251,14 @@ def opened(
     """
     with ExitStack() as stack:
 
-        def one(each: PathOrDataset) -> Dataset:
-            return each if isinstance(each, Dataset) else stack.enter_context(Dataset(each))
+        def one(each: PathOrDataset) -> Dataset | SkippedDataset:
+            if isinstance(each, Dataset | SkippedDataset):
+                return each
+            return stack.enter_context(Dataset(each))
 
         if isinstance(given, MixedDataset):
             yield given
-        elif isinstance(given, Dataset | str | os.PathLike):
+        elif isinstance(given, Dataset | SkippedDataset | str | os.PathLike):
             yield one(given)
         else:
             yield MixedDataset([(one(each), weight) for each, weight in given])

@@ -79,6 +79,35 @@ class StickyRandomPolicy:
         return self._last
 
 
+class HeldRandomPolicy:
+    """Random actions, each held for a number of steps: what a frame skip that repeats them reads.
+
+    Args:
+        action_space: Where the actions come from.
+        steps: For which an action is held, at least 1.
+    """
+
+    def __init__(self, action_space: gym.Space[Any], steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"actions are held for {steps} steps; give at least 1, as 'held:4'")
+        self.name = f"held:{steps}"
+        self._space = copy.deepcopy(action_space)
+        self._steps, self._taken = steps, 0
+        self._last: Any = None
+
+    def begin(self, seed: int) -> None:
+        """See `Policy.begin`."""
+        self._space.seed(seed)
+        self._taken = 0
+
+    def act(self, observation: Any) -> Any:
+        """The last action again, or after enough steps a random one."""
+        if self._taken % self._steps == 0:
+            self._last = self._space.sample()
+        self._taken += 1
+        return self._last
+
+
 class CallablePolicy:
     """A function of the observation. It is not seeded: what it draws is its own affair."""
 
@@ -102,7 +131,8 @@ def make_policy(policy: PolicyLike, action_space: gym.Space[Any]) -> Policy:
 
     Args:
         policy: `"random"`; `"sticky-random"`, or `"sticky:P"` with the probability of repeating the
-            last action; a function from an observation to an action; or a `Policy`.
+            last action; `"held:N"`, random actions that last for N steps; a function from an
+            observation to an action; or a `Policy`.
         action_space: Where random actions come from.
 
     Raises:
@@ -123,7 +153,12 @@ def make_policy(policy: PolicyLike, action_space: gym.Space[Any]) -> Policy:
         except ValueError:
             raise ValueError(f"{policy!r} has no number after the colon, as 'sticky:0.8'") from None
         return StickyRandomPolicy(action_space, stickiness)
+    if name == "held":
+        if not value.isdecimal():
+            raise ValueError(f"{policy!r} has no whole number after the colon, as 'held:4'")
+        return HeldRandomPolicy(action_space, int(value))
     raise ValueError(
         f"there is no policy {policy!r}; use 'random', 'sticky-random', 'sticky:0.8' (the "
-        "probability of repeating an action), or a function from an observation to an action"
+        "probability of repeating an action), 'held:4' (the steps for which one is held), or a "
+        "function from an observation to an action"
     )

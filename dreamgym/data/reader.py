@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from dreamgym.data import schema
 from dreamgym.data.aside import partial_path, refuse_unfinished
-from dreamgym.data.columns import for_models
-from dreamgym.data.described import Described
 from dreamgym.data.episode import Episode
 from dreamgym.data.errors import DatasetError
 from dreamgym.data.foreign_source import is_foreign, open_directly
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.native import open_native, open_snapshot
-from dreamgym.data.segments import SegmentSampler, SegmentSource
+from dreamgym.data.segmenting import Segmented
 from dreamgym.data.shards import open_shards
 from dreamgym.data.source import Source
 from dreamgym.data.statistics import episode_returns
@@ -30,7 +28,7 @@ Array = NDArray[Any]
 DEFAULT_MEMORY = 1 << 30  # bytes
 
 
-class Dataset(Described):
+class Dataset(Segmented):
     """A dataset of episodes, opened for reading.
 
     Small observations are held in memory; larger ones than `memory` stay in the file and are read
@@ -202,14 +200,7 @@ class Dataset(Described):
         Raises:
             DatasetError: There are fewer than two episodes.
         """
-        if not 0.0 < held_out < 1.0:
-            raise ValueError(f"held_out is {held_out}; it must lie between 0 and 1")
-        if self.num_episodes < 2:
-            problem = f"it has {self.num_episodes} episode; at least 2 are needed to hold one out"
-            raise DatasetError(problem, path=self.path, remedy="record more steps")
-        count = min(max(1, round(held_out * self.num_episodes)), self.num_episodes - 1)
-        order = np.random.default_rng(seed).permutation(self.num_episodes)
-        return np.sort(order[count:]), np.sort(order[:count])
+        return split_episodes(self, held_out, seed)
 
     def verify(self) -> None:
         """Verify every episode that was not yet, and raise at the first bad one.
@@ -225,39 +216,6 @@ class Dataset(Described):
         for error in self._source.audit_episode(int(self._numbers[index])):
             raise error.at(path=self.path)
         self._verified[index] = True
-
-    def segments(
-        self,
-        episodes: Sequence[int] | Array,
-        length: int,
-        *,
-        frame_skip: int = 1,
-        keys: Sequence[str] | None = None,
-    ) -> SegmentSampler:
-        """A sampler of segments of some of the episodes.
-
-        Args:
-            episodes: Their indices.
-            length: `L`, transitions in a segment, at least 1.
-            frame_skip: Steps of the environment in one transition, see `SegmentSampler`.
-            keys: Observation keys to read, of a Dict space; all where it is not given.
-
-        Raises:
-            DatasetError: There are no episodes to draw from, or no such observation key.
-            IndexError: One of them does not exist.
-            ValueError: `length` or `frame_skip` is below 1.
-        """
-        if length < 1:
-            raise ValueError(f"length is {length}; a segment has at least 1 transition")
-        if frame_skip < 1:
-            raise ValueError(f"frame_skip is {frame_skip}; at least 1")
-        chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)
-        if not len(chosen):
-            raise DatasetError("there are no episodes to draw segments from", path=self.path)
-        if chosen.min() < 0 or chosen.max() >= self.num_episodes:
-            raise IndexError(f"episodes {chosen.min()} to {chosen.max()} of {self.num_episodes}")
-        source = self._segment_source if keys is None else self._make_segment_source(keys)
-        return SegmentSampler(source, chosen, length, frame_skip)
 
     def _keep_good(self, on_bad: str) -> None:
         self._table = self._source.table
@@ -275,23 +233,15 @@ class Dataset(Described):
             self._table = self._table.select(self._numbers)
         self._verified = np.full(len(self._numbers), self.in_memory)
 
-    def _make_segment_source(self, keys: Sequence[str] | None = None) -> SegmentSource:
-        observations = self._source.observations
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        if keys is not None:
-            missing = [key for key in keys if key not in observations or not is_dict]
-            if missing or not keys:
-                raise DatasetError(
-                    f"it has no observation keys {missing}; it has "
-                    f"{list(observations) if is_dict else 'none, for its space is no Dict'}",
-                    path=self.path,
-                )
-            observations = {key: column for key, column in observations.items() if key in keys}
-        return SegmentSource(
-            observations if is_dict else observations[schema.SINGLE_KEY],
-            action=for_models(self._source.action),
-            reward=self._source.reward,
-            starts=self._table.start,
-            lengths=self._table.length,
-            terminated=self._table.terminated,
-        )
+
+def split_episodes(dataset: Any, held_out: float, seed: int) -> tuple[Array, Array]:
+    """See `Dataset.split`; of anything with episodes and a path."""
+    count = dataset.num_episodes
+    if not 0.0 < held_out < 1.0:
+        raise ValueError(f"held_out is {held_out}; it must lie between 0 and 1")
+    if count < 2:
+        problem = f"it has {count} episode; at least 2 are needed to hold one out"
+        raise DatasetError(problem, path=dataset.path, remedy="record more steps")
+    kept = min(max(1, round(held_out * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[kept:]), np.sort(order[:kept])

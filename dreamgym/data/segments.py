@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.data.columns import Column
+from dreamgym.data.frame_skip import FrameSkip, borrowed
 
 Array = NDArray[Any]
 
@@ -75,36 +76,123 @@ class Sampler(Protocol):
         ...
 
 
+class SegmentReader:
+    """Reads segments by where they begin.
+
+    With a frame skip, a transition of a segment spans `k` steps of the environment: the
+    observations are every `k`-th, the rewards are summed, and a transition is terminal where one of
+    its steps is. Of the actions between, all are kept, `(B, L, k, ...)`, or where they are repeated
+    the first. A transition within which the episode terminates is kept: its last observation is
+    the episode's, and the missing actions are borrowed (`frame_skip.borrowed`). One within which
+    the episode is truncated or cut off is no transition: it is padding.
+
+    Args:
+        source: The columns and the episodes.
+        length: `L`, at least 1, the number of transitions in a segment.
+        skip: The frame skip.
+    """
+
+    def __init__(self, source: SegmentSource, length: int, skip: FrameSkip) -> None:
+        self.length, self.skip = length, skip
+        self._source = source
+        self._steps = np.arange(length * skip.steps + 1)
+
+    def read(self, first: Array, left: Array) -> SegmentBatch:
+        """The segments that begin at rows `first` `(B,)`, with `left` `(B,)` steps to read there.
+
+        `left` is what `usable` gave: what lies beyond is padding.
+        """
+        first, left = first[:, None], left[:, None]
+        rows, steps = first + self._steps, self._steps[:-1]
+        mask = steps < left
+        np.minimum(rows, first + left, out=rows)
+        leaving = np.ascontiguousarray(rows[:, :-1])
+        source = self._source
+        batch = SegmentBatch(
+            observation=_take(source.observations, rows[:, :: self.skip.steps]),
+            action=source.action.take(leaving),
+            reward=source.reward.take(leaving),
+            terminated=source.terminal.take(leaving),
+            mask=mask,
+        )
+        return batch if self.skip.steps == 1 else self._in_blocks(batch, first)
+
+    def _in_blocks(self, batch: SegmentBatch, first: Array) -> SegmentBatch:
+        shape = (len(batch.mask), self.length, self.skip.steps)
+        taken = batch.mask.reshape(shape)
+        whole = np.asarray(taken.any(axis=2))
+        actions = batch.action.reshape(*shape, *batch.action.shape[2:])
+        actions[~taken] = 0
+        if self.skip.actions == "repeated":
+            actions = actions[:, :, 0]
+        else:
+            missing = np.asarray(whole[:, :, None] & ~taken)
+            if missing.any():
+                actions[missing] = self._borrowed(missing, first)
+        return SegmentBatch(
+            observation=batch.observation,
+            action=actions,
+            reward=np.where(taken, batch.reward.reshape(shape), 0).sum(axis=2),
+            terminated=np.asarray((batch.terminated.reshape(shape) & taken).any(axis=2)),
+            mask=whole,
+        )
+
+    def _borrowed(self, missing: Array, first: Array) -> Array:
+        """Actions for the steps of whole blocks that were not taken any more."""
+        source = self._source
+        segment, block, step = np.nonzero(missing)
+        row = first[segment, 0] + block * self.skip.steps + step
+        episode = np.searchsorted(source.starts, first[segment, 0], side="right") - 1
+        start, length = source.starts[episode], source.lengths[episode]
+        return source.action.take((start + borrowed(row - start, length))[:, None])[:, 0]
+
+
+def usable(left: Array, terminated: Array, skip: FrameSkip) -> Array:
+    """Steps of the `left` ones that make whole transitions; a terminated episode's last do."""
+    return np.where(terminated, left, left - left % skip.steps)
+
+
 class SegmentSampler:
     """Draws segments whose first transition is uniform over all transitions of its episodes.
 
-    With a frame skip of `k`, a transition of a segment spans `k` steps of the environment: the
-    observations are every `k`-th, the actions between them are all kept as a block,
-    `(B, L, k, ...)`, the rewards are summed, and a transition is terminal where one of its steps
-    is. Where the episode ends within a block, the block's last observation is the episode's, and
-    the missing actions are zero.
+    With a frame skip a segment may begin at any step where a whole transition follows; where
+    actions are repeated, only at every `k`-th of its episode, where a new action was chosen.
 
     Args:
         source: The columns and the episodes.
         episodes: `(K,)` indices of the episodes to draw from.
         length: `L`, at least 1, the number of transitions in a segment.
-        frame_skip: `k`, at least 1.
+        skip: The frame skip, see `SegmentReader`.
+
+    Raises:
+        ValueError: There is no whole transition in the episodes.
     """
 
     def __init__(
-        self, source: SegmentSource, episodes: Array, length: int, frame_skip: int = 1
+        self, source: SegmentSource, episodes: Array, length: int, skip: FrameSkip | None = None
     ) -> None:
+        skip = skip or FrameSkip()
         self.length = length
-        self.frame_skip = frame_skip
         self.episodes = episodes
-        self._source = source
+        self._reader = SegmentReader(source, length, skip)
         lengths, starts = source.lengths[episodes], source.starts[episodes]
         # Row of every transition, and steps left in its episode: one lookup each in `draw`.
         ends = np.cumsum(lengths)
         count = np.arange(lengths.sum())
         self._first = np.repeat(starts + lengths - ends, lengths) + count
         self._left = np.repeat(ends, lengths) - count
-        self._steps = np.arange(length * frame_skip + 1)
+        if skip.steps > 1:
+            self._keep_whole(skip, np.repeat(lengths, lengths), source)
+
+    def _keep_whole(self, skip: FrameSkip, lengths: Array, source: SegmentSource) -> None:
+        ended = source.terminal.take(self._first + self._left - 1)
+        left = usable(self._left, ended, skip)
+        keep = left > 0
+        if skip.actions == "repeated":
+            keep &= (lengths - self._left) % skip.steps == 0
+        self._first, self._left = self._first[keep], left[keep]
+        if not len(self._first):
+            raise ValueError(f"no episode has the {skip.steps} steps of one transition")
 
     @property
     def num_transitions(self) -> int:
@@ -117,30 +205,7 @@ class SegmentSampler:
 
     def at(self, transitions: Array) -> SegmentBatch:
         """The segments that begin at the given transitions, `(B,)`, counted over the episodes."""
-        first, left = self._first.take(transitions)[:, None], self._left.take(transitions)[:, None]
-        rows, steps = first + self._steps, self._steps[:-1]
-        mask = steps < left
-        np.minimum(rows, first + left, out=rows)
-        leaving = np.ascontiguousarray(rows[:, :-1])
-        source = self._source
-        batch = SegmentBatch(
-            observation=_take(source.observations, rows[:, :: self.frame_skip]),
-            action=source.action.take(leaving),
-            reward=source.reward.take(leaving),
-            terminated=source.terminal.take(leaving),
-            mask=mask,
-        )
-        return batch if self.frame_skip == 1 else self._in_blocks(batch)
-
-    def _in_blocks(self, batch: SegmentBatch) -> SegmentBatch:
-        shape = (len(batch.mask), self.length, self.frame_skip)
-        return SegmentBatch(
-            observation=batch.observation,
-            action=batch.action.reshape(*shape, *batch.action.shape[2:]),
-            reward=batch.reward.reshape(shape).sum(axis=2),
-            terminated=np.asarray(batch.terminated.reshape(shape).any(axis=2)),
-            mask=batch.mask.reshape(shape)[:, :, 0],
-        )
+        return self._reader.read(self._first.take(transitions), self._left.take(transitions))
 
 
 def _take(columns: Column | Mapping[str, Column], rows: Array) -> Array | dict[str, Array]:

@@ -13,8 +13,6 @@ import h5py
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dreamgym.data import (
     Dataset,
@@ -105,38 +103,6 @@ def test_the_reference_is_as_defined(images: Path) -> None:
         sampler = dataset.segments(np.arange(7), 16)
         every = sampler.at(np.arange(sampler.num_transitions))
         assert_same_batch(every, slow_segments(dataset, list(range(7)), 16))
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.data())
-def test_frame_skip_is_as_defined(length: int, skip: int, data: st.DataObject) -> None:
-    """Against the plain segments of `length * skip` transitions from the same beginnings."""
-    path = Path(data.draw(st.just(str(FRAMES))))
-    with Dataset(path) as dataset:
-        sampler = dataset.segments([0, 1, 2], length, frame_skip=skip)
-        plain = dataset.segments([0, 1, 2], length * skip)
-        every = np.arange(plain.num_transitions)
-        blocks, steps = sampler.at(every), plain.at(every)
-    np.testing.assert_array_equal(blocks.observation, steps.observation[:, ::skip])
-    if skip == 1:
-        assert blocks.action.shape == steps.action.shape
-        return
-    shape = (len(every), length, skip)
-    np.testing.assert_array_equal(blocks.action, steps.action.reshape(*shape, 2))
-    np.testing.assert_allclose(blocks.reward, steps.reward.reshape(shape).sum(2), rtol=1e-5)
-    np.testing.assert_array_equal(blocks.terminated, steps.terminated.reshape(shape).any(2))
-    np.testing.assert_array_equal(blocks.mask, steps.mask.reshape(shape)[:, :, 0])
-
-
-FRAMES = Path()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def frames(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global FRAMES
-    metadata = DatasetMetadata(
-        observation_space=spaces.Box(-1, 1, (2,)), action_space=spaces.Box(-1, 1, (2,))
-    )
-    FRAMES = write_random(tmp_path_factory.mktemp("frames") / "d.h5", [1, 7, 12], metadata)
 
 
 def test_observation_keys(tmp_path: Path) -> None:
