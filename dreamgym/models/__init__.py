@@ -9,6 +9,7 @@ from dreamgym.models.base import (
     State,
     Temperature,
     WorldModel,
+    as_segment,
     filter,
     imagine,
     segment_to,
@@ -30,6 +31,7 @@ from dreamgym.models.jepa_config import JEPAConfig, JEPAObjective
 from dreamgym.models.jepa_senses import IMAGENET_MEAN, IMAGENET_STD
 from dreamgym.models.known import REWARDS, TERMINATIONS
 from dreamgym.models.lewm import LeWMError, LeWMStatistics, load_lewm
+from dreamgym.models.masked import shared_batches, whole
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.nesting import ModelSpec, plain
 from dreamgym.models.observations import (
@@ -103,6 +105,7 @@ __all__ = [
     "Temperature",
     "Vitals",
     "WorldModel",
+    "as_segment",
     "as_tensors",
     "assemble",
     "each",
@@ -116,5 +119,7 @@ __all__ = [
     "plain",
     "segment_to",
     "select",
+    "shared_batches",
+    "whole",
     "zero_action",
 ]

@@ -1,44 +1,13 @@
-"""Means over the real rows of a batch, wherever its parts are computed.
-
-Padding never counts. Where several processes share a batch (data parallelism), sums run over all
-of them, with their gradients: a statistic of the batch is that of the whole batch, not of a part.
-"""
+"""Moments over the real rows of a batch, shared between processes or not: see `masked`."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-
-class _Whole(torch.autograd.Function):
-    """Sum over processes, whose gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
-def whole(value: Tensor) -> Tensor:
-    """The sum of a value over all processes; the value itself where there is one process.
-
-    Gradients are summed likewise, so that the mean of gradients that data parallelism takes is
-    the gradient that one process would have found on the whole batch.
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        result: Tensor = _Whole.apply(value)
-        return result
-    return value
+from dreamgym.models.masked import whole
 
 
 class Moments(NamedTuple):
@@ -53,18 +22,6 @@ class Moments(NamedTuple):
     rows: Tensor
     mean: Tensor
     variance: Tensor
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real entries: a scalar.
-
-    Args:
-        values: (...).
-        mask: (...) bool or float, broadcast against values.
-    """
-    weight = mask.to(values.dtype).expand_as(values)
-    total, count = whole(torch.stack([(values * weight).sum(), weight.sum()]))
-    return total / count.clamp(min=1.0)
 
 
 def moments(values: Tensor, mask: Tensor) -> Moments:

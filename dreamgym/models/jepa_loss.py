@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamgym.models.base import Segment
-from dreamgym.models.jepa_batch import masked_mean
 from dreamgym.models.jepa_regularisers import collapse, temporal_alignment, variance_covariance
+from dreamgym.models.masked import masked_mean
 from dreamgym.models.observations import Observation, each
 from dreamgym.models.sampling import normal
 from dreamgym.models.sigreg import PROJECTIONS, projections, sigreg

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamgym.models.jepa_batch import masked_mean, whole
+from dreamgym.models.masked import masked_mean, whole
 
 VARIANCE_EPSILON = 1e-4
 

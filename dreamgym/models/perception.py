@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.masked import processes
 from dreamgym.models.observations import Observation, assemble, is_image, part, parts
 from dreamgym.models.pixels import Pixels
 from dreamgym.models.sampling import normal
@@ -171,13 +172,13 @@ class Perception(nn.Module):
         Args:
             observation: parts (B, L + 1, *shape).
             noise: (B, L + 1, size) uniforms.
-            count: of frames.
+            count: of frames, in all processes that share the batch.
         """
         batches = {}
         for key in self.images:
             sight = self._sight(key)
             images = part(observation, key).flatten(0, 1)
-            rows = slice(0, None, max(1, len(images) // count))
+            rows = slice(0, None, max(1, len(images) * processes() // count))
             floats = sight.pixels.to_float(images[rows])
             standard = normal(noise[..., self.places[key]].flatten(0, 1)[rows])
             batches[key] = FrameBatch(sight.vae, floats, standard, rows)

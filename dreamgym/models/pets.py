@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.bootstrap import times_drawn
+from dreamgym.models.masked import masked_mean, whole
 from dreamgym.models.observations import WHOLE, Observation, part
 from dreamgym.models.propagation import check_members, check_one_of, member_of, of_member
 from dreamgym.models.sampling import normal, per_row
@@ -229,20 +230,20 @@ class PETS(WorldModel):
         error = (mean - target.flatten(0, 1)).square()
         nll = (error * (-log_variance).exp() + log_variance).mean(-1)
         mask = segment.mask.flatten().float()
-        count = mask.sum().clamp(min=1.0)
+        count = whole(mask.sum()).clamp(min=1.0)
         ended = segment.terminated.float()
         ends = F.binary_cross_entropy_with_logits(self._ends(now, new), ended, reduction="none")
-        per_member = (nll * self._weights(segment, mask)).sum(-1) / count
+        per_member = whole((nll * self._weights(segment, mask)).sum(-1)) / count
         bounds = self.config.bound_weight * (self.log_variance_max - self.log_variance_min).sum()
         terms = {
             "nll": per_member.sum(),
             "bounds": bounds,
             "decay": self._decay(),
-            "termination": (ends.flatten() * mask).sum() / count,
+            "termination": masked_mean(ends, segment.mask),
         }
         total = torch.stack(list(terms.values())).sum()
         if not self.training:
-            errors = (error.mean(-1) * mask).sum(-1) / count
+            errors = whole((error.mean(-1) * mask).sum(-1)) / count
             terms |= {f"member_{k}": errors[k] for k in range(len(errors))}
         return total, {name: term.detach() for name, term in terms.items()}
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dreamgym.models.jepa_batch import whole
+from dreamgym.models.masked import processes, whole
 from dreamgym.models.sampling import normal
 
 KNOTS = 17
@@ -45,7 +45,7 @@ def projections(noise: Tensor, dim: int, count: int = PROJECTIONS) -> Tensor:
     """
     first = (noise.reshape(-1)[:2] * 2.0**MANTISSA_BITS).to(torch.int64)
     key = _mix(_mix(first[0] + GOLDEN) + first[1])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if processes() > 1:
         dist.broadcast(key, 0)
     counter = torch.arange(1, dim * count + 1, device=noise.device, dtype=torch.int64)
     bits = _shift(_mix(key + counter * GOLDEN), 64 - MANTISSA_BITS)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.masked import processes, whole
 from dreamgym.models.vision import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder
 
 
@@ -91,7 +92,8 @@ class VAE(nn.Module):
         posterior = self.encode(images)
         error = (self.decode(posterior.sample(standard)) - images).square()
         if foreground:
-            differs = (images - images.mean(0, keepdim=True)).abs().amax(1, keepdim=True)
+            mean = whole(images.sum(0, keepdim=True)) / (len(images) * processes())
+            differs = (images - mean).abs().amax(1, keepdim=True)
             error = error * (1 + foreground * differs)
         least = tolerance * standard.shape[-1]
         return VAELoss(error.sum((1, 2, 3)), torch.clamp(posterior.divergence(), min=least))

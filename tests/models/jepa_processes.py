@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dreamgym.models import Segment
+from dreamgym.models import Segment, shared_batches
 from dreamgym.models.jepa import JEPA
 from tests.models.test_jepa import a_model, a_segment, noise_for, with_objective
 
@@ -41,7 +41,8 @@ def run(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
     model, segment, noise = fresh()
     rows = slice(rank * 3, rank * 3 + 3)
-    found = outcome(model, Segment(*(leaf[rows] for leaf in segment)), noise[rows])
+    with shared_batches():
+        found = outcome(model, Segment(*(leaf[rows] for leaf in segment)), noise[rows])
     for name, value in found.items():
         if name.startswith("gradient"):  # as data parallelism does
             dist.all_reduce(value)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from dreamgym.models.jepa_batch import BatchNorm, masked_mean, moments
+from dreamgym.models.jepa_batch import BatchNorm, moments
 from dreamgym.models.jepa_regularisers import collapse, temporal_alignment, variance_covariance
+from dreamgym.models.masked import masked_mean
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
