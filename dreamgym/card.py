@@ -10,7 +10,7 @@ CARD_FILE = "README.md"
 
 TEXT = """# {name}
 
-A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps.
+A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps{skip}.
 
 ```python
 import gymnasium as gym
@@ -46,10 +46,18 @@ def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
         env_id=(description["env_spec"] or {}).get("id", "an unnamed environment"),
         family=description["family"],
         horizon=description["horizon"],
+        skip=_skip(description.get("frame_skip")),
         quality=_table(description["quality"]),
         provenance=_table(provenance),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _skip(frame_skip: dict[str, Any] | None) -> str:
+    if frame_skip is None:
+        return ""
+    kept = "all kept in a block" if frame_skip["actions"] == "blocks" else "one repeated"
+    return f", each of {frame_skip['steps']} steps of the environment (actions: {kept})"
 
 
 def _table(values: dict[str, Any]) -> str:

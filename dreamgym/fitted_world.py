@@ -48,7 +48,7 @@ class Fitted:
 def world_of(fitted: Fitted) -> World:
     """The world, with starts, recommended horizon, provenance and quality."""
     model, data, seed = fitted.model, fitted.data, fitted.seed
-    limit = _real_limit(data.env_spec) or DEFAULT_HORIZON
+    limit = data.frame_skip.count(_real_limit(data.env_spec) or DEFAULT_HORIZON)
     return World(
         model=model,
         starts=burn_in(model, data, fitted.training, count=fitted.config.starts, seed=seed),
@@ -56,6 +56,7 @@ def world_of(fitted: Fitted) -> World:
         horizon=fitted.config.horizon or min(limit, DEFAULT_HORIZON),
         provenance={**_origin(data), **fitted.said, "versions": _versions()},
         quality=measure_quality(model, data, fitted.held_out, seed),
+        frame_skip=data.frame_skip,
     )
 
 

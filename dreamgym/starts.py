@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dreamgym.data import AnyDataset
-from dreamgym.models import Observation, Segment, State, WorldModel, as_tensors, filter, segment_to
+from dreamgym.models import State, WorldModel, as_segment, each, filter, parts
 
 CHUNK = 128
-"""Windows that are filtered at once: a bank of images need not fit in memory."""
+"""Windows that are filtered at once, at most."""
+CHUNK_BYTES = 64 << 20
+"""Of observations that are filtered at once, about: a bank of images need not fit in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ def burn_in(
 ) -> Starts:
     """Filter real episodes into a bank of starts: half beginnings, half from anywhere.
 
-    A start is never an episode's last observation: nothing can be done there.
+    A start is never an episode's last observation: nothing can be done there. Of the dataset, only
+    the observations that are filtered are read, chunk by chunk.
 
     Args:
         model: fitted, in eval mode; left on its device.
@@ -71,64 +73,45 @@ def burn_in(
     rng = np.random.default_rng([seed, 0x57A2])
     half = count // 2
     lengths = np.asarray(dataset.lengths)[episodes]
-    first = [(int(e), 0) for e in rng.choice(episodes, half)]
+    beginnings = (rng.choice(episodes, half), np.zeros(half, np.int64))
     chosen = rng.choice(len(episodes), count - half, p=lengths / lengths.sum())
-    anywhere = [(int(episodes[k]), int(rng.integers(lengths[k]))) for k in chosen]
-    places = first + anywhere
+    anywhere = (np.asarray(episodes)[chosen], rng.integers(lengths[chosen]))
     banks = [
-        _burnt_in(model, dataset, places[at : at + CHUNK], length, rng)
-        for at in range(0, count, CHUNK)
+        _burnt_in(model, dataset, (numbers[at : at + size], steps[at : at + size]), before, rng)
+        for (numbers, steps), before in ((beginnings, 0), (anywhere, length))
+        for size in [_chunk(dataset, before)]
+        for at in range(0, len(numbers), size)
     ]
     states = {key: torch.cat([bank[key] for bank in banks]) for key in banks[0]}
     return Starts(states=states, beginnings=half)
+
+
+def _chunk(dataset: AnyDataset, length: int) -> int:
+    """How many windows are filtered at once."""
+    boxes = parts(dataset.observation_space).values()
+    row = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
+    return max(1, min(CHUNK, CHUNK_BYTES // (row * (length + 1))))
 
 
 @torch.no_grad()
 def _burnt_in(
     model: WorldModel,
     dataset: AnyDataset,
-    places: list[tuple[int, int]],
+    places: tuple[NDArray, NDArray],
     length: int,
     rng: np.random.Generator,
 ) -> State:
-    """The state at each (episode, row), filtered from `length` observations before on."""
+    """The state at each (episode, step), filtered from at most `length` observations before on."""
     device = next(model.parameters()).device
-    batch = len(places)
-    last = torch.tensor([min(row, length) for _, row in places], device=device)
-    windows = segment_to(_windows(dataset, places, length), device)
-    noise = rng.random((batch, length + 1, model.noise_dim), dtype=np.float32)
-    states = filter(model, windows, torch.from_numpy(noise).to(device))
-    rows = torch.arange(batch, device=device)
-    return {key: leaf[rows, last].cpu() for key, leaf in states.items()}
-
-
-def _windows(dataset: AnyDataset, places: list[tuple[int, int]], length: int) -> Segment:
-    """Left-aligned windows with each (episode, row) in them, `min(row, length)` rows in."""
-    observations, actions = [], []
-    for episode, row in places:
-        data = dataset.episode(episode)
-        begin = max(0, row - length)
-        # Rows after `row` only fill the window up: their states are never read.
-        rows = np.minimum(np.arange(begin, begin + length + 1), data.length)
-        observations.append(_take(data.observations, rows))
-        actions.append(data.actions[np.minimum(rows[:-1], data.length - 1)])
-    batch = len(places)
-    return Segment(
-        observation=_stacked(observations),
-        action=torch.from_numpy(np.stack(actions)),
-        reward=torch.zeros(batch, length),
-        terminated=torch.zeros(batch, length, dtype=torch.bool),
-        mask=torch.ones(batch, length, dtype=torch.bool),
+    (episodes, steps), batch = places, len(places[0])
+    seen = np.minimum(steps, length)
+    # What a window has after its step only fills it up: those states are never read.
+    window = as_segment(dataset.windows(episodes, steps - seen, max(1, length)), device)
+    window = window._replace(
+        observation=each(lambda leaf: leaf[:, : length + 1], window.observation),
+        action=window.action[:, :length],
     )
-
-
-def _take(observations: Any, rows: NDArray[np.integer]) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]
-
-
-def _stacked(windows: list[Any]) -> Observation:
-    if isinstance(windows[0], dict):
-        return as_tensors({key: np.stack([w[key] for w in windows]) for key in windows[0]})
-    return as_tensors(np.stack(windows))
+    noise = rng.random((batch, length + 1, model.noise_dim), dtype=np.float32)
+    states = filter(model, window, torch.from_numpy(noise).to(device))
+    rows, last = torch.arange(batch, device=device), torch.from_numpy(seen).to(device)
+    return {key: leaf[rows, last].cpu() for key, leaf in states.items()}

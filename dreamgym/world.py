@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from dreamgym import worldfile, zoo
 from dreamgym.card import write_card
+from dreamgym.data.frame_skip import FrameSkip
+from dreamgym.data.skip_frames import SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.files import folder_written_aside, nearest
 from dreamgym.models import ModelSpec, State, WorldModel, is_image, parts
@@ -34,6 +36,8 @@ class World:
         provenance: dataset and its checksum, versions, seed, the fit's settings and figures.
         quality: figures measured on held-out episodes.
         name: what the world is called; the folder's name once it is saved.
+        frame_skip: how many steps of the real environment one step of a dream spans; the horizon
+            and the actions are in the dream's steps.
     """
 
     model: WorldModel
@@ -43,6 +47,7 @@ class World:
     provenance: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
+    frame_skip: FrameSkip = field(default_factory=FrameSkip)
 
     @property
     def family(self) -> str:
@@ -56,7 +61,7 @@ class World:
 
     @property
     def action_space(self) -> gym.Space:
-        """Of one real environment."""
+        """Of one real environment, with the world's frame skip."""
         return self.model.action_space
 
     @property
@@ -66,8 +71,9 @@ class World:
 
     @property
     def real_limit(self) -> int | None:
-        """Steps after which the real environment truncates, or None."""
-        return json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
+        """Steps of a dream after which the real environment would truncate it, or None."""
+        limit = json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
+        return self.frame_skip.count(limit) if limit else None
 
     @property
     def default_view(self) -> str:
@@ -76,7 +82,7 @@ class World:
         return "latent" if any(map(is_image, boxes)) else "observation"
 
     def real_env(self, **kwargs: Any) -> gym.Env:
-        """Make the real environment that this world was fitted to.
+        """Make the real environment that this world was fitted to, with the world's frame skip.
 
         Only the id and the JSON-plain arguments of the stored spec are used: it must be registered
         here, for a class path out of a file is never imported.
@@ -106,10 +112,22 @@ class World:
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
-        return self.with_its_keys(gym.make(spec["id"], **arguments))
+        return self.adapted(gym.make(spec["id"], **arguments))
 
-    def with_its_keys(self, env: gym.Env) -> gym.Env:
-        """Only the observation keys that the world was fitted to."""
+    def adapted(self, env: gym.Env) -> gym.Env:
+        """The real environment as the world was fitted to it: its observation keys, its frame skip.
+
+        Raises:
+            WorldError: it has another frame skip already.
+        """
+        skip, given = self.frame_skip, frame_skip_of(env)
+        if given == FrameSkip() != skip:
+            env = SkipFrames(env, steps=skip.steps, actions=skip.actions)
+        elif given != skip:
+            raise WorldError(
+                f"the environment has {given}, world {self.name!r} was fitted with {skip}; give "
+                "the environment without a frame skip"
+            )
         mine, its = self.observation_space, env.observation_space
         if not isinstance(mine, gym.spaces.Dict) or not isinstance(its, gym.spaces.Dict):
             return env
@@ -171,6 +189,7 @@ class World:
                 "action_space": space_to_json(self.action_space),
                 "env_spec": json.loads(self.env_spec) if self.env_spec else None,
                 "horizon": self.horizon,
+                **({"frame_skip": self.frame_skip.as_plain()} if self.frame_skip.steps > 1 else {}),
                 "beginnings": self.starts.beginnings,
                 "provenance": self.provenance,
                 "quality": self.quality,
@@ -203,6 +222,7 @@ def load(name_or_path: str | Path) -> World:
         provenance=description["provenance"],
         quality=description["quality"],
         name=folder.name,
+        frame_skip=worldfile.frame_skip(folder, description),
     )
 
 

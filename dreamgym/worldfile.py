@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.files import sha256
 from dreamgym.models import ModelSpec
@@ -111,6 +112,18 @@ def parse(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Spa
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise WorldError(f"{path} cannot be understood: {error}") from error
     return observation_space, action_space, spec
+
+
+def frame_skip(folder: Path, description: dict[str, Any]) -> FrameSkip:
+    """The frame skip that a description names; none where it names none.
+
+    Raises:
+        WorldError: it is not one that this dreamgym knows.
+    """
+    try:
+        return FrameSkip(**description.get("frame_skip", {}))
+    except (TypeError, ValueError) as error:
+        raise WorldError(f"{folder / WORLD_FILE} cannot be understood: {error}") from error
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:

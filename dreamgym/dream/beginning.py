@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dreamgym.data import Dataset
+from dreamgym.data import Dataset, skipping
 from dreamgym.dream.drawing import Sources, mixed
 from dreamgym.files import nearest
 from dreamgym.starts import Starts, burn_in
@@ -62,7 +62,8 @@ def _bank(world: World, source: Any) -> Starts:
 
 def _from_dataset(world: World, path: Path) -> Starts:
     """Starts burnt in on every episode of a dataset."""
-    with Dataset(path) as dataset:
+    with Dataset(path) as opened:
+        dataset = skipping(opened, world.frame_skip)
         for role in ("observation_space", "action_space"):
             theirs, ours = getattr(dataset, role), getattr(world, role)
             if theirs != ours:
@@ -70,6 +71,7 @@ def _from_dataset(world: World, path: Path) -> Starts:
                     f"starts={str(path)!r}: the dataset's {role} is {theirs}, the world's {ours}; "
                     "give a dataset of the same environment"
                 )
+        dataset.verify()  # fitting did so of its own dataset
         return burn_in(world.model, dataset, np.arange(dataset.num_episodes))
 
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamgym.models.observations import Observation, each
+from dreamgym.data import SegmentBatch
+from dreamgym.models.observations import Observation, as_tensors, each
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Vitals
 
@@ -203,6 +205,12 @@ def segment_to(segment: Segment, device: torch.device | str) -> Segment:
     """The same segment on a device."""
     rest = (leaf.to(device) for leaf in segment[1:])
     return Segment(each(lambda leaf: leaf.to(device), segment.observation), *rest)
+
+
+def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
+    """A batch of the reader as tensors on a device."""
+    rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
+    return Segment(as_tensors(batch.observation, device), *rest)
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:

@@ -33,14 +33,17 @@ class LatentObservation(
         """Wrap `env`.
 
         Args:
-            env: a real environment with the world's observation and action spaces.
+            env: a real environment with the world's observation and action spaces; it is given the
+                world's frame skip where it has none.
             world: whose model filters; its model is put into evaluation mode.
 
         Raises:
             TransferError: the environment's spaces are not the world's.
+            WorldError: it has another frame skip.
         """
         # the world itself is recorded, not a copy: it makes the wrapper again from env.spec
         gym.utils.RecordConstructorArgs.__init__(self, world=world, _disable_deepcopy=True)
+        env = world.adapted(env)
         gym.Wrapper.__init__(self, env)
         _check_spaces(env, world)
         self.model = world.model.eval()

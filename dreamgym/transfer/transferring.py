@@ -29,6 +29,7 @@ class Transfer:
     Attributes:
         real: episodes in the real environment.
         dream: as many episodes in the dream, from beginnings of episodes, with the real time limit.
+            With a frame skip, lengths are in the dream's steps in both.
         env_id: of the real environment, None where it was made by a function without a spec.
         view: what the policy sees, "observation" or "latent".
         gap_interval: 95% bootstrap interval of the gap.
@@ -125,19 +126,19 @@ def _real_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], 
             f"the world {world.name} does not say which real environment it was fitted on; pass "
             "env= (an id, an EnvSpec, or a function that makes one)"
         )
-    maker = world.real_env if env is None else _of_its_keys(world, env_maker(env))
+    maker = world.real_env if env is None else _adapted(world, env_maker(env))
     if view == "latent":
         return lambda: LatentObservation(make_env(maker), world)
     return lambda: make_env(maker)
 
 
-def _of_its_keys(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
-    return lambda: world.with_its_keys(make_env(maker))
+def _adapted(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
+    return lambda: world.adapted(make_env(maker))
 
 
 def _time_limit(env: gym.Env, world: World) -> int:
     if env.spec is not None and env.spec.max_episode_steps is not None:
-        return env.spec.max_episode_steps
+        return world.frame_skip.count(env.spec.max_episode_steps)
     return world.real_limit or world.horizon
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamgym.data import Dataset
+from dreamgym.data import Dataset, skipping
 from dreamgym.files import written_aside
 from dreamgym.trust.replaying import Replay, replay
 from dreamgym.world import World, WorldError
@@ -26,7 +26,8 @@ def longest_held_out(world: World, data: str | Path, limit: int = SHOWN_STEPS) -
         limit: longer episodes than this are not preferred, so that the picture can be read.
     """
     settings = world.provenance["fit"]
-    with Dataset(data) as dataset:
+    with Dataset(data) as opened:
+        dataset = skipping(opened, world.frame_skip)
         if dataset.checksum != world.provenance["dataset_checksum"]:
             raise WorldError(
                 f"{data} is not the dataset that {world.name!r} was fitted to: which of its "
