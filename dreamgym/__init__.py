@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dreamgym.data import record as record
     from dreamgym.dream.vector import DreamVectorEnv as DreamVectorEnv
     from dreamgym.fit_config import FitConfig as FitConfig
+    from dreamgym.fit_config import OptimizerConfig as OptimizerConfig
     from dreamgym.fit_config import recommended as recommended
     from dreamgym.fitting import fit as fit
     from dreamgym.train.sb3 import train_policy as train_policy
@@ -30,6 +31,7 @@ _HOMES = {
     "Dataset": "dreamgym.data",
     "DreamVectorEnv": "dreamgym.dream.vector",
     "FitConfig": "dreamgym.fit_config",
+    "OptimizerConfig": "dreamgym.fit_config",
     "World": "dreamgym.world",
     "check": "dreamgym.data",
     "evaluate": "dreamgym.transfer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,28 +38,55 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+class Parts(NamedTuple):
+    """What moves in a fit.
+
+    Attributes:
+        model: that is fitted.
+        optimizer: of its parameters.
+        means: running means of the parameters, where they are taken.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    means: list[Tensor]
+
+
+class Stored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        said: numbers and text, JSON-plain.
+        tensors: by name.
+    """
+
+    said: dict[str, Any]
+    tensors: Weights
+
+
 def path_for(out: Path) -> Path:
     """Where the checkpoint of a fit that will become `out` lies."""
     return out.with_name(f"{out.name}.fitting.safetensors")
 
 
-def save(
-    path: Path,
-    fingerprint: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-) -> None:
-    """Write model, best weights, optimiser and progress; a kill leaves the one before."""
-    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
+def save(path: Path, fingerprint: dict[str, Any], parts: Parts, progress: Progress) -> None:
+    """Write all that moves, and the progress; a kill leaves the checkpoint before."""
+    tensors = {f"model/{key}": value for key, value in parts.model.state_dict().items()}
     tensors |= {f"best/{key}": value for key, value in progress.best.items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in slots.items()}
+    tensors |= {f"mean/{index}": value for index, value in enumerate(parts.means)}
+    numbers: dict[str, float] = {}
+    state = parts.optimizer.state_dict()
+    for index, slots in state["state"].items():
+        for key, value in slots.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"optimizer/{index}/{key}"] = value
     said = {
         "fingerprint": fingerprint,
         "update": progress.update,
         "best_loss": progress.best_loss,
         "history": progress.history,
+        "optimizer": numbers,
+        # Some optimisers count their steps for a whole group of parameters.
+        "steps": [group.get("step") for group in state["param_groups"]],
     }
     # safetensors refuses two names for one memory: every tensor gets its own.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
@@ -67,13 +94,8 @@ def save(
         save_file(tensors, temporary, metadata={"dreamgym": json.dumps(said)})
 
 
-def restore(
-    path: Path,
-    fingerprint: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Progress:
-    """Put model and optimiser where a checkpoint left them, and say how far that was.
+def read(path: Path, fingerprint: dict[str, Any]) -> Stored:
+    """Read a checkpoint.
 
     Raises:
         CheckpointError: unreadable, or of a fit with other data or settings.
@@ -87,13 +109,28 @@ def restore(
             f"{path} is not a readable checkpoint ({error}); delete it to fit from the start"
         ) from error
     _check_same_fit(path, said["fingerprint"], fingerprint)
-    model.load_state_dict(_under("model/", tensors))
-    slots: dict[int, Weights] = {}
-    for key, value in _under("optimizer/", tensors).items():
+    return Stored(said, tensors)
+
+
+def restore(stored: Stored, parts: Parts) -> Progress:
+    """Put all that moves where a checkpoint left it, and say how far that was."""
+    said, tensors = stored
+    parts.model.load_state_dict(_under("model/", tensors))
+    for index, value in _under("mean/", tensors).items():
+        parts.means[int(index)].copy_(value)
+    slots: dict[int, dict[str, Any]] = {}
+    for key, value in [*_under("optimizer/", tensors).items(), *_numbers(said["optimizer"])]:
         index, name = key.split("/")
         slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    groups = parts.optimizer.state_dict()["param_groups"]
+    for group, step in zip(groups, said["steps"], strict=True):
+        group |= {} if step is None else {"step": step}
+    parts.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     return Progress(said["update"], said["best_loss"], _under("best/", tensors), said["history"])
+
+
+def _numbers(said: dict[str, float]) -> list[tuple[str, Any]]:
+    return [(key.removeprefix("optimizer/"), value) for key, value in said.items()]
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:

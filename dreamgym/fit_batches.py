@@ -14,8 +14,29 @@ from dreamgym.data import AnyDataset, SegmentBatch, draw_ahead
 TRAINING, HELD_OUT = 0, 1  # streams of random numbers that never meet
 
 
-class Drawn(NamedTuple):
-    """A batch and its random numbers.
+class Share(NamedTuple):
+    """Which rows of every batch a process works on, and how many at once.
+
+    Attributes:
+        process: which of them this is.
+        processes: how many share a batch.
+        pieces: in which each works on its rows.
+    """
+
+    process: int = 0
+    processes: int = 1
+    pieces: int = 1
+
+    def rows(self, batch_size: int) -> list[slice]:
+        """Rows of the batch for each piece: a piece has the same of all processes."""
+        piece = batch_size // self.pieces
+        own = piece // self.processes
+        begins = [k * piece + self.process * own for k in range(self.pieces)]
+        return [slice(begin, begin + own) for begin in begins]
+
+
+class Piece(NamedTuple):
+    """Segments to work on at once, with their random numbers.
 
     Attributes:
         batch: B segments.
@@ -34,9 +55,8 @@ class Batches:
     Args:
         data: the dataset.
         episodes: (K,) indices of the episodes.
-        length: L, transitions in a segment.
-        batch_size: B, segments in a batch.
-        noise_dim: the model's.
+        sizes: segments in a batch, transitions in a segment, and the model's `noise_dim`.
+        share: what this process sees of each batch.
         seed: of the fit, and the number of the stream.
     """
 
@@ -45,23 +65,39 @@ class Batches:
         data: AnyDataset,
         episodes: NDArray[np.integer],
         *,
-        length: int,
-        batch_size: int,
-        noise_dim: int,
+        sizes: tuple[int, int, int],
+        share: Share,
         seed: tuple[int, int],
     ) -> None:
+        self._batch_size, length, self._noise_dim = sizes
         self._data, self._sampler = data, data.segments(episodes, length)
-        self._batch_size, self._noise_dim, self._seed = batch_size, noise_dim, seed
+        self._share, self._seed = share, seed
 
-    def draw(self, number: int) -> Drawn:
-        """The batch of this number."""
+    def draw(self, number: int) -> list[Piece]:
+        """The batch of this number, in pieces."""
         rng = np.random.default_rng([*self._seed, number])
         batch = self._sampler.draw(self._batch_size, rng)
         size, length = batch.mask.shape
         noise = rng.random((size, length + 1, self._noise_dim), dtype=np.float32)
-        return Drawn(batch, noise, int(rng.integers(2**63)))
+        seed = int(rng.integers(2**63))
+        places = self._share.rows(size)
+        # No two processes and no two pieces have the same dropout.
+        seeds = range(seed + self._share.process, seed + 2**31, self._share.processes)
+        return [
+            Piece(_rows(batch, place), noise[place], own % 2**63)
+            for place, own in zip(places, seeds, strict=False)
+        ]
 
-    def following(self, number: int) -> Generator[Drawn, None, None]:
+    def following(self, number: int) -> Generator[list[Piece], None, None]:
         """The batches from this number on, read ahead where they come from a file."""
         batches = (self.draw(each) for each in itertools.count(number))
         return batches if self._data.in_memory else draw_ahead(batches)
+
+
+def _rows(batch: SegmentBatch, place: slice) -> SegmentBatch:
+    seen = batch.observation
+    if isinstance(seen, dict):
+        observation = {key: values[place] for key, values in seen.items()}
+    else:
+        observation = seen[place]
+    return SegmentBatch(observation, *(leaf[place] for leaf in batch[1:]))

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym import checkpoint
-from dreamgym.checkpoint import Progress
+from dreamgym.checkpoint import Parts, Progress
 from dreamgym.data import AnyDataset, Dataset, opened
 from dreamgym.data.signals import uninterrupted
-from dreamgym.device import resolve_device, seeded, threads
+from dreamgym.device import seeded, threads
 from dreamgym.files import nearest
-from dreamgym.fit_batches import HELD_OUT, TRAINING, Batches, Drawn
-from dreamgym.fit_config import FitConfig, FitError, recommended
+from dreamgym.fit_batches import HELD_OUT, TRAINING, Batches, Piece, Share
+from dreamgym.fit_config import FitConfig, recommended
+from dreamgym.fit_errors import finite, naming_memory
 from dreamgym.fit_log import Log, logger
 from dreamgym.fitted_world import Fitted, world_of
-from dreamgym.models import FAMILIES, ModelSpec, WorldModel, measure, plain
-from dreamgym.quality import as_segment
+from dreamgym.models import (
+    FAMILIES,
+    ModelSpec,
+    WorldModel,
+    as_segment,
+    measure,
+    plain,
+    shared_batches,
+    whole,
+)
+from dreamgym.optimizing import RunningMean, clip_gradients, optimizer_for
+from dreamgym.processes import Loss, is_first, launched
 from dreamgym.schedule import learning_rate
 from dreamgym.world import World
 
@@ -52,6 +64,9 @@ def fit(
     lowest loss on the held-out ones are kept. With `out`, a checkpoint lies beside it while the
     fit runs: a fit that was killed goes on from there when it is called again the same way.
 
+    Under `torchrun` the processes share every batch, and the losses are those of one process; the
+    first process alone writes files and reports progress, and all get the world.
+
     Args:
         dataset: a dataset, or the path of one; or several with weights, `[(path, 3.0), ...]`, from
             which segments are then drawn by weight. How it is read (memory, observation keys, the
@@ -66,11 +81,11 @@ def fit(
         The world, saved at `out` if that is given.
 
     Raises:
-        ValueError: an unknown family or device.
+        ValueError: an unknown family or device, or a batch that the processes cannot share.
         FileExistsError: `out` exists and may not be overwritten.
         DatasetError: the data cannot be used (too few episodes, not a number, ...).
         CheckpointError: beside `out` lies the checkpoint of another fit.
-        FitError: a loss is not finite.
+        FitError: a loss is not finite, or memory ran out.
         DiskFullError: no room for a checkpoint or the world.
     """
     config = config or recommended(family)
@@ -84,7 +99,7 @@ def fit(
         job = _Fit(data, family, seed, config, target)
         job.run(progress or (lambda done, total, figures: None))
         world = job.world(time.perf_counter() - began)
-    if target is not None:
+    if target is not None and is_first():
         world.save(target, overwrite=config.overwrite)
         checkpoint.path_for(target).unlink(missing_ok=True)
     return world
@@ -98,33 +113,46 @@ class _Fit:
     ) -> None:
         self.data, self.family, self.seed, self.config = data, family, seed, config
         self.checkpoint = checkpoint.path_for(target) if target is not None else None
-        self.device = resolve_device(config.device)
+        self.fabric = launched(config)
+        self.device = self.fabric.device
         self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = self._new_model().to(self.device)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        self.model = self._new_model()
+        self.loss = self.fabric.setup_module(Loss(self.model))
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # In these precisions an optimiser needs nothing of Fabric's.
+        self.optimizer = optimizer_for(self.parameters, config.optimizer)
+        self.mean = (
+            RunningMean(self.parameters, config.optimizer.ema) if config.optimizer.ema else None
         )
-        self.parameters = parameters
         self.batches = self._batches(self.training, TRAINING)
         self.held_out_batches = self._batches(self.held_out, HELD_OUT)
         self.looks: list[Look] = []
         self.progress = Progress()
 
+    def _batches(self, episodes: NDArray, stream: int) -> Batches:
+        config, fabric = self.config, self.fabric
+        return Batches(
+            self.data,
+            episodes,
+            sizes=(config.batch_size, config.segment_length, self.model.noise_dim),
+            share=Share(fabric.global_rank, fabric.world_size, config.optimizer.accumulate),
+            seed=(self.seed, stream),
+        )
+
     def run(self, report: ProgressCallback) -> None:
         """Update until done, from the last checkpoint on; leave the best weights in the model."""
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self.progress = checkpoint.restore(
-                self.checkpoint, self.fingerprint(), self.model, self.optimizer
-            )
+        self._resume()
         self.data.verify()  # what is held in memory was, and most of the rest
         batches = self.batches.following(self.progress.update)
-        with logger(self.config.tensorboard) as log, closing(batches) as drawn:
+        with (
+            logger(self.config.tensorboard if is_first() else None) as log,
+            closing(batches) as drawn,
+        ):
             try:
-                while self.progress.update < self.config.updates:
-                    with uninterrupted():  # an update is done, or not begun
+                while not self._done():
+                    with uninterrupted(), self._naming_memory():  # an update is done, or not begun
                         figures = self._update(next(drawn), log)
-                    if figures:
+                    if figures and is_first():
                         report(self.progress.update, self.config.updates, figures)
             except KeyboardInterrupt:
                 if all(bool(p.isfinite().all()) for p in self.parameters):
@@ -133,62 +161,70 @@ class _Fit:
         self.model.load_state_dict(self.progress.best)
         self.model.eval().requires_grad_(False)
 
-    def _batches(self, episodes: NDArray, stream: int) -> Batches:
-        return Batches(
-            self.data,
-            episodes,
-            length=self.config.segment_length,
-            batch_size=self.config.batch_size,
-            noise_dim=self.model.noise_dim,
-            seed=(self.seed, stream),
-        )
+    def _done(self) -> bool:
+        return self.progress.update >= self.config.updates or self._stopped_early()
 
-    def _update(self, drawn: Drawn, log: Log) -> dict[str, float]:
+    def _stopped_early(self) -> bool:
+        """Whether the held-out loss has not fallen for as many looks as there is patience."""
+        losses = [figures["held_out"] for figures in self.progress.history]
+        if self.config.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
+
+    def _update(self, pieces: list[Piece], log: Log) -> dict[str, float]:
         """One update, and a look at the held-out episodes where one is due; figures to show."""
         config, progress = self.config, self.progress
         self.model.train()
-        loss, terms = self._loss(drawn)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.learning_rate, progress.update, config.updates)
+            group["lr"] = learning_rate(config.optimizer, progress.update, config.updates)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
+        terms = self._gradient(pieces)
+        clip_gradients(self.parameters, config.optimizer)
         due = progress.update % REPORT_EVERY == 0
-        figures = self._finite({"loss": loss, **terms}) if due else {}
+        figures = self._finite(terms) if due else {}
         self.optimizer.step()
         self.model.after_update()
         progress.update += 1
+        if self.mean is not None:
+            self.mean.follow(progress.update)
         for name, value in figures.items():
             log(f"fit/{name}", value, progress.update)
         if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
-            figures = self._finite({"loss": loss, **terms})
-            figures |= self._evaluate(log)
+            figures = self._finite(terms)
+            with self._averaged():
+                figures |= self._evaluate(log)
             progress.history.append({"update": progress.update, **figures})
             self._save()
         return figures
 
-    def _loss(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
-        segment = as_segment(drawn.batch, self.device)
-        noise = torch.from_numpy(drawn.noise).to(self.device)
-        with seeded(drawn.seed, self.device):  # dropout, where there is any
-            return self.model.loss(segment, noise)
+    def _gradient(self, pieces: list[Piece]) -> dict[str, Tensor]:
+        """Leave the gradient of a batch in the parameters; the loss and its terms."""
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for k, (piece, share) in enumerate(zip(pieces, self._shares(pieces), strict=True)):
+            waits = self.fabric.world_size > 1 and k + 1 < len(pieces)
+            with self.fabric.no_backward_sync(self.loss) if waits else nullcontext():
+                loss, said = self._loss(piece)
+                self.fabric.backward(loss * share)
+            for name, value in {"loss": loss.detach(), **said}.items():
+                terms[name] = terms[name] + value * share
+        return terms
 
-    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """The losses as numbers.
+    def _shares(self, pieces: list[Piece]) -> list[float]:
+        """How much each piece counts: its share of the real transitions."""
+        if len(pieces) == 1:
+            return [1.0]
+        real = torch.tensor([float(piece.batch.mask.sum()) for piece in pieces], device=self.device)
+        with shared_batches():
+            real = whole(real)
+        shares: list[float] = (real / real.sum()).tolist()
+        return shares
 
-        Raises:
-            FitError: one of them is not finite.
-        """
-        figures = {name: float(term.detach()) for name, term in terms.items()}
-        for name, value in figures.items():
-            if not np.isfinite(value):
-                there = self.checkpoint is not None and self.checkpoint.exists()
-                kept = f"; the last good checkpoint is {self.checkpoint}" if there else ""
-                raise FitError(
-                    f"{name} is {value} at update {self.progress.update}{kept}. "
-                    "Lower the learning rate or look at the data with `dreamgym check`"
-                )
-        return figures
+    def _loss(self, piece: Piece) -> tuple[Tensor, dict[str, Tensor]]:
+        segment = as_segment(piece.batch, self.device)
+        noise = torch.from_numpy(piece.noise).to(self.device)
+        with seeded(piece.seed, self.device), shared_batches():  # dropout, where there is any
+            loss, terms = self.loss(segment, noise)
+        return loss, terms
 
     @torch.no_grad()
     def _evaluate(self, log: Log) -> dict[str, float]:
@@ -197,12 +233,9 @@ class _Fit:
         The best weights so far are kept.
         """
         self.model.eval()
-        looks = [self._loss(self.held_out_batches.draw(k)) for k in range(EVALUATION_BATCHES)]
-        losses = torch.stack([loss for loss, _ in looks])
-        figures = self._finite({"held_out": losses.mean()})
-        self.model.after_evaluation(
-            {name: torch.stack([terms[name] for _, terms in looks]).mean() for name in looks[0][1]}
-        )
+        terms = self._held_out_terms()
+        figures = self._finite({"held_out": terms.pop("loss")})
+        self.model.after_evaluation(terms)
         log("held_out/loss", figures["held_out"], self.progress.update)
         for look in self.looks:
             found = look(self.model)
@@ -214,11 +247,53 @@ class _Fit:
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
         return figures
 
+    def _held_out_terms(self) -> dict[str, Tensor]:
+        """The loss and its terms, each the mean over fixed held-out batches."""
+        looks: dict[str, list[Tensor]] = defaultdict(list)
+        for number in range(EVALUATION_BATCHES):
+            pieces = self.held_out_batches.draw(number)
+            batch: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+            for piece, share in zip(pieces, self._shares(pieces), strict=True):
+                loss, said = self._loss(piece)
+                for name, value in {**said, "loss": loss}.items():
+                    batch[name] = batch[name] + value * share
+            for name, value in batch.items():
+                looks[name].append(value)
+        return {name: torch.stack(values).mean() for name, values in looks.items()}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The running means in the place of the weights, where they are taken."""
+        if self.mean is None:
+            yield
+            return
+        self.mean.swap()
+        try:
+            yield
+        finally:
+            self.mean.swap()
+
+    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        return finite(terms, self.progress.update, self.checkpoint)
+
+    def _naming_memory(self) -> Any:
+        return naming_memory(self.config, self.progress.update, self.checkpoint)
+
+    def _parts(self) -> Parts:
+        return Parts(self.model, self.optimizer, self.mean.means if self.mean else [])
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if there is one; the first process's is that of all."""
+        path, stored = self.checkpoint, None
+        if path is not None and path.exists() and is_first():
+            stored = checkpoint.read(path, self.fingerprint())
+        stored = self.fabric.broadcast(stored)
+        if stored is not None:
+            self.progress = checkpoint.restore(stored, self._parts())
+
     def _save(self) -> None:
-        if self.checkpoint is not None and self.progress.update:
-            checkpoint.save(
-                self.checkpoint, self.fingerprint(), self.model, self.optimizer, self.progress
-            )
+        if self.checkpoint is not None and self.progress.update and is_first():
+            checkpoint.save(self.checkpoint, self.fingerprint(), self._parts(), self.progress)
 
     def _new_model(self) -> WorldModel:
         """A model with fresh weights of this seed; the global generator is left as it was."""
@@ -231,25 +306,33 @@ class _Fit:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this fit."""
-        elsewhere = ("device", "threads", "overwrite", "tensorboard", "model")
+        elsewhere = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
         settings = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
-        return {
+        optimizer = asdict(self.config.optimizer)
+        said = {
             "dataset": self.data.checksum,
             "family": self.family,
             "seed": self.seed,
             **self.data.selection,
             **settings,
+            "optimizer": optimizer.pop("name"),
+            **optimizer,
             "model": plain(self.model.config),
         }
+        as_read: dict[str, Any] = json.loads(json.dumps(said))
+        return as_read
 
     def world(self, seconds: float) -> World:
         """The fitted world."""
         said = {
             "fit": self.fingerprint(),
+            "updates": self.progress.update,
+            "stopped_early": self.progress.update < self.config.updates,
             "history": self.progress.history,
             "best_held_out_loss": self.progress.best_loss,
             "seconds": round(seconds, 1),
             "device": str(self.device),
+            "processes": self.fabric.world_size,
         }
         fitted = Fitted(
             model=self.model.cpu(),

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 
-WARM_UP = 0.1
+from dreamgym.fit_config import OptimizerConfig
 
 
-def learning_rate(peak: float, update: int, updates: int) -> float:
-    """Linear warm-up over a tenth of the updates, then a half cosine down to nothing.
+def learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
+    """Linear warm-up to the peak, then a half cosine down to nothing, or the peak for good.
 
     A function of the update alone, so a resumed fit needs no scheduler's state.
+
+    Args:
+        config: the peak, the kind of schedule and the warm-up.
+        update: updates done before.
+        updates: in all.
     """
-    warm = max(1, round(WARM_UP * updates))
+    share = config.warm_up < 1
+    warm = round(config.warm_up * updates if share else config.warm_up)
+    warm = max(1 if config.warm_up else 0, warm)
     if update < warm:
-        return peak * (update + 1) / warm
+        return config.learning_rate * (update + 1) / warm
+    if config.schedule == "constant":
+        return config.learning_rate
     done = (update - warm) / max(1, updates - warm)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))

@@ -19,7 +19,8 @@ import dreamgym
 from dreamgym import FitConfig, checkpoint
 from dreamgym.checkpoint import CheckpointError
 from dreamgym.data import Dataset
-from dreamgym.fit_config import FitError
+from dreamgym.fit_config import OptimizerConfig
+from dreamgym.fit_errors import FitError
 from dreamgym.models import MDNRNNConfig, measure
 
 QUICK = FitConfig(
@@ -178,7 +179,6 @@ BAD_SETTINGS = [
     ("updates", 0),
     ("evaluate_every", 0),
     ("starts", 1),
-    ("learning_rate", 0.0),
     ("held_out", 1.0),
 ]
 
@@ -252,7 +252,8 @@ def test_a_disk_that_fills_up_stops_the_fit_and_it_goes_on_when_there_is_room(da
 
 
 def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):
-    wild = replace(QUICK, learning_rate=1e30, updates=400, gradient_clip=1e30)
+    wild = OptimizerConfig(learning_rate=1e30, gradient_clip=1e30)
+    wild = replace(QUICK, optimizer=wild, updates=400)
     with pytest.raises(FitError, match=r"(loss|nll|reward|termination) is (nan|inf).*update"):
         dreamgym.fit(data, tmp_path / "w", config=wild)
     assert not (tmp_path / "w").exists()

@@ -67,12 +67,15 @@ class WorldModel(nn.Module, ABC):
         noise_dim: how many independent U(0, 1) numbers one row's step or observe uses.
         has_uncertainty: whether predictions carry an uncertainty; zeros stand in them otherwise.
         presets: published configs by name.
-        fit_defaults: settings of a fit that the family's authors used, by `FitConfig`'s names.
+        fit_defaults: settings of a fit of the default config, by the names that
+            `dreamgym.recommended` takes.
+        preset_fits: those that the authors of a preset used, by the preset's name.
     """
 
     config_type: ClassVar[type]
     presets: ClassVar[Mapping[str, Any]] = {}
     fit_defaults: ClassVar[Mapping[str, Any]] = {}
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     feature_dim: int
     noise_dim: int
     has_uncertainty: bool = False
