@@ -89,6 +89,8 @@ class FunctionPolicy:
 class FilePolicy:
     """A policy out of a zip of Stable-Baselines3, read without executing what is in it.
 
+    One that acts with a frame skip is asked once for the steps that its action is for.
+
     Attributes:
         path: of the zip.
         env_id: of the environment, for a zip without a card.
@@ -102,6 +104,8 @@ class FilePolicy:
     sample: bool
     _policy: TrainedPolicy | None = field(default=None, repr=False)
     _draws: int = field(default=0, repr=False)
+    _actions: list[Any] = field(default_factory=list, repr=False)
+    _space: Any = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -114,10 +118,10 @@ class FilePolicy:
         from dreamgym.data.recording import make_env
         from dreamgym.train import load_policy
 
-        env = make_env(self.env_id) if self.algo is not None else None
-        policy = load_policy(self.path, algo=self.algo, env=env)
-        if env is not None:
-            env.close()
+        env = make_env(self.env_id)
+        policy = load_policy(self.path, algo=self.algo, env=None if self.algo is None else env)
+        self._space = env.action_space
+        env.close()
         if policy.view != "observation":
             raise typer.BadParameter(
                 f"--policy {self.path} sees the {policy.view} view of a world; only a policy that "
@@ -127,15 +131,20 @@ class FilePolicy:
 
     def begin(self, seed: int) -> None:
         """Seed what is sampled."""
-        self._draws = seed
+        self._draws, self._actions = seed, []
         if self._policy is None:
             self._policy = self.load()
 
     def act(self, observation: Any) -> Any:
-        """The policy's action; torch's global generator is left as it was."""
+        """The policy's next action; torch's global generator is left as it was."""
+        if not self._actions:
+            policy = self._policy = self._policy or self.load()
+            self._actions = policy.frame_skip.single(self._chosen(policy, observation), self._space)
+        return self._actions.pop(0)
+
+    def _chosen(self, policy: TrainedPolicy, observation: Any) -> Any:
         import torch
 
-        policy = self._policy or self.load()
         if not self.sample:
             return policy.predict(observation, deterministic=True)[0]
         with torch.random.fork_rng(devices=[]):
@@ -144,4 +153,4 @@ class FilePolicy:
             return policy.predict(observation, deterministic=False)[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_policy": None}
+        return {**self.__dict__, "_policy": None, "_actions": []}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from dreamgym.data import FrameSkip
 from dreamgym.train.errors import PolicyFileError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class PolicyCard:
         reward_scale: what rewards were multiplied by while training; the policy does not need it.
         curve: [steps, mean return of the dreams that ended] pairs.
         versions: of the libraries.
+        frame_skip: of the world, as `FrameSkip` has it; empty where it has none.
         schema: of this card.
     """
 
@@ -52,6 +54,7 @@ class PolicyCard:
     reward_scale: float = 1.0
     curve: list[list[float]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    frame_skip: dict[str, Any] = field(default_factory=dict)
     schema: int = CARD_SCHEMA
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,9 +76,11 @@ class PolicyCard:
             )
         known = {each.name for each in fields(cls)}
         try:
-            return cls(**{key: value for key, value in values.items() if key in known})
-        except TypeError as error:
-            raise PolicyFileError(f"the policy's card is incomplete: {error}") from None
+            card = cls(**{key: value for key, value in values.items() if key in known})
+            FrameSkip(**card.frame_skip)
+            return card
+        except (TypeError, ValueError) as error:
+            raise PolicyFileError(f"the policy's card cannot be used: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +103,18 @@ class TrainedPolicy:
         return self.card.view
 
     @property
+    def frame_skip(self) -> FrameSkip:
+        """Steps of the real environment that one action is for."""
+        return FrameSkip(**self.card.frame_skip)
+
+    @property
     def observation_space(self) -> gym.Space[Any]:
         """Of the policy's view."""
         return self.network.observation_space
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """Of the real environment."""
+        """Of the real environment, with the frame skip."""
         return self.network.action_space
 
     @property

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data import FrameSkip, frame_skip_of
 from dreamgym.transfer.errors import TransferError
 
 BATCH = 32  # rows of every call to a policy, see `Actor.act`
@@ -94,23 +95,33 @@ class Actor:
 
 
 def check_spaces(policy: Any, env: gym.Env) -> None:
-    """Refuse a policy whose spaces are not those of `env`; a policy without spaces passes.
+    """Refuse a policy whose spaces or frame skip are not those of `env`; one without them passes.
 
     Shapes, dtypes' kinds and action bounds must agree; observation bounds may differ, because a
     policy does not depend on them.
 
     Raises:
-        TransferError: naming both spaces.
+        TransferError: naming both spaces, or both frame skips.
     """
+    skip = getattr(policy, "frame_skip", None)
+    if isinstance(skip, FrameSkip) and skip != frame_skip_of(env):
+        raise TransferError(
+            f"the policy acts with {skip}, {_name(env)} has {frame_skip_of(env)}; use the world's "
+            "own real environment (world.real_env), or wrap it in dreamgym.data.SkipFrames"
+        )
     for role in ("observation_space", "action_space"):
         own, wanted = getattr(policy, role, None), getattr(env, role)
         if isinstance(own, gym.Space) and not _fits(own, wanted, bounds=role == "action_space"):
-            name = env.spec.id if env.spec is not None else str(env)
             raise TransferError(
-                f"the policy's {role.replace('_', ' ')} is {own}, that of {name} is {wanted}; "
+                f"the policy's {role.replace('_', ' ')} is {own}, that of {_name(env)} is "
+                f"{wanted}; "
                 "use the environment the policy was trained for, or (a policy that sees the latent "
                 "view) wrap it in dreamgym.transfer.LatentObservation(env, world)"
             )
+
+
+def _name(env: gym.Env) -> str:
+    return env.spec.id if env.spec is not None else str(env)
 
 
 def _fits(own: gym.Space, wanted: gym.Space, *, bounds: bool) -> bool:

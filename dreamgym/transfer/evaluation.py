@@ -29,18 +29,23 @@ class Evaluation:
 
     Attributes:
         returns: (episodes,) float64, undiscounted, in the environment's units.
-        lengths: (episodes,) int64, steps.
+        lengths: (episodes,) int64, steps; of a world with a frame skip, its own.
         seconds: wall-clock time of the episodes.
+        steps: over all episodes, of the environment without any frame skip; None for as many as
+            the lengths say.
         interval: 95% percentile-bootstrap interval of the mean return.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     seconds: float
+    steps: int | None = None
     interval: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", mean_interval(self.returns))
+        if self.steps is None:
+            object.__setattr__(self, "steps", int(self.lengths.sum()))
 
     @property
     def mean(self) -> float:
@@ -56,11 +61,6 @@ class Evaluation:
     def episodes(self) -> int:
         """Number of episodes."""
         return len(self.returns)
-
-    @property
-    def steps(self) -> int:
-        """Steps over all episodes."""
-        return int(self.lengths.sum())
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
@@ -159,22 +159,24 @@ def run_episodes(
             if isinstance(policy, str)
             else Actor(policy, envs[0], deterministic=plan.deterministic)
         )
-        returns, lengths = _run(actor, envs, plan, progress)
-    return Evaluation(returns=returns, lengths=lengths, seconds=time.perf_counter() - begin)
+        returns, lengths, steps = _run(actor, envs, plan, progress)
+    seconds = time.perf_counter() - begin
+    return Evaluation(returns=returns, lengths=lengths, seconds=seconds, steps=steps)
 
 
 def _run(
     actor: Actor | None, envs: list[gym.Env], plan: EpisodePlan, progress: Progress | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
     returns = np.zeros(plan.episodes)
     lengths = np.zeros(plan.episodes, np.int64)
     lanes = [(env, episode, _begin(env, plan.seed + episode)) for episode, env in enumerate(envs)]
-    started, finished = len(lanes), 0
+    started, finished, steps = len(lanes), 0, 0
     while lanes:
         actions = _actions(actor, lanes)
         still = []
         for (env, episode, _), action in zip(lanes, actions, strict=True):
-            observation, reward, terminated, truncated, _ = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(action)
+            steps += info.get("env_steps", 1)
             returns[episode] += float(reward)
             lengths[episode] += 1
             if not (terminated or truncated):
@@ -187,7 +189,7 @@ def _run(
                 still.append((env, started, _begin(env, plan.seed + started)))
                 started += 1
         lanes = still
-    return returns, lengths
+    return returns, lengths, steps
 
 
 def _begin(env: gym.Env, seed: int) -> Any:

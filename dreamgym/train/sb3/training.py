@@ -223,6 +223,7 @@ def _card(
         reward_scale=env.reward_scale,
         curve=[[float(steps), value] for steps, value in curve.points],
         versions=_versions(),
+        frame_skip=run.world.frame_skip.as_plain(),
     )
 
 
