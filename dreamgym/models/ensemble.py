@@ -187,8 +187,8 @@ class Ensemble(WorldModel):
         found = Vitals({}, {})
         for k, member in enumerate(self._members()):
             own = member.vitals(segment, noise[..., :-1])
-            for mine, its in zip(found, own, strict=True):
-                mine.update({f"{k}/{name}": what for name, what in its.items()})
+            found.divergences.update({f"{k}/{key}": v for key, v in own.divergences.items()})
+            found.spreads.update({f"{k}/{key}": v for key, v in own.spreads.items()})
         return found
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
