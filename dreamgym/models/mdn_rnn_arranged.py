@@ -1,9 +1,10 @@
 """The MDN-RNN's step arranged for speed: the same function as `MDNRNN.step`.
 
 What is done otherwise: one product gives all gates, with the rows of g doubled so that one sigmoid
-serves all four (tanh x = 2 sigmoid 2x - 1); one product gives mixtures and linear heads; the
-component is found by comparing one uniform number with running sums of unnormalised weights; and
-only the chosen component's sigma is computed.
+serves all four (tanh x = 2 sigmoid 2x - 1); one product gives mixtures and linear heads; the scale
+of actions and of rewards is in the weights; the component is found by comparing one uniform number
+with running sums of unnormalised weights; and only the chosen component's sigma is computed, as
+exp(low + softplus(raw - low)) = exp(low) + exp(raw).
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 
 from dreamgym.models.base import Prediction, State, Temperature
 from dreamgym.models.mdn_rnn import LOG_SIGMA_MAX, MDNRNN
+from dreamgym.models.mdn_rnn_rows import ROWS, RowsOnCPU
 from dreamgym.models.packed import packed_linear
-from dreamgym.models.sampling import SMALLEST_UNIFORM, per_row
+from dreamgym.models.sampling import SMALLEST_UNIFORM, is_one, per_row
+
+FARTHEST_CENTRE = 2.0
+"""Actions whose range lies farther from zero, in half widths, are centred before the product:
+within it, they would lose digits."""
 
 
 class ArrangedMDNRNN(MDNRNN):
@@ -29,81 +35,113 @@ class ArrangedMDNRNN(MDNRNN):
         dtype: of the matrix products.
     """
 
+    space_low: Tensor
+    space_high: Tensor
+
     def __init__(self, model: MDNRNN, num_envs: int, dtype: torch.dtype) -> None:
         super(MDNRNN, self).__init__(model.observation_space, model.action_space, model.config)
         for name in ("size", "feature_dim", "noise_dim"):
             setattr(self, name, getattr(model, name))
         self.vision, self.encode_action = model.vision, model.encode_action
         self.mixture = model.mixture  # for `initial`, which makes states like its weights
-        for name in ("reward_mean", "reward_std", "worst_return"):
-            self.register_buffer(name, getattr(model, name))
-        lstm, config = model.lstm, model.config
-        i, f, g, o = torch.cat([lstm.weight_ih, lstm.weight_hh], 1).chunk(4)
-        b_i, b_f, b_g, b_o = lstm.bias.chunk(4)
-        gates, bias = torch.cat([i, f, o, 2 * g]), torch.cat([b_i, b_f, b_o, 2 * b_g])
-        self._gates = packed_linear(gates, bias, num_envs, dtype)
-        self._trunk = None
-        if config.trunk:
-            self._trunk = packed_linear(model.trunk.weight, model.trunk.bias, num_envs, dtype)
-        self._out = packed_linear(*_output_layer(model), num_envs, dtype)
-        self._hidden_heads = model.heads if config.head else None
-        if config.head:
-            layers = [layer for layer in model.heads if isinstance(layer, nn.Linear)]
-            self._head_layers = [
-                packed_linear(layer.weight, layer.bias, num_envs, dtype) for layer in layers
-            ]
+        self.register_buffer("worst_return", model.worst_return)
+        self.floor, self.ceiling = math.exp(model.config.log_sigma_min), math.exp(LOG_SIGMA_MAX)
+        self._limits(model)
+        rows = min(num_envs, ROWS)
+        layers = {"gates": _gate_layer(model), "out": _output_layer(model)}
+        if model.config.trunk:
+            layers["trunk"] = (model.trunk.weight, model.trunk.bias)
+        self.raw_actions = _centred(model)
+        if self.raw_actions:
+            for name, at in (("gates", model.size), ("trunk", model.config.hidden + model.size)):
+                if name in layers:
+                    layers[name] = _taking_raw_actions(*layers[name], at, model)
+        if model.config.head:
+            linear = [layer for layer in model.heads if isinstance(layer, nn.Linear)]
+            layers |= {f"head{k}": (layer.weight, layer.bias) for k, layer in enumerate(linear)}
+            layers["head2"] = _in_units_of_reward(*layers["head2"], 0, model)
+        self.linear = {name: packed_linear(*layer, rows, dtype) for name, layer in layers.items()}
+        plain_floats = model.mixture.weight.dtype == torch.float32
+        on_cpu = model.mixture.weight.device.type == "cpu" and plain_floats
+        self._on_cpu = RowsOnCPU(self, num_envs) if on_cpu else None
         self.eval().requires_grad_(False)
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
-        encoded, vision, z = self.encode_action(action), self.vision, state["z"]
-        after = self._next(state, encoded)
-        h = after["h"]
-        hidden = h
-        if self._trunk is not None:
-            hidden = F.silu(self._trunk(torch.cat([h, z, encoded], -1)))
-        y = self._out(hidden)
-        drawn = self._draw(y, noise, temperature)
-        moved = torch.addcmul(z * vision.carried, drawn, vision.delta_std)
-        free = vision.within_space(moved)
-        new = torch.clamp(free, vision.low, vision.high)
-        unknown = (free != new).any(-1)
-        reward, termination = self._judge(y, h, z, new)
-        reward = reward * self.reward_std + self.reward_mean
-        prediction = Prediction(
-            reward=torch.where(unknown, self.worst_return, reward),
-            termination=torch.where(unknown, 1.0, termination.sigmoid()),
-            uncertainty=torch.zeros_like(reward),
-        )
-        return {"z": new, **after}, prediction
+        return self.step_on(state, action, self.numbers(noise), temperature)
 
-    def _next(self, state: State, encoded: Tensor) -> State:
-        """The LSTM's leaves of the next state."""
-        width = self.config.hidden
-        inputs = [state["z"], encoded]
-        after = {}
+    def numbers(self, noise: Tensor) -> tuple[Tensor, ...]:
+        """See `TakesNumbers.numbers`: uniforms that choose components, and normal numbers."""
+        choose, spread = noise[..., : self.size], noise[..., self.size :]
+        inside = spread.clamp(SMALLEST_UNIFORM, 1.0 - 2 * SMALLEST_UNIFORM)
+        return choose, torch.erfinv(2 * inside - 1) * math.sqrt(2)
+
+    def step_on(
+        self, state: State, action: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
+    ) -> tuple[State, Prediction]:
+        """See `TakesNumbers.step_on`."""
+        taken = action if self.raw_actions else self.encode_action(action)
+        if self._on_cpu is not None and not torch.compiler.is_compiling():
+            after, reward, termination, unknown = self._on_cpu(state, taken, numbers, temperature)
+        else:
+            after, reward, termination, unknown = self._whole(state, taken, numbers, temperature)
+        if unknown is not None:
+            reward = torch.where(unknown, self.worst_return, reward)
+            termination = torch.where(unknown, 1.0, termination)
         if self.config.restart_flag:
-            inputs.append(state["restart"])
             after["restart"] = torch.zeros_like(state["restart"])
-        gates = self._gates(torch.cat([*inputs, state["h"]], -1)).sigmoid()
-        i, f, o = gates[:, :width], gates[:, width : 2 * width], gates[:, 2 * width : 3 * width]
-        g = gates[:, 3 * width :] * 2 - 1
-        c = torch.addcmul(f * state["c"], i, g)
-        h = ((2 * c).sigmoid() * 2 - 1) * o
-        return {"h": h, "c": c, **after}
+        return after, Prediction(reward, termination, torch.zeros_like(reward))
 
-    def _draw(self, y: Tensor, noise: Tensor, temperature: Temperature) -> Tensor:
-        """A sample (B, n) of the mixtures, whose parameters lie component by component."""
+    def inputs(self, state: State, taken: Tensor) -> list[Tensor]:
+        """What the gates' product sees, to be concatenated."""
+        if self.config.restart_flag:
+            return [state["z"], taken, state["restart"], state["h"]]
+        return [state["z"], taken, state["h"]]
+
+    def moved(self, z: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The new z that a drawn delta leads to, and whether it left the data's range."""
+        if self.unlimited:
+            return drawn, None
+        vision = self.vision
+        free = torch.addcmul(z * vision.carried, drawn, vision.delta_std)
+        free = torch.clamp(free, self.space_low, self.space_high)
+        new = torch.clamp(free, vision.low, vision.high)
+        return new, (free != new).any(-1)
+
+    def outputs(self, h: Tensor, z: Tensor, taken: Tensor) -> Tensor:
+        """The mixtures' parameters (B, 3 k n), and those of linear heads behind them."""
+        if self.config.trunk:
+            h = F.silu(self.linear["trunk"](torch.cat([h, z, taken], -1)))
+        return self.linear["out"](h)
+
+    def judged(self, y: Tensor, h: Tensor, z: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward and termination probability, (B,) each."""
+        if self.config.head:
+            x = torch.cat([h, new, (new - z) / self.vision.delta_std], -1)
+            hidden = F.silu(self.linear["head1"](F.silu(self.linear["head0"](x))))
+            y = self.linear["head2"](hidden)
+        return y[:, -2].contiguous(), y[:, -1].sigmoid()
+
+    def _whole(
+        self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
+    ) -> tuple[State, Tensor, Tensor, Tensor | None]:
+        """All rows at once, nothing written in place: to be compiled, or captured as a graph."""
+        gates = self.linear["gates"](torch.cat(self.inputs(state, taken), -1)).sigmoid()
+        i, f, o, g = gates.chunk(4, -1)
+        c = torch.addcmul(f * state["c"], i, g * 2 - 1)
+        h = ((2 * c).sigmoid() * 2 - 1) * o
+        y = self.outputs(h, state["z"], taken)
+        new, unknown = self.moved(state["z"], self._draw(y, numbers, temperature))
+        return ({"z": new, "h": h, "c": c}, *self.judged(y, h, state["z"], new), unknown)
+
+    def _draw(self, y: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature) -> Tensor:
+        """A sample (B, n) of the mixtures."""
         n, k = self.size, self.config.mixtures
-        choose, spread = noise[:, :n], noise[:, n:]
-        logits = y[:, : k * n].view(-1, k, n)
-        mean, raw = (
-            y[:, k * n : 2 * k * n].view(-1, k, n),
-            y[:, 2 * k * n : 3 * k * n].view(-1, k, n),
-        )
-        tempered = logits if _is_one(temperature) else logits / per_row(temperature, logits)
+        choose, normal = numbers
+        logits, raw, mean = y[:, : 3 * k * n].view(-1, 3, k, n).unbind(1)
+        tempered = logits if is_one(temperature) else logits / per_row(temperature, logits)
         weights = (tempered - tempered.amax(1, keepdim=True)).exp()
         below = choose * weights.sum(1)
         sum_so_far = weights[:, 0]
@@ -113,35 +151,73 @@ class ArrangedMDNRNN(MDNRNN):
             chosen_mean = torch.where(beyond, mean[:, component], chosen_mean)
             chosen_raw = torch.where(beyond, raw[:, component], chosen_raw)
             sum_so_far = sum_so_far + weights[:, component]
-        low = self.config.log_sigma_min
-        sigma = (low + F.softplus(chosen_raw - low)).clamp(max=LOG_SIGMA_MAX).exp()
-        if not _is_one(temperature):
+        sigma = (chosen_raw.exp() + self.floor).clamp(max=self.ceiling)
+        if not is_one(temperature):
             sigma = sigma * per_row(temperature, sigma) ** 0.5
-        uniform = spread.clamp(SMALLEST_UNIFORM, 1.0 - 2 * SMALLEST_UNIFORM)
-        return torch.addcmul(chosen_mean, sigma, torch.erfinv(2 * uniform - 1), value=math.sqrt(2))
+        return torch.addcmul(chosen_mean, sigma, normal)
 
-    def _judge(self, y: Tensor, h: Tensor, z: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised reward and termination logit."""
-        if self._hidden_heads is None:
-            return y[:, -2], y[:, -1]
-        x = torch.cat([h, new, (new - z) / self.vision.delta_std], -1)
-        first, second, last = self._head_layers
-        out = last(F.silu(second(F.silu(first(x)))))
-        return out[:, 0], out[:, 1]
+    def _limits(self, model: MDNRNN) -> None:
+        """The space's bounds in z's units, and whether anything is limited: latents are not."""
+        vision = model.vision
+        space_low = (vision.space_low - vision.mean) / vision.std
+        space_high = (vision.space_high - vision.mean) / vision.std
+        self.register_buffer("space_low", space_low)
+        self.register_buffer("space_high", space_high)
+        bounds = torch.stack([space_low, space_high, vision.low, vision.high])
+        self.unlimited = bool(
+            bounds.isinf().all() and (vision.carried == 0).all() and (vision.delta_std == 1).all()
+        )
 
 
-def _is_one(temperature: Temperature) -> bool:
-    return not isinstance(temperature, Tensor) and temperature == 1.0
+def _gate_layer(model: MDNRNN) -> tuple[Tensor, Tensor]:
+    """Weight over (input, h) and bias of the gates, in the order i, f, o, 2 g."""
+    lstm = model.lstm
+    i, f, g, o = torch.cat([lstm.weight_ih, lstm.weight_hh], 1).chunk(4)
+    b_i, b_f, b_g, b_o = lstm.bias.chunk(4)
+    return torch.cat([i, f, o, 2 * g]), torch.cat([b_i, b_f, b_o, 2 * b_g])
 
 
 def _output_layer(model: MDNRNN) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the mixtures, component by component, and of linear heads behind them."""
+    """Weight and bias of the mixtures and of linear heads behind them.
+
+    Component by component; first all logits, then what log sigma comes from, then all means.
+    """
     shape = (3, model.size, model.config.mixtures)
-    layers = [
-        tensor.unflatten(0, shape).transpose(1, 2).flatten(0, 2)
-        for tensor in (model.mixture.weight, model.mixture.bias)
-    ]
+    layers = []
+    for tensor in (model.mixture.weight, model.mixture.bias):
+        logits, mean, raw = tensor.unflatten(0, shape).transpose(1, 2).unbind(0)
+        layers.append(torch.cat([logits.flatten(0, 1), raw.flatten(0, 1), mean.flatten(0, 1)]))
+    weight, bias = layers
     if not model.config.head:
         for head in (model.reward, model.termination):
-            layers = [torch.cat([layers[0], head.weight]), torch.cat([layers[1], head.bias])]
-    return layers[0], layers[1]
+            weight, bias = torch.cat([weight, head.weight]), torch.cat([bias, head.bias])
+        weight, bias = _in_units_of_reward(weight, bias, len(bias) - 2, model)
+    return weight, bias
+
+
+def _in_units_of_reward(
+    weight: Tensor, bias: Tensor, row: int, model: MDNRNN
+) -> tuple[Tensor, Tensor]:
+    """The same layer, whose output `row` is the reward itself, no longer standardised."""
+    weight, bias = weight.detach().clone(), bias.detach().clone()
+    weight[row] *= model.reward_std
+    bias[row] = bias[row] * model.reward_std + model.reward_mean
+    return weight, bias
+
+
+def _centred(model: MDNRNN) -> bool:
+    """Whether raw actions can be given to the products."""
+    encode = model.encode_action
+    if not hasattr(encode, "centre") or len(model.action_space.shape or ()) != 1:
+        return False
+    return bool((encode.centre.abs() <= FARTHEST_CENTRE * encode.scale).all())
+
+
+def _taking_raw_actions(
+    weight: Tensor, bias: Tensor, at: int, model: MDNRNN
+) -> tuple[Tensor, Tensor]:
+    """The same layer for actions that are not centred and scaled, which lie from input `at` on."""
+    encode, weight = model.encode_action, weight.detach().clone()
+    place = slice(at, at + encode.dim)
+    weight[:, place] /= encode.scale
+    return weight, bias.detach() - weight[:, place] @ encode.centre

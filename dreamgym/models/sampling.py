@@ -36,3 +36,8 @@ def per_row(temperature: Temperature, like: Tensor) -> Temperature:
     if isinstance(temperature, Tensor) and temperature.ndim:
         return temperature.view(-1, *[1] * (like.ndim - 1))
     return temperature
+
+
+def is_one(temperature: Temperature) -> bool:
+    """Whether a temperature is the number one, at which nothing is tempered."""
+    return not isinstance(temperature, Tensor) and temperature == 1.0

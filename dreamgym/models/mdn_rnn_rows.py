@@ -1,0 +1,168 @@
+"""The arranged MDN-RNN on a CPU: in place, and some rows at a time, so that they stay in its cache.
+
+Fresh memory costs a CPU more than what is computed in it: the kernel hands it out page by page. So
+all that lies between a step's inputs and its results is written over again and again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dreamgym.models.base import State, Temperature
+from dreamgym.models.sampling import is_one, per_row
+
+if TYPE_CHECKING:
+    from dreamgym.models.mdn_rnn_arranged import ArrangedMDNRNN
+
+ROWS = 512
+"""Rows at a time."""
+
+FEW = 16
+"""Below this many rows a step costs as many calls as it has, and not what they compute."""
+
+After = tuple[State, Tensor, Tensor, Tensor | None]
+"""The next state, reward, termination probability, and which rows left the data's range."""
+
+
+class RowsOnCPU:
+    """The step of an arranged MDN-RNN in float32 states, without gradients.
+
+    Args:
+        model: arranged.
+        num_envs: rows of every step; another number works, and is slower.
+    """
+
+    def __init__(self, model: ArrangedMDNRNN, num_envs: int) -> None:
+        self.model, self.hidden = model, model.config.hidden
+        self.size, self.mixtures = model.size, model.config.mixtures
+        self.few = num_envs < FEW
+        rows = min(num_envs, ROWS)
+        self.weights = torch.empty(rows, self.mixtures, self.size)
+        self.total = torch.empty(rows, self.size)
+        per_component = self.mixtures * self.size
+        first = torch.arange(rows if self.few else 0)[:, None, None] * _width(model)
+        kinds = torch.tensor([1, 2])[:, None] * per_component
+        self.places = first + kinds + torch.arange(self.size)
+
+    def __call__(
+        self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
+    ) -> After:
+        """One step.
+
+        Args:
+            state: leaves (B, ...).
+            taken: (B, actions) as the products take them.
+            numbers: of `ArrangedMDNRNN.numbers`.
+            temperature: a number or (B,).
+        """
+        count = len(taken)
+        h, c = (leaf.new_empty(count, self.hidden) for leaf in (state["h"], state["c"]))
+        if count <= ROWS:
+            z, reward, termination, *unknown = self._rows(
+                state, taken, numbers, temperature, (h, c)
+            )
+            after = {"z": z, "h": h, "c": c}
+            return after, reward, termination, unknown[0] if unknown else None
+        leaves: list[Tensor] = []
+        for at in range(0, count, ROWS):
+            rows = slice(at, at + ROWS)
+            tau = temperature
+            if isinstance(tau, Tensor) and tau.ndim:
+                tau = tau[rows]
+            part = {key: leaf[rows] for key, leaf in state.items()}
+            these = tuple(leaf[rows] for leaf in numbers)
+            found = self._rows(part, taken[rows], these, tau, (h[rows], c[rows]))
+            leaves = leaves or [leaf.new_empty(count, *leaf.shape[1:]) for leaf in found]
+            for whole, leaf in zip(leaves, found, strict=True):
+                whole[rows] = leaf
+        z, reward, termination, *unknown = leaves
+        return {"z": z, "h": h, "c": c}, reward, termination, unknown[0] if unknown else None
+
+    def _rows(
+        self,
+        state: State,
+        taken: Tensor,
+        numbers: tuple[Tensor, ...],
+        temperature: Temperature,
+        after: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The next z, reward, termination and (where there are limits) which rows left them.
+
+        Args:
+            state: as in a step, and so the others.
+            taken: (B, actions).
+            numbers: leaves (B, n).
+            temperature: a number or (B,).
+            after: where to write the next h and c.
+        """
+        model, z, (h, c) = self.model, state["z"], after
+        gates = model.linear["gates"](torch.cat(model.inputs(state, taken), -1))
+        i, f, o, g = gates.sigmoid_().split(self.hidden, 1)
+        torch.mul(f, state["c"], out=c).addcmul_(i, g, value=2).sub_(i)
+        if self.few:
+            torch.tanh(c, out=h).mul_(o)
+        else:
+            torch.mul(c, 2, out=h).sigmoid_().mul_(2).sub_(1).mul_(o)
+        y = model.outputs(h, z, taken)
+        draw = self._draw_few if len(z) == len(self.places) else self._draw
+        new, unknown = model.moved(z, draw(y, numbers, temperature))
+        judged = model.judged(y, h, z, new)
+        return (new, *judged) if unknown is None else (new, *judged, unknown)
+
+    def _scratch(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Memory for the weights (B, k, n) and their sum (B, n)."""
+        if rows > len(self.weights):
+            self.weights = self.weights.new_empty(rows, self.mixtures, self.size)
+            self.total = self.total.new_empty(rows, self.size)
+        return self.weights[:rows], self.total[:rows]
+
+    def _draw(self, y: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature) -> Tensor:
+        """A sample (B, n) of the mixtures: as few numbers as can be are read and written."""
+        rows, (choose, normal) = len(y), numbers
+        n, k = self.size, self.mixtures
+        logits, raw, mean = y[:, : 3 * k * n].view(rows, 3, k, n).unbind(1)
+        if not is_one(temperature):
+            logits.div_(per_row(temperature, logits))
+        weights, total = self._scratch(rows)
+        torch.sub(logits, logits.amax(1, True), out=weights).exp_()
+        below = torch.sum(weights, 1, out=total).mul_(choose)
+        so_far, *more = weights.unbind(1)
+        means, raws = mean.unbind(1), raw.unbind(1)
+        chosen_mean, chosen_raw = means[0], raws[0]
+        for component in range(1, k):
+            beyond = below >= so_far
+            chosen_mean = torch.where(beyond, means[component], chosen_mean)
+            chosen_raw = torch.where(beyond, raws[component], chosen_raw)
+            so_far.add_(more[component - 1])
+        sigma = chosen_raw.exp().add_(self.model.floor).clamp_(max=self.model.ceiling)
+        return self._placed(chosen_mean, sigma, normal, temperature)
+
+    def _draw_few(self, y: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature) -> Tensor:
+        """The same in as few calls as can be."""
+        rows, (choose, normal) = len(y), numbers
+        n, k = self.size, self.mixtures
+        logits = y[:, : k * n].view(rows, k, n)
+        if not is_one(temperature):
+            logits.div_(per_row(temperature, logits))
+        logits.sub_(logits.amax(1, True))
+        y[:, : 2 * k * n].exp_()
+        so_far = logits.cumsum(1)
+        below = (so_far[:, -1] * choose).unsqueeze(1)
+        component = (so_far[:, :-1] <= below).sum(1, True)
+        sigma, mean = y.take(torch.add(self.places, component, alpha=n)).unbind(1)
+        sigma.add_(self.model.floor).clamp_(max=self.model.ceiling)
+        return self._placed(mean, sigma, normal, temperature)
+
+    @staticmethod
+    def _placed(mean: Tensor, sigma: Tensor, normal: Tensor, temperature: Temperature) -> Tensor:
+        if not is_one(temperature):
+            sigma.mul_(per_row(temperature, sigma) ** 0.5)
+        return torch.addcmul(mean, sigma, normal)
+
+
+def _width(model: ArrangedMDNRNN) -> int:
+    """Of the output layer."""
+    return 3 * model.config.mixtures * model.size + (0 if model.config.head else 2)
