@@ -11,6 +11,7 @@ CARD_FILE = "README.md"
 TEXT = """# {name}
 
 A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps{skip}.
+{ends}
 
 ```python
 import gymnasium as gym
@@ -23,8 +24,8 @@ envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
 {quality}
 
 Errors of open loops are root mean squares in units of the observations' spread, so many steps
-ahead; `repeat last` is the error of repeating the last observation. Rewards are in the
-environment's units.
+ahead: `rmse` of one sampled dream, `rmse of mean` of the mean of several, `repeat last` of repeating
+the last observation. Rewards are in the environment's units.
 
 ## Provenance
 
@@ -46,11 +47,18 @@ def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
         env_id=(description["env_spec"] or {}).get("id", "an unnamed environment"),
         family=description["family"],
         horizon=description["horizon"],
+        ends=_ends(description.get("termination", "sample")),
         skip=_skip(description.get("frame_skip")),
         quality=_table(description["quality"]),
         provenance=_table(provenance),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _ends(termination: str | float) -> str:
+    if termination == "sample":
+        return "Its terminations are sampled."
+    return f"Its dreams end where the probability of termination is at least {termination}."
 
 
 def _skip(frame_skip: dict[str, Any] | None) -> str:

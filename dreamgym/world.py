@@ -33,6 +33,8 @@ class World:
         starts: the bank of states from which dreams begin.
         env_spec: the real environment's Gymnasium spec as JSON, or None where there was none.
         horizon: the recommended number of steps after which a dream is truncated.
+        termination: what is recommended to end a dream: "sample" the predicted probability, or the
+            probability from which on it ends.
         provenance: dataset and its checksum, versions, seed, the fit's settings and figures.
         quality: figures measured on held-out episodes.
         name: what the world is called; the folder's name once it is saved.
@@ -44,6 +46,7 @@ class World:
     starts: Starts
     env_spec: str | None
     horizon: int
+    termination: str | float = "sample"
     provenance: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
@@ -189,6 +192,7 @@ class World:
                 "action_space": space_to_json(self.action_space),
                 "env_spec": json.loads(self.env_spec) if self.env_spec else None,
                 "horizon": self.horizon,
+                "termination": self.termination,
                 **({"frame_skip": self.frame_skip.as_plain()} if self.frame_skip.steps > 1 else {}),
                 "beginnings": self.starts.beginnings,
                 "provenance": self.provenance,
@@ -219,6 +223,7 @@ def load(name_or_path: str | Path) -> World:
         starts=_starts(folder, model, description["beginnings"]),
         env_spec=json.dumps(env_spec) if env_spec else None,
         horizon=description["horizon"],
+        termination=worldfile.termination(folder, description),
         provenance=description["provenance"],
         quality=description["quality"],
         name=folder.name,

@@ -126,6 +126,21 @@ def frame_skip(folder: Path, description: dict[str, Any]) -> FrameSkip:
         raise WorldError(f"{folder / WORLD_FILE} cannot be understood: {error}") from error
 
 
+def termination(folder: Path, description: dict[str, Any]) -> str | float:
+    """What a description recommends to end a dream; "sample" where it recommends nothing.
+
+    Raises:
+        WorldError: neither "sample" nor a probability.
+    """
+    said = description.get("termination", "sample")
+    if said == "sample" or (type(said) in (int, float) and 0 < said <= 1):
+        return said  # type: ignore[no-any-return]
+    raise WorldError(
+        f"{folder / WORLD_FILE}: termination is {said!r}, neither 'sample' nor a probability in "
+        "(0, 1]; restore it or fit the world again"
+    )
+
+
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU.
 
