@@ -24,8 +24,8 @@ envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
 {quality}
 
 Errors of open loops are root mean squares in units of the observations' spread, so many steps
-ahead: `rmse` of one sampled dream, `rmse of mean` of the mean of several, `repeat last` of repeating
-the last observation. Rewards are in the environment's units.
+ahead: `rmse` of one sampled dream, `rmse of mean` of the mean of several, `repeat last` of
+repeating the last observation. Rewards are in the environment's units.
 
 ## Provenance
 

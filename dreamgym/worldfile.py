@@ -134,7 +134,7 @@ def termination(folder: Path, description: dict[str, Any]) -> str | float:
     """
     said = description.get("termination", "sample")
     if said == "sample" or (type(said) in (int, float) and 0 < said <= 1):
-        return said  # type: ignore[no-any-return]
+        return said
     raise WorldError(
         f"{folder / WORLD_FILE}: termination is {said!r}, neither 'sample' nor a probability in "
         "(0, 1]; restore it or fit the world again"
