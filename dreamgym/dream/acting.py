@@ -20,10 +20,13 @@ class ActionIntake:
         space: action space of one environment.
         num_envs: rows.
         device: where the dreams are.
+        looks: whether to refuse actions outside the space, which asks the device.
     """
 
-    def __init__(self, space: gym.Space, num_envs: int, device: torch.device) -> None:
-        self.space, self.device = space, device
+    def __init__(
+        self, space: gym.Space, num_envs: int, device: torch.device, *, looks: bool
+    ) -> None:
+        self.space, self.device, self.looks = space, device, looks
         self.shape = (num_envs, *(space.shape or ()))
         self.continuous = isinstance(space, gym.spaces.Box)
         if isinstance(space, gym.spaces.Box):
@@ -48,7 +51,7 @@ class ActionIntake:
             actions: (N, ...) tensor, array or list.
 
         Raises:
-            ValueError: another shape, kind or device, or (on a CPU) outside the space.
+            ValueError: another shape, kind or device, or (where it looks) outside the space.
         """
         given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
         if given.shape != self.shape:
@@ -66,7 +69,7 @@ class ActionIntake:
                 f"move them with .to({str(self.device)!r})"
             )
         taken = given.to(self.device, torch.float32 if self.continuous else torch.int64)
-        if self.device.type == "cpu":
+        if self.looks:
             self._check_range(taken)
         return taken
 

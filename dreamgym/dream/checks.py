@@ -22,8 +22,8 @@ def view_exists(world: World, view: str) -> None:
 
 
 def none_done(dreams: Dreams) -> None:
-    """On a CPU, where looking costs nothing, refuse to go on with an episode that ended."""
-    if dreams.done.device.type == "cpu" and bool(dreams.done.any()):
+    """Refuse to go on with an episode that ended; asks the device."""
+    if bool(dreams.done.any()):
         rows = dreams.done.nonzero().flatten().tolist()
         raise RuntimeError(
             f"step after the end of rows {rows[:8]} with autoreset_mode='Disabled': call "

@@ -16,6 +16,7 @@ from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.options import DTYPES, DreamOptions
 from dreamgym.dream.state import Dreams, Outcome, merge
 from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel, each
+from dreamgym.models.asking import may_ask
 
 ENDING = 1
 """Lanes of a step's noise that the engine itself uses, before the model's."""
@@ -126,7 +127,7 @@ class Engine:
     def _reset_rows(self, dreams: Dreams, mask: Tensor) -> Dreams:
         # On a CPU nothing waits for an answer, and drawing starts for nobody costs as much as a
         # small model's step. Elsewhere, and in a graph, everything is drawn and masked.
-        if self.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any():
+        if may_ask(self.device) and not mask.any():
             return dreams
         fresh = self._fresh(dreams.seed, dreams.env, dreams.episode + mask)
         return merge(mask, fresh, dreams)

@@ -39,12 +39,16 @@ class DreamOptions:
         temperature: > 0, above 1 the dream is more uncertain than the model; or [least, greatest]
             to draw one for each episode; or a tensor or array (N,), one for each environment.
         termination: "sample" the predicted probability, or the probability from which on the
-            episode ends.
+            episode ends; None for the world's recommendation.
         starts: "bank" (half beginnings of episodes, half anywhere in them), "beginnings", the path
             of a dataset; a mapping of such to weights, for a mixture; or, in Python, `Starts` or a
             state with leaves (S, ...).
         render_mode: None or "rgb_array".
         dtype: of matrix products, "float32" or "bfloat16" where the family has it.
+        compile: "auto" captures the step as one graph on CUDA and takes it as it is written
+            elsewhere; True has PyTorch's compiler fuse it before; False does neither.
+        debug: on every device refuse actions outside the space and steps after an episode's end;
+            without, only a CPU looks, for elsewhere looking means waiting.
     """
 
     device: str = "auto"
@@ -53,10 +57,12 @@ class DreamOptions:
     autoreset_mode: str = "SameStep"
     max_episode_steps: int | Sequence[int] | None = None
     temperature: float | Sequence[float] | Tensor = 1.0
-    termination: str | float = "sample"
+    termination: str | float | None = None
     starts: str | Mapping[str, Any] | Starts = "bank"
     render_mode: str | None = None
     dtype: str = "float32"
+    compile: str | bool = "auto"
+    debug: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.autoreset_mode, AutoresetMode):
@@ -66,11 +72,17 @@ class DreamOptions:
         _one_of("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
         _one_of("render_mode", self.render_mode, ("rgb_array", None))
         _one_of("dtype", self.dtype, DTYPES)
+        if self.compile != "auto" and not isinstance(self.compile, bool):
+            raise ValueError(
+                f"compile={self.compile!r} is not an option: give 'auto', True or False"
+            )
+        if not isinstance(self.debug, bool):
+            raise ValueError(f"debug={self.debug!r} is not an option: give True or False")
         if self.max_episode_steps is not None:
             self.horizon_range(1)
         if not is_array(self.temperature):
             self.temperature_range()
-        if self.termination != "sample" and not _is_probability(self.termination):
+        if self.termination not in ("sample", None) and not _is_probability(self.termination):
             raise ValueError(
                 f"termination={self.termination!r}: give 'sample', or the probability in (0, 1] "
                 "from which on an episode ends"
@@ -84,7 +96,8 @@ class DreamOptions:
     @property
     def threshold(self) -> float | None:
         """The probability from which on an episode ends; None where it is sampled."""
-        return None if self.termination == "sample" else float(self.termination)
+        sampled = self.termination is None or self.termination == "sample"
+        return None if sampled else float(self.termination)  # type: ignore[arg-type]
 
     def horizon_range(self, recommended: int) -> tuple[int, int]:
         """The least and the greatest horizon."""

@@ -12,7 +12,7 @@ from dreamgym.dream.state import Dreams, Outcome
 from dreamgym.models import Observation
 
 if TYPE_CHECKING:
-    from dreamgym.dream.engine import Engine
+    from dreamgym.dream.stepping import Stepper
 
 
 class Rollout(NamedTuple):
@@ -38,12 +38,12 @@ class Rollout(NamedTuple):
 
 
 def roll_out(
-    engine: Engine, dreams: Dreams, policy: Callable[[Observation], Tensor], steps: int
+    stepper: Stepper, dreams: Dreams, policy: Callable[[Observation], Tensor], steps: int
 ) -> tuple[Dreams, Rollout]:
     """Step dreams under a policy.
 
     Args:
-        engine: in SameStep mode.
+        stepper: of an engine in SameStep mode.
         dreams: where they stand.
         policy: from observations (N, ...) to actions (N, ...).
         steps: how many.
@@ -51,13 +51,13 @@ def roll_out(
     Returns:
         Where they stand afterwards, cut off from gradients, and what happened.
     """
-    seen = engine.view(dreams.model)
+    seen = stepper.engine.view(dreams.model)
     observations: list[Observation] = []
     actions: list[Tensor] = []
     outcomes: list[Outcome] = []
     for _ in range(steps):
         action = policy(seen)
-        dreams, outcome = engine.step(dreams, action)
+        dreams, outcome = stepper.step(dreams, action)
         observations.append(seen)
         actions.append(action)
         outcomes.append(outcome)
@@ -71,7 +71,7 @@ def roll_out(
         next_observation=_stacked([outcome.final_observation for outcome in outcomes]),
         uncertainty=torch.stack([outcome.uncertainty for outcome in outcomes]),
     )
-    return dreams.detach(), rolled
+    return dreams.detach() if torch.is_grad_enabled() else dreams, rolled
 
 
 def _stacked(observations: list[Observation]) -> Observation:

@@ -27,6 +27,7 @@ from dreamgym.dream.options import is_array, parse_options
 from dreamgym.dream.rendering import Frames, Renderer
 from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, requires_grad
+from dreamgym.dream.stepping import Stepper
 from dreamgym.models import Observation
 from dreamgym.world import World, load
 
@@ -46,7 +47,8 @@ class DreamVectorEnv(VectorEnv):
         horizon: greatest number of steps after which a dream is truncated.
         view: "observation" or "latent".
         device: where the dreams are.
-        dreams: where they stand; None before the first reset.
+        dreams: where they stand; None before the first reset. A step may overwrite them:
+            `get_state` gives a copy.
 
     Raises:
         TypeError: an unknown option; the message has the nearest right one.
@@ -75,7 +77,8 @@ class DreamVectorEnv(VectorEnv):
         self.device = resolve_device(parsed.device)
         self.view = parsed.view or self.world.default_view
         checks.view_exists(self.world, self.view)
-        self.options = replace(parsed, view=self.view)
+        ends = self.world.termination if parsed.termination is None else parsed.termination
+        self.options = replace(parsed, view=self.view, termination=ends)
         self.horizon = parsed.horizon_range(self.world.horizon)[1]
         self.render_mode = parsed.render_mode
         self.autoreset_mode = parsed.mode
@@ -83,9 +86,13 @@ class DreamVectorEnv(VectorEnv):
         check_memory(self.world.model, self.num_envs, self.device)
         self._set_spaces()
         self.engine = self._engine()
+        self.stepper = Stepper(self.engine)
         if parsed.render_mode:
             self.renderer = Renderer(self.world)
-        self.intake = ActionIntake(self.single_action_space, self.num_envs, self.device)
+        self.looks = parsed.debug or self.device.type == "cpu"
+        self.intake = ActionIntake(
+            self.single_action_space, self.num_envs, self.device, looks=self.looks
+        )
         self.giver = Giver(self.options, self.single_observation_space)
 
     def reset(
@@ -137,15 +144,15 @@ class DreamVectorEnv(VectorEnv):
         Raises:
             RuntimeError: the environment was not reset, or is closed.
             ValueError: actions of another shape, kind or device, or outside the space (the last
-                on a CPU only, where looking costs nothing).
+                on a CPU, where looking costs nothing, and elsewhere with `debug=True`).
         """
         dreams = self._standing()
         traced = torch.is_grad_enabled() and requires_grad(actions, dreams)
         with outside_inference(traced=traced):
             taken = self.intake(actions)
-            if self.autoreset_mode is AutoresetMode.DISABLED:
+            if self.looks and self.autoreset_mode is AutoresetMode.DISABLED:
                 checks.none_done(dreams)
-            self.dreams, outcome = self.engine.step(dreams, taken)
+            self.dreams, outcome = self.stepper.step(dreams, taken)
             return self.giver.step(outcome)
 
     def rollout(self, policy: Callable[[Observation], Tensor], steps: int) -> Rollout:
@@ -168,7 +175,7 @@ class DreamVectorEnv(VectorEnv):
                 f"a rollout needs autoreset_mode='SameStep', not {self.options.autoreset_mode!r}"
             )
         with outside_inference():
-            self.dreams, rolled = roll_out(self.engine, dreams, policy, steps)
+            self.dreams, rolled = roll_out(self.stepper, dreams, policy, steps)
         return rolled
 
     def get_state(self) -> Dreams:
@@ -191,7 +198,7 @@ class DreamVectorEnv(VectorEnv):
             ValueError: another number of rows, or the state of another model.
         """
         self._check_open()
-        checks.same_shapes(dreams, self.engine.begin(0)[0])
+        checks.same_shapes(dreams, self.dreams or self.engine.begin(0)[0])
         moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
         self.dreams = Dreams.from_tensors(moved)
         with outside_inference(traced=False):
@@ -223,7 +230,8 @@ class DreamVectorEnv(VectorEnv):
         """Frames (height, width, 3) uint8 of every dream, decoded one by one as they are read."""
         if self.renderer is None or self.dreams is None:
             return None
-        return self.renderer.frames(self.engine.model, self.dreams.model)
+        # Frames are drawn when they are read, which may be after the next step.
+        return self.renderer.frames(self.engine.model, self.stepper.owned(self.dreams).model)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the renderer and of the dreams."""
