@@ -11,6 +11,8 @@ from torch import Tensor, nn
 class ActionEncoder(nn.Module):
     """Discrete and MultiDiscrete as one-hot, a bounded Box scaled to [-1, 1], others as they are.
 
+    With `set_moments` a Box is standardised instead, in families whose authors do so.
+
     Attributes:
         dim: width of the encoding.
     """
@@ -44,6 +46,30 @@ class ActionEncoder(nn.Module):
             raise TypeError(
                 f"actions from {space} cannot be modelled; supported: Box, Discrete, MultiDiscrete"
             )
+
+    @torch.no_grad()
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise the actions of a Box from now on.
+
+        Args:
+            mean: (n,) of each number of a single action, in the environment's units; of a block of
+                k actions (`FrameSkip`), which has k * n numbers, all have the same.
+            std: (n,) likewise.
+
+        Raises:
+            TypeError: the actions are no Box.
+            ValueError: n does not divide the numbers of an action.
+        """
+        if not isinstance(self.space, gym.spaces.Box):
+            raise TypeError(f"actions from {self.space} have no mean; only a Box is standardised")
+        for name, values in (("centre", mean), ("scale", std)):
+            numbers = values.numel()
+            if not numbers or self.dim % numbers:
+                raise ValueError(
+                    f"{numbers} numbers do not divide the {self.dim} of an action; give one for "
+                    "each number of a single action"
+                )
+            getattr(self, name).copy_(values.flatten().repeat(self.dim // numbers))
 
     def forward(self, action: Tensor) -> Tensor:
         """Encode.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.exact import Linear
 from dreamgym.models.jepa_batch import moments
 from dreamgym.models.jepa_config import PRESETS, JEPAConfig
 from dreamgym.models.jepa_loss import Losses
@@ -67,8 +68,6 @@ class JEPA(WorldModel):
     }
     config: JEPAConfig
     decode: Callable[[State], Observation]
-    action_mean: Tensor
-    action_std: Tensor
     residual: Tensor
     reward_mean: Tensor
     reward_std: Tensor
@@ -106,13 +105,11 @@ class JEPA(WorldModel):
             # Decodes is asked for by whether there is this method, so only then there is one.
             self.decode = self._decode
         self.target = _target(self.senses, self.projector) if config.objective.momentum else None
-        self._register(actions, width)
+        self._register(width)
         self._name_revision()
 
-    def _register(self, actions: int, width: int) -> None:
+    def _register(self, width: int) -> None:
         values = {
-            "action_mean": torch.zeros(actions),
-            "action_std": torch.ones(actions),
             "residual": torch.ones(width),
             "reward_mean": torch.zeros(()),
             "reward_std": torch.ones(()),
@@ -130,7 +127,9 @@ class JEPA(WorldModel):
                 self.config = replace(self.config, image_encoder=name)
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """See `WorldModel.set_statistics`; actions keep the scale of their space."""
+        """See `WorldModel.set_statistics`; the actions of a Box are standardised, as in LeWM."""
+        if statistics.action is not None:
+            self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
         self.senses.set_moments(statistics.observation)
         self.reward_mean.copy_(statistics.reward_mean)
         self.reward_std.copy_(statistics.reward_std)
@@ -153,13 +152,13 @@ class JEPA(WorldModel):
         self, state: State, action: Tensor, observation: Observation, noise: Tensor
     ) -> State:
         """See `WorldModel.observe`; the window moves on by one frame, and noise is not used."""
-        return self._move(state, self.standard_action(action), self.embed(observation))
+        return self._move(state, self.encode_action(action), self.embed(observation))
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
-        encoded = self.standard_action(action)
+        encoded = self.encode_action(action)
         old = state["embeddings"][:, -1]
         spread = self.residual * per_row(temperature, old) ** 0.5
         free = self._next(state, encoded) + spread * normal(noise)
@@ -194,6 +193,13 @@ class JEPA(WorldModel):
         std, rank = found["embedding_std"], found["effective_rank"]
         return Vitals({}, {"": Spread(std, rank, self.config.embedding, remedy)})
 
+    def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
+        """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""
+        from dreamgym.models.arranged_layers import Packing
+        from dreamgym.models.jepa_arranged import ArrangedJEPA
+
+        return ArrangedJEPA(self.to(device), Packing(num_envs, dtype, device))
+
     def after_update(self) -> None:
         """Bring the target encoder, if there is one, a little nearer to the encoder."""
         self.updates += 1
@@ -209,10 +215,6 @@ class JEPA(WorldModel):
                     value.lerp_(online[name], share.to(value.dtype))
                 else:
                     value.copy_(online[name])
-
-    def standard_action(self, action: Tensor) -> Tensor:
-        """Raw actions (..., *shape) as the vectors (..., A) that the model is fitted to."""
-        return (self.encode_action(action) - self.action_mean) / self.action_std
 
     def advance(self, old: Tensor, output: Tensor, mask: Tensor | None = None) -> Tensor:
         """The next embeddings (..., D), of these and the predictor's outputs after them."""
@@ -270,7 +272,7 @@ def _mlp(inputs: int, outputs: int) -> nn.Sequential:
         nn.SiLU(),
         nn.Linear(HEAD_WIDTH, HEAD_WIDTH),
         nn.SiLU(),
-        nn.Linear(HEAD_WIDTH, outputs),
+        Linear(HEAD_WIDTH, outputs),
     )
 
 

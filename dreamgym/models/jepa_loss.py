@@ -54,7 +54,7 @@ class Losses:
         self.length = segment.mask.shape[1]
         self.embeddings = model.projector(model.senses(segment.observation), self.observed)
         self.targets = self._targets()
-        self.actions = model.standard_action(segment.action)
+        self.actions = model.encode_action(segment.action)
         self.conditions = model.embed_action(self.actions)
         self.transitions = [Transitions(self.embeddings[:, :-1], self.embeddings[:, 1:], 0)]
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym.data import AnyDataset
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.jepa_config import JEPAConfig
+from dreamgym.models.jepa_senses import IMAGENET_MEAN, IMAGENET_STD
 from dreamgym.models.lewm_config import read_config
 from dreamgym.models.lewm_names import modern, names
 from dreamgym.models.observations import is_image
@@ -47,6 +50,30 @@ class LeWMStatistics:
     action_std: Sequence[float] | None = None
     pixel_mean: Sequence[float] | None = None
     pixel_std: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, dataset: AnyDataset) -> LeWMStatistics:
+        """Those of the dataset that a checkpoint was fitted to, as LeWM's authors measured them.
+
+        Args:
+            dataset: all of its actions count, without frame skip; pixels are ImageNet's.
+
+        Raises:
+            LeWMError: its actions are no numbers.
+        """
+        actions = [dataset.actions(index) for index in range(dataset.num_episodes)]
+        rows = np.concatenate([each.reshape(len(each), -1) for each in actions])
+        if rows.dtype.kind != "f":
+            raise LeWMError(
+                f"{dataset.path} has actions that are choices; LeWM takes those of a Box"
+            )
+        numbers = rows.astype(np.float64)
+        return cls(
+            action_mean=numbers.mean(0).tolist(),
+            action_std=numbers.std(0, ddof=1).tolist(),
+            pixel_mean=IMAGENET_MEAN,
+            pixel_std=IMAGENET_STD,
+        )
 
 
 def load_lewm(
@@ -81,7 +108,7 @@ def load_lewm(
     with torch.random.fork_rng(devices=[]):
         model = JEPA(observation_space, action_space, config)
     _fill(model, _read(weights), config, weights)
-    _normalise(model, numbers, actions)
+    _normalise(model, numbers)
     _silence(model)
     return model.eval().requires_grad_(False)
 
@@ -169,20 +196,11 @@ def _fill(model: JEPA, loaded: dict[str, Any], config: JEPAConfig, weights: Path
         place.copy_(value.reshape(place.shape))
 
 
-def _normalise(model: JEPA, numbers: dict[str, Tensor], actions: int) -> None:
-    encoder = model.encode_action
-    for name in ("action_mean", "action_std"):
-        if actions % numbers[name].numel():
-            raise LeWMError(
-                f"{name} has {numbers[name].numel()} numbers, which do not divide the {actions} of "
-                "a block of actions; give one for each number of a single action"
-            )
-    mean, std = (
-        numbers[name].flatten().repeat(actions // numbers[name].numel())
-        for name in ("action_mean", "action_std")
-    )
-    model.action_mean.copy_((mean - encoder.centre) / encoder.scale)
-    model.action_std.copy_(std / encoder.scale)
+def _normalise(model: JEPA, numbers: dict[str, Tensor]) -> None:
+    try:
+        model.encode_action.set_moments(numbers["action_mean"], numbers["action_std"])
+    except ValueError as error:
+        raise LeWMError(f"action_mean and action_std: {error}") from error
     images = model.senses.images[0]
     images.mean.copy_(numbers["pixel_mean"].view(-1, 1, 1))  # type: ignore[operator]
     images.std.copy_(numbers["pixel_std"].view(-1, 1, 1))  # type: ignore[operator]

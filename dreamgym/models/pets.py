@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.bootstrap import times_drawn
+from dreamgym.models.exact import Linear
 from dreamgym.models.masked import masked_mean, whole
 from dreamgym.models.observations import WHOLE, Observation, part
 from dreamgym.models.propagation import check_members, check_one_of, member_of, of_member
@@ -102,7 +103,7 @@ class MembersLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(members, N, inputs) to (members, N, outputs)."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight).to(self.weight.dtype)
 
 
 class PETS(WorldModel):
@@ -149,12 +150,14 @@ class PETS(WorldModel):
             nn.SiLU(),
             nn.Linear(config.head, config.head),
             nn.SiLU(),
-            nn.Linear(config.head, 1),
+            Linear(config.head, 1),
         )
         self.register_buffer("elites", torch.arange(config.elites))
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """See `WorldModel.set_statistics`."""
+        """See `WorldModel.set_statistics`; inputs are standardised, the actions of a Box too."""
+        if statistics.action is not None:
+            self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
         self.vectors.set_statistics(statistics)
 
     def initial(self, batch_size: int) -> State:

@@ -43,12 +43,15 @@ class Statistics(NamedTuple):
         reward_std: scalar.
         worst_return: scalar, the lowest sum of rewards from any step to its episode's end, or
             zero where even the lowest is above it.
+        action: of the numbers of a Box's single actions, before any grouping into blocks; None
+            where actions are choices, or were not measured.
     """
 
     observation: dict[str, Moments]
     reward_mean: Tensor
     reward_std: Tensor
     worst_return: Tensor
+    action: Moments | None = None
 
     @property
     def vector(self) -> Moments:
@@ -87,11 +90,13 @@ class _Sums:
         )
 
 
-def measure(episodes: Iterable[tuple[Any, NDArray]]) -> Statistics:
+def measure(episodes: Iterable[tuple[Any, NDArray]], actions: Iterable[NDArray] = ()) -> Statistics:
     """Statistics over whole episodes, in one pass, summed in float64.
 
     Args:
         episodes: pairs of observations, (T + 1, ...) or a dict of such, and rewards (T,).
+        actions: (T, ...) of each episode, of the environment itself; whole numbers are choices and
+            have no moments.
 
     Raises:
         ValueError: there are no episodes.
@@ -118,7 +123,18 @@ def measure(episodes: Iterable[tuple[Any, NDArray]]) -> Statistics:
         reward_mean=reward.mean[0],
         reward_std=reward.std[0],
         worst_return=_tensor(worst),
+        action=_of_actions(actions),
     )
+
+
+def _of_actions(episodes: Iterable[NDArray]) -> Moments | None:
+    sums: _Sums | None = None
+    for actions in episodes:
+        if actions.dtype.kind != "f":
+            return None
+        sums = sums or _Sums(actions[0])
+        sums.add(actions)
+    return sums.moments() if sums else None
 
 
 def _tensor(value: NDArray | float) -> Tensor:

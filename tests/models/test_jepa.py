@@ -95,7 +95,7 @@ def test_the_window_holds_the_last_frames_and_the_actions_between_them(context):
     segment = a_segment()
     states = filter(model, segment, noise_for(model, segment))
     embedded = model.embed(segment.observation)
-    encoded = model.standard_action(segment.action)
+    encoded = model.encode_action(segment.action)
     for t in range(LENGTH + 1):
         state = {key: leaf[:, t] for key, leaf in states.items()}
         count = min(t + 1, context)

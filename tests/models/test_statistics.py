@@ -65,3 +65,14 @@ def test_parts_of_a_dict_have_moments_of_their_own_and_images_none():
     np.testing.assert_allclose(
         given.observation["speed"].mean, observations["speed"].mean(0), rtol=1e-5
     )
+
+
+def test_actions_of_a_box_are_measured_and_choices_are_not():
+    rng = np.random.default_rng(0)
+    actions = [rng.normal(3.0, 2.0, (n, 2)).astype(np.float32) for n in (1, 5, 40)]
+    rows = np.concatenate(actions)
+    found = measure(episodes(0, 0.0, 1.0), actions).action
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-5)
+    assert measure(episodes(0, 0.0, 1.0), [np.arange(4)]).action is None
+    assert measure(episodes(0, 0.0, 1.0)).action is None
