@@ -27,12 +27,22 @@ class Share(NamedTuple):
     processes: int = 1
     pieces: int = 1
 
-    def rows(self, batch_size: int) -> list[slice]:
-        """Rows of the batch for each piece: a piece has the same of all processes."""
-        piece = batch_size // self.pieces
-        own = piece // self.processes
-        begins = [k * piece + self.process * own for k in range(self.pieces)]
-        return [slice(begin, begin + own) for begin in begins]
+    def rows(self, real: NDArray[np.integer]) -> list[NDArray[np.integer]]:
+        """Rows of the batch for each piece, of which every process has as many.
+
+        Several pieces are dealt segments of all lengths alike, longest first and turning round
+        after each deal: with as many real transitions in each, the mean over pieces is that over
+        the batch.
+
+        Args:
+            real: (B,) real transitions in each segment.
+        """
+        order = np.arange(len(real))
+        if self.pieces > 1:
+            dealt = np.argsort(-real, kind="stable").reshape(-1, self.pieces)
+            dealt[1::2] = dealt[1::2, ::-1]
+            order = dealt.T.ravel()
+        return list(order.reshape(self.pieces, self.processes, -1)[:, self.process])
 
 
 class Piece(NamedTuple):
@@ -80,9 +90,11 @@ class Batches:
         size, length = batch.mask.shape
         noise = rng.random((size, length + 1, self._noise_dim), dtype=np.float32)
         seed = int(rng.integers(2**63))
-        places = self._share.rows(size)
+        places = self._share.rows(batch.mask.sum(1))
         # No two processes and no two pieces have the same dropout.
         seeds = range(seed + self._share.process, seed + 2**31, self._share.processes)
+        if len(places[0]) == size:
+            return [Piece(batch, noise, seed)]
         return [
             Piece(_rows(batch, place), noise[place], own % 2**63)
             for place, own in zip(places, seeds, strict=False)
@@ -94,7 +106,7 @@ class Batches:
         return batches if self._data.in_memory else draw_ahead(batches)
 
 
-def _rows(batch: SegmentBatch, place: slice) -> SegmentBatch:
+def _rows(batch: SegmentBatch, place: NDArray[np.integer]) -> SegmentBatch:
     seen = batch.observation
     if isinstance(seen, dict):
         observation = {key: values[place] for key, values in seen.items()}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,17 @@ from dreamgym.fit_batches import HELD_OUT, TRAINING, Batches, Piece, Share
 from dreamgym.fit_config import FitConfig, recommended
 from dreamgym.fit_errors import finite, naming_memory
 from dreamgym.fit_log import Log, logger
+from dreamgym.fit_losses import BatchLosses
 from dreamgym.fitted_world import Fitted, world_of
 from dreamgym.models import (
     FAMILIES,
     ModelSpec,
     WorldModel,
-    as_segment,
     measure,
     plain,
-    shared_batches,
-    whole,
 )
 from dreamgym.optimizing import RunningMean, clip_gradients, optimizer_for
-from dreamgym.processes import Loss, is_first, launched
+from dreamgym.processes import is_first, launched
 from dreamgym.schedule import learning_rate
 from dreamgym.world import World
 
@@ -117,7 +114,7 @@ class _Fit:
         self.device = self.fabric.device
         self.training, self.held_out = data.split(config.held_out, seed)
         self.model = self._new_model()
-        self.loss = self.fabric.setup_module(Loss(self.model))
+        self.losses = BatchLosses(self.fabric, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # In these precisions an optimiser needs nothing of Fabric's.
         self.optimizer = optimizer_for(self.parameters, config.optimizer)
@@ -178,7 +175,7 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, progress.update, config.updates)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._gradient(pieces)
+        terms = self.losses.gradient(pieces)
         clip_gradients(self.parameters, config.optimizer)
         due = progress.update % REPORT_EVERY == 0
         figures = self._finite(terms) if due else {}
@@ -197,35 +194,6 @@ class _Fit:
             self._save()
         return figures
 
-    def _gradient(self, pieces: list[Piece]) -> dict[str, Tensor]:
-        """Leave the gradient of a batch in the parameters; the loss and its terms."""
-        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for k, (piece, share) in enumerate(zip(pieces, self._shares(pieces), strict=True)):
-            waits = self.fabric.world_size > 1 and k + 1 < len(pieces)
-            with self.fabric.no_backward_sync(self.loss) if waits else nullcontext():
-                loss, said = self._loss(piece)
-                self.fabric.backward(loss * share)
-            for name, value in {"loss": loss.detach(), **said}.items():
-                terms[name] = terms[name] + value * share
-        return terms
-
-    def _shares(self, pieces: list[Piece]) -> list[float]:
-        """How much each piece counts: its share of the real transitions."""
-        if len(pieces) == 1:
-            return [1.0]
-        real = torch.tensor([float(piece.batch.mask.sum()) for piece in pieces], device=self.device)
-        with shared_batches():
-            real = whole(real)
-        shares: list[float] = (real / real.sum()).tolist()
-        return shares
-
-    def _loss(self, piece: Piece) -> tuple[Tensor, dict[str, Tensor]]:
-        segment = as_segment(piece.batch, self.device)
-        noise = torch.from_numpy(piece.noise).to(self.device)
-        with seeded(piece.seed, self.device), shared_batches():  # dropout, where there is any
-            loss, terms = self.loss(segment, noise)
-        return loss, terms
-
     @torch.no_grad()
     def _evaluate(self, log: Log) -> dict[str, float]:
         """Figures of held-out episodes: the loss, and what the looks find.
@@ -233,7 +201,8 @@ class _Fit:
         The best weights so far are kept.
         """
         self.model.eval()
-        terms = self._held_out_terms()
+        numbers = range(EVALUATION_BATCHES)
+        terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
         figures = self._finite({"held_out": terms.pop("loss")})
         self.model.after_evaluation(terms)
         log("held_out/loss", figures["held_out"], self.progress.update)
@@ -246,20 +215,6 @@ class _Fit:
             self.progress.best_loss = figures["held_out"]
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
         return figures
-
-    def _held_out_terms(self) -> dict[str, Tensor]:
-        """The loss and its terms, each the mean over fixed held-out batches."""
-        looks: dict[str, list[Tensor]] = defaultdict(list)
-        for number in range(EVALUATION_BATCHES):
-            pieces = self.held_out_batches.draw(number)
-            batch: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-            for piece, share in zip(pieces, self._shares(pieces), strict=True):
-                loss, said = self._loss(piece)
-                for name, value in {**said, "loss": loss}.items():
-                    batch[name] = batch[name] + value * share
-            for name, value in batch.items():
-                looks[name].append(value)
-        return {name: torch.stack(values).mean() for name, values in looks.items()}
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -301,7 +256,8 @@ class _Fit:
         with seeded(self.seed, torch.device("cpu")):
             model = spec.build(self.data.observation_space, self.data.action_space)
         episodes = (self.data.episode(int(index)) for index in self.training)
-        model.set_statistics(measure((e.observations, e.rewards) for e in episodes))
+        actions = (self.data.actions(int(index)) for index in self.training)
+        model.set_statistics(measure(((e.observations, e.rewards) for e in episodes), actions))
         return model
 
     def fingerprint(self) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def clip_adaptively(parameters: Sequence[nn.Parameter], share: float) -> None:
         parameters: those without a gradient are left out.
         share: greatest norm of a gradient, in units of its tensor's.
     """
-    weights = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+    weights: list[Tensor] = [each for each in parameters if each.grad is not None]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
     if not gradients:
         return
     limits = torch.stack(torch._foreach_norm(weights)).clamp(min=AGC_LEAST_NORM) * share

@@ -9,18 +9,18 @@ optimiser, which needs the slow part of it (torch's compiler) in any case.
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from dreamgym.device import resolve_device
 from dreamgym.fit_config import FitConfig
-from dreamgym.models import Segment, WorldModel
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import Precision
 
 
 def several() -> bool:
@@ -42,26 +42,39 @@ def launched(config: FitConfig) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    precision: Any = config.precision
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it says what it was told
     if not several():
         device = resolve_device(config.device)
         where = [device.index] if device.index is not None else 1
-        fabric = Fabric(accelerator=device.type, devices=where, precision=precision)
+        precision = _precision(config, device.type)
+        fabric = Fabric(accelerator=device.type, devices=where, plugins=precision)
     else:
         count, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _check_share(config, count)
         # Statistics of a batch are summed over processes, so buffers stay the same in all of them;
         # and what a loss does not use (a part that is fitted later) has no gradient in any.
         strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        kind = _kind(config.device)
         fabric = Fabric(
-            accelerator=_kind(config.device),
+            accelerator=kind,
             devices=here,
             num_nodes=count // here,
             strategy=strategy,
-            precision=precision,
+            plugins=_precision(config, kind),
         )
     fabric.launch()
     return fabric
+
+
+def _precision(config: FitConfig, kind: str) -> Precision:
+    """How products are computed on a kind of device."""
+    from lightning_fabric.plugins import Precision
+
+    if config.precision == "32-true":
+        return Precision()
+    from dreamgym.precision import Autocast
+
+    return Autocast(config.precision, kind)
 
 
 def _kind(device: str) -> str:
@@ -83,19 +96,3 @@ def _check_share(config: FitConfig, count: int) -> None:
             f"batch_size={config.batch_size} cannot be shared by {count} processes in "
             f"accumulate={config.optimizer.accumulate} equal pieces; give a multiple of {equal}"
         )
-
-
-class Loss(nn.Module):
-    """A model's loss as a forward, which is what Fabric knows to run.
-
-    Args:
-        model: whose loss.
-    """
-
-    def __init__(self, model: WorldModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `WorldModel.loss`."""
-        return self.model.loss(segment, noise)

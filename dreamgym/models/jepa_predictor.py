@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym.models.exact import Linear
 from dreamgym.models.jepa_batch import BatchNorm
 
 SMOOTHED_ACTION = 10
@@ -142,7 +143,7 @@ class Projector(nn.Module):
         super().__init__()
         self.inwards = nn.Linear(inputs, hidden)
         self.norm = BatchNorm(hidden)
-        self.outwards = nn.Linear(hidden, outputs)
+        self.outwards = Linear(hidden, outputs)
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project (..., inputs) to (..., outputs); mask (...) is false on padding, in training."""

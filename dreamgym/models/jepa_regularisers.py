@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dreamgym.models.exact import exactly
 from dreamgym.models.masked import masked_mean, whole
 
 VARIANCE_EPSILON = 1e-4
@@ -30,7 +31,8 @@ def variance_covariance(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     rows = whole(weight.sum(0))  # (T, 1)
     centred = embeddings - whole((embeddings * weight).sum(0)) / rows.clamp(min=1.0)
     free = (rows - 1.0).clamp(min=1.0)
-    product = torch.einsum("bti,btj->tij", centred * weight, centred)
+    with exactly(embeddings):
+        product = torch.einsum("bti,btj->tij", centred * weight, centred)
     covariance = whole(product) / free.unsqueeze(-1)
     variance = covariance.diagonal(dim1=-2, dim2=-1)  # (T, D)
     lack = (1.0 - (variance + VARIANCE_EPSILON).sqrt()).clamp(min=0.0).mean(-1)
@@ -66,7 +68,8 @@ def collapse(embeddings: Tensor, mask: Tensor) -> dict[str, Tensor]:
     rows = whole(weight.sum((0, 1))).clamp(min=1.0)
     centred = (embeddings - whole((embeddings * weight).sum((0, 1))) / rows) * weight
     flat = centred.flatten(0, 1).float()
-    covariance = whole(flat.mT @ flat) / rows
+    with exactly(embeddings):
+        covariance = whole(flat.mT @ flat) / rows
     spread = covariance.diagonal().clamp(min=0.0)
     # Of a collapsed batch the scale is nothing: the floor keeps its entropy defined.
     values = torch.linalg.eigvalsh(covariance).clamp(min=1e-12)

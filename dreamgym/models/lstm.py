@@ -52,4 +52,5 @@ class LSTM(nn.Module):
         zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
         weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
         # In order: biases, layers, dropout, training, both directions, batch first.
-        return torch.lstm(x, [zeros, zeros], weights, True, 1, 0.0, self.training, False, True)[0]
+        h = torch.lstm(x, [zeros, zeros], weights, True, 1, 0.0, self.training, False, True)[0]
+        return h.to(self.bias.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel, zero_action
+from dreamgym.models.exact import Linear
 from dreamgym.models.lstm import LSTM
 from dreamgym.models.masked import masked_mean
 from dreamgym.models.mixture import Mixture
@@ -132,18 +133,18 @@ class MDNRNN(WorldModel):
         self.lstm = LSTM(size + actions + int(config.restart_flag), config.hidden)
         if config.trunk:
             self.trunk = nn.Linear(config.hidden + size + actions, config.trunk)
-        self.mixture = nn.Linear(config.trunk or config.hidden, 3 * config.mixtures * size)
+        self.mixture = Linear(config.trunk or config.hidden, 3 * config.mixtures * size)
         if config.head:
             self.heads = nn.Sequential(
                 nn.Linear(config.hidden + 2 * size, config.head),
                 nn.SiLU(),
                 nn.Linear(config.head, config.head),
                 nn.SiLU(),
-                nn.Linear(config.head, 2),
+                Linear(config.head, 2),
             )
         else:
-            self.reward = nn.Linear(config.hidden, 1)
-            self.termination = nn.Linear(config.hidden, 1)
+            self.reward = Linear(config.hidden, 1)
+            self.termination = Linear(config.hidden, 1)
         for name, value in {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}.items():
             self.register_buffer(name, torch.tensor(value))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

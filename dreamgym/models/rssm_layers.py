@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.exact import LayerNorm, Linear, RMSNorm
 from dreamgym.models.rssm_config import RSSMConfig
 from dreamgym.models.vision import ACTIVATIONS
 
@@ -18,9 +19,9 @@ TRUNCATION = 0.87962566
 def norm(kind: str, width: int) -> nn.Module:
     """The norm of a layer of this width; "none" and "gates" leave it as it is."""
     if kind == "rms":
-        return nn.RMSNorm(width, eps=RMS_EPSILON)
+        return RMSNorm(width, eps=RMS_EPSILON)
     if kind == "layer":
-        return nn.LayerNorm(width, eps=LAYER_EPSILON)
+        return LayerNorm(width, eps=LAYER_EPSILON)
     return nn.Identity()
 
 
@@ -33,7 +34,7 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, fan_in: int | None =
         bias: whether there is one.
         fan_in: None is `inputs`.
     """
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
         _truncated_normal(layer.weight, fan_in or inputs)
     if bias:
@@ -132,8 +133,8 @@ class GRUCell(nn.Module):
 
     def _plain(self, from_x: Tensor, from_h: Tensor, h: Tensor) -> Tensor:
         """Cho et al. (2014), with the reset applied to the product with h, as Keras and cuDNN."""
-        reset_x, update_x, candidate_x = from_x.chunk(3, -1)
-        reset_h, update_h, candidate_h = from_h.chunk(3, -1)
+        reset_x, update_x, candidate_x = from_x.to(h.dtype).chunk(3, -1)
+        reset_h, update_h, candidate_h = from_h.to(h.dtype).chunk(3, -1)
         reset, update = (reset_x + reset_h).sigmoid(), (update_x + update_h).sigmoid()
         return torch.lerp((candidate_x + reset * candidate_h).tanh(), h, update)
 
@@ -179,7 +180,7 @@ class BlockGRUCell(nn.Module):
         own = torch.bmm(self._cut(h), self.mix_h)
         mixed = self.mix.finish(inputs + self._join(own))
         gates = torch.baddbmm(self.gates_bias, self._cut(mixed), self.gates)
-        return self._join(_gated(self._cut(h), *gates.chunk(3, -1)))
+        return self._join(_gated(self._cut(h), *gates.to(h.dtype).chunk(3, -1)))
 
     def _cut(self, x: Tensor) -> Tensor:
         """(B, deter) as (blocks, B, deter / blocks)."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dreamgym.models.exact import exactly
 from dreamgym.models.masked import processes, whole
 from dreamgym.models.sampling import normal
 
@@ -71,7 +72,8 @@ def sigreg(embeddings: Tensor, mask: Tensor, directions: Tensor) -> Tensor:
     weight = mask.float().unsqueeze(-1)  # (B, T, 1)
     count = whole(weight.sum(0))  # (T, 1)
     rows = count.clamp(min=1.0)
-    angle = (embeddings.float() @ directions) * step  # (B, T, P)
+    with exactly(embeddings):
+        angle = (embeddings.float() @ directions) * step  # (B, T, P)
     knots = torch.arange(KNOTS, device=angle.device, dtype=torch.float32)
     window = torch.exp(-0.5 * (knots * step).square())
     sums = whole(_Characteristic.apply(angle, weight))  # (2, knots, T, P)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.exact import Linear
 from dreamgym.models.masked import processes, whole
 from dreamgym.models.vision import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder
 
@@ -64,8 +65,8 @@ class VAE(nn.Module):
         super().__init__()
         self.decoder = ConvDecoder(latent, channels, size, VMC_DECODER.scaled(width))
         self.encoder = ConvEncoder(channels, size, VMC_ENCODER.scaled(width))
-        self.mean = nn.Linear(self.encoder.dim, latent)
-        self.log_variance = nn.Linear(self.encoder.dim, latent)
+        self.mean = Linear(self.encoder.dim, latent)
+        self.log_variance = Linear(self.encoder.dim, latent)
         self.apply(_initialise)
 
     def encode(self, images: Tensor) -> Posterior:

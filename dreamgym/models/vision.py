@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from dreamgym.models.exact import LayerNorm, RMSNorm, full
+
 Padding = Literal["valid", "same"]
 Norm = Literal["none", "rms", "layer"]
 NORM_EPSILON = 1e-4
@@ -172,7 +174,7 @@ class ConvDecoder(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Decode (..., inputs); gives (..., channels, height, width) floats without bounds."""
         grid = self.dense(vectors.flatten(0, -2)).unflatten(-1, self.grid)
-        return self.layers(grid).unflatten(0, vectors.shape[:-1])
+        return full(self.layers(grid)).unflatten(0, vectors.shape[:-1])
 
 
 class ChannelNorm(nn.Module):
@@ -180,7 +182,7 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, channels: int, kind: Norm) -> None:
         super().__init__()
-        of = nn.RMSNorm if kind == "rms" else nn.LayerNorm
+        of = RMSNorm if kind == "rms" else LayerNorm
         self.norm = of(channels, eps=NORM_EPSILON)
 
     def forward(self, images: Tensor) -> Tensor:
