@@ -84,4 +84,6 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

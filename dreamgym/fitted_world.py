@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dreamgym.data import AnyDataset
 from dreamgym.fit_config import FitConfig
 from dreamgym.models import WorldModel
-from dreamgym.quality import measure_quality
+from dreamgym.quality import Watch, measure_quality, recommend
 from dreamgym.starts import burn_in
 from dreamgym.world import World
 
@@ -27,7 +27,7 @@ class Fitted:
     """A model that was fitted, and what to.
 
     Attributes:
-        model: in eval mode, on the CPU, its parameters frozen.
+        model: in eval mode, its parameters frozen; measured where it is, then moved to the CPU.
         data: the dataset.
         training: indices of the episodes that it was fitted to.
         held_out: indices of those that it was not.
@@ -46,16 +46,26 @@ class Fitted:
 
 
 def world_of(fitted: Fitted) -> World:
-    """The world, with starts, recommended horizon, provenance and quality."""
+    """The world, with starts, how best to dream it, provenance and quality."""
     model, data, seed = fitted.model, fitted.data, fitted.seed
     limit = data.frame_skip.count(_real_limit(data.env_spec) or DEFAULT_HORIZON)
+    kept = (model, data, fitted.held_out)
+    best = recommend(*kept, cap=min(limit, DEFAULT_HORIZON), seed=seed)
+    found = Watch(dataset=data, episodes=fitted.held_out, seed=seed).look(model)
+    quality = {
+        **measure_quality(*kept, seed),
+        "recommendation": best.reasons,
+        "alarms": [alarm.sentence for alarm in found.alarms],
+    }
+    starts = burn_in(model, data, fitted.training, count=fitted.config.starts, seed=seed)
     return World(
-        model=model,
-        starts=burn_in(model, data, fitted.training, count=fitted.config.starts, seed=seed),
+        model=model.cpu(),
+        starts=starts,
         env_spec=data.env_spec,
-        horizon=fitted.config.horizon or min(limit, DEFAULT_HORIZON),
+        horizon=fitted.config.horizon or best.horizon,
+        termination=best.termination,
         provenance={**_origin(data), **fitted.said, "versions": _versions()},
-        quality=measure_quality(model, data, fitted.held_out, seed),
+        quality=quality,
         frame_skip=data.frame_skip,
     )
 

@@ -35,15 +35,15 @@ from dreamgym.models import (
 )
 from dreamgym.optimizing import RunningMean, clip_gradients, optimizer_for
 from dreamgym.processes import is_first, launched
+from dreamgym.quality import Watch
 from dreamgym.schedule import learning_rate
 from dreamgym.world import World
 
 DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
-ProgressCallback = Callable[[int, int, dict[str, float]], None]
+Figures = dict[str, Any]  # numbers by name; under "alarms" the names of those that were raised
+ProgressCallback = Callable[[int, int, Figures], None]
 REPORT_EVERY = 25
 EVALUATION_BATCHES = 8
-Look = Callable[[WorldModel], dict[str, float]]
-"""Looks at a model in eval mode, without gradients; its figures go into the log and the history."""
 
 
 def fit(
@@ -72,7 +72,8 @@ def fit(
         family: a name of the table of families.
         seed: of the split, the weights, the batches and the noise.
         config: settings; None for those of the family's authors (`dreamgym.recommended`).
-        progress: called with updates done, updates in all, and the losses.
+        progress: called with updates done, updates in all, and the losses; after a look at held-out
+            episodes also with "alarms", the names of those that were raised (`dreamgym.quality`).
 
     Returns:
         The world, saved at `out` if that is given.
@@ -113,7 +114,7 @@ class _Fit:
         self.fabric = launched(config)
         self.device = self.fabric.device
         self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = self._new_model()
+        self.model = self.fabric.to_device(self._new_model())
         self.losses = BatchLosses(self.fabric, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # In these precisions an optimiser needs nothing of Fabric's.
@@ -123,7 +124,7 @@ class _Fit:
         )
         self.batches = self._batches(self.training, TRAINING)
         self.held_out_batches = self._batches(self.held_out, HELD_OUT)
-        self.looks: list[Look] = []
+        self.watch = Watch(dataset=data, episodes=self.held_out, seed=seed)
         self.progress = Progress()
 
     def _batches(self, episodes: NDArray, stream: int) -> Batches:
@@ -168,7 +169,7 @@ class _Fit:
             return False
         return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
 
-    def _update(self, pieces: list[Piece], log: Log) -> dict[str, float]:
+    def _update(self, pieces: list[Piece], log: Log) -> Figures:
         """One update, and a look at the held-out episodes where one is due; figures to show."""
         config, progress = self.config, self.progress
         self.model.train()
@@ -178,7 +179,7 @@ class _Fit:
         terms = self.losses.gradient(pieces)
         clip_gradients(self.parameters, config.optimizer)
         due = progress.update % REPORT_EVERY == 0
-        figures = self._finite(terms) if due else {}
+        figures: Figures = {**self._finite(terms)} if due else {}
         self.optimizer.step()
         self.model.after_update()
         progress.update += 1
@@ -190,27 +191,23 @@ class _Fit:
             figures = self._finite(terms)
             with self._averaged():
                 figures |= self._evaluate(log)
-            progress.history.append({"update": progress.update, **figures})
+                found = self.watch.look(self.model)
+            for name, value in found.scalars().items():
+                log(f"held_out/{name}", value, progress.update)
+            figures = {**figures, **found.raised()}
+            progress.history.append({"update": progress.update, **figures, **found.figures})
             self._save()
         return figures
 
     @torch.no_grad()
     def _evaluate(self, log: Log) -> dict[str, float]:
-        """Figures of held-out episodes: the loss, and what the looks find.
-
-        The best weights so far are kept.
-        """
+        """The loss of held-out episodes; the best weights so far are kept."""
         self.model.eval()
         numbers = range(EVALUATION_BATCHES)
         terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
         figures = self._finite({"held_out": terms.pop("loss")})
         self.model.after_evaluation(terms)
         log("held_out/loss", figures["held_out"], self.progress.update)
-        for look in self.looks:
-            found = look(self.model)
-            figures |= found
-            for name, value in found.items():
-                log(f"held_out/{name}", value, self.progress.update)
         if figures["held_out"] < self.progress.best_loss:
             self.progress.best_loss = figures["held_out"]
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -291,7 +288,7 @@ class _Fit:
             "processes": self.fabric.world_size,
         }
         fitted = Fitted(
-            model=self.model.cpu(),
+            model=self.model,
             data=self.data,
             training=self.training,
             held_out=self.held_out,

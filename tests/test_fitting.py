@@ -72,9 +72,32 @@ def test_the_loss_falls_and_the_world_says_how_it_was_made(data, tmp_path):
     assert world.provenance["fit"]["seed"] == 0
     assert world.provenance["versions"]["torch"]
     assert world.quality["open_loop"]["1"]["rmse"] < world.quality["open_loop"]["1"]["repeat_last"]
-    assert world.horizon == 200
+    assert 15 <= world.horizon <= 200
+    assert world.quality["recommendation"]["horizon"]
+    assert {"termination_ece", "action_sensitivity"} <= {*world.provenance["history"][-1]}
     assert world.env_id == "CartPole-v1"
     assert [entry.name for entry in tmp_path.iterdir()] == ["w"]
+
+
+def test_alarms_are_shown_logged_and_kept(data):
+    """Weights that learnt nothing: termination at even odds, whatever is done."""
+    seen = []
+    world = dreamgym.fit(
+        data,
+        config=replace(QUICK, updates=1, evaluate_every=1),
+        progress=lambda done, total, figures: seen.append(figures),
+    )
+    assert "termination" in seen[-1]["alarms"]
+    assert world.provenance["history"][-1]["alarms"] == seen[-1]["alarms"]
+    said = [alarm for alarm in world.quality["alarms"] if "not calibrated" in alarm]
+    assert len(said) == 1
+    assert "too short" in said[0]
+    assert world.horizon == 15
+
+
+def test_a_horizon_that_is_given_is_kept(data):
+    world = dreamgym.fit(data, config=replace(QUICK, updates=1, horizon=3))
+    assert world.horizon == 3
 
 
 def test_normalisers_are_fitted_on_training_episodes_only(data):

@@ -39,7 +39,7 @@ def progress_bar(what: str) -> Iterator[Report]:
 
     Yields:
         A function of (done, total) or (done, total, figures) to call as the work goes on, figures
-        being the latest losses or returns by name.
+        being the latest losses or returns by name, or lists of words.
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
@@ -56,7 +56,7 @@ def progress_bar(what: str) -> Iterator[Report]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=None, figures="")
 
-        def report(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+        def report(done: int, total: int, figures: Mapping[str, Any] | None = None) -> None:
             bar.update(task, completed=done, total=total, figures=_figures(figures))
 
         yield report
@@ -65,7 +65,7 @@ def progress_bar(what: str) -> Iterator[Report]:
 def _plain_lines(console: Console, what: str) -> Report:
     last, ended = time.monotonic(), False
 
-    def report(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+    def report(done: int, total: int, figures: Mapping[str, Any] | None = None) -> None:
         nonlocal last, ended
         now = time.monotonic()
         if ended or (done < total and now - last < SECONDS_BETWEEN_LINES):
@@ -78,8 +78,8 @@ def _plain_lines(console: Console, what: str) -> Report:
     return report
 
 
-def _figures(figures: Mapping[str, float] | None) -> str:
-    return "  ".join(f"{name} {number(value)}" for name, value in (figures or {}).items())
+def _figures(figures: Mapping[str, Any] | None) -> str:
+    return "  ".join(f"{name} {_cell(value)}" for name, value in (figures or {}).items())
 
 
 def number(value: float) -> str:

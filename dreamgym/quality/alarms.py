@@ -57,6 +57,14 @@ class Checkup(NamedTuple):
     figures: dict[str, float]
     alarms: list[Alarm]
 
+    def raised(self) -> dict[str, list[str]]:
+        """The names of the alarms, under "alarms"; empty where there is none."""
+        return {"alarms": [alarm.name for alarm in self.alarms]} if self.alarms else {}
+
+    def scalars(self) -> dict[str, float]:
+        """The figures, and one for each alarm that was raised: what a plot takes."""
+        return {**self.figures, **{f"alarm_{alarm.name}": 1.0 for alarm in self.alarms}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
@@ -82,6 +90,7 @@ class Watch:
         figures: dict[str, float] = {}
         alarms: list[Alarm] = []
         _latents(model, windows, rng, (figures, alarms))
+        ill = bool(alarms)
         found = _terminations(model, windows, rng)
         if found is not None:
             figures |= {"termination_ece": found.ece, "termination_brier": found.brier}
@@ -91,8 +100,10 @@ class Watch:
         effect = action_effect(model, windows, rng)
         if effect is not None:
             figures["action_sensitivity"] = effect.sensitivity
-            alarms += action_alarms(effect)
-        return Checkup(figures, alarms)
+            # A latent that says nothing knows nothing of what actions do: that is the cause.
+            alarms += action_alarms(effect) if not ill else []
+        finite = {name: value for name, value in figures.items() if np.isfinite(value)}
+        return Checkup(finite, alarms)
 
 
 def _latents(

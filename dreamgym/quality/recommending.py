@@ -105,7 +105,7 @@ def _horizon(
         )
     before = max((k for k in looks if k < at), default=1)
     return min(cap, max(before, LEAST_HORIZON)), (
-        f"at {at} steps dreams are worse than repeating the last observation"
+        f"from step {at} on dreams are worse than repeating the last observation"
     )
 
 
