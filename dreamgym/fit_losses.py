@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamgym.device import seeded
 from dreamgym.fit_batches import Piece
-from dreamgym.models import Segment, WorldModel, as_segment, shared_batches, whole
+from dreamgym.models import WorldModel, as_segment, shared_batches, whole
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -20,44 +19,45 @@ if TYPE_CHECKING:
 Terms = dict[str, Tensor]
 
 
-class _Loss(nn.Module):
-    """A model's loss as a forward, which is what Fabric knows to run."""
-
-    def __init__(self, model: WorldModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, segment: Segment, noise: Tensor) -> tuple[Tensor, Terms]:
-        return self.model.loss(segment, noise)
-
-
 class BatchLosses:
     """A model's losses.
 
     Args:
         fabric: launched.
-        model: put on Fabric's device.
+        model: on Fabric's device.
     """
 
     def __init__(self, fabric: Fabric, model: WorldModel) -> None:
-        self._fabric = fabric
-        self._loss = fabric.setup_module(_Loss(model))
+        self._fabric, self._model = fabric, model
 
     def gradient(self, pieces: Sequence[Piece]) -> Terms:
         """Add the gradient of a batch to that of the parameters.
+
+        Processes average theirs once, after the last piece, in one message. (Fabric's own way, to
+        wrap the model, sends them while the rest is computed, but must search the graph in every
+        update for parameters that the loss leaves out, as some do at first.)
 
         Returns:
             The loss, as "loss", and its terms; detached scalars.
         """
         terms: Terms = defaultdict(self._zero)
-        for k, (piece, share) in enumerate(zip(pieces, self._shares(pieces), strict=True)):
-            waits = self._fabric.world_size > 1 and k + 1 < len(pieces)
-            with self._fabric.no_backward_sync(self._loss) if waits else nullcontext():
-                loss, said = self._of(piece)
-                self._fabric.backward(loss * share)
+        for piece, share in zip(pieces, self._shares(pieces), strict=True):
+            loss, said = self._of(piece)
+            (loss * share).backward()
             for name, value in {"loss": loss.detach(), **said}.items():
                 terms[name] = terms[name] + value * share
+        if self._fabric.world_size > 1:
+            self._average()
         return dict(terms)
+
+    def _average(self) -> None:
+        """Give every process the mean of the gradients of all."""
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        sent = torch.cat([gradient.flatten() for gradient in gradients])
+        mean = self._fabric.all_reduce(sent, reduce_op="mean")
+        parts = mean.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def mean(self, batches: Iterable[Sequence[Piece]]) -> Terms:
@@ -76,9 +76,9 @@ class BatchLosses:
         device = self._fabric.device
         segment = as_segment(piece.batch, device)
         noise = torch.from_numpy(piece.noise).to(device)
-        with seeded(piece.seed, device), shared_batches():  # dropout, where there is any
-            loss, terms = self._loss(segment, noise)
-        return loss, terms
+        # A seed for dropout, where there is any.
+        with seeded(piece.seed, device), shared_batches(), self._fabric.autocast():
+            return self._model.loss(segment, noise)
 
     def _shares(self, pieces: Sequence[Piece]) -> list[float]:
         """How much each piece counts: its share of the real transitions."""

@@ -20,7 +20,6 @@ from dreamgym.fit_config import FitConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins import Precision
 
 
 def several() -> bool:
@@ -40,41 +39,24 @@ def launched(config: FitConfig) -> Fabric:
         ValueError: there is no such device; or the batch cannot be shared equally.
     """
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it says what it was told
     if not several():
         device = resolve_device(config.device)
         where = [device.index] if device.index is not None else 1
-        precision = _precision(config, device.type)
-        fabric = Fabric(accelerator=device.type, devices=where, plugins=precision)
+        fabric = Fabric(accelerator=device.type, devices=where, precision=config.precision)
     else:
         count, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _check_share(config, count)
-        # Statistics of a batch are summed over processes, so buffers stay the same in all of them;
-        # and what a loss does not use (a part that is fitted later) has no gradient in any.
-        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
-        kind = _kind(config.device)
         fabric = Fabric(
-            accelerator=kind,
+            accelerator=_kind(config.device),
             devices=here,
             num_nodes=count // here,
-            strategy=strategy,
-            plugins=_precision(config, kind),
+            strategy="ddp",
+            precision=config.precision,
         )
     fabric.launch()
     return fabric
-
-
-def _precision(config: FitConfig, kind: str) -> Precision:
-    """How products are computed on a kind of device."""
-    from lightning_fabric.plugins import Precision
-
-    if config.precision == "32-true":
-        return Precision()
-    from dreamgym.precision import Autocast
-
-    return Autocast(config.precision, kind)
 
 
 def _kind(device: str) -> str:
@@ -84,9 +66,9 @@ def _kind(device: str) -> str:
             f"device={device!r} under torchrun: each process takes its own; give the kind alone, "
             f'"{device.partition(":")[0]}", or "auto"'
         )
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return resolve_device(device).type
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return "cuda"  # not asked for memory, which would all be that of the first
+    return "cpu" if device == "auto" else resolve_device(device).type
 
 
 def _check_share(config: FitConfig, count: int) -> None:
