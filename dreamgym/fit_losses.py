@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class BatchLosses:
         """Give every process the mean of the gradients of all."""
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         sent = torch.cat([gradient.flatten() for gradient in gradients])
-        mean = self._fabric.all_reduce(sent, reduce_op="mean")
+        mean = cast("Tensor", self._fabric.all_reduce(sent, reduce_op="mean"))
         parts = mean.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -114,7 +114,8 @@ class _Fit:
         self.fabric = launched(config)
         self.device = self.fabric.device
         self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = self.fabric.to_device(self._new_model())
+        self.model = self._new_model()
+        self.fabric.to_device(self.model)
         self.losses = BatchLosses(self.fabric, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # In these precisions an optimiser needs nothing of Fabric's.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -22,7 +22,7 @@ from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.exact import Linear
 from dreamgym.models.jepa_batch import moments
-from dreamgym.models.jepa_config import PRESETS, JEPAConfig
+from dreamgym.models.jepa_config import FITS, PRESETS, JEPAConfig
 from dreamgym.models.jepa_loss import Losses
 from dreamgym.models.jepa_predictor import ActionEmbedding, Predictor, PredictorSizes, Projector
 from dreamgym.models.jepa_regularisers import collapse
@@ -59,7 +59,8 @@ class JEPA(WorldModel):
 
     config_type = JEPAConfig
     presets: ClassVar[Mapping[str, JEPAConfig]] = PRESETS
-    fit_defaults: ClassVar[Mapping[str, float]] = {
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = FITS
+    fit_defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-3,
         "batch_size": 64,
         "segment_length": 8,

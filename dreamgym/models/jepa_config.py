@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from dreamgym.models import vit
 from dreamgym.models.pretrained_encoder import PREFIX
@@ -144,8 +144,8 @@ LEWM = JEPAConfig(
 )
 """LeWM as published (arXiv 2603.19312): 18.03M parameters in 303 tensors, heads apart.
 
-Its authors fit it with AdamW 5e-5, weight decay 1e-3, gradients clipped at 1, bfloat16, batches of
-128 segments of 3 transitions, each of 5 frames with all 5 actions kept.
+Its authors fit it to segments of 3 transitions, each of 5 frames with all 5 actions kept: give a
+frame skip of 5. The rest is in `FITS`.
 """
 
 PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
@@ -159,3 +159,19 @@ PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
     }
 )
 """Published models, and the small one with other guards against collapse."""
+
+FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "lewm": {
+            "learning_rate": 5e-5,
+            "weight_decay": 1e-3,
+            "gradient_clip": 1.0,
+            "precision": "bf16-mixed",
+            "schedule": "cosine",
+            "warm_up": 0.01,
+            "batch_size": 128,
+            "segment_length": 3,
+        },
+    }
+)
+"""How authors fit a preset."""

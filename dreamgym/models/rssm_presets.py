@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from dreamgym.models.rssm_config import RSSMConfig, RSSMObjective
 
@@ -89,3 +90,55 @@ PRESETS: Mapping[str, RSSMConfig] = {
 }
 """Hafner et al.: PlaNet (arXiv 1811.04551), Dreamer (1912.01603), DreamerV2 (2010.02193) and
 DreamerV3 (2301.04104)."""
+
+_ADAM: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warm_up": 0,
+}
+_PLANET_FIT = {
+    **_ADAM,
+    "learning_rate": 1e-3,
+    "eps": 1e-4,
+    "gradient_clip": 1000.0,
+    "batch_size": 50,
+    "segment_length": 50,
+}
+_DREAMER_V3_FIT = {
+    "optimizer": "laprop",
+    "learning_rate": 4e-5,
+    "betas": (0.9, 0.999),
+    "eps": 1e-20,
+    "weight_decay": 0.0,
+    "gradient_clip": 0.3,
+    "clip_by": "agc",
+    "schedule": "constant",
+    "warm_up": 1000,
+    "batch_size": 16,
+    "segment_length": 64,
+}
+
+FITS: Mapping[str, Mapping[str, Any]] = {
+    "planet": _PLANET_FIT,
+    "dreamer-v1": {**_PLANET_FIT, "learning_rate": 6e-4, "eps": 1e-7, "gradient_clip": 100.0},
+    "dreamer-v2": {
+        **_ADAM,
+        "optimizer": "adamw",
+        "learning_rate": 2e-4,
+        "eps": 1e-5,
+        # Theirs, 1e-6, is not multiplied by the learning rate.
+        "weight_decay": 1e-6 / 2e-4,
+        "gradient_clip": 100.0,
+        "batch_size": 16,
+        "segment_length": 50,
+    },
+    "dreamer-v3-1m": _DREAMER_V3_FIT,
+    "dreamer-v3-12m": _DREAMER_V3_FIT,
+    "dreamer-v3-200m": _DREAMER_V3_FIT,
+}
+"""How their authors fit them, by preset: for hundreds of thousands of updates, while data comes in.
+
+The eps of Dreamer v1 is that of its library. PlaNet's code lets the learning rate rise over the
+first 10,000 updates, more than a fit of logged data often has; its paper says nothing of it.
+"""
