@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+PROCESS = os.getpid()
+"""Where this module was imported: elsewhere it is a fork of that process."""
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -24,6 +28,16 @@ def resolve_device(name: str | torch.device) -> torch.device:
             f"device={str(name)!r} cannot be used here ({str(error).splitlines()[0]}); "
             'give "auto", "cpu", or a device that torch sees'
         ) from error
+
+
+def heed_fork() -> None:
+    """In a fork use one thread: the parent's others are not there, and would be waited for forever.
+
+    A process that has computed with several threads of OpenMP and then forks leaves its children
+    with a pool of threads that do not exist; the first operation that needs them hangs.
+    """
+    if os.getpid() != PROCESS and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym.device import resolve_device
+from dreamgym.device import heed_fork, resolve_device
 from dreamgym.dream import checks
 from dreamgym.dream.acting import ActionIntake
 from dreamgym.dream.beginning import find_sources
@@ -67,6 +67,7 @@ class DreamVectorEnv(VectorEnv):
         # Closing works also after a refusal below.
         self.dreams: Dreams | None = None
         self.renderer: Renderer | None = None
+        heed_fork()  # before anything is computed
         parsed = parse_options(options)
         if world is None:
             raise TypeError("a dream needs a world: give world=, a folder or a name that ships")

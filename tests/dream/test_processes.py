@@ -1,0 +1,38 @@
+"""Dreams in forked processes, whose parent has computed with several threads before."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+
+PARENT = """
+import gymnasium as gym
+import torch
+
+import dreamgym
+
+torch.set_num_threads(2)
+torch.rand(2000, 2000).sum()  # threads that a fork will not have
+name = "dreamgym/CartPole-MDNRNN-v0"
+envs = gym.make_vec(name, num_envs=2, vectorization_mode="async", device="cpu")
+envs.reset(seed=0)
+for _ in range(3):
+    observation, *_ = envs.step(envs.action_space.sample())
+envs.close()
+assert torch.get_num_threads() == 2  # only the children use one
+print(observation.shape)
+"""
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
+)
+def test_async_vectorisation_after_the_parent_has_computed_does_not_hang():
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2, 4)"
