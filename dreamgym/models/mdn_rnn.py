@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -20,6 +20,7 @@ from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldM
 from dreamgym.models.exact import Linear
 from dreamgym.models.lstm import LSTM
 from dreamgym.models.masked import masked_mean
+from dreamgym.models.mdn_rnn_heads import Judgement, LinearHeads, TransitionHeads
 from dreamgym.models.mixture import Mixture
 from dreamgym.models.observations import Observation
 from dreamgym.models.perception import Perception, VisionSizes, vitals
@@ -27,6 +28,20 @@ from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Vitals
 
 LOG_SIGMA_MAX = 2.0
+
+PUBLISHED_FIT: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "gradient_clip": 1.0,
+    "clip_by": "value",
+    "schedule": "constant",
+    "warm_up": 0,
+    "batch_size": 100,
+}
+"""How the authors fit M: batches of 100 sequences. Theirs are whole episodes (999 steps of
+CarRacing, 500 of Doom) of frames that V, fitted before with 1e-4, has encoded once and for all;
+here V encodes every batch, and sequences are as long as `segment_length` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +53,9 @@ class MDNRNNConfig:
         mixtures: components of each dimension's mixture.
         trunk: width of the hidden layer between LSTM and mixtures, which sees z and the action
             again; 0 for mixtures straight from the LSTM, as published.
-        head: width of the hidden layers of the reward and termination heads, which see h, the new
-            z and the change to it; 0 for linear heads on h, as published.
+        head: width of the hidden layers of the reward and termination heads; 0 for linear heads on
+            h, as published. Both see the new z and the change to it, the termination head h too,
+            the reward head the action: see `TransitionHeads`.
         log_sigma_min: floor of a component's log standard deviation, in units of the deltas'
             spread.
         range_margin: a dream that leaves the training data's range, widened on each side by this
@@ -113,6 +129,10 @@ class MDNRNN(WorldModel):
         "carracing": MDNRNNConfig(hidden=256, trunk=0, head=0, latent=32, width=1.0),
         "doom": MDNRNNConfig(hidden=512, trunk=0, head=0, latent=64, width=1.0, restart_flag=True),
     }
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "carracing": PUBLISHED_FIT,
+        "doom": PUBLISHED_FIT,
+    }
     config: MDNRNNConfig
     reward_mean: Tensor
     reward_std: Tensor
@@ -134,17 +154,11 @@ class MDNRNN(WorldModel):
         if config.trunk:
             self.trunk = nn.Linear(config.hidden + size + actions, config.trunk)
         self.mixture = Linear(config.trunk or config.hidden, 3 * config.mixtures * size)
-        if config.head:
-            self.heads = nn.Sequential(
-                nn.Linear(config.hidden + 2 * size, config.head),
-                nn.SiLU(),
-                nn.Linear(config.head, config.head),
-                nn.SiLU(),
-                Linear(config.head, 2),
-            )
-        else:
-            self.reward = Linear(config.hidden, 1)
-            self.termination = Linear(config.hidden, 1)
+        self.heads = (
+            TransitionHeads(config.hidden, size, actions, config.head)
+            if config.head
+            else LinearHeads(config.hidden)
+        )
         for name, value in {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}.items():
             self.register_buffer(name, torch.tensor(value))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -186,11 +200,12 @@ class MDNRNN(WorldModel):
         free = vision.within_space(state["z"] * vision.carried + drawn * vision.delta_std)
         z = torch.clamp(free, vision.low, vision.high)
         unknown = (free != z).any(-1)
-        reward, termination = self._heads(after["h"], state["z"], z)
-        reward = reward * self.reward_std + self.reward_mean
+        judgement = self._judge(after["h"], state["z"], z, encoded)
+        termination = judgement.logit.sigmoid()
+        reward = judgement.paid(termination) * self.reward_std + self.reward_mean
         prediction = Prediction(
             reward=torch.where(unknown, self.worst_return, reward),
-            termination=torch.where(unknown, 1.0, termination.sigmoid()),
+            termination=torch.where(unknown, 1.0, termination),
             uncertainty=torch.zeros_like(reward),
         )
         return {"z": z, **after}, prediction
@@ -251,10 +266,11 @@ class MDNRNN(WorldModel):
         h = self.lstm.unroll(self._inputs(now, encoded))[:, 1:]
         target = (new - now * self.vision.carried) / self.vision.delta_std
         likelihood = self._mixture(h, now, encoded).log_prob(target)
-        reward, termination = self._heads(h, now, new)
+        judgement = self._judge(h, now, new, encoded)
+        reward = judgement.paid(segment.terminated)
         wanted = (segment.reward - self.reward_mean) / self.reward_std
         ends = F.binary_cross_entropy_with_logits(
-            termination, segment.terminated.float(), reduction="none"
+            judgement.logit, segment.terminated.float(), reduction="none"
         )
         return {
             "nll": -masked_mean(likelihood, segment.mask),
@@ -291,10 +307,6 @@ class MDNRNN(WorldModel):
         low = self.config.log_sigma_min
         return Mixture(logits, mean, (low + F.softplus(raw - low)).clamp(max=LOG_SIGMA_MAX))
 
-    def _heads(self, h: Tensor, z: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised reward and termination logit of the step to `new`."""
-        if not self.config.head:
-            return self.reward(h).squeeze(-1), self.termination(h).squeeze(-1)
-        change = (new - z) / self.vision.delta_std
-        reward, termination = self.heads(torch.cat([h, new, change], -1)).unbind(-1)
-        return reward, termination
+    def _judge(self, h: Tensor, z: Tensor, new: Tensor, encoded: Tensor) -> Judgement:
+        """What the heads say of the step to `new`."""
+        return self.heads(h, new, (new - z) / self.vision.delta_std, encoded)

@@ -13,10 +13,16 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamgym.models.base import Prediction, State, Temperature
 from dreamgym.models.mdn_rnn import LOG_SIGMA_MAX, MDNRNN
+from dreamgym.models.mdn_rnn_heads import (
+    LinearHeads,
+    TransitionHeads,
+    linear_layer,
+    transition_layers,
+)
 from dreamgym.models.mdn_rnn_rows import ROWS, RowsOnCPU
 from dreamgym.models.packed import packed_linear
 from dreamgym.models.sampling import SMALLEST_UNIFORM, is_one, per_row
@@ -56,10 +62,11 @@ class ArrangedMDNRNN(MDNRNN):
             for name, at in (("gates", model.size), ("trunk", model.config.hidden + model.size)):
                 if name in layers:
                     layers[name] = _taking_raw_actions(*layers[name], at, model)
-        if model.config.head:
-            linear = [layer for layer in model.heads if isinstance(layer, nn.Linear)]
-            layers |= {f"head{k}": (layer.weight, layer.bias) for k, layer in enumerate(linear)}
-            layers["head2"] = _in_units_of_reward(*layers["head2"], 0, model)
+        if isinstance(model.heads, TransitionHeads):
+            layers |= transition_layers(model.heads, model.reward_mean, model.reward_std)
+            if self.raw_actions:
+                at = model.config.hidden + 2 * model.size
+                layers["head0"] = _taking_raw_actions(*layers["head0"], at, model)
         self.linear = {name: packed_linear(*layer, rows, dtype) for name, layer in layers.items()}
         plain_floats = model.mixture.weight.dtype == torch.float32
         on_cpu = model.mixture.weight.device.type == "cpu" and plain_floats
@@ -116,13 +123,21 @@ class ArrangedMDNRNN(MDNRNN):
             h = F.silu(self.linear["trunk"](torch.cat([h, z, taken], -1)))
         return self.linear["out"](h)
 
-    def judged(self, y: Tensor, h: Tensor, z: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Reward and termination probability, (B,) each."""
-        if self.config.head:
-            x = torch.cat([h, new, (new - z) / self.vision.delta_std], -1)
-            hidden = F.silu(self.linear["head1"](F.silu(self.linear["head0"](x))))
-            y = self.linear["head2"](hidden)
-        return y[:, -2].contiguous(), y[:, -1].sigmoid()
+    def judged(self, y: Tensor, said: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Reward and termination probability, (B,) each.
+
+        Args:
+            y: what `outputs` gave.
+            said: h, z, the new z and the action, as the products take it.
+        """
+        if not self.config.head:
+            return y[:, -2].contiguous(), y[:, -1].sigmoid()
+        h, z, new, taken = said
+        x = torch.cat([h, new, (new - z) / self.vision.delta_std, taken], -1)
+        hidden = F.silu(self.linear["head1"](F.silu(self.linear["head0"](x))))
+        reward, at_end, logit = self.linear["head2"](hidden).unbind(-1)
+        termination = logit.sigmoid()
+        return torch.addcmul(reward, termination, at_end), termination
 
     def _whole(
         self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
@@ -134,7 +149,8 @@ class ArrangedMDNRNN(MDNRNN):
         h = ((2 * c).sigmoid() * 2 - 1) * o
         y = self.outputs(h, state["z"], taken)
         new, unknown = self.moved(state["z"], self._draw(y, numbers, temperature))
-        return ({"z": new, "h": h, "c": c}, *self.judged(y, h, state["z"], new), unknown)
+        judged = self.judged(y, (h, state["z"], new, taken))
+        return ({"z": new, "h": h, "c": c}, *judged, unknown)
 
     def _draw(self, y: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature) -> Tensor:
         """A sample (B, n) of the mixtures."""
@@ -188,20 +204,9 @@ def _output_layer(model: MDNRNN) -> tuple[Tensor, Tensor]:
         logits, mean, raw = tensor.unflatten(0, shape).transpose(1, 2).unbind(0)
         layers.append(torch.cat([logits.flatten(0, 1), raw.flatten(0, 1), mean.flatten(0, 1)]))
     weight, bias = layers
-    if not model.config.head:
-        for head in (model.reward, model.termination):
-            weight, bias = torch.cat([weight, head.weight]), torch.cat([bias, head.bias])
-        weight, bias = _in_units_of_reward(weight, bias, len(bias) - 2, model)
-    return weight, bias
-
-
-def _in_units_of_reward(
-    weight: Tensor, bias: Tensor, row: int, model: MDNRNN
-) -> tuple[Tensor, Tensor]:
-    """The same layer, whose output `row` is the reward itself, no longer standardised."""
-    weight, bias = weight.detach().clone(), bias.detach().clone()
-    weight[row] *= model.reward_std
-    bias[row] = bias[row] * model.reward_std + model.reward_mean
+    if isinstance(model.heads, LinearHeads):
+        heads = linear_layer(model.heads, model.reward_mean, model.reward_std)
+        return torch.cat([weight, heads[0]]), torch.cat([bias, heads[1]])
     return weight, bias
 
 

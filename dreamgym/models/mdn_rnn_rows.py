@@ -109,7 +109,7 @@ class RowsOnCPU:
         y = model.outputs(h, z, taken)
         draw = self._draw_few if len(z) == len(self.places) else self._draw
         new, unknown = model.moved(z, draw(y, numbers, temperature))
-        judged = model.judged(y, h, z, new)
+        judged = model.judged(y, (h, z, new, taken))
         return (new, *judged) if unknown is None else (new, *judged, unknown)
 
     def _scratch(self, rows: int) -> tuple[Tensor, Tensor]:

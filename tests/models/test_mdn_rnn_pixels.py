@@ -67,7 +67,9 @@ def test_the_published_car_racing_has_the_published_parameters():
     model = MDNRNN(IMAGE, car, MDNRNN.presets["carracing"])
     assert count(model.vision) == 4_348_547
     assert count(model.lstm, model.mixture) == 422_368
-    assert count(model.reward) == count(model.termination) == 257  # added, and counted apart
+    assert (
+        count(model.heads.reward) == count(model.heads.termination) == 257
+    )  # added, and counted apart
     assert count(model) == 4_348_547 + 422_368 + 2 * 257
     shapes = {key: leaf.shape for key, leaf in model.initial(2).items()}
     assert shapes == {"z": (2, 32), "h": (2, 256), "c": (2, 256)}
@@ -77,8 +79,8 @@ def test_the_published_doom_has_the_published_parameters():
     doom = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
     model = MDNRNN(IMAGE, doom, MDNRNN.presets["doom"])
     assert count(model.vision) == 4_446_915
-    assert count(model.lstm, model.mixture, model.termination) == 1_678_785
-    assert count(model) == 4_446_915 + 1_678_785 + count(model.reward)
+    assert count(model.lstm, model.mixture, model.heads.termination) == 1_678_785
+    assert count(model) == 4_446_915 + 1_678_785 + count(model.heads.reward)
     assert model.lstm.weight_ih.shape[1] == 64 + 1 + 1
 
 
@@ -106,8 +108,9 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step(space, restart):
         wanted = (z[:, 1:] - z[:, :-1] * model.vision.carried) / model.vision.delta_std
         likelihood = model._mixture(h, z[:, :-1], encoded).log_prob(wanted)
         torch.testing.assert_close(terms["nll"], -likelihood[mask].mean(), rtol=1e-4, atol=1e-4)
-        said, logit = model._heads(h, z[:, :-1], z[:, 1:])
-        error = said - (segment.reward - model.reward_mean) / model.reward_std
+        said, at_end, logit = model._judge(h, z[:, :-1], z[:, 1:], encoded)
+        error = torch.where(segment.terminated, said + at_end, said)
+        error = error - (segment.reward - model.reward_mean) / model.reward_std
         torch.testing.assert_close(terms["reward"], error[mask].square().mean())
         chance = torch.where(segment.terminated, logit.sigmoid(), 1 - logit.sigmoid())
         torch.testing.assert_close(terms["termination"], -chance[mask].log().mean())
