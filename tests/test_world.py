@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import dreamgym
+from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.world import World, WorldError
 from tests.small_worlds import small_world
 
@@ -85,6 +87,7 @@ SPOILT = {
     "too many beginnings": (lambda f: change(f, beginnings=65), "65 beginnings"),
     "files no object": (lambda f: change(f, files=[]), "files is no object"),
     "a spec that is none": (lambda f: change(f, env_spec={"id": "X-v0"}), "env_spec is not"),
+    "no rule of termination": (lambda f: change(f, termination=1.5), "termination is 1.5"),
     "no horizon": (lambda f: change(f, horizon="long"), "horizon"),
 }
 
@@ -95,6 +98,24 @@ def test_a_spoilt_world_is_refused_by_name(folder, name):
     spoil(folder)
     with pytest.raises(WorldError, match=said):
         dreamgym.load(folder)
+
+
+@pytest.mark.parametrize("termination", ["sample", 0.25])
+def test_what_ends_dreams_is_kept_and_dreams_take_it(folder, tmp_path, termination):
+    replace(dreamgym.load(folder), termination=termination).save(tmp_path / "again")
+    world = dreamgym.load(tmp_path / "again")
+    assert world.termination == termination
+    threshold = None if termination == "sample" else termination
+    assert DreamVectorEnv(world, 2).options.threshold == threshold
+    assert DreamVectorEnv(world, 2, termination="sample").options.threshold is None
+    assert DreamVectorEnv(world, 2, termination=0.75).options.threshold == 0.75
+
+
+def test_a_world_of_before_there_was_a_choice_samples(folder):
+    description = json.loads((folder / "world.json").read_text())
+    del description["termination"]
+    (folder / "world.json").write_text(json.dumps(description))
+    assert dreamgym.load(folder).termination == "sample"
 
 
 def test_a_world_that_does_not_exist_is_refused(tmp_path):

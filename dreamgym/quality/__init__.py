@@ -6,7 +6,6 @@ from dreamgym.quality.alarms import Alarm, Checkup, Watch
 from dreamgym.quality.measuring import measure_quality
 from dreamgym.quality.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.quality.recommending import Recommendation, recommend
-from dreamgym.quality.windows import as_segment
 
 __all__ = [
     "Alarm",
@@ -14,7 +13,6 @@ __all__ = [
     "OpenLoopErrors",
     "Recommendation",
     "Watch",
-    "as_segment",
     "measure_quality",
     "open_loop_errors",
     "recommend",

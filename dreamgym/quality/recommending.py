@@ -31,10 +31,10 @@ LEAST_HORIZON = 15
 """Shorter dreams teach a policy little, whatever they are worth; they can still be asked for."""
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75)
 WINDOWS, SAMPLES = 256, 4
-BETTER, EVIDENCE = 0.2, 2.0
-"""A threshold is recommended over sampling if its score is better by this share, and by so many
-standard errors. It must be much better: a policy learns to live just below a threshold, where
-sampling would end its dream sooner or later."""
+BETTER, TIE, EVIDENCE = 0.2, 1e-3, 2.0
+"""A threshold is recommended over sampling if its score is better by this share, by this much, and
+by so many standard errors. It must be much better: a policy learns to live just below a threshold,
+where sampling would end its dream sooner or later."""
 SAMPLE = "sample"
 
 
@@ -137,7 +137,7 @@ def _termination(
     gain = scores[SAMPLE] - scores[best]
     doubt = float(gain.std() / max(1, len(gain)) ** 0.5)
     mean = float(gain.mean())
-    clear = mean > BETTER * float(scores[SAMPLE].mean()) and mean > EVIDENCE * doubt
+    clear = mean > max(BETTER * float(scores[SAMPLE].mean()), TIE, EVIDENCE * doubt)
     chosen = best if clear else SAMPLE
     figures = {
         "scores": {rule: float(score.mean()) for rule, score in scores.items()},

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym.data import AnyDataset, SegmentBatch
-from dreamgym.models import Segment, State, WorldModel, as_tensors, each, filter, part, parts
+from dreamgym.data import AnyDataset
+from dreamgym.models import Segment, State, WorldModel, as_segment, each, filter, part, parts
 
 BURN_IN = 4
 """Transitions that a model is shown before it dreams."""
@@ -60,12 +60,6 @@ class Windows(NamedTuple):
         seen = part(self.segment.observation, key)[:, : BURN_IN + 1][real].float()
         spread = seen.std(0) if seen.ndim == 2 else seen.std()
         return spread.nan_to_num(nan=1.0).clamp(min=1e-6)
-
-
-def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
-    """A batch of the reader as tensors on a device."""
-    rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
-    return Segment(as_tensors(batch.observation, device), *rest)
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:

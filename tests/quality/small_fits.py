@@ -10,8 +10,7 @@ import torch
 
 import dreamgym
 from dreamgym.data import Dataset
-from dreamgym.models import WorldModel, measure
-from dreamgym.quality import as_segment
+from dreamgym.models import WorldModel, as_segment, measure
 
 STEPS, LIMIT = 4000, 40
 HAZARD = 0.06
