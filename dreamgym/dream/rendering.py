@@ -29,8 +29,21 @@ def _set_pendulum(env: Any, observation: NDArray[np.floating]) -> None:
     env.state, env.last_u = np.array([math.atan2(sine, cosine), velocity]), None
 
 
+def _set_mountain_car(env: Any, observation: NDArray[np.floating]) -> None:
+    env.state = np.array(observation, np.float64)
+
+
+def _set_acrobot(env: Any, observation: NDArray[np.floating]) -> None:
+    cosine_1, sine_1, cosine_2, sine_2, *velocities = (float(value) for value in observation)
+    angles = math.atan2(sine_1, cosine_1), math.atan2(sine_2, cosine_2)
+    env.state = np.array([*angles, *velocities])
+
+
 STATE_SETTERS: dict[str, Callable[[Any, NDArray[np.floating]], None]] = {
+    "Acrobot": _set_acrobot,
     "CartPole": _set_cartpole,
+    "MountainCar": _set_mountain_car,
+    "MountainCarContinuous": _set_mountain_car,
     "Pendulum": _set_pendulum,
 }
 """Environments, by name without version, whose own renderer can be put into an observed state."""

@@ -1,0 +1,95 @@
+"""Frames: the environment's own where it can be set to a state, and only those that are read."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from dreamgym.dream.rendering import STATE_SETTERS, Frames, Renderer
+from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.models import MDNRNNConfig, ModelSpec
+from dreamgym.starts import Starts
+from dreamgym.world import World
+from tests.small_worlds import small_world
+
+ENVS = 4096
+
+
+def world_of(env: gym.Env) -> World:
+    """A world of a real environment, its model not fitted."""
+    spec = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
+    model = spec.build(env.observation_space, env.action_space).eval()
+    return World(
+        model=model.requires_grad_(False),
+        starts=Starts(states=model.initial(4), beginnings=4),
+        env_spec=env.spec.to_json(),
+        horizon=5,
+        provenance={},
+        quality={},
+        name="small",
+    )
+
+
+@pytest.mark.parametrize("name", [*STATE_SETTERS])
+def test_an_observation_is_drawn_as_its_environment_draws_it(name):
+    pytest.importorskip("pygame", reason="the environment's own renderer needs pygame")
+    version = {"CartPole": 1, "Pendulum": 1, "Acrobot": 1}.get(name, 0)
+    env = gym.make(f"{name}-v{version}", render_mode="rgb_array")
+    renderer = Renderer(world_of(env))
+    observation, _ = env.reset(seed=3)
+    env.action_space.seed(0)
+    for _ in range(4):
+        observation, *_ = env.step(env.action_space.sample())
+        drawn = renderer.draw(torch.as_tensor(observation).unsqueeze(0))
+        env.unwrapped.last_u = None  # Pendulum's arrow: an observation does not tell the torque
+        assert np.array_equal(drawn, env.render())
+    renderer.close()
+    env.close()
+
+
+def test_a_video_of_one_of_many_dreams_decodes_one_row_a_step(tmp_path):
+    pytest.importorskip("moviepy", reason="RecordVideo writes with moviepy")
+    env = DreamVectorEnv(small_world(), ENVS, view="latent", render_mode="rgb_array", device="cpu")
+    decoded = []
+    decode = env.engine.model.decode
+
+    def counted(state):
+        decoded.append(len(state["z"]))
+        return decode(state)
+
+    env.engine.model.decode = counted
+    video = gym.wrappers.vector.RecordVideo(
+        env, str(tmp_path), record_first_only=True, video_length=5
+    )
+    video.reset(seed=0)
+    for _ in range(5):
+        video.step(torch.zeros(ENVS, dtype=torch.int64))
+    video.close()
+    assert list(tmp_path.glob("*.mp4"))
+    assert set(decoded) == {1}
+    assert 5 <= len(decoded) <= 6  # a frame a step, and that of the reset
+
+
+def test_frames_are_of_when_they_were_asked_for_and_not_of_when_they_are_read():
+    envs = [
+        DreamVectorEnv(small_world(), 4, render_mode="rgb_array", device="cpu") for _ in range(2)
+    ]
+    for env in envs:
+        env.reset(seed=0)
+    now, later = envs[0].render()[2], envs[1].render()
+    for step in range(3):
+        envs[1].step(torch.full((4,), step))
+    assert np.array_equal(later[2], now)
+    assert not np.array_equal(envs[1].render()[2], now)
+
+
+def test_frames_are_a_sequence():
+    frames = Frames(lambda row: np.full((1, 1, 3), row, np.uint8), 5)
+    assert len(frames) == 5
+    assert frames[-1].max() == 4
+    assert [int(frame.max()) for frame in frames[1:3]] == [1, 2]
+    assert len(list(frames)) == 5
+    with pytest.raises(IndexError, match="frame 5 of 5"):
+        frames[5]
