@@ -87,7 +87,8 @@ class FitConfig:
         evaluate_every: updates between two looks at the held-out episodes, each with a checkpoint.
         patience: looks without a lower held-out loss after which the fit stops early; None never.
         starts: states in the bank that dreams begin from.
-        horizon: recommended length of dreams; None for the real limit, at most 200 steps.
+        horizon: recommended length of dreams; None for the real limit, at most 200 steps, and less
+            where dreams are worse than no change (`dreamgym.quality.recommend`).
         device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own of the kind.
         precision: "32-true", or "bf16-mixed": matrix products in bfloat16, while weights, states,
             logits and what is sampled from them stay float32.
