@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dreamgym.dream.registration import register_worlds
 
 if TYPE_CHECKING:
+    from dreamgym.adopting import from_lewm as from_lewm
+    from dreamgym.adopting import from_model as from_model
     from dreamgym.data import Dataset as Dataset
     from dreamgym.data import check as check
     from dreamgym.data import record as record
@@ -36,6 +38,8 @@ _HOMES = {
     "check": "dreamgym.data",
     "evaluate": "dreamgym.transfer",
     "fit": "dreamgym.fitting",
+    "from_lewm": "dreamgym.adopting",
+    "from_model": "dreamgym.adopting",
     "load": "dreamgym.world",
     "recommended": "dreamgym.fit_config",
     "record": "dreamgym.data",

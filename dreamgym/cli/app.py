@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.traceback import Traceback
 
 from dreamgym.cli.failing import Interrupted, explain
+from dreamgym.cli.verb_adopt import adopt
 from dreamgym.cli.verb_check import check
 from dreamgym.cli.verb_convert import convert
 from dreamgym.cli.verb_fit import fit
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _verb in (record, check, fit, train, transfer, recover, convert, pack):
+for _verb in (record, check, fit, train, transfer, recover, convert, pack, adopt):
     app.command()(_verb)
 
 

@@ -63,6 +63,24 @@ SourceEnv = Annotated[
         help="The environment that a foreign file comes from, for its id and spaces.",
     ),
 ]
+Skip = Annotated[
+    int,
+    typer.Option(
+        "--frame-skip",
+        min=1,
+        metavar="N",
+        help="Steps of the environment that one step of a dream spans.",
+    ),
+]
+ActionsOf = Annotated[
+    str,
+    typer.Option(
+        "--actions",
+        metavar="WORD",
+        help="With a frame skip, the action is the block of all N (blocks), or one that is held "
+        "for N steps (repeated; record with --policy held:N).",
+    ),
+]
 Keys = Annotated[
     list[str] | None,
     typer.Option("--key", metavar="KEY", help="Observation to take, of several; once for each."),

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dreamgym.cli.failing import keeping
+from dreamgym.cli.fit_options import (
+    EMA,
+    Accumulate,
+    BatchSize,
+    LearningRate,
+    Optimizer,
+    Patience,
+    Precision,
+    Schedule,
+)
 from dreamgym.cli.options import (
+    ActionsOf,
     Device,
     JsonFile,
     Keys,
     Seed,
+    Skip,
     SourceEnv,
     Terminals,
     foreign_options,
@@ -57,6 +69,14 @@ def fit(
             help="Steps seen in one piece; by default the family's.",
         ),
     ] = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    optimizer: Optimizer = None,
+    learning_rate: LearningRate = None,
+    schedule: Schedule = None,
+    ema: EMA = None,
+    precision: Precision = None,
+    patience: Patience = None,
     held_out: Annotated[
         float | None,
         typer.Option(
@@ -73,7 +93,8 @@ def fit(
             "--horizon",
             min=1,
             metavar="N",
-            help="Recommended length of dreams; by default the real limit, at most 200.",
+            help="Recommended length of dreams; by default the real limit, at most 200, and less "
+            "where held-out episodes say so.",
         ),
     ] = None,
     device: Device = "auto",
@@ -92,6 +113,8 @@ def fit(
             help="A further dataset to draw from by weight, DATASET having 1; once for each.",
         ),
     ] = None,
+    frame_skip: Skip = 1,
+    actions: ActionsOf = "blocks",
     keys: Keys = None,
     memory: Annotated[
         float | None,
@@ -113,11 +136,15 @@ def fit(
 
     A fit that was stopped goes on from its last checkpoint when the same command is given again.
 
+    In several processes: [bold]torchrun --nproc-per-node 2 -m dreamgym.cli fit cartpole.h5[/]
+
     Example: [bold]dreamgym fit cartpole.h5 --family mdn-rnn --seed 0 --out worlds/cartpole[/]
     """
     from dreamgym.checkpoint import path_for
+    from dreamgym.data import FrameSkip, skipping
     from dreamgym.fit_config import recommended
     from dreamgym.fitting import fit as fit_world
+    from dreamgym.processes import is_first
 
     target = out if out is not None else Path("worlds") / dataset.stem
     checkpoint = path_for(target)
@@ -129,6 +156,14 @@ def fit(
         **given(
             updates=updates,
             segment_length=segment_length,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            ema=ema,
+            precision=precision,
+            patience=patience,
             held_out=held_out,
             horizon=horizon,
             tensorboard=str(tensorboard) if tensorboard else None,
@@ -145,11 +180,21 @@ def fit(
         memory=None if memory is None else int(memory * 1e9),
         foreign=foreign_options(terminals, env, keys) if terminals or env else None,
     )
+    skip = FrameSkip(steps=frame_skip, actions=actions)  # type: ignore[arg-type]  # it says which
     begin = time.perf_counter()
-    with keeping(kept), _opened(dataset, mix, options) as data, progress_bar("fit") as report:
+    bar = progress_bar("fit") if is_first() else nullcontext(None)
+    with keeping(kept), _opened(dataset, mix, options) as parts, bar as report:
+        data: Any = [(skipping(part, skip), weight) for part, weight in parts]
         world = fit_world(
-            data, out=target, family=family, seed=seed, config=config, progress=report
+            data if mix else data[0][0],
+            out=target,
+            family=family,
+            seed=seed,
+            config=config,
+            progress=report,
         )
+    if not is_first():
+        return
     seconds = time.perf_counter() - begin
     figures = {
         "world": str(target),
@@ -157,6 +202,7 @@ def fit(
         "seed": seed,
         "env_id": world.env_id,
         "horizon": world.horizon,
+        "frame_skip": world.frame_skip.as_plain() or None,
         "seconds": seconds,
         "quality": world.quality,
         "provenance": world.provenance,
@@ -168,15 +214,14 @@ def fit(
 
 @contextmanager
 def _opened(dataset: Path, mix: list[str] | None, options: dict[str, Any]) -> Iterator[Any]:
-    """The dataset, or the mixture of several, as it is to be read."""
+    """The datasets, each with its weight, as they are to be read."""
     from dreamgym.data import Dataset
 
     with ExitStack() as stack:
-        parts = [
+        yield [
             (stack.enter_context(Dataset(path, **options)), weight)
             for path, weight in [(dataset, 1.0), *map(_weighted, mix or [])]
         ]
-        yield parts if mix else parts[0][0]
 
 
 def _weighted(text: str) -> tuple[Path, float]:

@@ -24,7 +24,7 @@ from dreamgym.models.jepa_config import JEPAConfig
 from dreamgym.models.jepa_senses import IMAGENET_MEAN, IMAGENET_STD
 from dreamgym.models.lewm_config import read_config
 from dreamgym.models.lewm_names import modern, names
-from dreamgym.models.observations import is_image
+from dreamgym.models.observations import is_image, parts
 
 NEVER = -30.0
 """Logit of a termination that does not happen."""
@@ -89,9 +89,9 @@ def load_lewm(
 
     Args:
         path: the checkpoint's folder, or one of the weights in it.
-        observation_space: uint8 images (height, width, 3).
+        observation_space: uint8 images (height, width, 3), or a Dict of them alone.
         action_space: a Box of as many numbers as the checkpoint's actions have: those of all the
-            frames that a step skips, such as (5, 2).
+            frames that a step skips, such as (5, 2); that of a `SkippedDataset` is one.
         statistics: of the dataset that the checkpoint was fitted to; all four are needed.
 
     Returns:
@@ -142,9 +142,12 @@ def _numbers(statistics: LeWMStatistics, folder: Path) -> dict[str, Tensor]:
 
 
 def _check_spaces(observation_space: gym.Space, action_space: gym.Space, actions: int) -> None:
-    box = observation_space
-    if not (isinstance(box, gym.spaces.Box) and is_image(box) and box.shape[2] == 3):
-        raise LeWMError(f"LeWM sees uint8 images of shape (height, width, 3), not {box}")
+    boxes = list(parts(observation_space).values())
+    if not (len(boxes) == 1 and is_image(boxes[0]) and boxes[0].shape[2] == 3):
+        raise LeWMError(
+            f"LeWM sees uint8 images of shape (height, width, 3), not {observation_space}; of a "
+            "Dict take the key of the images alone"
+        )
     size = torch.Size(action_space.shape or ()).numel()
     if not isinstance(action_space, gym.spaces.Box) or size != actions:
         raise LeWMError(
