@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamgym.models.packed_call import PackedWeight
+
 SMALLEST_WORK = 2**19
 """Below this many multiplications a plain product in float32 is faster than the packed one."""
 
@@ -45,7 +47,7 @@ def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.
     # In a lower precision the packed product is always the faster one.
     pays = dtype != torch.float32 or (rows > 1 and rows * weight.numel() >= SMALLEST_WORK)
     if weight.device.type == "cpu" and pays and _has_packing():
-        return _packed(weight, bias, rows)
+        return PackedWeight(weight, bias, rows)
     if dtype == torch.float32:
         return lambda x: F.linear(x, weight, bias)
     return lambda x: F.linear(x.to(dtype), weight, bias)
@@ -55,12 +57,3 @@ def _has_packing() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_reorder_linear_weight"
     )
-
-
-def _packed(weight: Tensor, bias: Tensor | None, rows: int) -> Linear:
-    product = torch.ops.mkldnn._linear_pointwise
-    layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    dtype = weight.dtype
-    if dtype == torch.float32:
-        return lambda x: product(x, layout, bias, "none", [], "")
-    return lambda x: product(x.to(dtype), layout, bias, "none", [], "")
