@@ -94,8 +94,12 @@ def save(path: Path, fingerprint: dict[str, Any], parts: Parts, progress: Progre
         save_file(tensors, temporary, metadata={"dreamgym": json.dumps(said)})
 
 
-def read(path: Path, fingerprint: dict[str, Any]) -> Stored:
+def read(path: Path, fingerprint: dict[str, Any] | None = None) -> Stored:
     """Read a checkpoint.
+
+    Args:
+        path: where it lies.
+        fingerprint: of the fit that it must be of; None takes that of any.
 
     Raises:
         CheckpointError: unreadable, or of a fit with other data or settings.
@@ -108,7 +112,8 @@ def read(path: Path, fingerprint: dict[str, Any]) -> Stored:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({error}); delete it to fit from the start"
         ) from error
-    _check_same_fit(path, said["fingerprint"], fingerprint)
+    if fingerprint is not None:
+        _check_same_fit(path, said["fingerprint"], fingerprint)
     return Stored(said, tensors)
 
 

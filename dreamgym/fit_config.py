@@ -150,7 +150,8 @@ def recommended(family: str, preset: str | None = None, **settings: Any) -> FitC
         family: a name of the table of families.
         preset: a published config of that family, such as "doom"; None for its small default.
         **settings: fields of `FitConfig`, and those of `OptimizerConfig` by their own names, with
-            `optimizer` for its `name`: `recommended("rssm", optimizer="laprop", updates=500)`.
+            `optimizer` for its `name`: `recommended("rssm", optimizer="laprop", updates=500)`. Or
+            a whole `OptimizerConfig` as `optimizer`.
 
     Raises:
         ValueError: no such family or preset; the message has the nearest.
@@ -166,10 +167,10 @@ def recommended(family: str, preset: str | None = None, **settings: Any) -> FitC
                 f"the {family} family has no preset {preset!r}: {nearest(preset, known.presets)}"
             )
         chosen = {**known.preset_fits.get(preset, chosen), "model": known.presets[preset]}
-    chosen |= settings
-    if isinstance(chosen.get("optimizer"), OptimizerConfig):
-        return FitConfig(**chosen)
     own = {"optimizer" if each.name == "name" else each.name for each in fields(OptimizerConfig)}
+    if isinstance(settings.get("optimizer"), OptimizerConfig):
+        return FitConfig(**{**{k: v for k, v in chosen.items() if k not in own}, **settings})
+    chosen |= settings
     of_optimizer = {key: chosen.pop(key) for key in own & chosen.keys()}
     if "optimizer" in of_optimizer:
         of_optimizer["name"] = of_optimizer.pop("optimizer")

@@ -21,7 +21,7 @@ from dreamgym.checkpoint import CheckpointError
 from dreamgym.data import Dataset
 from dreamgym.fit_config import OptimizerConfig
 from dreamgym.fit_errors import FitError
-from dreamgym.models import MDNRNNConfig, measure
+from dreamgym.models import MDNRNN, MDNRNNConfig, measure
 
 QUICK = FitConfig(
     updates=30,
@@ -272,6 +272,98 @@ def test_a_disk_that_fills_up_stops_the_fit_and_it_goes_on_when_there_is_room(da
     assert [entry.name for entry in tmp_path.iterdir()] == ["cut.fitting.safetensors"]
     whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
     assert same_weights(whole, dreamgym.fit(data, tmp_path / "cut", config=QUICK))
+
+
+RICH = replace(
+    QUICK,
+    optimizer=OptimizerConfig(
+        name="laprop",
+        clip_by="agc",
+        gradient_clip=0.3,
+        schedule="constant",
+        warm_up=5,
+        ema=0.9,
+        accumulate=2,
+    ),
+)
+
+
+def test_every_part_that_moves_is_resumed_to_the_same_world(data, tmp_path):
+    """LaProp's own counts, the running mean of the weights, the schedule, the pieces."""
+    whole = dreamgym.fit(data, config=RICH)
+    with pytest.raises(KeyboardInterrupt):
+        dreamgym.fit(data, tmp_path / "cut", config=RICH, progress=interrupt_at(11))
+    resumed = dreamgym.fit(data, tmp_path / "cut", config=RICH)
+    assert same_weights(whole, resumed)
+    assert resumed.provenance["history"] == whole.provenance["history"]
+    assert resumed.provenance["fit"]["optimizer"] == "laprop"
+    assert resumed.provenance["fit"]["ema"] == 0.9
+
+
+def test_the_running_mean_is_what_is_kept(data):
+    slow = OptimizerConfig(learning_rate=0.05, warm_up=0, schedule="constant")
+    one, other = (
+        dreamgym.fit(data, config=replace(QUICK, updates=10, optimizer=replace(slow, ema=ema)))
+        for ema in (0.0, 0.9)
+    )
+    losses = [[each["loss"] for each in w.provenance["history"]] for w in (one, other)]
+    assert losses[0] == losses[1]  # the weights that are fitted go the same way
+    assert not same_weights(one, other)
+    assert one.provenance["best_held_out_loss"] != other.provenance["best_held_out_loss"]
+
+
+def test_patience_stops_a_fit_that_no_longer_gets_better(data, tmp_path):
+    # Far too fast: what comes after the first looks is worse.
+    wild = OptimizerConfig(learning_rate=0.5, warm_up=0, schedule="constant")
+    config = replace(QUICK, updates=400, evaluate_every=5, patience=3, optimizer=wild)
+    world = dreamgym.fit(data, tmp_path / "w", config=config)
+    said = world.provenance
+    held_out = [each["held_out"] for each in said["history"]]
+    best = held_out.index(min(held_out))
+    assert len(held_out) == best + 1 + 3
+    assert said["stopped_early"] is True
+    assert said["updates"] == 5 * len(held_out) < 400
+    assert said["best_held_out_loss"] == held_out[best]
+    patient = dreamgym.fit(data, config=replace(QUICK, updates=10))
+    assert patient.provenance["stopped_early"] is False
+
+
+def test_memory_that_runs_out_names_the_sizes_to_lower(data, tmp_path, monkeypatch):
+    real = MDNRNN.loss
+
+    def loss(self, segment, noise):
+        if self.updates >= 12 and len(segment.mask) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(self, segment, noise)
+
+    monkeypatch.setattr(MDNRNN, "loss", loss)
+    wanted = r"out of memory at update 12 with batch_size=16, segment_length=8 and accumulate=1; "
+    with pytest.raises(FitError, match=wanted + "the last good checkpoint is .*accumulate=2"):
+        dreamgym.fit(data, tmp_path / "w", config=QUICK)
+    kept = checkpoint.read(checkpoint.path_for(tmp_path / "w")).said
+    assert kept["update"] == 10
+    assert "held_out" in kept["history"][-1]
+    halved = replace(QUICK, optimizer=OptimizerConfig(accumulate=2))
+    assert dreamgym.fit(data, config=halved).provenance["updates"] == 30
+
+
+def test_an_error_of_another_kind_is_left_as_it_is(data, monkeypatch):
+    def loss(self, segment, noise):
+        raise RuntimeError("the dimensions do not match")
+
+    monkeypatch.setattr(MDNRNN, "loss", loss)
+    with pytest.raises(RuntimeError, match=r"^the dimensions do not match"):
+        dreamgym.fit(data, config=QUICK)
+
+
+def test_products_in_bfloat16_fit_nearly_the_same(data):
+    one, other = (
+        dreamgym.fit(data, config=replace(QUICK, precision=precision)).provenance["history"]
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert [each["held_out"] for each in one] != [each["held_out"] for each in other]
+    for here, there in zip(one, other, strict=True):
+        assert there["held_out"] == pytest.approx(here["held_out"], rel=0.02)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):

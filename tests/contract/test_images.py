@@ -19,6 +19,7 @@ from tests.contract.test_models import (  # noqa: F401 - collected here with the
     test_a_temperature_for_each_row_is_that_number_in_its_row,
     test_every_leaf_is_batch_first_and_keeps_its_shape,
     test_imagine_is_repeated_steps,
+    test_it_fits_with_products_in_bfloat16,
     test_observe_and_step_give_features_of_the_promised_width,
     test_predictions_have_one_number_a_row_in_their_ranges,
     test_prepare_is_the_same_function,

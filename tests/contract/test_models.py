@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -193,6 +195,28 @@ def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(model):
     reward[~segment.mask], ended[~segment.mask] = 1e6, True
     padded, _ = model.loss(segment._replace(reward=reward, terminated=ended), noise)
     assert torch.equal(loss, padded)
+
+
+def test_it_fits_with_products_in_bfloat16(model):
+    """As it does in float32, but for rounding; weights, states and losses stay float32."""
+    model, other = (copy.deepcopy(model).train().requires_grad_(True) for _ in range(2))
+    curves = []
+    for each_model, lower in ((model, False), (other, True)):
+        optimizer = torch.optim.AdamW(each_model.parameters(), lr=1e-4)
+        curves.append([])
+        for k in range(3):
+            segment, noise = a_segment(model, k), noise_for(model, BATCH, LENGTH + 1, seed=k)
+            with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+                loss, terms = each_model.loss(segment, noise)
+            assert all(term.dtype == torch.float32 for term in (loss, *terms.values()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            each_model.after_update()
+            curves[-1].append(float(loss.detach()))
+    assert all(p.dtype == torch.float32 for p in other.parameters())
+    assert all(b.dtype != torch.bfloat16 for b in other.buffers())
+    assert curves[1] == pytest.approx(curves[0], rel=0.03, abs=0.03)
 
 
 def test_what_decodes_gives_observations_of_the_space(model):
