@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import step_keys, uniforms
 from dreamgym.models import State
 from dreamgym.starts import Starts
 
@@ -70,31 +70,42 @@ class Episodes(NamedTuple):
     horizon: tuple[int, int]
     temperature: tuple[float, float] | Tensor
 
-    def draw(self, seed: Tensor, env: Tensor, episode: Tensor) -> tuple[State, Tensor, Tensor]:
-        """Start, horizon (N,) int64 and temperature (N,) float32 of episodes.
+    def draw(self, keys: Tensor, episode: Tensor) -> tuple[State, Tensor, Tensor]:
+        """A start, and lanes of noise for the rest, of episodes.
 
         Args:
-            seed: () int64.
-            env: (N,) int64.
+            keys: (N,) int64 of `env_keys`.
             episode: (N,) int64.
-        """
-        step = torch.full_like(episode, START_STEP)
-        lanes = uniforms(row_keys(seed, env, episode, step), LANES)
-        sources = self.sources
-        component = (lanes[:, COMPONENT, None] >= sources.until[:-1]).sum(1)
-        size = sources.size[component]
-        # Rounding must not reach past the last row of a bank of millions.
-        row = sources.first[component] + torch.minimum((lanes[:, PLACE] * size).long(), size - 1)
-        low, high = self.horizon
-        horizon = (lanes[:, HORIZON] * (high - low + 1)).long() + low
-        return (
-            {key: leaf[row] for key, leaf in sources.states.items()},
-            horizon,
-            self._temperature(lanes[:, TEMPERATURE]),
-        )
 
-    def _temperature(self, uniform: Tensor) -> Tensor:
+        Returns:
+            The state, and the uniforms that `horizons` and `temperatures` are made of, (N,) each.
+        """
+        lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_STEP)), LANES)
+        component, place, horizon, temperature = lanes.unbind(1)
+        row = self._row(component, place)
+        states = self.sources.states.items()
+        return {key: leaf[row] for key, leaf in states}, horizon, temperature
+
+    def horizons(self, uniform: Tensor) -> Tensor:
+        """(R,) int64 from uniforms (R,)."""
+        low, high = self.horizon
+        if low == high:
+            return torch.full_like(uniform, low, dtype=torch.int64)
+        return (uniform * (high - low + 1)).long() + low
+
+    def temperatures(self, uniform: Tensor, rows: Tensor | slice) -> Tensor:
+        """(R,) float32 from uniforms (R,), for these rows of all."""
         if isinstance(self.temperature, Tensor):
-            return self.temperature.clone()
+            return self.temperature[rows].clone()
         low, high = self.temperature
-        return low + uniform * (high - low)
+        return torch.full_like(uniform, low) if low == high else low + uniform * (high - low)
+
+    def _row(self, component: Tensor, place: Tensor) -> Tensor:
+        """Rows of the bank, (N,) int64."""
+        _, first, size, until = self.sources
+        if len(first) == 1:
+            return torch.minimum((place * size).long(), size - 1)
+        chosen = (component[:, None] >= until[:-1]).sum(1)
+        size = size[chosen]
+        # Rounding must not reach past the last row of a bank of millions.
+        return first[chosen] + torch.minimum((place * size).long(), size - 1)

@@ -2,24 +2,45 @@
 
 Nothing here asks the device anything: no `.item()`, no branch on a tensor, no index by a mask.
 Which autoreset mode, view and rule of termination apply is fixed when the engine is made, so the
-whole step is one graph.
+whole step is one graph. Only on a CPU, where nothing waits for an answer, rows that begin anew are
+looked for and written by index, and noise is drawn ahead; what comes out is the same.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from dreamgym.dream.ahead import ENDING, Ahead
 from dreamgym.dream.drawing import Episodes
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import env_keys, step_keys, uniforms
 from dreamgym.dream.options import DTYPES, DreamOptions
-from dreamgym.dream.state import Dreams, Outcome, merge
-from dreamgym.models import Decodes, Observation, State, Temperature, WorldModel, each
+from dreamgym.dream.state import Dreams, Outcome, merge, writable
+from dreamgym.models import (
+    Decodes,
+    Observation,
+    Prediction,
+    State,
+    TakesNumbers,
+    Temperature,
+    WorldModel,
+    each,
+    part,
+)
 from dreamgym.models.asking import may_ask
+from dreamgym.models.observations import WHOLE
 
-ENDING = 1
-"""Lanes of a step's noise that the engine itself uses, before the model's."""
+
+class Stepped(NamedTuple):
+    """What the model made of every row, before any of them begins anew."""
+
+    dreams: Dreams
+    prediction: Prediction
+    terminated: Tensor
+    truncated: Tensor
 
 
 class Engine:
@@ -40,13 +61,17 @@ class Engine:
         self.num_envs = num_envs
         self.device = episodes.sources.first.device
         self.model = model.prepare(num_envs, self.device, DTYPES[options.dtype])
+        self._numbered = self.model if isinstance(self.model, TakesNumbers) else None
         self.temperature = _constant(episodes.temperature)
+        self._ahead = Ahead(self.model, num_envs)
+        self._features_are_new = _features_are_new(self.model)
 
     def view(self, state: State) -> Observation:
         """What the policy sees of a state, (N, ...); never memory of the state itself."""
         if self.options.view == "latent" or not isinstance(self.model, Decodes):
+            features = self.model.features(state)
             # Some features are leaves of the state: what is handed out is always a copy.
-            return self.model.features(state).clone()
+            return features if self._features_are_new else features.clone()
         return self.model.decode(state)
 
     def begin(self, seed: int) -> tuple[Dreams, Observation]:
@@ -65,61 +90,142 @@ class Engine:
         """One step of every row.
 
         Args:
-            dreams: where the rows stand.
+            dreams: where the rows stand; left as they are.
             action: (N, ...) raw actions.
         """
-        keys = row_keys(dreams.seed, dreams.env, dreams.episode, dreams.age)
+        # What autograd has traced must not be written over.
+        by_index = may_ask(self.device) and not torch.is_grad_enabled()
+        stepped = self._ahead_step(dreams, action) if by_index else self._step(dreams, action)
+        if self.options.mode is AutoresetMode.NEXT_STEP:
+            stepped = self._begun_late(dreams, stepped, by_index)
+        seen = self.view(stepped.dreams.model)
+        outcome = Outcome(
+            observation=seen,
+            reward=stepped.prediction.reward,
+            terminated=stepped.terminated,
+            truncated=stepped.truncated,
+            final_observation=seen,
+            # Copies: what a caller is handed is never memory of the dream itself.
+            episode_return=stepped.dreams.episode_return.clone(),
+            episode_length=stepped.dreams.age.clone(),
+            uncertainty=stepped.prediction.uncertainty,
+        )
+        after = stepped.dreams
+        if self.options.mode is AutoresetMode.SAME_STEP:
+            begun = self._begun_by_index if by_index else self._begun_by_mask
+            after, first = begun(after, seen)
+            outcome = outcome._replace(observation=first)
+        if by_index:
+            self._ahead.went_on(after)
+        return after, outcome
+
+    def _step(self, dreams: Dreams, action: Tensor) -> Stepped:
+        """The model's step, with the noise of this one."""
+        keys = step_keys(env_keys(dreams.seed, dreams.env), dreams.episode, dreams.age)
         lanes = uniforms(keys, ENDING + self.model.noise_dim)
-        temperature: Temperature = self.temperature or dreams.temperature
         model = self.plain if torch.is_grad_enabled() else self.model
-        state, prediction = model.step(dreams.model, action, lanes[:, ENDING:], temperature)
+        temperature: Temperature = self.temperature or dreams.temperature
+        said = model.step(dreams.model, action, lanes[:, ENDING:], temperature)
+        return self._counted(dreams, *said, lanes[:, 0])
+
+    def _ahead_step(self, dreams: Dreams, action: Tensor) -> Stepped:
+        """The same, with noise that was drawn ahead, in a state that may be written into."""
+        noise = self._ahead.take(dreams)
+        temperature: Temperature = self.temperature or dreams.temperature
+        if self._numbered is not None:
+            said = self._numbered.step_on(dreams.model, action, noise.numbers, temperature)
+        else:
+            said = self.model.step(dreams.model, action, noise.numbers[0], temperature)
+        state, prediction = said
+        return self._counted(dreams, writable(state, dreams.model), prediction, noise.ending)
+
+    def _counted(
+        self, dreams: Dreams, state: State, prediction: Prediction, ending: Tensor
+    ) -> Stepped:
+        """The rows a step further: ages, returns, and which of them end."""
         age = dreams.age + 1
-        terminated = self._ends(prediction.termination, lanes[:, 0])
-        truncated = (age >= dreams.horizon) & ~terminated
+        terminated = self._ends(prediction.termination, ending)
+        truncated = (age >= dreams.horizon) > terminated
         stepped = dreams._replace(
             model=state,
             age=age,
             episode_return=dreams.episode_return + prediction.reward,
             done=terminated | truncated,
         )
-        if self.options.mode is AutoresetMode.NEXT_STEP:
-            # Rows that ended in the step before begin anew now, and their action is ignored.
-            waiting = dreams.done
-            stepped = merge(waiting, self._reset_rows(dreams, waiting), stepped)
-            terminated, truncated = terminated & ~waiting, truncated & ~waiting
-            prediction = prediction._replace(
-                reward=torch.where(waiting, 0.0, prediction.reward),
-                uncertainty=torch.where(waiting, 0.0, prediction.uncertainty),
-            )
-        seen = self.view(stepped.model)
-        outcome = Outcome(
-            observation=seen,
-            reward=prediction.reward,
-            terminated=terminated,
-            truncated=truncated,
-            final_observation=seen,
-            # Copies: what a caller is handed is never memory of the dream itself.
-            episode_return=stepped.episode_return.clone(),
-            episode_length=stepped.age.clone(),
-            uncertainty=prediction.uncertainty,
+        return Stepped(stepped, prediction, terminated, truncated)
+
+    def _begun_late(self, dreams: Dreams, stepped: Stepped, by_index: bool) -> Stepped:
+        """NextStep: rows that ended in the step before begin anew now; their action is ignored."""
+        waiting = dreams.done
+        if by_index:
+            rows = waiting.nonzero().squeeze(1)
+            if not len(rows):
+                return stepped
+            after, _ = self._written(stepped.dreams, rows)
+        else:
+            after = merge(waiting, self._reset_rows(dreams, waiting), stepped.dreams)
+        _, prediction, terminated, truncated = stepped
+        prediction = prediction._replace(
+            reward=torch.where(waiting, 0.0, prediction.reward),
+            uncertainty=torch.where(waiting, 0.0, prediction.uncertainty),
         )
-        if self.options.mode is not AutoresetMode.SAME_STEP:
-            return stepped, outcome
+        return Stepped(after, prediction, terminated > waiting, truncated > waiting)
+
+    def _begun_by_mask(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
+        """SameStep: rows that are done begin anew; all rows and their first observations."""
         dreams = self._reset_rows(stepped, stepped.done)
-        first = _copy(seen) if dreams is stepped else self.view(dreams.model)
-        return dreams, outcome._replace(observation=first)
+        return dreams, each(torch.clone, seen) if dreams is stepped else self.view(dreams.model)
+
+    def _begun_by_index(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
+        """The same where asking costs nothing: only the rows that are done are drawn and seen."""
+        first = each(torch.clone, seen)
+        rows = stepped.done.nonzero().squeeze(1)
+        if not len(rows):
+            return stepped, first
+        dreams, begun = self._written(stepped, rows)
+        fresh = self.view(begun)
+        for key in fresh if isinstance(fresh, dict) else (WHOLE,):
+            part(first, key).index_copy_(0, rows, part(fresh, key))
+        return dreams, first
+
+    def _written(self, dreams: Dreams, rows: Tensor) -> tuple[Dreams, State]:
+        """New episodes written into some rows of dreams whose memory is nobody else's.
+
+        Args:
+            dreams: of which the model's leaves, ages and returns are written over.
+            rows: (R,) which.
+
+        Returns:
+            The dreams, and the starts (R, ...).
+        """
+        keys, episode = self._ahead.keys(dreams)[rows], dreams.episode[rows] + 1
+        begun, *uniform = self.episodes.draw(keys, episode)
+        self._ahead.began(keys, rows, episode)
+        for key, leaf in dreams.model.items():
+            leaf.index_copy_(0, rows, begun[key])
+        dreams.age.index_fill_(0, rows, 0)
+        dreams.episode_return.index_fill_(0, rows, 0.0)
+        horizon = self.episodes.horizons(uniform[0])
+        temperature = self.episodes.temperatures(uniform[1], rows)
+        after = dreams._replace(
+            episode=dreams.episode.index_copy(0, rows, episode),
+            horizon=dreams.horizon.index_copy(0, rows, horizon),
+            temperature=dreams.temperature.index_copy(0, rows, temperature),
+            done=dreams.done.index_fill(0, rows, False),
+        )
+        return after, begun
 
     def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
         """Every row at the start of its episode."""
-        state, horizon, temperature = self.episodes.draw(seed, env, episode)
+        state, horizon, temperature = self.episodes.draw(env_keys(seed, env), episode)
         return Dreams(
             model=state,
             seed=seed,
             env=env,
             episode=episode,
             age=torch.zeros_like(env),
-            horizon=horizon,
-            temperature=temperature,
+            horizon=self.episodes.horizons(horizon),
+            temperature=self.episodes.temperatures(temperature, slice(None)),
             episode_return=torch.zeros(env.shape, device=self.device),
             done=torch.zeros(env.shape, dtype=torch.bool, device=self.device),
         )
@@ -137,12 +243,16 @@ class Engine:
         return uniform < probability if threshold is None else probability >= threshold
 
 
-def _copy(observation: Observation) -> Observation:
-    return each(torch.clone, observation)
-
-
 def _constant(temperature: tuple[float, float] | Tensor) -> float | None:
     """The one temperature of all rows, or None: a number costs a step less than a tensor."""
     if isinstance(temperature, Tensor) or temperature[0] != temperature[1]:
         return None
     return temperature[0]
+
+
+def _features_are_new(model: WorldModel) -> bool:
+    """Whether features never are memory of the state: tried on one that is all of a piece."""
+    with torch.no_grad():
+        state = {key: leaf.clone().contiguous() for key, leaf in model.initial(2).items()}
+        features = model.features(state).untyped_storage().data_ptr()
+    return features not in {leaf.untyped_storage().data_ptr() for leaf in state.values()}

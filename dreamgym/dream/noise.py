@@ -26,48 +26,61 @@ BITS = 24
 
 def _shift(value: Tensor, bits: int) -> Tensor:
     """Logical shift to the right: torch's own keeps the sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(value: Tensor) -> Tensor:
     """SplitMix64's finaliser, a bijection of 64 bits; int64 in, int64 out."""
-    value = (value ^ _shift(value, 30)) * MIX_1
-    value = (value ^ _shift(value, 27)) * MIX_2
-    return value ^ _shift(value, 31)
+    value = (value ^ _shift(value, 30)).mul_(MIX_1)
+    value = value.bitwise_xor_(_shift(value, 27)).mul_(MIX_2)
+    return value.bitwise_xor_(_shift(value, 31))
 
 
-def row_keys(seed: Tensor, env: Tensor, episode: Tensor, step: Tensor) -> Tensor:
-    """A key for each row.
+def env_keys(seed: Tensor, env: Tensor) -> Tensor:
+    """A key for each environment, (N,) int64, of which `step_keys` makes those of its steps.
 
     Args:
         seed: () int64.
         env: (N,) int64 index of each row's environment.
+    """
+    return _chained(mix(seed + GOLDEN), env)
+
+
+def step_keys(keys: Tensor, episode: Tensor, step: Tensor) -> Tensor:
+    """A key for each step.
+
+    Args:
+        keys: (N,) of `env_keys`.
         episode: (N,) int64 episodes begun before this one.
-        step: (N,) int64 steps since the episode began.
+        step: (N,) or (T, N) int64 steps since the episode began.
 
     Returns:
-        (N,) int64.
+        int64 of the shape of `step`.
     """
-    key = mix(seed + GOLDEN)
-    for counter in (env, episode, step):
-        key = mix((key ^ counter) + GOLDEN)
-    return key
+    return _chained(_chained(keys, episode), step)
+
+
+def row_keys(seed: Tensor, env: Tensor, episode: Tensor, step: Tensor) -> Tensor:
+    """A key for each row: `step_keys` of `env_keys`."""
+    return step_keys(env_keys(seed, env), episode, step)
+
+
+def _chained(key: Tensor, counter: Tensor) -> Tensor:
+    return mix((key ^ counter).add_(GOLDEN))
 
 
 def uniforms(keys: Tensor, lanes: int) -> Tensor:
     """Uniform numbers in [0, 1) with 24 bits each.
 
     Args:
-        keys: (N,) int64.
-        lanes: numbers for each row.
+        keys: (...) int64.
+        lanes: numbers for each key.
 
     Returns:
-        (N, lanes) float32; the first lanes do not depend on how many there are.
+        (..., lanes) float32; the first lanes do not depend on how many there are.
     """
     pairs = (lanes + 1) // 2
     counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64) * GOLDEN
-    bits = mix(keys.unsqueeze(1) + counter)
-    # Each word of 64 bits gives two numbers, from its upper 24 bits and the 24 below them.
-    upper, lower = _shift(bits, 64 - BITS), (bits >> (64 - 2 * BITS)) & ((1 << BITS) - 1)
-    both = torch.stack([upper.to(torch.int32), lower.to(torch.int32)], 2).flatten(1)
-    return both[:, :lanes] * 2.0**-BITS
+    # Each word of 64 bits gives two numbers, from the lower 24 bits of its halves.
+    halves = mix(keys.unsqueeze(-1) + counter).view(torch.int32)[..., :lanes]
+    return (halves & ((1 << BITS) - 1)).to(torch.float32).mul_(2.0**-BITS)

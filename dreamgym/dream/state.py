@@ -88,6 +88,20 @@ def merge(mask: Tensor, new: Dreams, old: Dreams) -> Dreams:
     return old._replace(model=select(mask, new.model, old.model), **rows)
 
 
+def writable(state: State, before: State) -> State:
+    """A state that may be written into: leaves in the memory of `before` or of others are copied.
+
+    So are leaves that are not all of a piece, of which rows may lie in the same place.
+    """
+    taken = {leaf.untyped_storage().data_ptr() for leaf in before.values()}
+    leaves = {}
+    for key, leaf in state.items():
+        place = leaf.untyped_storage().data_ptr()
+        leaves[key] = leaf if place not in taken and leaf.is_contiguous() else leaf.clone()
+        taken.add(place)
+    return leaves
+
+
 def requires_grad(actions: Any, dreams: Dreams) -> bool:
     """Whether a step from here has gradients to carry."""
     asked = isinstance(actions, Tensor) and actions.requires_grad

@@ -34,6 +34,7 @@ from dreamgym.models.lewm import LeWMError, LeWMStatistics, load_lewm
 from dreamgym.models.masked import shared_batches, whole
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.nesting import ModelSpec, plain
+from dreamgym.models.numbers import TakesNumbers
 from dreamgym.models.observations import (
     Observation,
     as_tensors,
@@ -102,6 +103,7 @@ __all__ = [
     "Spread",
     "State",
     "Statistics",
+    "TakesNumbers",
     "Temperature",
     "Vitals",
     "WorldModel",

@@ -1,0 +1,130 @@
+"""The noise of coming steps, drawn ahead where that is cheaper than drawing it step by step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreamgym.dream.noise import env_keys, step_keys, uniforms
+from dreamgym.dream.state import Dreams
+from dreamgym.models import TakesNumbers, WorldModel
+
+ENDING = 1
+"""Lanes of a step's noise that the engine itself uses, before the model's."""
+
+NUMBERS = 2**16
+"""To draw at once, about: below this many, a draw costs as much as it has calls."""
+
+MOST_STEPS = 256
+
+
+class Noise(NamedTuple):
+    """What a step of N rows draws.
+
+    Attributes:
+        ending: (N,) uniforms that say whether an episode ends.
+        numbers: the model's: what it takes in place of uniforms, or the uniforms (N, noise_dim).
+    """
+
+    ending: Tensor
+    numbers: tuple[Tensor, ...]
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return (self.ending, *self.numbers)
+
+
+class Ahead:
+    """Noise of the steps to come, as long as rows go on or are said to begin anew.
+
+    What it gives is a function of the rows' counters, whatever was drawn before: it only remembers.
+
+    Args:
+        model: prepared; it may take numbers in place of noise.
+        rows: of every step.
+    """
+
+    def __init__(self, model: WorldModel, rows: int) -> None:
+        self.lanes = ENDING + model.noise_dim
+        self.steps = max(1, min(MOST_STEPS, NUMBERS // (rows * self.lanes)))
+        self._convert = model.numbers if isinstance(model, TakesNumbers) else None
+        self._coming = torch.arange(self.steps).unsqueeze(1)
+        self._keys = _Remembered()
+        self._counters = _Remembered()
+        self._env_keys = torch.empty(0)
+        self._at = 0
+        self._block: list[Noise] = []
+        self._memory = Noise(torch.empty(0), ())
+
+    def take(self, dreams: Dreams) -> Noise:
+        """The noise of the step that these dreams take next; see `went_on`."""
+        if self._at >= len(self._block) or not self._counters.are(_counters(dreams)):
+            self._draw(dreams)
+        noise = self._block[self._at]
+        self._at += 1
+        return noise
+
+    def went_on(self, dreams: Dreams) -> None:
+        """These dreams come of the step whose noise was taken last."""
+        if self._at < len(self._block):
+            self._counters.set(_counters(dreams))
+
+    def keys(self, dreams: Dreams) -> Tensor:
+        """See `env_keys`."""
+        of = (dreams.seed, dreams.env)
+        if not self._keys.are(of):
+            self._env_keys = env_keys(*of)
+            self._keys.set(of)
+        return self._env_keys
+
+    def began(self, keys: Tensor, rows: Tensor, episode: Tensor) -> None:
+        """Some rows begin an episode after the step whose noise was taken last.
+
+        Args:
+            keys: (R,) of `env_keys`.
+            rows: (R,) which.
+            episode: (R,) their new episodes.
+        """
+        left = len(self._block) - self._at
+        if left:
+            drawn = self._noise(keys, episode, self._coming[:left].expand(-1, len(rows)))
+            for own, new in zip(self._memory.leaves(), drawn.leaves(), strict=True):
+                own[self._at :].index_copy_(1, rows, new)
+
+    def _draw(self, dreams: Dreams) -> None:
+        step = dreams.age if self.steps == 1 else dreams.age + self._coming
+        self._memory = self._noise(self.keys(dreams), dreams.episode, step.view(self.steps, -1))
+        steps = zip(*(leaf.unbind() for leaf in self._memory.leaves()), strict=True)
+        self._block = [Noise(ending, tuple(numbers)) for ending, *numbers in steps]
+        self._at = 0
+
+    def _noise(self, keys: Tensor, episode: Tensor, step: Tensor) -> Noise:
+        """Of steps (T, N): leaves (T, N, ...)."""
+        lanes = uniforms(step_keys(keys, episode, step), self.lanes)
+        own = lanes[..., ENDING:]
+        return Noise(lanes[..., 0], (own,) if self._convert is None else self._convert(own))
+
+
+class _Remembered:
+    """Tensors that can be known again: by what they are, and whether anybody wrote into them."""
+
+    def __init__(self) -> None:
+        self._tensors: tuple[Tensor, ...] = ()
+        self._versions: tuple[int, ...] = ()
+
+    def set(self, tensors: tuple[Tensor, ...]) -> None:
+        # Inference tensors do not tell whether anybody wrote into them.
+        known = () if any(tensor.is_inference() for tensor in tensors) else tensors
+        self._tensors, self._versions = known, tuple(tensor._version for tensor in known)
+
+    def are(self, tensors: tuple[Tensor, ...]) -> bool:
+        return bool(self._tensors) and all(
+            own is given and own._version == version
+            for own, given, version in zip(self._tensors, tensors, self._versions, strict=True)
+        )
+
+
+def _counters(dreams: Dreams) -> tuple[Tensor, ...]:
+    return dreams.seed, dreams.env, dreams.episode, dreams.age
