@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.state import Dreams
 from dreamgym.models import Decodes
 from dreamgym.world import World
+
+
+@cache
+def noise_is_right(device: torch.device) -> None:
+    """Refuse a device that draws other random numbers than a CPU; looks once in a process.
+
+    They come from products of whole numbers of 64 bits, which not every kind of device has.
+
+    Raises:
+        ValueError: its numbers are others, or it cannot draw them.
+    """
+    counters = torch.tensor([[0, 1, 2**40], [3, 2**50, 2**62]])
+
+    def drawn(where: torch.device) -> Tensor:
+        env, step = counters.to(where)
+        seed = torch.tensor(2**62 + 1, device=where)
+        return uniforms(row_keys(seed, env, step, env + step), 5).cpu()
+
+    try:
+        right = torch.equal(drawn(device), drawn(torch.device("cpu")))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={str(device)!r} cannot draw this dream's random numbers "
+            f"({str(error).splitlines()[0]}); give device='cpu'"
+        ) from error
+    if not right:
+        raise ValueError(
+            f"device={str(device)!r} computes other whole numbers of 64 bits than a CPU, so its "
+            "random numbers would be wrong; give device='cpu'"
+        )
 
 
 def view_exists(world: World, view: str) -> None:

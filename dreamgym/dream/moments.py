@@ -19,7 +19,7 @@ class RunningMoments:
 
     def __init__(self, shape: tuple[int, ...], device: torch.device, epsilon: float = 1e-8) -> None:
         self.epsilon = epsilon
-        self.count = torch.zeros((), device=device, dtype=torch.float64)
+        self.count = torch.zeros((), device=device, dtype=torch.int64)
         self.mean = torch.zeros(shape, device=device)
         self.variance = torch.ones(shape, device=device)
 
@@ -28,7 +28,7 @@ class RunningMoments:
         count = rows.shape[0]
         mean, variance = rows.mean(0), rows.var(0, unbiased=False)
         total = self.count + count
-        share = (count / total).float()
+        share = count / total
         shift = mean - self.mean
         between = shift.square() * share * (1 - share)
         self.variance = self.variance * (1 - share) + variance * share + between

@@ -76,6 +76,7 @@ class DreamVectorEnv(VectorEnv):
         self.world = world if isinstance(world, World) else load(world)
         self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
+        checks.noise_is_right(self.device)
         self.view = parsed.view or self.world.default_view
         checks.view_exists(self.world, self.view)
         ends = self.world.termination if parsed.termination is None else parsed.termination

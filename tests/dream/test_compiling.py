@@ -1,0 +1,95 @@
+"""The compiled step: the same dreams, told of once, kept for the next process, never forced."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from dreamgym.dream.vector import DreamVectorEnv
+from tests.small_worlds import small_world
+
+CHECKED = """
+import json, sys
+import torch
+from torch._dynamo.utils import counters
+from dreamgym.dream.vector import DreamVectorEnv
+from tests.small_worlds import small_world
+
+torch.set_num_threads(1)
+envs = [DreamVectorEnv(small_world(), 1024, compile=c, device="cpu") for c in (True, False)]
+for env in envs:
+    env.reset(seed=0)
+for step in range(9):  # beyond the horizon: rows begin anew
+    action = torch.full((1024,), step % 3)
+    kept = [out if isinstance(out, torch.Tensor) else out["final_obs"]
+            for out in envs[0].step(action)]
+    other = envs[1].step(action)
+    for given, wanted in zip(kept, (*other[:4], other[4]["final_obs"])):
+        # A compiled product rounds otherwise, which may turn one draw among thousands.
+        near = torch.isclose(given.float(), wanted.float(), rtol=1e-3, atol=1e-3)
+        assert near.float().mean() > 0.99, step
+    places = {tensor.data_ptr() for tensor in kept}
+    assert len(places) == len(kept)
+    envs[0].set_state(envs[1].get_state())
+print(json.dumps({"way": envs[0].stepper.way, **counters["inductor"]}))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_the_next_process_finds_what_was_compiled(tmp_path):
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    ran = [
+        subprocess.run(
+            [sys.executable, "-c", CHECKED],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    for done in ran:
+        assert done.returncode == 0, done.stderr
+        assert '"way": "compiled"' in done.stdout
+        assert done.stderr.count("compiled the step of 1024 dreams in") == 1
+    assert '"fxgraph_cache_hit": 1' in ran[1].stdout, ran[1].stdout
+    assert "fxgraph_cache_miss" not in ran[1].stdout
+
+
+def test_where_there_is_no_compiler_the_step_is_taken_as_it_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    env, other = (DreamVectorEnv(small_world(), 8, compile=c, device="cpu") for c in (True, False))
+    env.reset(seed=0)
+    other.reset(seed=0)
+    action = torch.zeros(8, dtype=torch.int64)
+    missing = {"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}
+    with torch._inductor.config.patch(missing), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert torch.equal(env.step(action)[0], other.step(action)[0])
+    assert sum("cannot be compiled here" in str(w.message) for w in told) == 1
+    assert env.stepper.way == "eager"
+
+
+def test_any_number_of_engines_can_be_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    for count in (3, 4, 5):
+        env = DreamVectorEnv(small_world(), count, compile=True, device="cpu")
+        env.reset(seed=0)
+        env.step(torch.zeros(count, dtype=torch.int64))
+        assert env.stepper.way == "compiled"
+
+
+@pytest.mark.parametrize("wrong", ["always", 1, None])
+def test_another_value_is_refused(wrong):
+    with pytest.raises(ValueError, match="compile="):
+        DreamVectorEnv(small_world(), 2, compile=wrong)
