@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym.data import AnyDataset
-from dreamgym.models import Segment, State, WorldModel, as_segment, each, filter, part, parts
+from dreamgym.models import (
+    Segment,
+    State,
+    WorldModel,
+    as_segment,
+    each,
+    filter,
+    is_image,
+    part,
+    parts,
+)
 
 BURN_IN = 4
 """Transitions that a model is shown before it dreams."""
@@ -19,6 +29,9 @@ BYTES = 64 << 20
 """Of observations in all windows: of images there are fewer windows."""
 FEWEST = 64
 """Windows there are in any case."""
+IMAGES = 8
+"""Times fewer windows, at least, where there are images: to decode one takes as long as many
+steps of a vector."""
 
 
 class Windows(NamedTuple):
@@ -71,7 +84,8 @@ def affordable(dataset: AnyDataset, length: int, most: int) -> int:
     """How many windows of `length` transitions to look at, `most` at most."""
     boxes = parts(dataset.observation_space).values()
     row = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
-    return min(most, max(FEWEST, BYTES // (row * (length + 1))))
+    most = most // IMAGES if any(map(is_image, boxes)) else most
+    return max(FEWEST, min(most, BYTES // (row * (length + 1))))
 
 
 def longest(dataset: AnyDataset, episodes: NDArray[Any]) -> int:
