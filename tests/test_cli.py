@@ -18,7 +18,7 @@ import pytest
 from dreamgym.cli import main
 from dreamgym.data import Dataset
 
-VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack")
+VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack", "adopt")
 
 pytestmark = pytest.mark.xdist_group("cli")
 
@@ -180,6 +180,24 @@ def test_fit_mixes_datasets_and_minds_its_memory(run: Run, made: Path, tmp_path:
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["provenance"]["fit"]["weights"] == [1.0, 3.0]
     assert figures["provenance"]["dataset_steps"] == 1700
+
+
+def test_fit_skips_frames(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"fit {made}/cartpole.h5 --frame-skip 2 --updates 2 --json {tmp_path}/f.json"
+    assert run(*line.split(), "--out", tmp_path / "w").code == 0
+    world = json.loads((tmp_path / "w" / "world.json").read_text())
+    assert world["frame_skip"] == {"steps": 2, "actions": "blocks"}
+    assert json.loads((tmp_path / "f.json").read_text())["frame_skip"] == world["frame_skip"]
+    done = run(*line.split(), "--actions", "repeated", "--out", tmp_path / "x")
+    assert done.code == 1
+    assert "not held for the 2 steps" in done.err
+    held = tmp_path / "held.h5"
+    assert (
+        run("record", "CartPole-v1", "--steps", 300, "--policy", "held:2", "--out", held).code == 0
+    )
+    line = f"fit {held} --frame-skip 2 --actions repeated --updates 2 --out {tmp_path}/x"
+    assert run(*line.split()).code == 0
+    assert run(*line.split(), "--actions", "some").code == 1
 
 
 def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
