@@ -15,8 +15,8 @@ from dreamgym.models.jepa_config import JEPAConfig
 from dreamgym.models.observations import Observation, assemble, is_image, part, parts
 from dreamgym.models.pixels import Pixels
 from dreamgym.models.pretrained_encoder import PREFIX, PretrainedEncoder
-from dreamgym.models.rssm_senses import Vectors
 from dreamgym.models.statistics import Moments
+from dreamgym.models.vectors import Codec
 from dreamgym.models.vision import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,7 +80,7 @@ class Senses(nn.Module):
         boxes = parts(space)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        self.vectors = nn.ModuleList(Vectors(boxes[key], "standard") for key in self.vector_keys)
+        self.vectors = nn.ModuleList(Codec(boxes[key], "standard") for key in self.vector_keys)
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
         self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)
@@ -161,19 +161,28 @@ class Probe(nn.Module):
 
     def decode(self, embeddings: Tensor) -> Observation:
         """Observations (B, ...) read off embeddings (B, D), in types and bounds of the space."""
-        senses, made = self._senses[0], {}
-        if senses.sizes:
-            flat = self.vectors(embeddings).split(senses.sizes, -1)
-            for key, codec, values in zip(senses.vector_keys, senses.vectors, flat, strict=True):
-                made[key] = codec.shaped(codec.outwards(values))  # type: ignore[operator]
+        made = self.shown(self.vectors(embeddings)) if self._senses[0].sizes else {}
         for key, encoder, decoder in self._pictured():
             made[key] = encoder.pixels.to_bytes(decoder(embeddings))
         return assemble(made)
 
+    def shown(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Parts (B, ...) of an observation that vectors (B, n) of `vectors` stand for, by key."""
+        senses = self._senses[0]
+        flat = vectors.split(senses.sizes, -1)
+        return {
+            key: codec.shaped(codec.outwards(values))  # type: ignore[operator]
+            for key, codec, values in zip(senses.vector_keys, senses.vectors, flat, strict=True)
+        }
+
     def unknown(self, embeddings: Tensor, margin: float) -> Tensor:
         """Where (B,) the vectors that embeddings (B, D) stand for leave the data's range."""
+        return self.outside(self.vectors(embeddings), margin)
+
+    def outside(self, vectors: Tensor, margin: float) -> Tensor:
+        """Where (B,) vectors (B, n) of `vectors` leave the data's range."""
         senses = self._senses[0]
-        flat = self.vectors(embeddings).split(senses.sizes, -1)
+        flat = vectors.split(senses.sizes, -1)
         outside = [
             codec.unknown(codec.outwards(values), margin)  # type: ignore[operator]
             for codec, values in zip(senses.vectors, flat, strict=True)

@@ -15,6 +15,7 @@ from dreamgym.models.pixels import Pixels
 from dreamgym.models.sampling import normal
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vae import VAE
+from dreamgym.models.vectors import flattened, standard_range
 from dreamgym.models.vitals import Divergence, Vitals
 
 CHUNK = 256
@@ -108,12 +109,11 @@ class Perception(nn.Module):
 
     def set_statistics(self, statistics: Statistics, range_margin: float) -> None:
         """Fit what stands for vectors to training data; images need nothing."""
-        for key, (mean, std, low, high, delta_std) in statistics.observation.items():
-            place, margin = self.places[key], range_margin * (high - low)
-            self.mean[place], self.std[place] = mean, std
-            self.low[place] = (low - margin - mean) / std
-            self.high[place] = (high + margin - mean) / std
-            self.delta_std[place] = delta_std / std
+        for key, moments in statistics.observation.items():
+            place = self.places[key]
+            self.mean[place], self.std[place] = moments.mean, moments.std
+            self.low[place], self.high[place] = standard_range(moments, range_margin)
+            self.delta_std[place] = moments.delta_std / moments.std
 
     def encode(self, observation: Observation, noise: Tensor) -> Tensor:
         """Encode observations (..., *shape) as z (..., size); no gradient flows through the images.
@@ -128,8 +128,8 @@ class Perception(nn.Module):
             if key in self.images:
                 codes.append(self._latents(key, values, noise[..., place]))
             else:
-                flat = values.reshape(*values.shape[: values.ndim - len(self.shapes[key])], -1)
-                codes.append((flat.float() - self.mean[place]) / self.std[place])
+                flat = flattened(values, self.shapes[key]).float()
+                codes.append((flat - self.mean[place]) / self.std[place])
         return torch.cat(codes, -1) if len(codes) > 1 else codes[0]
 
     @torch.no_grad()

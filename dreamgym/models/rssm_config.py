@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dreamgym.models.vectors import Units
 from dreamgym.models.vision import ACTIVATIONS
 
 Normalised = Literal["none", "gates", "layer", "rms"]
-Units = Literal["raw", "symlog", "standard"]
 Rewards = Literal["raw", "two-hot", "standard"]
 Nats = Literal["step", "batch"]
 

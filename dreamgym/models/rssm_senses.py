@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dreamgym.models.observations import Observation, assemble, is_image, part, parts
 from dreamgym.models.pixels import Pixels
-from dreamgym.models.rssm_config import RSSMConfig, Units
+from dreamgym.models.rssm_config import RSSMConfig
 from dreamgym.models.rssm_layers import linear, mlp
 from dreamgym.models.statistics import Moments
-from dreamgym.models.twohot import symexp, symlog
+from dreamgym.models.vectors import Codec
 from dreamgym.models.vision import (
     VMC_DECODER,
     VMC_ENCODER,
@@ -28,68 +26,6 @@ from dreamgym.models.vision import (
 
 GREY = 0.5
 """What a network sees as zero in an image whose full range is one."""
-
-
-class Vectors(nn.Module):
-    """Numbers between the real environment's units and those of a network.
-
-    Args:
-        box: of any shape; its numbers are laid out flat.
-        units: "raw", "symlog" or "standard".
-    """
-
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
-    space_low: Tensor
-    space_high: Tensor
-
-    def __init__(self, box: gym.spaces.Box, units: Units) -> None:
-        super().__init__()
-        self.box, self.units, self.size = box, units, math.prod(box.shape)
-        low, high = (torch.tensor(b.reshape(-1), dtype=torch.float32) for b in (box.low, box.high))
-        self.register_buffer("space_low", low)
-        self.register_buffer("space_high", high)
-        # Bytes have no moments (`measure`): their bounds say enough.
-        bytes_ = box.dtype == np.uint8
-        self.register_buffer("mean", (low + high) / 2 if bytes_ else torch.zeros(self.size))
-        self.register_buffer("std", (high - low) / 2 if bytes_ else torch.ones(self.size))
-        self.register_buffer("low", low.clone() if bytes_ else torch.zeros(self.size))
-        self.register_buffer("high", high.clone() if bytes_ else torch.ones(self.size))
-
-    def set_moments(self, moments: Moments) -> None:
-        """Take over mean, spread and range of the training data."""
-        for name in ("mean", "std", "low", "high"):
-            getattr(self, name).copy_(getattr(moments, name))
-
-    def inwards(self, values: Tensor) -> Tensor:
-        """(..., *box.shape) of the real environment as (..., size) of the network."""
-        flat = values.flatten(-len(self.box.shape)) if self.box.shape else values.unsqueeze(-1)
-        flat = flat.to(self.mean.dtype)
-        if self.units == "raw":
-            return flat
-        return symlog(flat) if self.units == "symlog" else (flat - self.mean) / self.std
-
-    def outwards(self, values: Tensor) -> Tensor:
-        """(..., size) of the network in the real environment's units, within the space."""
-        if self.units == "symlog":
-            values = symexp(values)
-        elif self.units == "standard":
-            values = values * self.std + self.mean
-        return torch.clamp(values, self.space_low, self.space_high)
-
-    def shaped(self, values: Tensor) -> Tensor:
-        """(..., size) of `outwards` as the space has it: (..., *box.shape) of its own kind."""
-        whole = not np.issubdtype(self.box.dtype, np.floating)
-        kind = torch.from_numpy(np.empty(0, self.box.dtype)).dtype
-        values = (values.round() if whole else values).to(kind)
-        return values.reshape(*values.shape[:-1], *self.box.shape)
-
-    def unknown(self, values: Tensor, margin: float) -> Tensor:
-        """Where (...) values (..., size) of `outwards` leave the data's range, widened."""
-        wider = margin * (self.high - self.low)
-        return ((values < self.low - wider) | (values > self.high + wider)).any(-1)
 
 
 class Senses(nn.Module):
@@ -110,7 +46,7 @@ class Senses(nn.Module):
         self.config, self.keys = config, list(boxes)
         units = config.objective.vectors
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
-        self.vectors = [Vectors(boxes[key], units) for key in self.vector_keys]
+        self.vectors = [Codec(boxes[key], units) for key in self.vector_keys]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
         side = config.objective.image_size
         self.pixels = [Pixels(boxes[key], (side, side)) for key in self.image_keys]
@@ -187,7 +123,11 @@ class Senses(nn.Module):
 
     def unknown(self, features: Tensor, margin: float) -> Tensor:
         """Where (B,) the vectors that features (B, ...) stand for leave the data's range."""
-        flat = self.decode_vectors(features).split(self.sizes, -1)
+        return self.outside(self.decode_vectors(features), margin)
+
+    def outside(self, vectors: Tensor, margin: float) -> Tensor:
+        """Where (B,) vectors (B, n), as `decode_vectors` gives them, leave the data's range."""
+        flat = vectors.split(self.sizes, -1)
         pairs = zip(self.vectors, flat, strict=True)
         outside = [codec.unknown(codec.outwards(values), margin) for codec, values in pairs]
         return torch.stack(outside).any(0)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dreamgym.models.observations import WHOLE, Observation, part
-from dreamgym.models.statistics import Statistics
+from dreamgym.models.statistics import Moments, Statistics
+from dreamgym.models.twohot import symexp, symlog
+
+Units = Literal["raw", "symlog", "standard"]
+
+
+def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values (..., *shape) as (..., n)."""
+    return values.reshape(*values.shape[: values.ndim - len(shape)], math.prod(shape))
+
+
+def standard_range(moments: Moments, margin: float) -> tuple[Tensor, Tensor]:
+    """The data's range in standardised units, widened on each side by this share of it; (n,)."""
+    wider = margin * (moments.high - moments.low)
+    low, high = moments.low - wider, moments.high + wider
+    return (low - moments.mean) / moments.std, (high - moments.mean) / moments.std
 
 
 class Vectors(nn.Module):
@@ -62,14 +80,14 @@ class Vectors(nn.Module):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit to training episodes; ranges and deltas are kept in standardised units."""
-        mean, std, low, high, delta_std = statistics.vector
-        margin = self.range_margin * (high - low)
+        moments = statistics.vector
+        low, high = standard_range(moments, self.range_margin)
         values = {
-            "mean": mean,
-            "std": std,
-            "low": (low - margin - mean) / std,
-            "high": (high + margin - mean) / std,
-            "delta_std": delta_std / std,
+            "mean": moments.mean,
+            "std": moments.std,
+            "low": low,
+            "high": high,
+            "delta_std": moments.delta_std / moments.std,
             "reward_mean": statistics.reward_mean,
             "reward_std": statistics.reward_std,
             "worst_return": statistics.worst_return,
@@ -79,9 +97,8 @@ class Vectors(nn.Module):
 
     def standardise(self, observation: Observation) -> Tensor:
         """Give z (..., size) of observations (..., *shape)."""
-        whole = part(observation, WHOLE)
-        lead = whole.shape[: whole.ndim - len(self.shape)]
-        return (whole.reshape(*lead, self.size).float() - self.mean) / self.std
+        flat = flattened(part(observation, WHOLE), self.shape).float()
+        return (flat - self.mean) / self.std
 
     def observation(self, z: Tensor) -> Tensor:
         """The observation (B, *shape) that z (B, size) stands for, within the space's bounds."""
@@ -104,3 +121,64 @@ class Vectors(nn.Module):
         free = torch.clamp(z, low / self.std, high / self.std)
         known = torch.clamp(free, self.low, self.high)
         return known, (free != known).any(-1)
+
+
+class Codec(nn.Module):
+    """Numbers of a box between the real environment's units and those of a network.
+
+    Args:
+        box: of any shape; its numbers are laid out flat.
+        units: "raw", "symlog" or "standard".
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    space_low: Tensor
+    space_high: Tensor
+
+    def __init__(self, box: gym.spaces.Box, units: Units) -> None:
+        super().__init__()
+        self.box, self.units, self.size = box, units, math.prod(box.shape)
+        low, high = (torch.tensor(b.reshape(-1), dtype=torch.float32) for b in (box.low, box.high))
+        self.register_buffer("space_low", low)
+        self.register_buffer("space_high", high)
+        # Bytes have no moments (`measure`): their bounds say enough.
+        bytes_ = box.dtype == np.uint8
+        self.register_buffer("mean", (low + high) / 2 if bytes_ else torch.zeros(self.size))
+        self.register_buffer("std", (high - low) / 2 if bytes_ else torch.ones(self.size))
+        self.register_buffer("low", low.clone() if bytes_ else torch.zeros(self.size))
+        self.register_buffer("high", high.clone() if bytes_ else torch.ones(self.size))
+
+    def set_moments(self, moments: Moments) -> None:
+        """Take over mean, spread and range of the training data."""
+        for name in ("mean", "std", "low", "high"):
+            getattr(self, name).copy_(getattr(moments, name))
+
+    def inwards(self, values: Tensor) -> Tensor:
+        """(..., *box.shape) of the real environment as (..., size) of the network."""
+        flat = flattened(values, self.box.shape).to(self.mean.dtype)
+        if self.units == "raw":
+            return flat
+        return symlog(flat) if self.units == "symlog" else (flat - self.mean) / self.std
+
+    def outwards(self, values: Tensor) -> Tensor:
+        """(..., size) of the network in the real environment's units, within the space."""
+        if self.units == "symlog":
+            values = symexp(values)
+        elif self.units == "standard":
+            values = values * self.std + self.mean
+        return torch.clamp(values, self.space_low, self.space_high)
+
+    def shaped(self, values: Tensor) -> Tensor:
+        """(..., size) of `outwards` as the space has it: (..., *box.shape) of its own kind."""
+        whole = not np.issubdtype(self.box.dtype, np.floating)
+        kind = torch.from_numpy(np.empty(0, self.box.dtype)).dtype
+        values = (values.round() if whole else values).to(kind)
+        return values.reshape(*values.shape[:-1], *self.box.shape)
+
+    def unknown(self, values: Tensor, margin: float) -> Tensor:
+        """Where (...) values (..., size) of `outwards` leave the data's range, widened."""
+        wider = margin * (self.high - self.low)
+        return ((values < self.low - wider) | (values > self.high + wider)).any(-1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dreamgym.models import RSSM, RSSMConfig, RSSMObjective, Segment, as_tensors, measure, part
-from dreamgym.models.rssm_senses import Senses, Vectors, image_stacks
+from dreamgym.models.rssm_senses import Senses, image_stacks
+from dreamgym.models.vectors import Codec
 
 IMAGE = gym.spaces.Box(0, 255, (20, 24, 3), np.uint8)
 FLOATS = gym.spaces.Box(np.float32([-1, -1, -8]), np.float32([1, 1, 8]))
@@ -80,7 +81,7 @@ def test_it_learns_from_and_decodes_to_observations_of_its_space(name, units, bl
 @pytest.mark.parametrize("units", ["raw", "symlog", "standard"])
 @pytest.mark.parametrize("box", [FLOATS, BYTES, WHOLES])
 def test_vectors_come_out_as_they_went_in(units, box):
-    codec = Vectors(box, units)
+    codec = Codec(box, units)
     seen = torch.from_numpy(observations(box, 50))
     if box is not BYTES:
         codec.set_moments(measure([(seen.numpy(), np.zeros(49))]).observation[""])
@@ -90,7 +91,7 @@ def test_vectors_come_out_as_they_went_in(units, box):
 
 
 def test_standard_vectors_have_the_moments_of_the_training_data():
-    codec = Vectors(FLOATS, "standard")
+    codec = Codec(FLOATS, "standard")
     seen = observations(FLOATS, 200)
     codec.set_moments(measure([(seen, np.zeros(199))]).observation[""])
     standard = codec.inwards(torch.from_numpy(seen))
@@ -99,7 +100,7 @@ def test_standard_vectors_have_the_moments_of_the_training_data():
 
 
 def test_unknown_is_what_lies_beyond_the_widened_range():
-    codec = Vectors(FLOATS, "standard")
+    codec = Codec(FLOATS, "standard")
     codec.low.copy_(torch.tensor([-0.5, -0.5, -2.0]))
     codec.high.copy_(torch.tensor([0.5, 0.5, 2.0]))
     at = torch.tensor([[0.0, 0.0, 0.0], [0.69, 0.0, 0.0], [0.71, 0.0, 0.0], [0.0, 0.0, -2.81]])
