@@ -1,0 +1,248 @@
+"""How fast a dream steps: beside plain PyTorch and TorchRL on one core, and on a GPU.
+
+Every figure is of whole steps through the Gymnasium vector API, with torch output, rows that reset
+themselves in the same step, episode statistics and true last observations. The worlds are unfitted
+ones of published sizes: they step as fast as fitted ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import dream_worlds
+import torch
+from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
+from dream_memory import memory_rows
+from reporting import Row, at_least, below, parser, report
+from side_by_side import side_by_side
+
+from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.world import World
+
+Step = Callable[[], Any]
+
+OFTEN = {"termination": 1.0, "max_episode_steps": [1, 600]}
+"""Of heads that say nothing of ends: rows reset at their horizons, one in three hundred a step."""
+SAMPLED: dict[str, Any] = {}
+OVERHEAD, FIXED_OVERHEAD = 0.10, 40.0
+BETWEEN = 100.0
+GPU_COUNTS = (1, 256, 4096, 16_384, 65_536)
+
+
+class Subject(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        name: in the rows.
+        world: makes it.
+        options: of its dreams.
+        plain: makes the plain step of N rows.
+        bars: by (rows, dtype), the ratio to plain that is asked for.
+    """
+
+    name: str
+    world: Callable[[], World]
+    options: dict[str, Any]
+    plain: Callable[[int], Step] | None
+    bars: dict[tuple[int, str], float]
+
+
+SUBJECTS = [
+    Subject(
+        "V-M-C Car",
+        dream_worlds.v_m_c,
+        SAMPLED,
+        plain_mdn_rnn,
+        {(1024, "float32"): 2.5, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
+    ),
+    Subject(
+        "RSSM 512, 32x32",
+        dream_worlds.rssm,
+        OFTEN,
+        plain_rssm,
+        {(1024, "float32"): 2.5, (1024, "bfloat16"): 4.0, (1, "float32"): 1.2},
+    ),
+    Subject(
+        "LeWM",
+        dream_worlds.lewm,
+        OFTEN,
+        None,
+        {(1024, "float32"): 2.3, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
+    ),
+]
+TORCHRL = {1: 4.0, 64: 2.5, 1024: 2.5}
+LIMITS = {
+    # What an H200's products allow, in float32 and in bfloat16: env-steps a second.
+    "V-M-C Car": (dream_worlds.v_m_c, SAMPLED, {"float32": 80e6, "bfloat16": 939e6}, 50e6),
+    "RSSM v3-12M": (dream_worlds.rssm_12m, OFTEN, {"float32": 5.2e6, "bfloat16": 62e6}, 5e6),
+    "LeWM": (dream_worlds.lewm, OFTEN, {"float32": 0.95e6, "bfloat16": 11e6}, 1e6),
+}
+OVER_PLAIN = 20.0
+"""Times plain eager PyTorch at 256 rows, on a GPU."""
+
+
+def a_dream(world: World, count: int, **options: Any) -> DreamVectorEnv:
+    """A dream that has begun."""
+    env = DreamVectorEnv(world, count, view="latent", **options)
+    env.reset(seed=0)
+    return env
+
+
+def stepping(env: DreamVectorEnv) -> Step:
+    """Its step, under always the same actions."""
+    space: Any = env.single_action_space
+    action = dream_worlds.actions(env.num_envs, env.device, space)
+    return lambda: env.step(action)
+
+
+def model_alone(env: DreamVectorEnv) -> Step:
+    """The arranged model's own step, from where the dream stands, with noise that is there."""
+    space: Any = env.single_action_space
+    action = dream_worlds.actions(env.num_envs, env.device, space)
+    model, state = env.engine.model, env.get_state().model
+    noise = torch.rand(env.num_envs, model.noise_dim, device=env.device)
+
+    @torch.no_grad()
+    def step() -> Any:
+        return model.step(state, action, noise, 1.0)
+
+    return step
+
+
+def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[Row]:
+    """Ratios to the plain step, and what the engine adds to the model's own."""
+    world = subject.world()
+    action = dream_worlds.actions(count, "cpu", world.model.action_space)
+    plain = subject.plain(count) if subject.plain else plain_family(world, action)
+    envs = {
+        dtype: a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
+        for dtype in ("float32", "bfloat16")
+    }
+    calls = {"plain": plain, "model": model_alone(envs["float32"])}
+    calls |= {dtype: stepping(env) for dtype, env in envs.items()}
+    seconds = side_by_side(calls, **timing)
+    rows = [_rate(f"{subject.name}, {count} envs: plain", count, seconds["plain"])]
+    for dtype in envs:
+        name = f"{subject.name}, {count} envs, {dtype}"
+        rows.append(_rate(name, count, seconds[dtype]))
+        ratio, bar = seconds["plain"] / seconds[dtype], subject.bars.get((count, dtype))
+        rows.append(_ratio(f"{name}: times plain", ratio, bar))
+    added = seconds["float32"] - seconds["model"]
+    name = f"{subject.name}, {count} envs: the engine adds"
+    if count == 1:
+        rows.append(below(name, added * 1e6, "us", FIXED_OVERHEAD))
+    elif count >= 1024:
+        rows.append(below(name, added / seconds["model"], "share", OVERHEAD))
+    return rows
+
+
+def against_torchrl(timing: dict[str, Any]) -> list[Row]:
+    """V-M-C Car against TorchRL's model-based environment."""
+    try:
+        from dream_torchrl import torchrl_mdn_rnn
+    except ImportError as error:
+        print(f"no rows for TorchRL: {error}; pip install torchrl")
+        return []
+    world, rows = dream_worlds.v_m_c(), []
+    for count, bar in TORCHRL.items():
+        calls = {"torchrl": torchrl_mdn_rnn(count), "ours": stepping(a_dream(world, count))}
+        seconds = side_by_side(calls, **timing)
+        ratio = seconds["torchrl"] / seconds["ours"]
+        rows.append(at_least(f"V-M-C Car, {count} envs: times TorchRL", ratio, "ratio", bar))
+    return rows
+
+
+def between_steps(count: int, steps: int) -> Row:
+    """What a rollout does between the policy and the engine, without stacking what it has seen."""
+    env = a_dream(dream_worlds.v_m_c(), count)
+    action = dream_worlds.actions(count, env.device)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    idle: list[float] = []
+    ended = 0.0
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal ended
+            idle.append(clock() - ended)
+            given = call(*arguments)
+            ended = clock()
+            return given
+
+        return run
+
+    env.stepper.step = timed(env.stepper.step)  # type: ignore[method-assign]
+    with torch.no_grad():
+        env.rollout(timed(lambda _: action), steps)
+    # Each step has two such pauses: before the policy and before the engine.
+    us = 2e6 * median(idle[2:])
+    return below(f"rollout, {count} envs: between steps", us, "us a step", BETWEEN)
+
+
+def on_a_gpu(timing: dict[str, Any]) -> list[Row]:
+    """Env-steps a second and their ratio to what the products allow."""
+    rows = []
+    for name, (make, options, limits, bar) in LIMITS.items():
+        world, best = make(), 0.0
+        for dtype, limit in limits.items():
+            for count in GPU_COUNTS:
+                env = a_dream(world, count, device="cuda", dtype=dtype, **options)
+                seconds = side_by_side({"ours": stepping(env)}, **timing)["ours"]
+                label = f"{name}, {count} envs, {dtype}"
+                rows.append(_rate(label, count, seconds))
+                rows.append(
+                    Row(name=f"{label}: of the limit", value=count / seconds / limit, unit="share")
+                )
+                best = max(best, count / seconds)
+                env.close()
+                del env
+                gc.collect()
+                torch.cuda.empty_cache()
+        rows.append(at_least(f"{name}: the most", best, "env-steps/s", bar))
+        rows.append(_over_plain(name, world, options, timing))
+    return rows
+
+
+def _over_plain(name: str, world: World, options: dict[str, Any], timing: dict[str, Any]) -> Row:
+    action = dream_worlds.actions(256, "cuda", world.model.action_space)  # type: ignore[arg-type]
+    plain = plain_mdn_rnn(256, "cuda") if name == "V-M-C Car" else plain_family(world, action)
+    ours = stepping(a_dream(world, 256, device="cuda", **options))
+    seconds = side_by_side({"plain": plain, "ours": ours}, **timing)
+    ratio = seconds["plain"] / seconds["ours"]
+    return at_least(f"{name}, 256 envs: times plain", ratio, "ratio", OVER_PLAIN)
+
+
+def _rate(name: str, count: int, seconds: float) -> Row:
+    return Row(name=name, value=count / seconds, unit="env-steps/s")
+
+
+def _ratio(name: str, ratio: float, bar: float | None) -> Row:
+    if bar is None:
+        return Row(name=name, value=ratio, unit="ratio")
+    return at_least(name, ratio, "ratio", bar)
+
+
+def main() -> None:
+    arguments: argparse.ArgumentParser = parser(__doc__.splitlines()[0])
+    chosen = arguments.parse_args()
+    torch.set_num_threads(1)
+    timing = {"turn": 0.04, "turns": 3} if chosen.quick else {"turn": 0.3, "turns": 9}
+    if torch.cuda.is_available():
+        rows = on_a_gpu(timing)
+    else:
+        rows = []
+        for subject in SUBJECTS:
+            for count in (1, 1024) if chosen.quick else (1, 64, 1024):
+                rows += against_plain(subject, count, timing)
+        rows += against_torchrl(timing)
+    rows.append(between_steps(4096, 8 if chosen.quick else 50))
+    rows += memory_rows()
+    report(rows, chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What dreams take of memory: a row of each family, and very many rows of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from pathlib import Path
+
+import dream_worlds
+import torch
+from reporting import Row, below
+
+from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.models import FAMILIES
+from dreamgym.world import World
+
+MANY = 65_536
+MOST = 1.0
+"""GB at the peak."""
+STEPS = 4
+STATM = Path("/proc/self/statm")
+UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of what the system calls one."""
+
+
+def memory_rows() -> list[Row]:
+    """Bytes a row of a state for each family that stands by itself; the peak of very many rows."""
+    rows = [
+        Row(name=f"{name}: a row's state", value=dream_worlds.state_bytes(make()), unit="bytes")
+        for name, make in (
+            ("V-M-C Car", dream_worlds.v_m_c),
+            ("RSSM 512, 32x32", dream_worlds.rssm),
+            ("RSSM v3-12M", dream_worlds.rssm_12m),
+            ("LeWM", dream_worlds.lewm),
+        )
+    ]
+    for name in FAMILIES:
+        try:
+            world = dream_worlds.family(name)
+        except (TypeError, ValueError):
+            continue  # no config of its own, or no images
+        size = dream_worlds.state_bytes(world)
+        rows.append(Row(name=f"{name}, default: a row's state", value=size, unit="bytes"))
+    rows.append(below(f"V-M-C Car, {MANY} envs: peak", _peak_of_many() / 1e9, "GB", MOST))
+    return rows
+
+
+def _peak_of_many() -> float:
+    """Bytes that the dreams add to a process at the peak of a few steps."""
+    if torch.cuda.is_available():
+        return _many("cuda")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_many, ("cpu",))
+
+
+def _many(device: str) -> float:
+    torch.set_num_threads(1)
+    world = dream_worlds.v_m_c()
+    _run(world, 64, device)  # libraries take their own at the first step
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _run(world, MANY, device)
+        return float(torch.cuda.max_memory_allocated() - before)
+    before = _resident()
+    _run(world, MANY, device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT - before
+
+
+def _resident() -> float:
+    """Bytes of this process now; where the system does not say, its peak so far."""
+    if STATM.exists():
+        return int(STATM.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+
+
+def _run(world: World, count: int, device: str) -> None:
+    env = DreamVectorEnv(world, count, view="latent", device=device)
+    env.reset(seed=0)
+    action = dream_worlds.actions(count, device)
+    for _ in range(STEPS):
+        env.step(action)
+    env.close()

@@ -1,0 +1,77 @@
+"""The MDN-RNN of the plain baseline in TorchRL's `WorldModelEnv`; needs TorchRL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dream_baselines import PlainMDNRNN, Step, quiet
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Binary, Composite, Unbounded
+from torchrl.envs import EnvBase, WorldModelEnv
+from torchrl.modules import WorldModel
+
+WIDTHS = {"z": PlainMDNRNN.z, "h": PlainMDNRNN.hidden, "c": PlainMDNRNN.hidden}
+
+
+class Specs(EnvBase):
+    """The environment whose specs the dream takes; nobody steps it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(batch_size=[count])
+        self.observation_spec = Composite(
+            {key: Unbounded((count, width)) for key, width in WIDTHS.items()}, shape=(count,)
+        )
+        self.action_spec = Unbounded((count, PlainMDNRNN.actions))
+        self.reward_spec = Unbounded((count, 1))
+        self.done_spec = Binary(1, (count, 1), dtype=torch.bool)
+
+    def _reset(self, *_: Any, **__: Any) -> TensorDict:
+        raise NotImplementedError
+
+    _step = _set_seed = _reset
+
+
+class Restarting(WorldModelEnv):
+    """Takes rows that are done back to a start from the bank, as TorchRL's collectors ask for."""
+
+    bank: Tensor
+
+    def _reset(self, tensordict: TensorDict | None = None, **_: Any) -> TensorDict:
+        # TorchRL asks for all rows, and takes those that are done.
+        count = self.batch_size[0]
+        leaves = {key: torch.zeros(count, width) for key, width in WIDTHS.items()}
+        leaves["z"] = self.bank[torch.randint(0, len(self.bank), (count,))]
+        return TensorDict(leaves, batch_size=self.batch_size)
+
+
+def torchrl_mdn_rnn(count: int) -> Step:
+    """A step of it in `count` rows, as TorchRL's collectors take one; it has no time limit."""
+    model: PlainMDNRNN = quiet(PlainMDNRNN(), "cpu")
+
+    def transition(z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        z, h, c, reward, ends = model(z, h, c, action)
+        return z, h, c, reward[:, None], ends[:, None]
+
+    said = [("next", key) for key in (*WIDTHS, "reward", "done")]
+    dynamics = TensorDictModule(transition, in_keys=[*WIDTHS, "action"], out_keys=said)
+    # The model's one call gives rewards and ends as well: other modules have nothing to do.
+    nothing: TensorDictModuleBase = TensorDictModule(
+        lambda reward: reward, in_keys=[("next", "reward")], out_keys=[("next", "reward")]
+    )
+    encoder = TensorDictModule(lambda z: z, in_keys=["z"], out_keys=["z"])
+    env = Restarting(WorldModel(encoder, dynamics, nothing), Specs(count), latent_key="z")
+    env.bank = model.bank
+    now = env.reset()
+    action = torch.rand(count, PlainMDNRNN.actions)
+
+    @torch.no_grad()
+    def step() -> TensorDict:
+        nonlocal now
+        now.set("action", action)
+        _, now = env.step_and_maybe_reset(now)
+        return now
+
+    return step
