@@ -172,6 +172,13 @@ class RSSM(WorldModel):
         remedy = "lower objective.dyn and objective.rep, or objective.free_nats where that is large"
         return Vitals({"": Divergence(nats, objective.free_nats, "all", remedy)}, {})
 
+    def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
+        """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""
+        from dreamgym.models.arranged_layers import Packing
+        from dreamgym.models.rssm_arranged import ArrangedRSSM
+
+        return ArrangedRSSM(self.to(device), Packing(num_envs, dtype, device))
+
     def _unroll(
         self, segment: Segment, targets: list[Tensor], noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +245,10 @@ class RewardHead(nn.Module):
 
     def predict(self, features: Tensor) -> Tensor:
         """The reward (...) in the real environment's units."""
-        said = self.net(features)
+        return self.expected(self.net(features))
+
+    def expected(self, said: Tensor) -> Tensor:
+        """The reward (...) that outputs (..., bins or 1) of the network stand for."""
         if self._squashed:
             return self.two_hot.mean(said)
         said = said.squeeze(-1)
