@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import dreamgym
@@ -57,7 +58,7 @@ def torchrun(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=560,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr
     return done
 
 
@@ -82,12 +83,17 @@ def test_two_processes_fit_what_one_fits(data, tmp_path):
         assert shared.provenance["processes"] == 2
         histories = zip(alone.provenance["history"], shared.provenance["history"], strict=True)
         for one, other in histories:
-            for name in ("update", "loss", "held_out"):
-                assert other[name] == pytest.approx(one[name], rel=1e-3), (family, name)
+            for name, tolerance in {"update": 0, "loss": 1e-3, "held_out": 1e-2}.items():
+                assert other[name] == pytest.approx(one[name], rel=tolerance), (family, name)
         weights, there = alone.model.state_dict(), shared.model.state_dict()
         for name, value in weights.items():
-            error = (there[name].double() - value.double()).abs().max()
-            assert float(error) < 2e-3 * max(1.0, float(value.double().abs().max())), (family, name)
+            # What is added before a batch norm has no gradient but rounding, of which Adam makes
+            # steps of full size; the running mean goes with it.
+            if name.endswith(("inwards.bias", "running_mean")):
+                continue
+            torch.testing.assert_close(
+                there[name], value, rtol=2e-3, atol=2e-3, msg=f"{family} {name}"
+            )
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from dreamgym.models.observations import Observation, each
 from dreamgym.models.rssm_config import RSSMConfig
 from dreamgym.models.rssm_latents import free, latent
 from dreamgym.models.rssm_layers import BlockGRUCell, GRUCell, Joined, linear, mlp
-from dreamgym.models.rssm_presets import PRESETS
+from dreamgym.models.rssm_presets import FITS, PRESETS
 from dreamgym.models.rssm_senses import Senses
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.twohot import TwoHot
@@ -48,7 +48,7 @@ class RSSM(WorldModel):
 
     config_type = RSSMConfig
     presets: ClassVar[Mapping[str, RSSMConfig]] = PRESETS
-    # Of the default config. The authors of DreamerV3 have 16 x 64 and 4e-5, for millions of steps.
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = FITS
     fit_defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 64,
         "segment_length": 16,

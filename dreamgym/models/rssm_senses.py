@@ -22,6 +22,7 @@ from dreamgym.models.vision import (
     ConvEncoder,
     ConvStack,
     halvings,
+    pieces,
 )
 
 GREY = 0.5
@@ -95,19 +96,31 @@ class Senses(nn.Module):
     def predict(self, features: Tensor) -> list[Tensor]:
         """What `targets` would give, from features (..., features)."""
         made = [self.decode_vectors(features)] if self.sizes else []
-        images = [decoder(features) for decoder in self.decode_images]
+        return made + [self._picture(decoder, features) for decoder in self.decode_images]
+
+    def _picture(self, decoder: nn.Module, features: Tensor) -> Tensor:
+        """An image (..., channels, height, width) of features (..., features)."""
+        image: Tensor = decoder(features)
         # DreamerV3 keeps images within their range, the models before it do not.
-        return made + (
-            [image.sigmoid() - GREY for image in images] if self.config.blocks else images
-        )
+        return image.sigmoid() - GREY if self.config.blocks else image
 
     def error(self, features: Tensor, targets: list[Tensor]) -> Tensor:
         """Weighted sum of squared errors (B, L) of predictions from features (B, L, ...)."""
-        objective = self.config.objective
-        weights = [objective.vector] * bool(self.sizes) + [objective.image] * len(self.pixels)
-        total = torch.zeros((), device=features.device)
-        for weight, said, wanted in zip(weights, self.predict(features), targets, strict=True):
-            total = total + weight * (said - wanted).square().flatten(2).sum(-1)
+        objective, lead = self.config.objective, features.shape[:2]
+        total = torch.zeros(lead, device=features.device)
+        if self.sizes:
+            error = (self.decode_vectors(features) - targets[0]).square().sum(-1)
+            total = total + objective.vector * error
+        flat = features.flatten(0, 1)
+        for decoder, wanted in zip(self.decode_images, targets[bool(self.sizes) :], strict=True):
+            # Piece by piece up to the sum: what a decoder says of all images is never there.
+            pixels = wanted.shape[-2:].numel()
+            pairs = zip(pieces(flat, pixels), pieces(wanted.flatten(0, 1), pixels), strict=True)
+            errors = [
+                (self._picture(decoder, some) - truth).square().flatten(1).sum(-1)
+                for some, truth in pairs
+            ]
+            total = total + objective.image * torch.cat(errors).unflatten(0, lead)
         return total
 
     def decode(self, features: Tensor) -> Observation:
