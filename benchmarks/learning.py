@@ -1,0 +1,205 @@
+"""Whether each family learns vectors: open-loop forecasts, and policies trained in dreams alone.
+
+For every task, family and seed: record mixed data, fit, compare open-loop forecasts of held-out
+episodes with repeating the last observation at each of 50 horizons, train PPO in the dream, and
+measure it over 100 real episodes. What is made lies in `--work` and is used again, so that a run
+that was stopped goes on; `--picture` draws the forecasts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from learning_pictures import draw_forecasts
+from mixed_data import record_mixed
+from reporting import Row, at_least, below, parser, report
+
+import dreamgym
+from dreamgym.data import Dataset
+from dreamgym.quality import OpenLoopErrors, open_loop_errors
+from dreamgym.train import TrainConfig
+
+HORIZONS = range(1, 51)
+SAMPLES = 16
+"""Dreams of the same actions, whose mean is the forecast."""
+QUICK_FIT, QUICK_TRAINING = {"updates": 40, "evaluate_every": 40}, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment, how much data of it, and what a policy should reach.
+
+    Attributes:
+        bar: the real return wanted of a dream-trained policy.
+        steps: recorded real steps.
+        fit: settings of every family's fit that are not its defaults.
+        models: sizes of a family's model that are not its defaults.
+        training: settings of PPO that are not the defaults.
+        training_steps: of PPO in the dream.
+    """
+
+    bar: float
+    steps: int
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    training_steps: int = 400_000
+
+
+TASKS = {
+    "CartPole-v1": Task(bar=475.0, steps=20_000),
+    "Pendulum-v1": Task(bar=-200.0, steps=20_000, training={"gamma": 0.95}),
+    "LunarLander-v3": Task(
+        bar=100.0,
+        steps=100_000,
+        fit={"updates": 4000, "horizon": 600},
+        models={"mdn-rnn": {"hidden": 128, "trunk": 128, "head": 128}},
+        training_steps=2_000_000,
+    ),
+}
+FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One task, family and seed, and the folder with everything that is made of them."""
+
+    env_id: str
+    family: str
+    seed: int
+    work: Path
+    quick: bool
+
+    @property
+    def task(self) -> Task:
+        """What is to be done."""
+        return TASKS[self.env_id]
+
+    @property
+    def folder(self) -> Path:
+        """Of what this family makes."""
+        return self.work / f"{self.env_id}-{self.seed}" / self.family
+
+    @property
+    def data(self) -> Path:
+        """The dataset, which all families share."""
+        return self.folder.parent / "data.h5"
+
+    def world(self) -> dreamgym.World:
+        """The fitted world; from the folder if it is there."""
+        out = self.folder / "world"
+        if out.exists():
+            return dreamgym.load(out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.data.exists():
+            record_mixed(self.env_id, 2000 if self.quick else self.task.steps, self.data, self.seed)
+        settings = {**self.task.fit, **(QUICK_FIT if self.quick else {})}
+        if self.family in self.task.models:
+            kind = dreamgym.models.FAMILIES[self.family].config_type
+            settings["model"] = kind(**self.task.models[self.family])
+        config = dreamgym.recommended(self.family, **settings)
+        return dreamgym.fit(self.data, out, family=self.family, seed=self.seed, config=config)
+
+    def forecasts(self, world: dreamgym.World) -> OpenLoopErrors:
+        """Errors on the episodes that were held out of the fit."""
+        with Dataset(self.data) as data:
+            fitted = world.provenance["fit"]
+            _, held_out = data.split(fitted["held_out"], fitted["seed"])
+            return open_loop_errors(world.model, data, held_out, horizons=HORIZONS, samples=SAMPLES)
+
+    def transferred(self, world: dreamgym.World) -> dict[str, Any]:
+        """What the policy that PPO learnt in the dream reaches in reality."""
+        result = self.folder / "transfer.json"
+        if not result.exists():
+            policy = dreamgym.train_policy(
+                world,
+                seed=self.seed,
+                steps=QUICK_TRAINING if self.quick else self.task.training_steps,
+                config=TrainConfig(**self.task.training),
+            )
+            policy.save(self.folder / "policy.zip")
+            moved = dreamgym.transfer_policy(policy, world, episodes=10 if self.quick else 100)
+            result.write_text(json.dumps(moved.as_dict()))
+        return json.loads(result.read_text())
+
+
+def rows_of(run: Run) -> tuple[list[Row], OpenLoopErrors]:
+    """The figures of one run, and its forecasts to be drawn."""
+    began = time.perf_counter()
+    world = run.world()
+    errors, moved = run.forecasts(world), run.transferred(world)
+    name = f"{run.env_id}, {run.family}, seed {run.seed}"
+    against_last = errors.mean / errors.repeat_last
+    worst = int(np.argmax(against_last))
+    low, high = moved["real_return_interval"]
+    rows = [
+        below(
+            f"{name}: error against repeat-last, worst of 50 horizons ({errors.horizons[worst]})",
+            float(against_last[worst]),
+            "ratio",
+            1.0,
+        ),
+        at_least(f"{name}: real return", moved["real_return_mean"], "return", run.task.bar),
+        Row(name=f"{name}: low end of its 95% interval", value=low, unit="return"),
+        Row(name=f"{name}: high end of its 95% interval", value=high, unit="return"),
+        Row(
+            name=f"{name}: dream return of the same policy",
+            value=moved["dream_return_mean"],
+            unit="return",
+        ),
+        Row(name=f"{name}: fit", value=world.provenance["seconds"], unit="s"),
+    ]
+    for k in (1, 5, 15, 50):
+        at = list(errors.horizons).index(k)
+        for what, value in (
+            ("forecast", errors.mean),
+            ("one dream", errors.sampled),
+            ("repeat-last", errors.repeat_last),
+        ):
+            rows.append(Row(name=f"{name}: {what} at {k}", value=float(value[at]), unit="spreads"))
+    print(f"{name}: {moved['real_return_mean']:.0f}, {time.perf_counter() - began:.0f} s")
+    return rows, errors
+
+
+def arguments() -> argparse.Namespace:
+    parsed = parser(__doc__.splitlines()[0])
+    parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parsed.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parsed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parsed.add_argument("--work", type=Path, help="folder to keep everything in")
+    parsed.add_argument("--picture", type=Path, metavar="FILE", help="draw the forecasts as PNG")
+    return parsed.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    rows: list[Row] = []
+    drawn: dict[str, dict[str, list[OpenLoopErrors]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = chosen.work or Path(temporary)
+        for env_id in chosen.tasks[:1] if chosen.quick else chosen.tasks:
+            for seed in chosen.seeds[:1] if chosen.quick else chosen.seeds:
+                for family in chosen.families:
+                    run = Run(
+                        env_id=env_id, family=family, seed=seed, work=work, quick=chosen.quick
+                    )
+                    found, errors = rows_of(run)
+                    rows += found
+                    drawn.setdefault(env_id, {}).setdefault(family, []).append(errors)
+    if chosen.picture is not None:
+        draw_forecasts(drawn, chosen.picture)
+    report(rows, chosen)
+
+
+if __name__ == "__main__":
+    gym.logger.min_level = gym.logger.ERROR
+    main()
