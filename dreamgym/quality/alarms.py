@@ -15,8 +15,8 @@ from dreamgym.quality.actions import STEPS, ActionEffect, action_effect
 from dreamgym.quality.calibration import Calibration, calibration
 from dreamgym.quality.windows import BURN_IN, Windows, affordable, draw_windows, longest, uniform
 
-WINDOWS = 512
-"""Of held-out episodes at each look: about the work of one batch of the fit."""
+WINDOWS = (512, 64)
+"""At each look, of vectors and of images: about the work of one batch of the fit."""
 
 ZERO_NATS = 0.01
 """Below this a dimension says nothing: an active unit says more (Burda et al. 2016, 1509.00519)."""

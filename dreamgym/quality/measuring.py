@@ -16,7 +16,8 @@ from dreamgym.quality.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.quality.windows import BURN_IN, Windows, affordable, draw_windows, uniform
 
 HORIZONS = (1, 5, 15, 50)
-WINDOWS = 2048
+WINDOWS = (2048, 256)
+"""At most: of vectors, and of images."""
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from dreamgym.quality.windows import (
     uniform,
 )
 
-WINDOWS = 2048
+WINDOWS = (2048, 64)
+"""At most: of vectors, and of images."""
 ROW_STEPS = 250_000
 """Steps of single rows that one measurement may take, about: long dreams get fewer windows."""
 

@@ -30,7 +30,8 @@ LOSES = 1.05
 LEAST_HORIZON = 15
 """Shorter dreams teach a policy little, whatever they are worth; they can still be asked for."""
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75)
-WINDOWS, SAMPLES = 256, 4
+WINDOWS, SAMPLES = (256, 128), 4
+"""Windows at most, of vectors and of images, and dreams of each."""
 BETTER, TIE, EVIDENCE = 0.2, 1e-3, 2.0
 """A threshold is recommended over sampling if its score is better by this share, by this much, and
 by so many standard errors. It must be much better: a policy learns to live just below a threshold,

@@ -29,9 +29,6 @@ BYTES = 64 << 20
 """Of observations in all windows: of images there are fewer windows."""
 FEWEST = 64
 """Windows there are in any case."""
-IMAGES = 8
-"""Times fewer windows, at least, where there are images: to decode one takes as long as many
-steps of a vector."""
 
 
 class Windows(NamedTuple):
@@ -80,12 +77,18 @@ def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.devi
     return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
 
 
-def affordable(dataset: AnyDataset, length: int, most: int) -> int:
-    """How many windows of `length` transitions to look at, `most` at most."""
+def affordable(dataset: AnyDataset, length: int, most: tuple[int, int]) -> int:
+    """How many windows of `length` transitions to look at.
+
+    Args:
+        dataset: where they are drawn from.
+        length: of a window.
+        most: of vectors, and where there are images: to decode one takes as long as many steps.
+    """
     boxes = parts(dataset.observation_space).values()
     row = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
-    most = most // IMAGES if any(map(is_image, boxes)) else most
-    return max(FEWEST, min(most, BYTES // (row * (length + 1))))
+    limit = most[1] if any(map(is_image, boxes)) else most[0]
+    return min(limit, max(FEWEST, BYTES // (row * (length + 1))))
 
 
 def longest(dataset: AnyDataset, episodes: NDArray[Any]) -> int:
