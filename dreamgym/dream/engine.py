@@ -179,9 +179,10 @@ class Engine:
     def _begun_by_index(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
         """The same where asking costs nothing: only the rows that are done are drawn and seen."""
         first = each(torch.clone, seen)
-        rows = stepped.done.nonzero().squeeze(1)
+        rows = stepped.done.nonzero()
         if not len(rows):
             return stepped, first
+        rows = rows.squeeze(1)
         dreams, begun = self._written(stepped, rows)
         fresh = self.view(begun)
         for key in fresh if isinstance(fresh, dict) else (WHOLE,):

@@ -38,12 +38,11 @@ class RowsOnCPU:
     def __init__(self, model: ArrangedMDNRNN, num_envs: int) -> None:
         self.model, self.hidden = model, model.config.hidden
         self.size, self.mixtures = model.size, model.config.mixtures
-        self.few = num_envs < FEW
         rows = min(num_envs, ROWS)
         self.weights = torch.empty(rows, self.mixtures, self.size)
         self.total = torch.empty(rows, self.size)
         per_component = self.mixtures * self.size
-        first = torch.arange(rows if self.few else 0)[:, None, None] * _width(model)
+        first = torch.arange(rows if rows < FEW else 0)[:, None, None] * _width(model)
         kinds = torch.tensor([1, 2])[:, None] * per_component
         self.places = first + kinds + torch.arange(self.size)
 
@@ -59,26 +58,25 @@ class RowsOnCPU:
             temperature: a number or (B,).
         """
         count = len(taken)
+        if count < FEW:
+            return self._rows(state, taken, numbers, temperature, None)
         h, c = (leaf.new_empty(count, self.hidden) for leaf in (state["h"], state["c"]))
         if count <= ROWS:
-            z, reward, termination, *unknown = self._rows(
-                state, taken, numbers, temperature, (h, c)
-            )
-            after = {"z": z, "h": h, "c": c}
-            return after, reward, termination, unknown[0] if unknown else None
-        leaves: list[Tensor] = []
+            return self._rows(state, taken, numbers, temperature, (h, c))
+        parts: list[Tensor] = []
         for at in range(0, count, ROWS):
             rows = slice(at, at + ROWS)
             tau = temperature
             if isinstance(tau, Tensor) and tau.ndim:
                 tau = tau[rows]
-            part = {key: leaf[rows] for key, leaf in state.items()}
+            before = {key: leaf[rows] for key, leaf in state.items()}
             these = tuple(leaf[rows] for leaf in numbers)
-            found = self._rows(part, taken[rows], these, tau, (h[rows], c[rows]))
-            leaves = leaves or [leaf.new_empty(count, *leaf.shape[1:]) for leaf in found]
-            for whole, leaf in zip(leaves, found, strict=True):
+            after, *rest = self._rows(before, taken[rows], these, tau, (h[rows], c[rows]))
+            found = [after["z"], *(leaf for leaf in rest if leaf is not None)]
+            parts = parts or [leaf.new_empty(count, *leaf.shape[1:]) for leaf in found]
+            for whole, leaf in zip(parts, found, strict=True):
                 whole[rows] = leaf
-        z, reward, termination, *unknown = leaves
+        z, reward, termination, *unknown = parts
         return {"z": z, "h": h, "c": c}, reward, termination, unknown[0] if unknown else None
 
     def _rows(
@@ -87,30 +85,23 @@ class RowsOnCPU:
         taken: Tensor,
         numbers: tuple[Tensor, ...],
         temperature: Temperature,
-        after: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, ...]:
-        """The next z, reward, termination and (where there are limits) which rows left them.
-
-        Args:
-            state: as in a step, and so the others.
-            taken: (B, actions).
-            numbers: leaves (B, n).
-            temperature: a number or (B,).
-            after: where to write the next h and c.
-        """
-        model, z, (h, c) = self.model, state["z"], after
+        into: tuple[Tensor, Tensor] | None,
+    ) -> After:
+        """The same for rows that fit in the cache; the next h and c are written into `into`."""
+        model, z = self.model, state["z"]
         gates = model.linear["gates"](torch.cat(model.inputs(state, taken), -1))
         i, f, o, g = gates.sigmoid_().split(self.hidden, 1)
-        torch.mul(f, state["c"], out=c).addcmul_(i, g, value=2).sub_(i)
-        if self.few:
-            torch.tanh(c, out=h).mul_(o)
+        if into is None:
+            c = (f * state["c"]).addcmul_(i, g, value=2).sub_(i)
+            h = c.tanh().mul_(o)
         else:
+            h, c = into
+            torch.mul(f, state["c"], out=c).addcmul_(i, g, value=2).sub_(i)
             torch.mul(c, 2, out=h).sigmoid_().mul_(2).sub_(1).mul_(o)
         y = model.outputs(h, z, taken)
         draw = self._draw_few if len(z) == len(self.places) else self._draw
         new, unknown = model.moved(z, draw(y, numbers, temperature))
-        judged = model.judged(y, (h, z, new, taken))
-        return (new, *judged) if unknown is None else (new, *judged, unknown)
+        return {"z": new, "h": h, "c": c}, *model.judged(y, (h, z, new, taken)), unknown
 
     def _scratch(self, rows: int) -> tuple[Tensor, Tensor]:
         """Memory for the weights (B, k, n) and their sum (B, n)."""
@@ -146,14 +137,11 @@ class RowsOnCPU:
         n, k = self.size, self.mixtures
         logits = y[:, : k * n].view(rows, k, n)
         if not is_one(temperature):
-            logits.div_(per_row(temperature, logits))
-        logits.sub_(logits.amax(1, True))
-        y[:, : 2 * k * n].exp_()
-        so_far = logits.cumsum(1)
-        below = (so_far[:, -1] * choose).unsqueeze(1)
-        component = (so_far[:, :-1] <= below).sum(1, True)
-        sigma, mean = y.take(torch.add(self.places, component, alpha=n)).unbind(1)
-        sigma.add_(self.model.floor).clamp_(max=self.model.ceiling)
+            logits = logits / per_row(temperature, logits)
+        so_far = logits.softmax(1).cumsum(1)
+        component = (so_far[:, :-1] <= choose.unsqueeze(1)).sum(1, True)
+        raw, mean = y.take(torch.add(self.places, component, alpha=n)).unbind(1)
+        sigma = raw.exp_().add_(self.model.floor).clamp_(max=self.model.ceiling)
         return self._placed(mean, sigma, normal, temperature)
 
     @staticmethod
