@@ -56,6 +56,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("typed", list(commands()))
 def test_commands_exist(typed: str) -> None:
     program, *arguments = shlex.split(typed, comments=True)
+    if program == "torchrun":
+        program, arguments = "dreamgym", arguments[arguments.index("dreamgym.cli") + 1 :]
     if program == "dreamgym":
         parses(arguments)
     elif program == "make":
