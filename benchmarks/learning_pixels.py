@@ -26,8 +26,16 @@ from torch import Tensor
 
 import dreamgym
 from dreamgym.data import Dataset
-from dreamgym.models import Decodes, JEPAConfig, MDNRNNConfig, RSSMConfig, filter, imagine, part
-from dreamgym.models import as_segment
+from dreamgym.models import (
+    Decodes,
+    JEPAConfig,
+    MDNRNNConfig,
+    RSSMConfig,
+    as_segment,
+    filter,
+    imagine,
+    part,
+)
 
 AHEAD = 15
 BURN_IN = 5
