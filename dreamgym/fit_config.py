@@ -96,7 +96,8 @@ class FitConfig:
             small models.
         overwrite: let a world at `out` give way.
         tensorboard: folder to log to, or None.
-        model: the family's own config, or None for its default.
+        model: the family's own config, or None for its default; or a fitted model of the family,
+            from whose weights and normalisers to go on, with more data, say.
         optimizer: how the weights follow the gradient.
     """
 

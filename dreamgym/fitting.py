@@ -18,21 +18,16 @@ from dreamgym import checkpoint
 from dreamgym.checkpoint import Parts, Progress
 from dreamgym.data import AnyDataset, Dataset, opened
 from dreamgym.data.signals import uninterrupted
-from dreamgym.device import seeded, threads
+from dreamgym.device import threads
 from dreamgym.files import nearest
 from dreamgym.fit_batches import HELD_OUT, TRAINING, Batches, Piece, Share
 from dreamgym.fit_config import FitConfig, recommended
 from dreamgym.fit_errors import finite, naming_memory
 from dreamgym.fit_log import Log, logger
 from dreamgym.fit_losses import BatchLosses
+from dreamgym.fit_model import begun_from, first_model
 from dreamgym.fitted_world import Fitted, world_of
-from dreamgym.models import (
-    FAMILIES,
-    ModelSpec,
-    WorldModel,
-    measure,
-    plain,
-)
+from dreamgym.models import FAMILIES, plain
 from dreamgym.optimizing import RunningMean, clip_gradients, optimizer_for
 from dreamgym.processes import is_first, launched
 from dreamgym.quality import Watch
@@ -114,7 +109,7 @@ class _Fit:
         self.fabric = launched(config)
         self.device = self.fabric.device
         self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = self._new_model()
+        self.model = first_model(config.model, family, seed, data, self.training)
         self.fabric.to_device(self.model)
         self.losses = BatchLosses(self.fabric, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -175,7 +170,9 @@ class _Fit:
         config, progress = self.config, self.progress
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, progress.update, config.updates)
+            group["lr"] = learning_rate(
+                config.optimizer, progress.update, config.updates, self.model.turns
+            )
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.losses.gradient(pieces)
         clip_gradients(self.parameters, config.optimizer)
@@ -248,20 +245,10 @@ class _Fit:
         if self.checkpoint is not None and self.progress.update and is_first():
             checkpoint.save(self.checkpoint, self.fingerprint(), self._parts(), self.progress)
 
-    def _new_model(self) -> WorldModel:
-        """A model with fresh weights of this seed; the global generator is left as it was."""
-        spec = ModelSpec(family=self.family, config=self.config.model)
-        with seeded(self.seed, torch.device("cpu")):
-            model = spec.build(self.data.observation_space, self.data.action_space)
-        episodes = (self.data.episode(int(index)) for index in self.training)
-        actions = (self.data.actions(int(index)) for index in self.training)
-        model.set_statistics(measure(((e.observations, e.rewards) for e in episodes), actions))
-        return model
-
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this fit."""
         elsewhere = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
-        settings = {k: v for k, v in asdict(self.config).items() if k not in elsewhere}
+        settings = {k: v for k, v in vars(self.config).items() if k not in elsewhere}
         optimizer = asdict(self.config.optimizer)
         said = {
             "dataset": self.data.checksum,
@@ -272,6 +259,7 @@ class _Fit:
             "optimizer": optimizer.pop("name"),
             **optimizer,
             "model": plain(self.model.config),
+            **begun_from(self.config.model),
         }
         as_read: dict[str, Any] = json.loads(json.dumps(said))
         return as_read

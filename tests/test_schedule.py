@@ -35,3 +35,16 @@ def test_without_warm_up_the_peak_comes_first():
     assert rates(5, warm_up=1000, schedule="constant") == pytest.approx(
         [0.002 * (k + 1) for k in range(5)]
     )
+
+
+def test_each_turn_is_a_schedule_of_its_own():
+    config = OptimizerConfig()
+    seen = [learning_rate(config, update, 150, (50,)) for update in range(150)]
+    assert seen[:50] == [learning_rate(config, update, 50) for update in range(50)]
+    assert seen[50:] == [learning_rate(config, update, 100) for update in range(100)]
+
+
+@pytest.mark.parametrize("turn", [0, 100, 500])
+def test_a_turn_out_of_the_fit_is_none(turn):
+    config = OptimizerConfig()
+    assert learning_rate(config, 70, 100, (turn,)) == learning_rate(config, 70, 100)

@@ -145,8 +145,16 @@ class WorldModel(nn.Module, ABC):
             noise: (B, L + 1, noise_dim) uniforms, one row for each observation.
         """
 
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Updates at which another part of the model begins to be fitted; mostly there are none."""
+        return ()
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers; called once, before fitting, with training episodes only."""
+
+    def begin_fit(self) -> None:
+        """Called before a fit that goes on from these weights, which are unlike fresh ones."""
 
     def after_update(self) -> None:
         """Called after every optimiser update: EMA targets and the like."""

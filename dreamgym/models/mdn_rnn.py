@@ -7,7 +7,6 @@ the LSTM, predicts the next z. On vectors V is the identity with a normaliser, o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -20,14 +19,13 @@ from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldM
 from dreamgym.models.exact import Linear
 from dreamgym.models.lstm import LSTM
 from dreamgym.models.masked import masked_mean
+from dreamgym.models.mdn_rnn_config import LOG_SIGMA_MAX, MDNRNNConfig
 from dreamgym.models.mdn_rnn_heads import Judgement, LinearHeads, TransitionHeads
 from dreamgym.models.mixture import Mixture
 from dreamgym.models.observations import Observation
 from dreamgym.models.perception import Perception, VisionSizes, vitals
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Vitals
-
-LOG_SIGMA_MAX = 2.0
 
 PUBLISHED_FIT: Mapping[str, Any] = {
     "optimizer": "adam",
@@ -42,68 +40,6 @@ PUBLISHED_FIT: Mapping[str, Any] = {
 """How the authors fit M: batches of 100 sequences. Theirs are whole episodes (999 steps of
 CarRacing, 500 of Doom) of frames that V, fitted before with 1e-4, has encoded once and for all;
 here V encodes every batch, and sequences are as long as `segment_length` says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MDNRNNConfig:
-    """Sizes of an MDN-RNN.
-
-    Attributes:
-        hidden: width of the LSTM.
-        mixtures: components of each dimension's mixture.
-        trunk: width of the hidden layer between LSTM and mixtures, which sees z and the action
-            again; 0 for mixtures straight from the LSTM, as published.
-        head: width of the hidden layers of the reward and termination heads; 0 for linear heads on
-            h, as published. Both see the new z and the change to it, the termination head h too,
-            the reward head the action: see `TransitionHeads`.
-        log_sigma_min: floor of a component's log standard deviation, in units of the deltas'
-            spread.
-        range_margin: a dream that leaves the training data's range, widened on each side by this
-            share of it, ends there with the worst return that the data has seen.
-        restart_flag: M also sees whether an episode begins, as it does in Doom.
-        image_size: height and width that images are resized to for the VAE.
-        latent: width of an image's z.
-        width: multiplies the channels of the VAE; 1 is the paper's.
-        kl_tolerance: nats for each dimension of an image's z that the VAE may use freely.
-        kl_scale: weight of the VAE's divergence; 1 as published, less leaves z less noise.
-        foreground: how many times more the VAE's errors weigh where a frame differs by one from the
-            mean frame; 0 as published.
-        vision_frames: frames of each batch that the VAE is fitted on, about.
-        vision_updates: updates that fit the VAE alone; it stays as it is from then on, and M is
-            fitted: so did the authors. 0 fits both in every update, the VAE by its own loss alone.
-    """
-
-    hidden: int = 64
-    mixtures: int = 5
-    trunk: int = 64
-    head: int = 64
-    log_sigma_min: float = -3.0
-    range_margin: float = 0.3
-    restart_flag: bool = False
-    image_size: int = 64
-    latent: int = 32
-    width: float = 0.5
-    kl_tolerance: float = 0.5
-    kl_scale: float = 1.0
-    foreground: float = 0.0
-    vision_frames: int = 128
-    vision_updates: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"hidden": 1, "mixtures": 1, "trunk": 0, "head": 0, "latent": 1}
-        least |= {"image_size": 1, "vision_frames": 1, "vision_updates": 0}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a whole number of at least {minimum}"
-                )
-        for name in ("kl_tolerance", "kl_scale", "foreground", "range_margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
-        if self.width <= 0:
-            raise ValueError(f"width={self.width}: give a number above 0")
-        if self.log_sigma_min >= LOG_SIGMA_MAX:
-            raise ValueError(f"log_sigma_min={self.log_sigma_min} must be below {LOG_SIGMA_MAX}")
 
 
 class MDNRNN(WorldModel):
@@ -169,6 +105,15 @@ class MDNRNN(WorldModel):
         for name in ("reward_mean", "reward_std", "worst_return"):
             getattr(self, name).copy_(getattr(statistics, name))
 
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """See `WorldModel.turns`: M's turn comes after V's."""
+        return (self.config.vision_updates,) if self.config.vision_updates else ()
+
+    def begin_fit(self) -> None:
+        """See `WorldModel.begin_fit`: V's turn comes first again."""
+        self.updates.zero_()
+
     def after_update(self) -> None:
         """Count: fitting V ends after `vision_updates`."""
         self.updates += 1
@@ -228,16 +173,18 @@ class MDNRNN(WorldModel):
         turn = self.config.vision_updates
         vision_first = bool(turn and self.training and self.updates < turn)
         vision_done = bool(turn and self.training and not vision_first)
-        terms = {} if vision_done else self._vision_terms(segment, noise[..., : self.size])
+        noise = noise[..., : self.size]
+        terms = {} if vision_done else self._vision_terms(segment, noise)
         if not vision_first:
-            terms |= self._dynamics_terms(segment, noise[..., : self.size])
+            encode = self.vision.recall if vision_done else self.vision.encode
+            terms |= self._dynamics_terms(segment, encode(segment.observation, noise))
         weighed = [v * self.config.kl_scale if k.startswith("kl") else v for k, v in terms.items()]
         return torch.stack(weighed).sum(), {name: term.detach() for name, term in terms.items()}
 
     def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
         """See `WorldModel.vitals`; of the VAE."""
         count, free = self.config.vision_frames, self.config.kl_tolerance
-        return vitals(self.vision.frames(segment.observation, noise[..., : self.size], count), free)
+        return vitals(self.vision.frames(segment, noise[..., : self.size], count), free)
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """See `WorldModel.prepare`: weights packed, products fused, float32 or bfloat16."""
@@ -247,20 +194,20 @@ class MDNRNN(WorldModel):
 
     def _vision_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
         """V's own terms, for each part that is an image; padding is left out."""
-        real = F.pad(segment.mask, (1, 0), value=True).flatten()
         settings = {"tolerance": self.config.kl_tolerance, "foreground": self.config.foreground}
         terms = {}
-        batches = self.vision.frames(segment.observation, noise, self.config.vision_frames)
+        batches = self.vision.frames(segment, noise, self.config.vision_frames)
         for key, batch in batches.items():
             loss = batch.vae.loss(batch.images, batch.standard, **settings)
             suffix = f"_{key}" if key else ""
             for name, values in loss._asdict().items():
-                terms[name + suffix] = masked_mean(values, real[batch.rows])
+                terms[name + suffix] = masked_mean(
+                    values, torch.ones_like(values, dtype=torch.bool)
+                )
         return terms
 
-    def _dynamics_terms(self, segment: Segment, noise: Tensor) -> dict[str, Tensor]:
+    def _dynamics_terms(self, segment: Segment, z: Tensor) -> dict[str, Tensor]:
         """M's terms, teacher-forced: one call of the fused LSTM, which begins as `filter` does."""
-        z = self.vision.encode(segment.observation, noise)
         encoded = self.encode_action(segment.action)
         now, new = z[:, :-1], z[:, 1:]
         h = self.lstm.unroll(self._inputs(now, encoded))[:, 1:]

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym.models.base import Segment
 from dreamgym.models.masked import processes
 from dreamgym.models.observations import Observation, assemble, is_image, part, parts
 from dreamgym.models.pixels import Pixels
+from dreamgym.models.remembering import Remembered
 from dreamgym.models.sampling import normal
 from dreamgym.models.statistics import Statistics
-from dreamgym.models.vae import VAE
+from dreamgym.models.vae import VAE, Posterior
 from dreamgym.models.vectors import flattened, standard_range
 from dreamgym.models.vitals import Divergence, Vitals
 
 CHUNK = 256
 """Frames that are encoded at once: more only fills memory."""
+
+
+Encoder = Callable[[str, Tensor], Posterior]
 
 
 class VisionSizes(NamedTuple):
@@ -86,6 +93,7 @@ class Perception(nn.Module):
             size += count
         self.size = size
         self.sights = nn.ModuleList(sights)
+        self._remembered = {key: Remembered() for key in self.images}
         self._register(torch.tensor(np.concatenate(bounds, 1), dtype=torch.float32))
 
     def _register(self, bounds: Tensor) -> None:
@@ -122,26 +130,38 @@ class Perception(nn.Module):
             observation: in the real environment's units.
             noise: (..., size) uniforms; only those of latents are used.
         """
+        return self._encode(observation, noise, self._posterior)
+
+    def recall(self, observation: Observation, noise: Tensor) -> Tensor:
+        """`encode`, with each image's posterior computed once for as long as V stands still."""
+        return self._encode(observation, noise, self._posterior_once)
+
+    def _encode(self, observation: Observation, noise: Tensor, posterior: Encoder) -> Tensor:
         codes = []
         for key, place in self.places.items():
             values = part(observation, key)
             if key in self.images:
-                codes.append(self._latents(key, values, noise[..., place]))
+                flat, standard = values.flatten(0, -4), normal(noise[..., place])
+                sampled = posterior(key, flat).sample(standard.flatten(0, -2))
+                codes.append(sampled.unflatten(0, values.shape[:-3]))
             else:
                 flat = flattened(values, self.shapes[key]).float()
                 codes.append((flat - self.mean[place]) / self.std[place])
         return torch.cat(codes, -1) if len(codes) > 1 else codes[0]
 
     @torch.no_grad()
-    def _latents(self, key: str, images: Tensor, noise: Tensor) -> Tensor:
-        """Sampled from the posterior, as the controller and M of V-M-C see them."""
+    def _posterior(self, key: str, images: Tensor) -> Posterior:
+        """Of images (N, height, width, channels)."""
         sight = self._sight(key)
-        flat, standard = images.flatten(0, -4), normal(noise).flatten(0, -2)
-        sampled = [
-            sight.vae.encode(sight.pixels.to_float(frames)).sample(numbers)
-            for frames, numbers in zip(flat.split(CHUNK), standard.split(CHUNK), strict=True)
-        ]
-        return torch.cat(sampled).unflatten(0, images.shape[:-3])
+        chunks = [sight.vae.encode(sight.pixels.to_float(frames)) for frames in images.split(CHUNK)]
+        means, log_variances = zip(*chunks, strict=True)
+        return Posterior(torch.cat(means), torch.cat(log_variances))
+
+    def _posterior_once(self, key: str, images: Tensor) -> Posterior:
+        weights = self._sight(key).vae.encoding_weights()
+        return self._remembered[key].posterior(
+            images, weights, lambda unknown: self._posterior(key, unknown)
+        )
 
     def decode(self, z: Tensor) -> Observation:
         """Observations (..., *shape) of z (..., size), in the types and bounds of the space."""
@@ -164,24 +184,25 @@ class Perception(nn.Module):
         low = (self.space_low - self.mean) / self.std
         return torch.clamp(z, low, (self.space_high - self.mean) / self.std)
 
-    def frames(self, observation: Observation, noise: Tensor, count: int) -> dict[str, FrameBatch]:
-        """About `count` frames of every image part, evenly spaced over a batch of segments.
+    def frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
+        """At most `count` real frames of every image part, evenly spaced over a batch of segments.
 
         Segments begin anywhere, so that evenly spaced frames are frames from anywhere.
 
         Args:
-            observation: parts (B, L + 1, *shape).
+            segment: B windows of L transitions; what is under padding is never taken.
             noise: (B, L + 1, size) uniforms.
             count: of frames, in all processes that share the batch.
         """
+        real = F.pad(segment.mask, (1, 0), value=True).flatten().nonzero().squeeze(1)
+        wanted = min(max(1, count // processes()), len(real))
+        rows = real[torch.arange(wanted, device=real.device) * len(real) // wanted]
         batches = {}
         for key in self.images:
             sight = self._sight(key)
-            images = part(observation, key).flatten(0, 1)
-            rows = slice(0, None, max(1, len(images) * processes() // count))
-            floats = sight.pixels.to_float(images[rows])
+            images = part(segment.observation, key).flatten(0, 1)[rows]
             standard = normal(noise[..., self.places[key]].flatten(0, 1)[rows])
-            batches[key] = FrameBatch(sight.vae, floats, standard, rows)
+            batches[key] = FrameBatch(sight.vae, sight.pixels.to_float(images), standard)
         return batches
 
 
@@ -192,13 +213,11 @@ class FrameBatch(NamedTuple):
         vae: whose they are.
         images: (F, channels, height, width) floats in [0, 1].
         standard: (F, latent) standard normal numbers.
-        rows: where they lie among the B * (L + 1) frames.
     """
 
     vae: VAE
     images: Tensor
     standard: Tensor
-    rows: slice
 
 
 def vitals(batches: dict[str, FrameBatch], free: float) -> Vitals:

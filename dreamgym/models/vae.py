@@ -74,6 +74,11 @@ class VAE(nn.Module):
         features = self.encoder(images)
         return Posterior(self.mean(features), self.log_variance(features))
 
+    def encoding_weights(self) -> list[nn.Parameter]:
+        """The parameters that `encode` uses."""
+        parts = (self.encoder, self.mean, self.log_variance)
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def decode(self, z: Tensor) -> Tensor:
         """Images (..., channels, height, width) in [0, 1] of z (..., latent)."""
         return self.decoder(z).sigmoid()

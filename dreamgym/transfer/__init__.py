@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreamgym.transfer.agent import LatentAgent
 from dreamgym.transfer.errors import TransferError
 from dreamgym.transfer.evaluation import EpisodePlan, Evaluation, evaluate, run_episodes
 from dreamgym.transfer.latent import LatentObservation
@@ -10,6 +11,7 @@ from dreamgym.transfer.transferring import Transfer, transfer_policy
 __all__ = [
     "EpisodePlan",
     "Evaluation",
+    "LatentAgent",
     "LatentObservation",
     "Transfer",
     "TransferError",

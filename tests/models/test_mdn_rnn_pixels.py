@@ -117,8 +117,9 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step(space, restart):
 
 
 def test_the_gradient_of_m_never_reaches_v():
-    model = a_model(BOTH)
-    terms = model._dynamics_terms(a_segment(BOTH), noise_for(model)[..., : model.size])
+    model, segment = a_model(BOTH), a_segment(BOTH)
+    z = model.vision.encode(segment.observation, noise_for(model)[..., : model.size])
+    terms = model._dynamics_terms(segment, z)
     sum(terms.values()).backward()
     assert all(p.grad is None for p in model.vision.parameters())
     assert any(p.grad is not None for p in model.lstm.parameters())
@@ -139,6 +140,36 @@ def test_v_first_and_then_m_on_a_v_that_stands_still():
         model.after_update()
     # What is held out is judged by both at any time: the best weights are comparable.
     assert len(model.eval().loss(segment, noise_for(model))[1]) == 5
+
+
+def test_each_part_has_a_learning_rate_that_begins_anew_and_v_its_turn_in_every_fit():
+    model = a_model(vision_updates=2)
+    assert model.turns == (2,)
+    assert a_model().turns == ()
+    for _ in range(3):
+        model.after_update()
+    model.begin_fit()
+    assert "nll" not in model.train().loss(a_segment(), noise_for(model))[1]
+
+
+def test_what_v_made_of_a_frame_is_recalled_until_v_changes(monkeypatch):
+    model, segment = a_model(BOTH), a_segment(BOTH)
+    vision, noise = model.vision, noise_for(model)[..., : model.size]
+    asked: list[int] = []
+    plain = vision._posterior
+    monkeypatch.setattr(vision, "_posterior", lambda key, x: asked.append(len(x)) or plain(key, x))
+    for k in range(3):
+        recalled = vision.recall(segment.observation, noise)
+        torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
+        assert asked == [BATCH * (LENGTH + 1)] * (k + 2)  # `encode` always, `recall` once
+    camera = segment.observation["camera"].clone()
+    camera[0, 0] = 7
+    vision.recall({**segment.observation, "camera": camera}, noise)
+    assert asked[-1] == 1
+    with torch.no_grad():
+        vision.sights[0].vae.mean.weight.mul_(2.0)
+    recalled = vision.recall(segment.observation, noise)
+    torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
 
 
 def test_the_divergence_is_reported_in_nats_and_weighs_as_much_as_asked():
@@ -163,6 +194,17 @@ def test_padding_counts_in_no_term_of_v():
     one, other = (model.loss(s, noise_for(model))[1] for s in (segment, padded))
     for name in ("reconstruction", "kl"):
         torch.testing.assert_close(one[name], other[name])
+
+
+def test_v_is_fitted_on_real_frames_only_spread_over_the_batch():
+    model, segment = a_model(), a_segment()
+    real = torch.nn.functional.pad(segment.mask, (1, 0), value=True)
+    frames = model.vision.frames(segment, noise_for(model)[..., :6], 8)[""]
+    wanted = model.vision.sights[0].pixels.to_float(segment.observation[real])
+    places = [next(k for k, w in enumerate(wanted) if torch.equal(w, i)) for i in frames.images]
+    assert places == [k * 16 // 8 for k in range(8)]
+    everything = model.vision.frames(segment, noise_for(model)[..., :6], 99)[""]
+    assert torch.equal(everything.images, wanted)
 
 
 def test_latents_are_samples_of_their_posterior_and_depend_on_their_noise_alone():

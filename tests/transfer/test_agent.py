@@ -1,0 +1,83 @@
+"""A policy of the latent view that records real experience."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym.train import TrainConfig
+from dreamgym.transfer import LatentAgent
+
+SMALL = TrainConfig(num_envs=8, n_steps=16, batch_size=64, view="latent")
+
+
+@pytest.fixture(scope="module", params=["cartpole_world", "pendulum_world"])
+def trained(request):
+    world = request.getfixturevalue(request.param)
+    return dreamgym.train_policy(world, steps=128, config=SMALL), world
+
+
+def test_what_it_records_is_settled_by_the_seed_and_names_it(trained, tmp_path):
+    policy, world = trained
+    for name in ("a", "b"):
+        agent = LatentAgent(policy, world, name="ppo-round-1")
+        dreamgym.record(world.env_id, steps=60, out=tmp_path / name, policy=agent, seed=3)
+    one, other = (dreamgym.Dataset(tmp_path / name) for name in ("a", "b"))
+    assert one.policy == "ppo-round-1"
+    for k in range(one.num_episodes):
+        np.testing.assert_array_equal(one.episode(k).actions, other.episode(k).actions)
+    assert len(np.unique(one.episode(0).actions)) > 1
+
+
+def test_an_episode_forgets_the_one_before_and_no_global_generator_is_touched(trained):
+    policy, world = trained
+    agent = LatentAgent(policy, world, name="agent")
+    observation = world.observation_space.sample()
+    torch.manual_seed(0)
+    expected = torch.rand(1).item()
+    torch.manual_seed(0)
+    state = random.getstate()
+    lives = []
+    for _ in range(2):
+        agent.begin(5)
+        lives.append([agent.act(observation) for _ in range(20)])
+    np.testing.assert_array_equal(lives[0], lives[1])
+    assert all(world.action_space.contains(action) for action in lives[0])
+    assert torch.rand(1).item() == expected
+    assert random.getstate() == state
+
+
+def test_it_sees_the_features_that_the_dream_has(trained):
+    """What it asks the policy is what filtering the same episode gives."""
+    policy, world = trained
+    agent, seen = LatentAgent(policy, world, name="agent"), []
+    plain = agent._sampled
+    agent._sampled = lambda features: seen.append(features.copy()) or plain(features)
+    agent.begin(0)
+    rng = np.random.default_rng(0)
+    observations = [
+        rng.normal(size=world.observation_space.shape).astype(np.float32) for _ in "abc"
+    ]
+    actions = [agent.act(observation) for observation in observations]
+    state = world.model.initial(1)
+    action = torch.zeros((1, *(world.action_space.shape or ())))
+    for k, observation in enumerate(observations):
+        with torch.no_grad():
+            noise = torch.zeros(1, world.model.noise_dim)  # numbers need none
+            state = world.model.observe(state, action, torch.from_numpy(observation)[None], noise)
+            features = world.model.features(state)
+        np.testing.assert_allclose(seen[k], features.numpy(), rtol=1e-5, atol=1e-6)
+        action = torch.as_tensor(np.asarray(actions[k]))[None]
+
+
+def test_a_policy_of_observations_needs_none(trained):
+    _, world = trained
+    policy = dreamgym.train_policy(
+        world, steps=128, config=TrainConfig(num_envs=8, n_steps=16, view="observation")
+    )
+    with pytest.raises(ValueError, match="observation view"):
+        LatentAgent(policy, world, name="agent")
