@@ -3,8 +3,8 @@
 Only what follows the newest frame is asked for. What is done otherwise: norms' weights are in the
 matrices behind them, and batch norm in the one before it; the last block's queries, MLP and
 everything behind it are for the newest frame alone; attention over a few frames is written out,
-with time first, so that a frame is one piece of memory; and on a CPU rows go through some at a
-time. Nothing is kept from step to step: frames move on by one position in every step, and so their
+with time first, so that a frame is one piece of memory; the oldest frame, which attends to itself,
+needs no query; and on a CPU rows go through some at a time. Nothing is kept from step to step: frames move on by one position in every step, and so their
 keys and values change; and what depends on an action alone is as quickly computed again as kept.
 """
 
@@ -97,27 +97,39 @@ class ArrangedBlock:
     def __init__(self, block: Block, packing: Packing, written_out: bool) -> None:
         self.heads, self.written_out = block.attention.heads, written_out
         self.modulate = packing.linear(*_modulation(block))
-        self.joint = packing.linear(*_joint(block))
-        self.out = packing.linear(block.attention.out.weight, block.attention.out.bias)
+        weight, bias = _joint(block)
+        inner, out = len(weight) // 3, block.attention.out
+        self.query = packing.linear(weight[:inner], bias[:inner])
+        self.key_value = packing.linear(weight[inner:], bias[inner:])
+        self.out = packing.linear(out.weight, out.bias)
+        # The oldest frame sees itself alone: for it, values and output are one matrix.
+        value, value_bias = weight[2 * inner :], bias[2 * inner :]
+        own_bias = torch.addmv(out.bias, out.weight, value_bias)
+        self.oldest = packing.linear(out.weight @ value, own_bias)
         self.mlp = _mlp(block, packing)
         self.norms = _Norms(block)
 
     def __call__(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
         """One block on (T, B, width), and a condition of the same shape."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition).chunk(6, -1)
-        joint = self.joint(self.norms.before_attention(x, shift, scale))
-        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        if self.written_out:
-            mixed = torch.empty(value.shape, device=x.device)
-            mixed[0] = value[0]
-            for k in range(1, len(value)):
-                some = None if mask is None else mask[k, : k + 1]
-                _write_out(mixed[k], query[k], key[: k + 1], value[: k + 1], some)
-        else:
-            mixed = _by_kernel(query, key, value, mask)
-        x = torch.addcmul(x, gate, self.out(mixed.flatten(2)))
+        mixed = self._attend(self.norms.before_attention(x, shift, scale), mask)
+        x = torch.addcmul(x, gate, mixed)
         mlp = self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp))
         return torch.addcmul(x, gate_mlp, mlp)
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention, (T, B, width) of the same."""
+        if self.written_out and len(x) == 1:
+            return self.oldest(x)
+        key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        query = self.query(x[1:] if self.written_out else x).unflatten(-1, (self.heads, -1))
+        if not self.written_out:
+            return self.out(_by_kernel(query, key, value, mask).flatten(2))
+        mixed = torch.empty(query.shape, device=x.device)
+        for k in range(1, len(x)):
+            some = None if mask is None else mask[k, : k + 1]
+            _write_out(mixed[k - 1], query[k - 1], key[: k + 1], value[: k + 1], some)
+        return torch.cat([self.oldest(x[:1]), self.out(mixed.flatten(2))])
 
 
 class LastBlock:
