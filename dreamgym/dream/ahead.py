@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dreamgym.dream.drawing import Drawn, Episodes
 from dreamgym.dream.noise import env_keys, step_keys, uniforms
 from dreamgym.dream.state import Dreams
 from dreamgym.models import TakesNumbers, WorldModel
@@ -18,6 +19,12 @@ NUMBERS = 2**16
 """To draw at once, about: below this many, a draw costs as much as it has calls."""
 
 MOST_STEPS = 256
+
+MOST_ROWS = 128
+"""With more rows than that, some begin anew in most steps, and have to be drawn again."""
+
+EPISODES = 8
+"""Of each row, drawn at once."""
 
 
 class Noise(NamedTuple):
@@ -43,12 +50,15 @@ class Ahead:
 
     Args:
         model: prepared; it may take numbers in place of noise.
+        episodes: how new episodes are drawn.
         rows: of every step.
     """
 
-    def __init__(self, model: WorldModel, rows: int) -> None:
+    def __init__(self, model: WorldModel, episodes: Episodes, rows: int) -> None:
         self.lanes = ENDING + model.noise_dim
-        self.steps = max(1, min(MOST_STEPS, NUMBERS // (rows * self.lanes)))
+        at_once = NUMBERS // (rows * self.lanes) if rows <= MOST_ROWS else 1
+        self.steps = max(1, min(MOST_STEPS, at_once))
+        self._episodes = _EpisodesAhead(episodes)
         self._convert = model.numbers if isinstance(model, TakesNumbers) else None
         self._coming = torch.arange(self.steps).unsqueeze(1)
         self._keys = _Remembered()
@@ -79,19 +89,21 @@ class Ahead:
             self._keys.set(of)
         return self._env_keys
 
-    def began(self, keys: Tensor, rows: Tensor, episode: Tensor) -> None:
+    def began(self, dreams: Dreams, rows: Tensor, episode: Tensor) -> Drawn:
         """Some rows begin an episode after the step whose noise was taken last.
 
         Args:
-            keys: (R,) of `env_keys`.
+            dreams: before they do.
             rows: (R,) which.
             episode: (R,) their new episodes.
         """
-        left = len(self._block) - self._at
+        keys, left = self.keys(dreams), len(self._block) - self._at
         if left:
-            drawn = self._noise(keys, episode, self._coming[:left].expand(-1, len(rows)))
+            coming = self._coming[:left].expand(-1, len(rows))
+            drawn = self._noise(keys[rows], episode, coming)
             for own, new in zip(self._memory.leaves(), drawn.leaves(), strict=True):
                 own[self._at :].index_copy_(1, rows, new)
+        return self._episodes.take(keys, dreams.episode, rows, episode)
 
     def _draw(self, dreams: Dreams) -> None:
         step = dreams.age if self.steps == 1 else dreams.age + self._coming
@@ -105,6 +117,36 @@ class Ahead:
         lanes = uniforms(step_keys(keys, episode, step), self.lanes)
         own = lanes[..., ENDING:]
         return Noise(lanes[..., 0], (own,) if self._convert is None else self._convert(own))
+
+
+class _EpisodesAhead:
+    """What is drawn for the next episodes of every row."""
+
+    def __init__(self, episodes: Episodes) -> None:
+        self._episodes = episodes
+        self._keys: Tensor | None = None
+        self._first = torch.empty(0)
+        self._drawn = Drawn(*(torch.empty(0),) * 3)
+
+    def take(self, keys: Tensor, now: Tensor, rows: Tensor, episode: Tensor) -> Drawn:
+        """Of some rows' episodes.
+
+        Args:
+            keys: (N,) of `env_keys`, the same tensor as long as they are the same.
+            now: (N,) episodes that the rows are in.
+            rows: (R,) which.
+            episode: (R,).
+        """
+        if keys is not self._keys or not self._reaches(rows, episode):
+            self._keys, self._first = keys, now.clone()
+            coming = now + torch.arange(EPISODES).unsqueeze(1)
+            self._drawn = self._episodes.draw(keys, coming)
+        place = (episode - self._first[rows], rows)
+        return Drawn(*(leaf[place] for leaf in self._drawn))
+
+    def _reaches(self, rows: Tensor, episode: Tensor) -> bool:
+        least, most = (episode - self._first[rows]).aminmax()
+        return int(least) >= 0 and int(most) < EPISODES
 
 
 class _Remembered:

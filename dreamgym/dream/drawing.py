@@ -56,6 +56,20 @@ def mixed(banks: list[tuple[float, Starts]], device: torch.device) -> Sources:
     )
 
 
+class Drawn(NamedTuple):
+    """What is drawn for an episode.
+
+    Attributes:
+        row: of the bank of starts, int64.
+        horizon: uniform number that its horizon is made of.
+        temperature: likewise.
+    """
+
+    row: Tensor
+    horizon: Tensor
+    temperature: Tensor
+
+
 class Episodes(NamedTuple):
     """How each new episode is drawn.
 
@@ -70,21 +84,20 @@ class Episodes(NamedTuple):
     horizon: tuple[int, int]
     temperature: tuple[float, float] | Tensor
 
-    def draw(self, keys: Tensor, episode: Tensor) -> tuple[State, Tensor, Tensor]:
-        """A start, and lanes of noise for the rest, of episodes.
+    def draw(self, keys: Tensor, episode: Tensor) -> Drawn:
+        """What is drawn for episodes.
 
         Args:
             keys: (N,) int64 of `env_keys`.
-            episode: (N,) int64.
-
-        Returns:
-            The state, and the uniforms that `horizons` and `temperatures` are made of, (N,) each.
+            episode: (N,) or (K, N) int64.
         """
         lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_STEP)), LANES)
-        component, place, horizon, temperature = lanes.unbind(1)
-        row = self._row(component, place)
-        states = self.sources.states.items()
-        return {key: leaf[row] for key, leaf in states}, horizon, temperature
+        component, place, horizon, temperature = lanes.unbind(-1)
+        return Drawn(self._row(component, place), horizon, temperature)
+
+    def starts(self, row: Tensor) -> State:
+        """States (R, ...) of rows (R,) of the bank."""
+        return {key: leaf[row] for key, leaf in self.sources.states.items()}
 
     def horizons(self, uniform: Tensor) -> Tensor:
         """(R,) int64 from uniforms (R,)."""
@@ -101,11 +114,11 @@ class Episodes(NamedTuple):
         return torch.full_like(uniform, low) if low == high else low + uniform * (high - low)
 
     def _row(self, component: Tensor, place: Tensor) -> Tensor:
-        """Rows of the bank, (N,) int64."""
+        """Rows of the bank, int64."""
         _, first, size, until = self.sources
         if len(first) == 1:
             return torch.minimum((place * size).long(), size - 1)
-        chosen = (component[:, None] >= until[:-1]).sum(1)
+        chosen = (component.unsqueeze(-1) >= until[:-1]).sum(-1)
         size = size[chosen]
         # Rounding must not reach past the last row of a bank of millions.
         return first[chosen] + torch.minimum((place * size).long(), size - 1)

@@ -63,7 +63,7 @@ class Engine:
         self.model = model.prepare(num_envs, self.device, DTYPES[options.dtype])
         self._numbered = self.model if isinstance(self.model, TakesNumbers) else None
         self.temperature = _constant(episodes.temperature)
-        self._ahead = Ahead(self.model, num_envs)
+        self._ahead = Ahead(self.model, episodes, num_envs)
         self._features_are_new = _features_are_new(self.model)
 
     def view(self, state: State) -> Observation:
@@ -199,15 +199,15 @@ class Engine:
         Returns:
             The dreams, and the starts (R, ...).
         """
-        keys, episode = self._ahead.keys(dreams)[rows], dreams.episode[rows] + 1
-        begun, *uniform = self.episodes.draw(keys, episode)
-        self._ahead.began(keys, rows, episode)
+        episode = dreams.episode[rows] + 1
+        drawn = self._ahead.began(dreams, rows, episode)
+        begun = self.episodes.starts(drawn.row)
         for key, leaf in dreams.model.items():
             leaf.index_copy_(0, rows, begun[key])
         dreams.age.index_fill_(0, rows, 0)
         dreams.episode_return.index_fill_(0, rows, 0.0)
-        horizon = self.episodes.horizons(uniform[0])
-        temperature = self.episodes.temperatures(uniform[1], rows)
+        horizon = self.episodes.horizons(drawn.horizon)
+        temperature = self.episodes.temperatures(drawn.temperature, rows)
         after = dreams._replace(
             episode=dreams.episode.index_copy(0, rows, episode),
             horizon=dreams.horizon.index_copy(0, rows, horizon),
@@ -218,15 +218,15 @@ class Engine:
 
     def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
         """Every row at the start of its episode."""
-        state, horizon, temperature = self.episodes.draw(env_keys(seed, env), episode)
+        drawn = self.episodes.draw(env_keys(seed, env), episode)
         return Dreams(
-            model=state,
+            model=self.episodes.starts(drawn.row),
             seed=seed,
             env=env,
             episode=episode,
             age=torch.zeros_like(env),
-            horizon=self.episodes.horizons(horizon),
-            temperature=self.episodes.temperatures(temperature, slice(None)),
+            horizon=self.episodes.horizons(drawn.horizon),
+            temperature=self.episodes.temperatures(drawn.temperature, slice(None)),
             episode_return=torch.zeros(env.shape, device=self.device),
             done=torch.zeros(env.shape, dtype=torch.bool, device=self.device),
         )
