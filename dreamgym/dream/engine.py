@@ -20,6 +20,7 @@ from dreamgym.dream.noise import env_keys, step_keys, uniforms
 from dreamgym.dream.options import DTYPES, DreamOptions
 from dreamgym.dream.state import Dreams, Outcome, merge, writable
 from dreamgym.models import (
+    WHOLE,
     Decodes,
     Observation,
     Prediction,
@@ -28,10 +29,9 @@ from dreamgym.models import (
     Temperature,
     WorldModel,
     each,
+    may_ask,
     part,
 )
-from dreamgym.models.asking import may_ask
-from dreamgym.models.observations import WHOLE
 
 
 class Stepped(NamedTuple):

@@ -14,7 +14,7 @@ from dreamgym.dream.capture import CapturedStep, Step
 from dreamgym.dream.compiling import compiled
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.state import Dreams, Outcome
-from dreamgym.models.asking import without_asking
+from dreamgym.models import without_asking
 
 T = TypeVar("T")
 

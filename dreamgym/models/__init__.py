@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreamgym.models.asking import may_ask, without_asking
 from dreamgym.models.base import (
     Decodes,
     Prediction,
@@ -36,6 +37,7 @@ from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.nesting import ModelSpec, plain
 from dreamgym.models.numbers import TakesNumbers
 from dreamgym.models.observations import (
+    WHOLE,
     Observation,
     as_tensors,
     assemble,
@@ -74,6 +76,7 @@ __all__ = [
     "REWARDS",
     "RSSM",
     "TERMINATIONS",
+    "WHOLE",
     "Decodes",
     "Divergence",
     "Ensemble",
@@ -115,6 +118,7 @@ __all__ = [
     "imagine",
     "is_image",
     "load_lewm",
+    "may_ask",
     "measure",
     "part",
     "parts",
@@ -123,5 +127,6 @@ __all__ = [
     "select",
     "shared_batches",
     "whole",
+    "without_asking",
     "zero_action",
 ]
