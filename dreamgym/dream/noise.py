@@ -82,5 +82,13 @@ def uniforms(keys: Tensor, lanes: int) -> Tensor:
     pairs = (lanes + 1) // 2
     counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64) * GOLDEN
     # Each word of 64 bits gives two numbers, from the lower 24 bits of its halves.
-    halves = mix(keys.unsqueeze(-1) + counter).view(torch.int32)[..., :lanes]
+    halves = _halves(mix(keys.unsqueeze(-1) + counter))[..., :lanes]
     return (halves & ((1 << BITS) - 1)).to(torch.float32).mul_(2.0**-BITS)
+
+
+def _halves(words: Tensor) -> Tensor:
+    """The halves of (..., W) words, the lower ones first: (..., 2 W)."""
+    if torch.compiler.is_compiling():
+        # What PyTorch's compiler makes of a view with other widths reads past its end (2.13).
+        return torch.stack([words, words >> 32], -1).flatten(-2)
+    return words.view(torch.int32)

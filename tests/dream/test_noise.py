@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,12 @@ def test_numbers_stay_below_one_and_do_not_depend_on_how_many_are_drawn():
     assert float(many.min()) >= 0
     assert float(many.max()) < 1
     assert torch.equal(many[:5, :3], uniforms(keys[:5], 3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs g++")
+def test_compiled_numbers_are_the_same():
+    keys = row_keys(SEED, counters(5), zeros(5), zeros(5))
+    compiled = torch.compile(lambda keys: uniforms(keys, 65), fullgraph=True, dynamic=False)
+    for _ in range(3):
+        assert torch.equal(compiled(keys), uniforms(keys, 65))
