@@ -6,16 +6,17 @@ the next, so that one that was stopped goes on:
 
     python examples/take_cover.py --out take-cover
 
-records 100,000 frames, fits for an hour or so on two cores, trains one policy for each temperature
-in the dream, and lets each survive 100 real episodes. Every size is an option (`--steps 10000`);
-`--short` walks the same way in a minute, too short to learn.
+records 40,000 frames of random policies, fits a world, and trains a policy in its dream; that one
+records 60,000 more, of games that random policies do not live to see, and the world is fitted
+further (Dyna). Then one policy for each temperature is trained in the dream only, and lives through
+100 real episodes. Every size is an option (`--updates 9000`); `--short` walks the same way in a
+minute, too short to learn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from rich.table import Table
 
 import dreamgym
 from dreamgym.cli.showing import progress_bar
-from dreamgym.models import MDNRNNConfig
+from dreamgym.data import resume
+from dreamgym.models import MDNRNN, MDNRNNConfig
 from dreamgym.models.pixels import Pixels
-from dreamgym.train import TrainConfig
+from dreamgym.train import TrainConfig, TrainedPolicy, load_policy
+from dreamgym.transfer import LatentAgent
 
 FRAME_SKIP = 4
 TIC_LIMIT = 2100
@@ -91,28 +94,47 @@ gym.register(ENV_ID, f"{__name__}:TakeCover", max_episode_steps=TIC_LIMIT // FRA
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of everything; whole numbers are options of the command line."""
+    """How much of everything; whole numbers are options of the command line.
+
+    Attributes:
+        steps: frames recorded in all rounds together.
+        random_steps: of these, by random policies, before anything is known.
+        rounds: fits; before each but the first, the last round's policy records its share.
+        updates: of a fit.
+        vision_updates: of these, for V alone, before M; `vision_again` in later rounds.
+        starts: real states that dreams begin from.
+        horizon: steps of a dream.
+        training_steps: of each policy, in the dream.
+        episodes: real ones that each policy is measured in.
+    """
 
     steps: int = 100_000
-    updates: int = 9000
-    vision_updates: int = 4000
+    random_steps: int = 40_000
+    rounds: int = 2
+    updates: int = 4500
+    vision_updates: int = 2500
+    vision_again: int = 1500
     batch_size: int = 32
     segment_length: int = 64
-    vision_frames: int = 128
-    hidden: int = 512
+    hidden: int = 256
+    starts: int = 4096
+    horizon: int = 200
     num_envs: int = 256
-    training_steps: int = 1_500_000
+    training_steps: int = 800_000
     episodes: int = 100
     temperatures: tuple[float, ...] = (0.5, 1.0, 1.15, 1.3)
 
 
 SHORT = Sizes(
     steps=1500,
+    random_steps=1000,
     updates=20,
     vision_updates=10,
+    vision_again=10,
     batch_size=4,
     segment_length=16,
     hidden=16,
+    starts=16,
     num_envs=8,
     training_steps=1024,
     episodes=3,
@@ -120,121 +142,139 @@ SHORT = Sizes(
 )
 """Enough to run every stage, far too little to learn: for the tests."""
 
+SEEDS_APART = 1000  # between the rounds of recording
+EXPLORING_TEMPERATURE = 1.15  # of the dreams in which the policies are trained that record
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The stages, each of which does nothing where its result lies in the folder already."""
+
+    sizes: Sizes
+    arguments: argparse.Namespace
+
+    @property
+    def folder(self) -> Path:
+        """Where everything lies."""
+        return self.arguments.out
+
+    def record(self, name: str, steps: int, policy: Any, seed: int) -> None:
+        """Frames of a policy; a folder of files is read as one dataset."""
+        out, seed = self.folder / "data" / f"{name}.h5", seed + self.arguments.seed
+        with progress_bar(f"record {name}") as bar:
+            if out.exists():  # all of it, or what there was when the run was stopped
+                resume(ENV_ID, steps=steps, out=out, policy=policy, progress=bar)
+                return
+            dreamgym.record(ENV_ID, steps=steps, out=out, policy=policy, seed=seed, progress=bar)
+
+    def fit(self, number: int, before: dreamgym.World | None) -> dreamgym.World:
+        """V, then M, on all that was recorded so far, going on from the world before.
+
+        Doom's VAE at half the width, its errors weighed by what moves; an LSTM with linear heads.
+        """
+        sizes, out = self.sizes, self.folder / f"world-{number}"
+        if out.exists():
+            return dreamgym.load(out)
+        model = MDNRNNConfig(
+            hidden=sizes.hidden,
+            trunk=0,
+            head=0,
+            latent=64,
+            width=0.5,
+            kl_scale=0.3,
+            foreground=8.0,
+            vision_frames=64,
+            vision_updates=sizes.vision_updates if before is None else sizes.vision_again,
+        )
+        config = dreamgym.FitConfig(
+            model=model if before is None else going_on(before, model),
+            updates=sizes.updates,
+            batch_size=sizes.batch_size,
+            segment_length=sizes.segment_length,
+            optimizer=dreamgym.OptimizerConfig(learning_rate=1e-3, gradient_clip=100.0),
+            evaluate_every=min(500, sizes.updates),
+            starts=sizes.starts,
+            horizon=sizes.horizon,
+            threads=self.arguments.threads,
+            device=self.arguments.device,
+        )
+        seed, data = self.arguments.seed, dreamgym.Dataset(self.folder / "data", memory=2 << 30)
+        with data, progress_bar(f"fit {out.stem}") as bar:
+            return dreamgym.fit(data, out, family="mdn-rnn", seed=seed, config=config, progress=bar)
+
+    def train(self, name: str, world: dreamgym.World, temperature: float) -> TrainedPolicy:
+        """PPO on (z, h) in the dream at a temperature."""
+        out = self.folder / f"{name}.zip"
+        if out.exists():
+            return load_policy(out, world=world)
+        config = TrainConfig(
+            num_envs=self.sizes.num_envs,
+            gamma=0.99,
+            learning_rate=3e-4,
+            temperature=temperature,
+            view="latent",
+            learner={"ent_coef": 0.005},
+        )
+        seed, steps = self.arguments.seed, self.sizes.training_steps
+        with progress_bar(f"train {name}") as bar:
+            return dreamgym.train_policy(
+                world, seed=seed, steps=steps, out=out, config=config, progress=bar
+            )
+
+
+def going_on(before: dreamgym.World, config: MDNRNNConfig) -> MDNRNN:
+    """The weights of a world under another config of the same sizes."""
+    model = MDNRNN(before.observation_space, before.action_space, config)
+    model.load_state_dict(before.model.state_dict())
+    return model
+
 
 def main() -> None:
     """Walk the whole way and show what came of it."""
-    arguments = parse()
-    sizes = sizes_of(arguments)
-    folder, console = arguments.out, Console(highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    record(folder / "data", sizes, arguments.seed)
-    began = time.perf_counter()
-    world = fit(folder / "data", folder / "take-cover", sizes, arguments)
-    console.print(f"{world.name}: fitted, {time.perf_counter() - began:.0f} s in this run")
-    random = dreamgym.evaluate("random", ENV_ID, episodes=sizes.episodes)
-    rows = {"random": random.as_dict()}
+    walk, console = parse(), Console(highlight=False)
+    sizes, folder = walk.sizes, walk.folder
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for k, stickiness in enumerate(STICKINESS):
+        share, name = sizes.random_steps // len(STICKINESS), f"sticky-{stickiness:g}"
+        walk.record(name, share, f"sticky:{stickiness:g}", k)
+    worlds = [walk.fit(1, None)]
+    for number in range(1, sizes.rounds):
+        name, world = f"ppo-round-{number}", worlds[-1]
+        agent = LatentAgent(walk.train(name, world, EXPLORING_TEMPERATURE), world, name=name)
+        share = (sizes.steps - sizes.random_steps) // (sizes.rounds - 1)
+        walk.record(name, share, agent, SEEDS_APART * number)
+        worlds.append(walk.fit(number + 1, world))
+    result = {
+        "env_id": ENV_ID,
+        "sizes": asdict(sizes),
+        "frames": worlds[-1].provenance["dataset_steps"],
+        "fit_seconds": sum(world.provenance["seconds"] for world in worlds),
+    }
+    rows = {"random": dreamgym.evaluate("random", ENV_ID, episodes=sizes.episodes).as_dict()}
     for temperature in sizes.temperatures:
         name = f"temperature {temperature:g}"
-        rows[name] = train_and_measure(folder, world, temperature, sizes, arguments)
+        policy = walk.train(f"ppo-{temperature:g}", worlds[-1], temperature)
+        rows[name] = dreamgym.transfer_policy(policy, worlds[-1], episodes=sizes.episodes).as_dict()
         console.print(f"{name}: {rows[name]['real_return_mean']:.0f} tics")
-        (folder / "take-cover.json").write_text(
-            json.dumps({"env_id": ENV_ID, "sizes": asdict(sizes), "policies": rows}, indent=2)
-        )
+        (folder / "take-cover.json").write_text(json.dumps({**result, "policies": rows}, indent=2))
     console.print(table(rows, sizes.episodes))
 
 
-def parse() -> argparse.Namespace:
+def parse() -> Walk:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("take-cover"))
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--threads", type=int, default=2, help="cores to fit with")
     parser.add_argument("--device", default="cpu", help="to fit on")
     parser.add_argument("--short", action="store_true", help="every stage, too short to learn")
-    for field in fields(Sizes):
-        if field.type == "int":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
-    return parser.parse_args()
-
-
-def sizes_of(arguments: argparse.Namespace) -> Sizes:
-    """The sizes, with those that the command line names."""
-    names = {field.name for field in fields(Sizes)}
-    given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
-    return replace(SHORT if arguments.short else Sizes(), **given)
-
-
-def record(folder: Path, sizes: Sizes, seed: int) -> None:
-    """One file for each stickiness; a folder of files is read as one dataset."""
-    folder.mkdir(exist_ok=True)
-    for k, stickiness in enumerate(STICKINESS):
-        out = folder / f"sticky-{stickiness:g}.h5"
-        if out.exists():
-            continue
-        with progress_bar(f"record {out.stem}") as bar:
-            dreamgym.record(
-                ENV_ID,
-                steps=sizes.steps // len(STICKINESS),
-                out=out,
-                policy=f"sticky:{stickiness:g}",
-                seed=seed + k,
-                progress=bar,
-            )
-
-
-def fit(data: Path, out: Path, sizes: Sizes, arguments: argparse.Namespace) -> dreamgym.World:
-    """Fit V, then M: Doom's sizes, at half the width, and errors weighed by what moves."""
-    if out.exists():
-        return dreamgym.load(out)
-    model = MDNRNNConfig(
-        hidden=sizes.hidden,
-        trunk=0,
-        head=0,
-        latent=32,
-        width=0.5,
-        kl_scale=0.3,
-        foreground=8.0,
-        vision_frames=sizes.vision_frames,
-        vision_updates=sizes.vision_updates,
-    )
-    config = dreamgym.FitConfig(
-        model=model,
-        updates=sizes.updates,
-        batch_size=sizes.batch_size,
-        segment_length=sizes.segment_length,
-        optimizer=dreamgym.OptimizerConfig(learning_rate=1e-3, gradient_clip=100.0),
-        evaluate_every=min(500, sizes.updates),
-        horizon=TIC_LIMIT // FRAME_SKIP,
-        threads=arguments.threads,
-        device=arguments.device,
-    )
-    with progress_bar("fit") as bar:
-        return dreamgym.fit(
-            data, out, family="mdn-rnn", seed=arguments.seed, config=config, progress=bar
-        )
-
-
-def train_and_measure(
-    folder: Path,
-    world: dreamgym.World,
-    temperature: float,
-    sizes: Sizes,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """PPO on (z, h) in the dream at a temperature, and what it survives in Doom."""
-    config = TrainConfig(
-        num_envs=sizes.num_envs,
-        gamma=0.99,
-        learning_rate=3e-4,
-        temperature=temperature,
-        view="latent",
-        learner={"ent_coef": 0.005},
-    )
-    with progress_bar(f"train at temperature {temperature:g}") as bar:
-        policy = dreamgym.train_policy(
-            world, seed=arguments.seed, steps=sizes.training_steps, config=config, progress=bar
-        )
-    policy.save(folder / f"ppo-{temperature:g}.zip")
-    return dreamgym.transfer_policy(policy, world, episodes=sizes.episodes).as_dict()
+    names = [field.name for field in fields(Sizes) if field.type == "int"]
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    arguments = parser.parse_args()
+    given = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Walk(replace(SHORT if arguments.short else Sizes(), **given), arguments)
 
 
 def table(rows: dict[str, dict[str, Any]], episodes: int) -> Table:

@@ -78,11 +78,16 @@ def test_the_whole_way_runs_and_goes_on_where_it_was(example, tmp_path, monkeypa
     example.main()
     figures = json.loads((tmp_path / "take-cover.json").read_text())
     assert figures["policies"].keys() == {"random", "temperature 1"}
-    world = dreamgym.load(tmp_path / "take-cover")
+    assert figures["frames"] == example.SHORT.steps
+    first, world = (dreamgym.load(tmp_path / f"world-{number}") for number in (1, 2))
     assert isinstance(world.model, MDNRNN)
     assert world.default_view == "latent"
-    assert world.horizon == world.real_limit == 525
-    before = (tmp_path / "take-cover" / "world.json").read_bytes()
+    assert (world.horizon, world.real_limit) == (example.SHORT.horizon, 525)
+    assert first.provenance["dataset_steps"] == example.SHORT.random_steps
+    assert "begun_from" in world.provenance["fit"]
+    recorded = dreamgym.Dataset(tmp_path / "data" / "ppo-round-1.h5")
+    assert (recorded.policy, recorded.num_steps) == ("ppo-round-1", 500)
+    before = (tmp_path / "world-2" / "world.json").read_bytes()
     example.main()
-    assert (tmp_path / "take-cover" / "world.json").read_bytes() == before
+    assert (tmp_path / "world-2" / "world.json").read_bytes() == before
     assert "Take Cover: tics survived" in capsys.readouterr().out

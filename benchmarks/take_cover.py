@@ -1,0 +1,62 @@
+"""Real survival in VizDoom's Take Cover of policies that were trained in dreams of pixels only.
+
+It runs `examples/take_cover.py` and reads its figures; `--out FOLDER` keeps what that makes, so
+that a run that was stopped goes on, and one that was finished is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from reporting import Row, at_least, below, parser, report
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "take_cover.py"
+TICS, MINUTES = 1000.0, 90.0
+"""The bars: mean survival, and the time of all fits together on two cores."""
+JUDGED = 1.15
+"""The temperature that the bar is for: the paper's best, and no maximum over several."""
+
+
+def rows_of(result: dict) -> list[Row]:
+    """Every policy's survival with its 95% interval, in the real game and in the dream."""
+    rows = []
+    for name, figures in result["policies"].items():
+        prefix = "real_" if "real_return_mean" in figures else ""
+        low, high = figures[f"{prefix}return_interval"]
+        mean, episodes = figures[f"{prefix}return_mean"], figures["episodes"]
+        said = f"{name}, {episodes} episodes, 95% interval {low:.0f} to {high:.0f}"
+        barred = name.startswith(f"temperature {JUDGED:g}")
+        rows.append(at_least(said, mean, "tics", TICS) if barred else _plain(said, mean))
+        if "dream_return_mean" in figures:
+            dreamt = figures["dream_return_mean"]
+            rows.append(_plain(f"{name}, in the dream", dreamt))
+    return rows
+
+
+def _plain(name: str, value: float) -> Row:
+    return Row(name=name, value=value, unit="tics")
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--out", type=Path, help="folder to keep everything in")
+    options.add_argument("--seed", default="0")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = arguments.out or Path(temporary)
+        command = [sys.executable, str(SCRIPT), "--out", str(out), "--seed", arguments.seed]
+        subprocess.run(command + ["--short"] * arguments.quick, check=True)
+        result = json.loads((out / "take-cover.json").read_text())
+    rows = rows_of(result)
+    frames = Row(name="frames recorded", value=result["frames"], unit="frames", bar="<= 100000")
+    if not arguments.quick:
+        rows.append(below("fitting, all rounds", result["fit_seconds"] / 60, "minutes", MINUTES))
+    report([*rows, frames], arguments)
+
+
+if __name__ == "__main__":
+    main()
