@@ -141,6 +141,23 @@ def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[
     return rows
 
 
+def compiled(timing: dict[str, Any]) -> list[Row]:
+    """V-M-C Car with `compile=True`, where PyTorch's compiler has what it needs."""
+    rows = []
+    world = dream_worlds.v_m_c()
+    for count, dtype in ((1, "float32"), (1024, "float32"), (1024, "bfloat16")):
+        env = a_dream(world, count, dtype=dtype, device="cpu", compile=True)
+        step = stepping(env)
+        step()
+        if env.stepper.way != "compiled":
+            print("no rows for compile=True: see the warning above")
+            return []
+        seconds = side_by_side({"plain": plain_mdn_rnn(count), "ours": step}, **timing)
+        name = f"V-M-C Car, {count} envs, {dtype}, compiled: times plain"
+        rows.append(_ratio(name, seconds["plain"] / seconds["ours"], None))
+    return rows
+
+
 def against_torchrl(timing: dict[str, Any]) -> list[Row]:
     """V-M-C Car against TorchRL's model-based environment."""
     try:
@@ -239,6 +256,7 @@ def main() -> None:
             for count in (1, 1024) if chosen.quick else (1, 64, 1024):
                 rows += against_plain(subject, count, timing)
         rows += against_torchrl(timing)
+        rows += [] if chosen.quick else compiled(timing)
     rows.append(between_steps(4096, 8 if chosen.quick else 50))
     rows += memory_rows()
     report(rows, chosen)
