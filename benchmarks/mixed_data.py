@@ -34,7 +34,8 @@ class Disturbed:
     """
 
     def __init__(self, controller: Controller, env: gym.Env[Any, Any]) -> None:
-        self.name = f"disturbed {controller.__name__}, {', '.join(map(str, NOISE))}"
+        name = getattr(controller, "__name__", type(controller).__name__)
+        self.name = f"disturbed {name}, {', '.join(map(str, NOISE))}"
         self._controller, self._env = controller, env
         self._space = copy.deepcopy(env.action_space)
         self.begin(0)
