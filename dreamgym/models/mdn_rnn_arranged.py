@@ -119,9 +119,11 @@ class ArrangedMDNRNN(MDNRNN):
 
     def outputs(self, h: Tensor, z: Tensor, taken: Tensor) -> Tensor:
         """The mixtures' parameters (B, 3 k n), and those of linear heads behind them."""
-        if self.config.trunk:
-            h = F.silu(self.linear["trunk"](torch.cat([h, z, taken], -1)))
-        return self.linear["out"](h)
+        if not self.config.trunk:
+            return self.linear["out"](h)
+        hidden = F.silu(self.linear["trunk"](torch.cat([h, z, taken], -1)))
+        # Linear heads read h itself.
+        return self.linear["out"](hidden if self.config.head else torch.cat([hidden, h], -1))
 
     def judged(self, y: Tensor, said: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Reward and termination probability, (B,) each.
@@ -206,7 +208,8 @@ def _output_layer(model: MDNRNN) -> tuple[Tensor, Tensor]:
     weight, bias = layers
     if isinstance(model.heads, LinearHeads):
         heads = linear_layer(model.heads, model.reward_mean, model.reward_std)
-        return torch.cat([weight, heads[0]]), torch.cat([bias, heads[1]])
+        both = torch.block_diag if model.config.trunk else lambda *parts: torch.cat(parts)
+        return both(weight.detach(), heads[0]), torch.cat([bias, heads[1]])
     return weight, bias
 
 

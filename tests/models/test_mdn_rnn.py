@@ -161,3 +161,24 @@ def test_an_observation_or_a_size_that_it_cannot_take_is_refused():
 def test_settings_that_make_no_sense_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MDNRNNConfig(**wrong)
+
+
+@pytest.mark.parametrize("trunk", [0, 16, 24])
+@pytest.mark.parametrize("head", [0, 8])
+def test_the_arranged_step_is_the_plain_one_whatever_the_heads_read(trunk, head):
+    """Linear heads read h, with a trunk too, which is as wide as h or not."""
+    torch.manual_seed(0)
+    space, config = (
+        gym.spaces.Box(-3.0, 3.0, (4,), np.float32),
+        MDNRNNConfig(hidden=16, trunk=trunk, head=head),
+    )
+    model = MDNRNN(space, gym.spaces.Discrete(3), config).eval().requires_grad_(False)
+    model.set_statistics(STATISTICS)
+    for parameter in model.parameters():
+        parameter.normal_()
+    state = {key: torch.randn_like(leaf) for key, leaf in model.initial(8).items()}
+    action, noise = torch.arange(8) % 3, torch.rand(8, model.noise_dim)
+    arranged = model.prepare(8, torch.device("cpu"), torch.float32)
+    wanted = model.step({key: leaf.clone() for key, leaf in state.items()}, action, noise)
+    found = arranged.step(state, action, noise)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
