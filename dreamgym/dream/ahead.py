@@ -24,7 +24,9 @@ MOST_ROWS = 128
 """With more rows than that, some begin anew in most steps, and have to be drawn again."""
 
 EPISODES = 8
-"""Of each row, drawn at once."""
+"""Of each row, drawn at once, unless so many rows begin anew in a step that a call is nothing."""
+
+MOST_ROWS_OF_EPISODES = 2**13
 
 
 class Noise(NamedTuple):
@@ -137,6 +139,8 @@ class _EpisodesAhead:
             rows: (R,) which.
             episode: (R,).
         """
+        if len(now) > MOST_ROWS_OF_EPISODES:
+            return self._episodes.draw(keys[rows], episode)
         if keys is not self._keys or not self._reaches(rows, episode):
             self._keys, self._first = keys, now.clone()
             coming = now + torch.arange(EPISODES).unsqueeze(1)
