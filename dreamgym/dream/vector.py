@@ -21,7 +21,7 @@ from dreamgym.dream.beginning import find_sources
 from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.giving import Giver, StepResult
-from dreamgym.dream.memory import check_memory
+from dreamgym.dream.memory import check_memory, check_states
 from dreamgym.dream.modes import outside_inference
 from dreamgym.dream.options import is_array, parse_options
 from dreamgym.dream.rendering import Frames, Renderer
@@ -85,9 +85,10 @@ class DreamVectorEnv(VectorEnv):
         self.render_mode = parsed.render_mode
         self.autoreset_mode = parsed.mode
         self.metadata = {**self.metadata, "autoreset_mode": parsed.mode}
-        check_memory(self.world.model, self.num_envs, self.device)
+        check_states(self.world.model, self.num_envs, self.device)
         self._set_spaces()
         self.engine = self._engine()
+        check_memory(self.engine)
         self.stepper = Stepper(self.engine)
         if parsed.render_mode:
             self.renderer = Renderer(self.world)
@@ -170,14 +171,19 @@ class DreamVectorEnv(VectorEnv):
         Raises:
             RuntimeError: the environment was not reset, or is closed; or in Disabled mode, in
                 which nobody would reset the rows.
+            ValueError: actions that `step` would refuse.
         """
         dreams = self._standing()
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise RuntimeError(
                 f"a rollout needs autoreset_mode='SameStep', not {self.options.autoreset_mode!r}"
             )
+
+        def act(seen: Observation) -> Tensor:
+            return self.intake(policy(seen))
+
         with outside_inference():
-            self.dreams, rolled = roll_out(self.stepper, dreams, policy, steps)
+            self.dreams, rolled = roll_out(self.stepper, dreams, act, steps)
         return rolled
 
     def get_state(self) -> Dreams:

@@ -20,7 +20,7 @@ from tests.dream.recorded_graph import RecordedGraph
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
 ENVS = 16
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+needs_cuda = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 
@@ -166,7 +166,7 @@ def test_a_captured_rollout_is_repeated_steps(device):
         weight = torch.full((4, 2), 0.1, device=env.device)
         env.reset(seed=0)
         with torch.no_grad():
-            rolled.append(env.rollout(lambda seen, w=weight: torch.tanh(seen @ w), 10))
+            rolled.append(env.rollout(lambda seen, w=weight: torch.sigmoid(seen @ w), 10))
     assert all(torch.equal(a, b) for a, b in zip(*rolled, strict=True))
     step_both(pair, range(3))
 
@@ -197,6 +197,13 @@ def test_actions_of_another_shape_are_refused_and_not_broadcast(device):
     wrong = torch.zeros(1, 2, device=env.device)
     with torch.no_grad(), pytest.raises(ValueError, match=r"actions have shape \(1, 2\)"):
         env.stepper.step(env.dreams, wrong)
+
+
+def test_a_rollout_refuses_what_a_step_refuses(device):
+    env, _ = a_pair(device, action="box")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="shape"):
+        env.rollout(lambda seen: torch.zeros(1, 2, device=device), 2)
 
 
 class BrokenGraph(RecordedGraph):
@@ -267,6 +274,9 @@ def test_a_step_on_cuda_waits_for_nothing(kind, action, mode):
     try:
         for action_ in actions[1:]:
             env.step(action_)
+        if mode == "SameStep":
+            with torch.no_grad():
+                env.rollout(lambda seen: actions[0], 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert env.stepper.way == "captured"

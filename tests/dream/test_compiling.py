@@ -42,6 +42,7 @@ print(json.dumps({"way": envs[0].stepper.way, **counters["inductor"]}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_the_next_process_finds_what_was_compiled(tmp_path):
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

@@ -64,7 +64,7 @@ def test_debug_is_json_plain_and_checked():
             DreamVectorEnv(small_world(), ENVS, debug=wrong)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+needs_cuda = pytest.mark.gpu
 
 
 @needs_cuda

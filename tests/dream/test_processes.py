@@ -27,6 +27,7 @@ print(observation.shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
 )
