@@ -90,8 +90,8 @@ wheel: $(VENV)/.dev
 	@$(BIN)/python -m build --no-isolation
 
 bench: $(VENV)/.dev
-	@set -e; for each in benchmarks/*.py; do case $$each in */reporting.py) ;; *) \
-	  echo "$$each"; $(BIN)/python $$each $(ARGS);; esac; done
+	@set -e; for each in $$(grep -l __main__ benchmarks/*.py); do \
+	  echo "$$each"; $(BIN)/python $$each $(ARGS); done
 
 freeze: $(VENV)/.dev
 	@$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | tr '[:upper:]_' '[:lower:]-' \

@@ -29,6 +29,7 @@ from dreamgym.data import Dataset
 from dreamgym.models import (
     Decodes,
     JEPAConfig,
+    JEPAObjective,
     MDNRNNConfig,
     RSSMConfig,
     as_segment,
@@ -43,12 +44,19 @@ WINDOWS = 512
 SHOWN = (0, 1, 3, 5, 8, 11, 15)
 FITS: Mapping[str, Mapping[str, Any]] = {
     "mdn-rnn": {
-        "model": MDNRNNConfig(hidden=128, latent=16, kl_scale=0.3, vision_updates=1000),
-        "updates": 3000,
+        "model": MDNRNNConfig(hidden=128, latent=16, kl_scale=0.3, vision_updates=800),
+        "updates": 2800,
+        "batch_size": 32,
         "learning_rate": 1e-3,
     },
-    "rssm": {"model": RSSMConfig(), "updates": 1500, "batch_size": 16},
-    "jepa": {"model": JEPAConfig(), "updates": 1500},
+    "rssm": {"model": RSSMConfig(), "updates": 1000, "batch_size": 8, "learning_rate": 1e-3},
+    "jepa": {
+        "model": JEPAConfig(objective=JEPAObjective(sigreg=0.05, rollout=3)),
+        "updates": 1500,
+        "batch_size": 32,
+        "segment_length": 4,
+        "learning_rate": 1e-3,
+    },
 }
 QUICK = {"updates": 4, "evaluate_every": 4, "batch_size": 4}
 
