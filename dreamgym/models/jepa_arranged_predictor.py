@@ -4,8 +4,9 @@ Only what follows the newest frame is asked for. What is done otherwise: norms' 
 matrices behind them, and batch norm in the one before it; the last block's queries, MLP and
 everything behind it are for the newest frame alone; attention over a few frames is written out,
 with time first, so that a frame is one piece of memory; the oldest frame, which attends to itself,
-needs no query; and on a CPU rows go through some at a time. Nothing is kept from step to step: frames move on by one position in every step, and so their
-keys and values change; and what depends on an action alone is as quickly computed again as kept.
+needs no query; and on a CPU rows go through some at a time. Nothing is kept from step to step:
+frames move on by one position in every step, and so their keys and values change; and what depends
+on an action alone is as quickly computed again as kept.
 """
 
 from __future__ import annotations
