@@ -82,12 +82,12 @@ def test_where_there_is_no_compiler_the_step_is_taken_as_it_is_written(monkeypat
 
 def test_any_number_of_engines_can_be_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    for count in (3, 4, 5):
-        env = DreamVectorEnv(small_world(), count, compile=True, device="cpu")
-        env.reset(seed=0)
-        env.step(torch.zeros(count, dtype=torch.int64))
-        assert env.stepper.way == "compiled"
+    with torch._dynamo.config.patch(recompile_limit=1):  # which monkeypatch would not put back
+        for count in (3, 4, 5):
+            env = DreamVectorEnv(small_world(), count, compile=True, device="cpu")
+            env.reset(seed=0)
+            env.step(torch.zeros(count, dtype=torch.int64))
+            assert env.stepper.way == "compiled"
 
 
 @pytest.mark.parametrize("wrong", ["always", 1, None])
