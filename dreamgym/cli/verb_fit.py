@@ -193,13 +193,16 @@ def fit(
             config=config,
             progress=report,
         )
-    if not is_first():
-        return
-    seconds = time.perf_counter() - begin
+    if is_first():
+        _tell(world, target, time.perf_counter() - begin, json_file)
+
+
+def _tell(world: Any, target: Path, seconds: float, json_file: Path | None) -> None:
+    """The figures of a world that was fitted into a folder."""
     figures = {
         "world": str(target),
-        "family": family,
-        "seed": seed,
+        "family": world.provenance["fit"]["family"],
+        "seed": world.provenance["fit"]["seed"],
         "env_id": world.env_id,
         "horizon": world.horizon,
         "frame_skip": world.frame_skip.as_plain() or None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ def compiled(step: Step, dreams: Dreams, action: Tensor) -> Step:
         RuntimeError: there is no compiler here, or it cannot compile this step.
     """
     begun = time.perf_counter()
-    fast: Step = torch.compile(_of_its_own(step), fullgraph=True, dynamic=False)
+    # Elsewhere a captured graph launches the kernels; here C++ does, and not Python one by one.
+    options: dict[str, Any] = {"cpp_wrapper": action.device.type == "cpu"}
+    fast: Step = torch.compile(_of_its_own(step), fullgraph=True, dynamic=False, options=options)
     fast(dreams, action)
     sys.stderr.write(
         f"dreamgym: compiled the step of {len(dreams.env)} dreams in "
