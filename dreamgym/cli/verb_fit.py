@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from dreamgym.cli.options import (
     given,
 )
 from dreamgym.cli.showing import number, progress_bar, say, show_figures, write_json
+
+if TYPE_CHECKING:
+    from dreamgym.data import FrameSkip
 
 
 def fit(
@@ -141,7 +144,7 @@ def fit(
     Example: [bold]dreamgym fit cartpole.h5 --family mdn-rnn --seed 0 --out worlds/cartpole[/]
     """
     from dreamgym.checkpoint import path_for
-    from dreamgym.data import FrameSkip, skipping
+    from dreamgym.data import FrameSkip
     from dreamgym.fit_config import recommended
     from dreamgym.fitting import fit as fit_world
     from dreamgym.processes import is_first
@@ -175,7 +178,7 @@ def fit(
             return f"the fit so far is in {checkpoint}; the same command goes on from there"
         return "nothing was written"
 
-    options = given(
+    reading = given(
         keys=keys or None,
         memory=None if memory is None else int(memory * 1e9),
         foreign=foreign_options(terminals, env, keys) if terminals or env else None,
@@ -183,15 +186,9 @@ def fit(
     skip = FrameSkip(steps=frame_skip, actions=actions)  # type: ignore[arg-type]  # it says which
     begin = time.perf_counter()
     bar = progress_bar("fit") if is_first() else nullcontext(None)
-    with keeping(kept), _opened(dataset, mix, options) as parts, bar as report:
-        data: Any = [(skipping(part, skip), weight) for part, weight in parts]
+    with keeping(kept), _opened(dataset, mix, skip, reading) as data, bar as report:
         world = fit_world(
-            data if mix else data[0][0],
-            out=target,
-            family=family,
-            seed=seed,
-            config=config,
-            progress=report,
+            data, out=target, family=family, seed=seed, config=config, progress=report
         )
     if is_first():
         _tell(world, target, time.perf_counter() - begin, json_file)
@@ -216,15 +213,18 @@ def _tell(world: Any, target: Path, seconds: float, json_file: Path | None) -> N
 
 
 @contextmanager
-def _opened(dataset: Path, mix: list[str] | None, options: dict[str, Any]) -> Iterator[Any]:
-    """The datasets, each with its weight, as they are to be read."""
-    from dreamgym.data import Dataset
+def _opened(
+    dataset: Path, mix: list[str] | None, skip: FrameSkip, reading: dict[str, Any]
+) -> Iterator[Any]:
+    """The dataset as it is to be read, or, where some are mixed, each with its weight."""
+    from dreamgym.data import Dataset, skipping
 
     with ExitStack() as stack:
-        yield [
-            (stack.enter_context(Dataset(path, **options)), weight)
+        parts = [
+            (skipping(stack.enter_context(Dataset(path, **reading)), skip), weight)
             for path, weight in [(dataset, 1.0), *map(_weighted, mix or [])]
         ]
+        yield parts if mix else parts[0][0]
 
 
 def _weighted(text: str) -> tuple[Path, float]:
