@@ -18,6 +18,7 @@ import dream_worlds
 import torch
 from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
 from dream_memory import memory_rows
+from dream_products import DTYPES, gflops, product_calls, work_of
 from reporting import Row, at_least, below, parser, report
 from side_by_side import side_by_side
 
@@ -117,13 +118,11 @@ def model_alone(env: DreamVectorEnv) -> Step:
 def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[Row]:
     """Ratios to the plain step, and what the engine adds to the model's own."""
     world = subject.world()
-    action = dream_worlds.actions(count, "cpu", world.model.action_space)
-    plain = subject.plain(count) if subject.plain else plain_family(world, action)
     envs = {
         dtype: a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
-        for dtype in ("float32", "bfloat16")
+        for dtype in DTYPES
     }
-    calls = {"plain": plain, "model": model_alone(envs["float32"])}
+    calls = {"plain": plain_of(subject, world, count), "model": model_alone(envs["float32"])}
     calls |= {dtype: stepping(env) for dtype, env in envs.items()}
     seconds = side_by_side(calls, **timing)
     rows = [_rate(f"{subject.name}, {count} envs: plain", count, seconds["plain"])]
@@ -132,30 +131,75 @@ def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[
         rows.append(_rate(name, count, seconds[dtype]))
         ratio, bar = seconds["plain"] / seconds[dtype], subject.bars.get((count, dtype))
         rows.append(_ratio(f"{name}: times plain", ratio, bar))
-    added = seconds["float32"] - seconds["model"]
     name = f"{subject.name}, {count} envs: the engine adds"
+    return [*rows, *engine_adds(name, count, seconds["float32"], seconds["model"])]
+
+
+def plain_of(subject: Subject, world: World, count: int) -> Step:
+    """The plain step of N rows."""
+    if subject.plain:
+        return subject.plain(count)
+    return plain_family(world, dream_worlds.actions(count, "cpu", world.model.action_space))  # type: ignore[arg-type]
+
+
+def engine_adds(name: str, count: int, whole: float, model: float) -> list[Row]:
+    """What a step takes beyond the model's own."""
     if count == 1:
-        rows.append(below(name, added * 1e6, "us", FIXED_OVERHEAD))
-    elif count >= 1024:
-        rows.append(below(name, added / seconds["model"], "share", OVERHEAD))
-    return rows
+        return [below(name, (whole - model) * 1e6, "us", FIXED_OVERHEAD)]
+    if count >= 1024:
+        return [below(name, (whole - model) / model, "share", OVERHEAD)]
+    return []
 
 
-def compiled(timing: dict[str, Any]) -> list[Row]:
-    """V-M-C Car with `compile=True`, where PyTorch's compiler has what it needs."""
+def compiled(subject: Subject, timing: dict[str, Any]) -> list[Row]:
+    """With `compile=True`, where PyTorch's compiler has what it needs."""
     rows = []
-    world = dream_worlds.v_m_c()
+    world = subject.world()
     for count, dtype in ((1, "float32"), (1024, "float32"), (1024, "bfloat16")):
-        env = a_dream(world, count, dtype=dtype, device="cpu", compile=True)
+        env = a_dream(world, count, dtype=dtype, device="cpu", compile=True, **subject.options)
         step = stepping(env)
         step()
         if env.stepper.way != "compiled":
             print("no rows for compile=True: see the warning above")
             return []
-        seconds = side_by_side({"plain": plain_mdn_rnn(count), "ours": step}, **timing)
-        name = f"V-M-C Car, {count} envs, {dtype}, compiled: times plain"
-        rows.append(_ratio(name, seconds["plain"] / seconds["ours"], None))
+        calls = {"plain": plain_of(subject, world, count), "ours": step, "model": model_alone(env)}
+        seconds = side_by_side(calls, **timing)
+        name = f"{subject.name}, {count} envs, {dtype}, compiled"
+        ratio = seconds["plain"] / seconds["ours"]
+        rows.append(_ratio(f"{name}: times plain", ratio, subject.bars[count, dtype]))
+        if count == 1:
+            name = f"{name}: adds to the eager model"
+            rows += engine_adds(name, count, seconds["ours"], seconds["model"])
     return rows
+
+
+def against_products(timing: dict[str, Any]) -> list[Row]:
+    """What this core's matrix products allow, were there nothing else in a step."""
+    count, rows, products = 1024, [], product_calls()
+    for subject in SUBJECTS:
+        world, calls = subject.world(), dict(products)
+        calls["plain"] = plain_of(subject, world, count)
+        steps = {}
+        for dtype in DTYPES:
+            env = a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
+            steps[f"ours, {dtype}"] = stepping(env)
+        work = work_of(steps["ours, float32"])
+        seconds = side_by_side(calls | steps, **timing)
+        for dtype in DTYPES:
+            least = work / gflops(seconds[dtype]) / 1e9
+            name = f"{subject.name}, {count} envs, {dtype}"
+            most = seconds["plain"] / least
+            rows.append(_ratio(f"{name}: times plain if there were only products", most, None))
+            share = least / seconds[f"ours, {dtype}"]
+            rows.append(Row(name=f"{name}: products' share of the step", value=share, unit="share"))
+    rates = {name: gflops(seconds[name]) for name in products}
+    return [
+        *(
+            Row(name=f"products, {name}", value=rate, unit="GFLOP/s")
+            for name, rate in rates.items()
+        ),
+        *rows,
+    ]
 
 
 def against_torchrl(timing: dict[str, Any]) -> list[Row]:
@@ -256,7 +300,9 @@ def main() -> None:
             for count in (1, 1024) if chosen.quick else (1, 64, 1024):
                 rows += against_plain(subject, count, timing)
         rows += against_torchrl(timing)
-        rows += [] if chosen.quick else compiled(timing)
+        rows += against_products(timing)
+        for subject in [] if chosen.quick else SUBJECTS:
+            rows += compiled(subject, timing)
     rows.append(between_steps(4096, 8 if chosen.quick else 50))
     rows += memory_rows()
     report(rows, chosen)

@@ -63,7 +63,7 @@ class JEPA(WorldModel):
     fit_defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-3,
         "batch_size": 64,
-        "segment_length": 8,
+        "segment_length": 16,
         "gradient_clip": 10.0,
         "weight_decay": 1e-3,
     }
