@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+FEW = 16
+"""Up to so many numbers, Python compares them faster than torch can be asked to."""
+
 TOLERANCE = 1e-5
 """How far outside its bounds a Box action may lie, relative to the width: rounding, no more."""
 
@@ -40,9 +43,11 @@ class ActionIntake:
             low, high = np.asarray(space.start), np.asarray(space.start + space.nvec - 1)
         else:
             raise TypeError(f"actions from {space} cannot be dreamt")
-        dtype = torch.float32 if self.continuous else torch.int64
-        self.low = torch.as_tensor(low, device=device).to(dtype)
-        self.high = torch.as_tensor(high, device=device).to(dtype)
+        self.dtype = torch.float32 if self.continuous else torch.int64
+        self.low = torch.as_tensor(low, device=device).to(self.dtype)
+        self.high = torch.as_tensor(high, device=device).to(self.dtype)
+        count = int(np.prod(self.shape))
+        self._bounds = self._bounds_of_all() if looks and count <= FEW else None
 
     def __call__(self, actions: Any) -> Tensor:
         """Check and convert.
@@ -53,6 +58,23 @@ class ActionIntake:
         Raises:
             ValueError: another shape, kind or device, or (where it looks) outside the space.
         """
+        if isinstance(actions, Tensor) and self._is_as_wanted(actions):
+            taken = actions
+        else:
+            taken = self._converted(actions)
+        if self.looks:
+            self._check_range(taken)
+        return taken
+
+    def _is_as_wanted(self, actions: Tensor) -> bool:
+        return (
+            actions.dtype is self.dtype
+            and actions.device == self.device
+            and actions.shape == self.shape
+        )
+
+    def _converted(self, actions: Any) -> Tensor:
+        """The same as a tensor of the wanted dtype; see `__call__`."""
         given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
         if given.shape != self.shape:
             raise ValueError(
@@ -68,12 +90,20 @@ class ActionIntake:
                 f"actions are on {given.device} and the dream on {self.device}; "
                 f"move them with .to({str(self.device)!r})"
             )
-        taken = given.to(self.device, torch.float32 if self.continuous else torch.int64)
-        if self.looks:
-            self._check_range(taken)
-        return taken
+        return given.to(self.device, self.dtype)
+
+    def _bounds_of_all(self) -> list[tuple[float, float]]:
+        """The least and the greatest of each number of all rows, in order."""
+        low, high = (
+            bound.expand(self.shape).reshape(-1).tolist() for bound in (self.low, self.high)
+        )
+        return list(zip(low, high, strict=True))
 
     def _check_range(self, actions: Tensor) -> None:
+        if self._bounds is not None:
+            given = actions.reshape(-1).tolist()
+            if all(low <= x <= high for x, (low, high) in zip(given, self._bounds, strict=True)):
+                return
         # Two calls where nothing is wrong; what is no number equals nothing.
         if not torch.equal(torch.clamp(actions, self.low, self.high), actions):
             inside = (actions >= self.low) & (actions <= self.high)

@@ -1,4 +1,4 @@
-"""The noise of coming steps, drawn ahead where that is cheaper than drawing it step by step."""
+"""The noise and the ages of coming steps, made ahead where that is cheaper than step by step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dreamgym.dream.ages import Age, Ages
 from dreamgym.dream.drawing import Drawn, Episodes
 from dreamgym.dream.noise import env_keys, step_keys, uniforms
 from dreamgym.dream.state import Dreams
@@ -18,7 +19,8 @@ ENDING = 1
 NUMBERS = 2**16
 """To draw at once, about: below this many, a draw costs as much as it has calls."""
 
-MOST_STEPS = 256
+FEWEST_STEPS, MOST_STEPS = 8, 256
+"""The first draw is small, for who keeps going back to states draws often; each after it twice."""
 
 MOST_ROWS = 128
 """With more rows than that, some begin anew in most steps, and have to be drawn again."""
@@ -60,28 +62,39 @@ class Ahead:
         self.lanes = ENDING + model.noise_dim
         at_once = NUMBERS // (rows * self.lanes) if rows <= MOST_ROWS else 1
         self.steps = max(1, min(MOST_STEPS, at_once))
+        self._next = min(FEWEST_STEPS, self.steps)
         self._episodes = _EpisodesAhead(episodes)
         self._convert = model.numbers if isinstance(model, TakesNumbers) else None
         self._coming = torch.arange(self.steps).unsqueeze(1)
         self._keys = _Remembered()
-        self._counters = _Remembered()
+        self._last: Dreams | None = None
+        self._versions: tuple[int, ...] | None = None
         self._env_keys = torch.empty(0)
         self._at = 0
         self._block: list[Noise] = []
         self._memory = Noise(torch.empty(0), ())
+        self._ages: Ages | None = None
 
     def take(self, dreams: Dreams) -> Noise:
         """The noise of the step that these dreams take next; see `went_on`."""
-        if self._at >= len(self._block) or not self._counters.are(_counters(dreams)):
+        going_on = dreams is self._last and _versions(dreams) == self._versions
+        if self._at >= len(self._block) or not going_on:
+            doubled = 2 * self._next if going_on else FEWEST_STEPS
+            self._next = min(doubled, self.steps)
             self._draw(dreams)
         noise = self._block[self._at]
         self._at += 1
         return noise
 
+    def age(self) -> Age | None:
+        """How old rows are after the step whose noise was taken last; None to be counted then."""
+        return None if self._ages is None else self._ages.at(self._at - 1)
+
     def went_on(self, dreams: Dreams) -> None:
         """These dreams come of the step whose noise was taken last."""
-        if self._at < len(self._block):
-            self._counters.set(_counters(dreams))
+        if self.steps > 1:
+            self._versions = _versions(dreams)
+            self._last = dreams if self._versions else None
 
     def keys(self, dreams: Dreams) -> Tensor:
         """See `env_keys`."""
@@ -107,9 +120,15 @@ class Ahead:
                 own[self._at :].index_copy_(1, rows, new)
         return self._episodes.take(keys, dreams.episode, rows, episode)
 
+    def ends(self, rows: Tensor, horizon: Tensor) -> None:
+        """Rows (R,) that began an episode end it after so many steps (R,)."""
+        if self._ages is not None:
+            self._ages.began(self._at, rows, horizon)
+
     def _draw(self, dreams: Dreams) -> None:
-        step = dreams.age if self.steps == 1 else dreams.age + self._coming
-        self._memory = self._noise(self.keys(dreams), dreams.episode, step.view(self.steps, -1))
+        coming = self._coming[: self._next]
+        self._memory = self._noise(self.keys(dreams), dreams.episode, dreams.age + coming)
+        self._ages = Ages(dreams, self._next) if self.steps > 1 else None
         steps = zip(*(leaf.unbind() for leaf in self._memory.leaves()), strict=True)
         self._block = [Noise(ending, tuple(numbers)) for ending, *numbers in steps]
         self._at = 0
@@ -172,5 +191,15 @@ class _Remembered:
         )
 
 
-def _counters(dreams: Dreams) -> tuple[Tensor, ...]:
-    return dreams.seed, dreams.env, dreams.episode, dreams.age
+def _versions(dreams: Dreams) -> tuple[int, ...] | None:
+    """How often anybody has written into the counters, or None where they do not tell."""
+    try:
+        return (
+            dreams.seed._version,
+            dreams.env._version,
+            dreams.episode._version,
+            dreams.age._version,
+            dreams.horizon._version,
+        )
+    except RuntimeError:  # tensors of inference mode
+        return None

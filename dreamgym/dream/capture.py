@@ -121,7 +121,7 @@ class CapturedStep:
         self._seen = (outcome.observation, outcome.final_observation)
         # One copy for each kind, instead of one for each leaf, is all that a replay then needs.
         self._numbers = torch.stack([outcome.reward, outcome.episode_return, outcome.uncertainty])
-        self._flags = torch.stack([outcome.terminated, outcome.truncated])
+        self._flags = torch.stack([outcome.terminated, outcome.truncated, outcome.done])
         self._length = outcome.episode_length
         for own, new in zip(self._leaves, self._apart(dreams), strict=True):
             own.copy_(new)
@@ -139,12 +139,13 @@ class CapturedStep:
         observation, final = self._seen
         seen = each(torch.clone, observation)
         reward, episode_return, uncertainty = _fresh_rows(self._numbers)
-        terminated, truncated = _fresh_rows(self._flags)
+        terminated, truncated, done = _fresh_rows(self._flags)
         return Outcome(
             observation=seen,
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            done=done,
             final_observation=seen if final is observation else each(torch.clone, final),
             episode_return=episode_return,
             episode_length=self._length.clone(),

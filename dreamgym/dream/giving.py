@@ -45,18 +45,17 @@ class Giver:
         )
 
     def _info(self, outcome: Outcome) -> dict[str, Any]:
-        done = outcome.terminated | outcome.truncated
         info = {
             "uncertainty": self._give(outcome.uncertainty),
             "episode": {
                 "r": self._give(outcome.episode_return),
                 "l": self._give(outcome.episode_length),
             },
-            "_episode": self._give(done),
+            "_episode": self._give(outcome.done),
         }
         if self.mode is AutoresetMode.SAME_STEP:
             info["final_obs"] = self.observation(outcome.final_observation)
-            info["_final_obs"] = self._give(done.clone())
+            info["_final_obs"] = self._give(outcome.done.clone())
         return info
 
     def _part(self, part: Tensor, space: gym.Space) -> Any:

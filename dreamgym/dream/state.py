@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dreamgym.models import Observation, State, select
+from dreamgym.models import Observation, State, WorldModel, select
 
 MODEL_PREFIX = "model."
 
@@ -102,6 +102,14 @@ def writable(state: State, before: State) -> State:
     return leaves
 
 
+def features_are_new(model: WorldModel) -> bool:
+    """Whether features never are memory of the state: tried on one that is all of a piece."""
+    with torch.no_grad():
+        state = {key: leaf.clone().contiguous() for key, leaf in model.initial(2).items()}
+        features = model.features(state).untyped_storage().data_ptr()
+    return features not in {leaf.untyped_storage().data_ptr() for leaf in state.values()}
+
+
 def requires_grad(actions: Any, dreams: Dreams) -> bool:
     """Whether a step from here has gradients to carry."""
     asked = isinstance(actions, Tensor) and actions.requires_grad
@@ -116,6 +124,7 @@ class Outcome(NamedTuple):
         reward: float32; zero where NextStep reset the row.
         terminated: bool.
         truncated: bool; never together with `terminated`.
+        done: bool, either of them.
         final_observation: the true last observation of rows that are done.
         episode_return: of the episode that this step belongs to, this step included.
         episode_length: likewise.
@@ -126,6 +135,7 @@ class Outcome(NamedTuple):
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    done: Tensor
     final_observation: Observation
     episode_return: Tensor
     episode_length: Tensor

@@ -1,0 +1,53 @@
+"""How fast this core multiplies matrices: no step is faster than the products in it.
+
+The gain that a step can have over plain PyTorch depends on the processor: what the plain step
+spends on all but products, and how far PyTorch's ordinary product lies under the core's best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamgym.models.packed import packed_product
+
+SIZE = 1024
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def product_calls() -> dict[str, Callable[[], Tensor]]:
+    """A square product of each precision by the fastest way that there is, and PyTorch's own."""
+    weight, x = torch.randn(2, SIZE, SIZE)
+    calls: dict[str, Callable[[], Tensor]] = {"F.linear": lambda: F.linear(x, weight)}
+    for name, dtype in DTYPES.items():
+        product, given = packed_product(weight, None, SIZE, dtype), x.to(dtype)
+        calls[name] = lambda product=product, given=given: product(given)  # type: ignore[misc]
+    return calls
+
+
+def gflops(seconds: float) -> float:
+    """Of one of `product_calls`, that takes so long."""
+    return 2 * SIZE**3 / seconds / 1e9
+
+
+def work_of(step: Callable[[], Any]) -> int:
+    """Floating point operations in the products of one call."""
+    counter = FlopCounterMode(display=False, custom_mapping={_PACKED: _packed_work})
+    with counter:
+        step()
+    return counter.get_total_flops()
+
+
+_PACKED = torch.ops.mkldnn._linear_pointwise
+
+
+def _packed_work(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    return 2 * rows * int(x[-1]) * int(out_shape[-1])
