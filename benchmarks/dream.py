@@ -203,18 +203,23 @@ def against_products(timing: dict[str, Any]) -> list[Row]:
 
 
 def against_torchrl(timing: dict[str, Any]) -> list[Row]:
-    """V-M-C Car against TorchRL's model-based environment."""
+    """V-M-C Car against TorchRL's model-based environment, drawn both ways that one writes it."""
     try:
-        from dream_torchrl import torchrl_mdn_rnn
+        from dream_torchrl import Distributed, torchrl_mdn_rnn
     except ImportError as error:
         print(f"no rows for TorchRL: {error}; pip install torchrl")
         return []
     world, rows = dream_worlds.v_m_c(), []
     for count, bar in TORCHRL.items():
-        calls = {"torchrl": torchrl_mdn_rnn(count), "ours": stepping(a_dream(world, count))}
-        seconds = side_by_side(calls, **timing)
-        ratio = seconds["torchrl"] / seconds["ours"]
-        rows.append(at_least(f"V-M-C Car, {count} envs: times TorchRL", ratio, "ratio", bar))
+        calls = {
+            "with torch.distributions": torchrl_mdn_rnn(count, Distributed),
+            "drawn plainly": torchrl_mdn_rnn(count),
+        }
+        ours = stepping(a_dream(world, count, device="cpu"))
+        seconds = side_by_side(calls | {"ours": ours}, **timing)
+        for how in calls:
+            name = f"V-M-C Car, {count} envs: times TorchRL {how}"
+            rows.append(at_least(name, seconds[how] / seconds["ours"], "ratio", bar))
     return rows
 
 

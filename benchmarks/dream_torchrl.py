@@ -9,6 +9,7 @@ from dream_baselines import PlainMDNRNN, Step, quiet
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Normal
 from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import EnvBase, WorldModelEnv
 from torchrl.modules import WorldModel
@@ -47,9 +48,23 @@ class Restarting(WorldModelEnv):
         return TensorDict(leaves, batch_size=self.batch_size)
 
 
-def torchrl_mdn_rnn(count: int) -> Step:
+class Distributed(PlainMDNRNN):
+    """The same, drawn from PyTorch's distributions, as TorchRL's own probabilistic modules do."""
+
+    def forward(self, z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        """See `PlainMDNRNN.forward`."""
+        h, c = self.cell(torch.cat([z, action], -1), (h, c))
+        logits, mean, log_sigma = self.mdn(h).view(len(z), 3, self.mixtures, self.z).unbind(1)
+        component = Categorical(logits=logits.transpose(1, 2)).sample()[:, None]
+        mean, log_sigma = mean.gather(1, component)[:, 0], log_sigma.gather(1, component)[:, 0]
+        z = Normal(mean, log_sigma.exp()).sample()
+        ends = Bernoulli(logits=self.termination(h)[:, 0]).sample().bool()
+        return z, h, c, self.reward(h)[:, 0], ends
+
+
+def torchrl_mdn_rnn(count: int, kind: type[PlainMDNRNN] = PlainMDNRNN) -> Step:
     """A step of it in `count` rows, as TorchRL's collectors take one; it has no time limit."""
-    model: PlainMDNRNN = quiet(PlainMDNRNN(), "cpu")
+    model: PlainMDNRNN = quiet(kind(), "cpu")
 
     def transition(z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         z, h, c, reward, ends = model(z, h, c, action)

@@ -33,7 +33,7 @@ from dreamgym.train import TrainConfig
 
 FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets")
 HORIZONS = range(1, 51)
-SAMPLES = 16
+SAMPLES = 64
 """Dreams of the same actions, whose mean is the forecast."""
 QUICK_FIT, QUICK_TRAINING = {"updates": 40, "evaluate_every": 40}, 4096
 
