@@ -7,10 +7,10 @@ the next, so that one that was stopped goes on:
     python examples/take_cover.py --out take-cover
 
 records 40,000 frames of random policies, fits a world, and trains a policy in its dream; that one
-records 60,000 more, of games that random policies do not live to see, and the world is fitted
-further (Dyna). Then one policy for each temperature is trained in the dream only, and lives through
-100 real episodes. Every size is an option (`--updates 9000`); `--short` walks the same way in a
-minute, too short to learn.
+records 30,000 more, of games that random policies do not live to see, and the world is fitted
+further (Dyna); and so once again. Then one policy for each temperature is trained in the dream
+only, and lives through 100 real episodes. Every size is an option (`--last-updates 20000`);
+`--short` walks the same way in a minute, too short to learn.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Sizes:
         steps: frames recorded in all rounds together.
         random_steps: of these, by random policies, before anything is known.
         rounds: fits; before each but the first, the last round's policy records its share.
-        updates: of a fit.
-        vision_updates: of these, for V alone, before M; `vision_again` in later rounds.
+        updates: of a fit; `last_updates` of the last.
+        vision_updates: of these, for V alone, before M; `vision_again` in later rounds, and
+            `last_vision` in the last.
         starts: real states that dreams begin from.
         horizon: steps of a dream.
         training_steps: of each policy, in the dream.
@@ -110,27 +111,38 @@ class Sizes:
 
     steps: int = 100_000
     random_steps: int = 40_000
-    rounds: int = 2
+    rounds: int = 3
     updates: int = 4500
     vision_updates: int = 2500
     vision_again: int = 1500
+    last_updates: int = 11_000
+    last_vision: int = 4000
     batch_size: int = 32
     segment_length: int = 64
     hidden: int = 256
     starts: int = 4096
     horizon: int = 200
     num_envs: int = 256
-    training_steps: int = 800_000
+    training_steps: int = 1_200_000
     episodes: int = 100
     temperatures: tuple[float, ...] = (0.5, 1.0, 1.15, 1.3)
+
+    def updates_of(self, number: int) -> tuple[int, int]:
+        """Of a round's fit, counted from 1, and of its V alone."""
+        if number == self.rounds:
+            return self.last_updates, self.last_vision
+        return self.updates, self.vision_updates if number == 1 else self.vision_again
 
 
 SHORT = Sizes(
     steps=1500,
     random_steps=1000,
+    rounds=2,
     updates=20,
     vision_updates=10,
     vision_again=10,
+    last_updates=20,
+    last_vision=10,
     batch_size=4,
     segment_length=16,
     hidden=16,
@@ -175,6 +187,7 @@ class Walk:
         sizes, out = self.sizes, self.folder / f"world-{number}"
         if out.exists():
             return dreamgym.load(out)
+        updates, vision = sizes.updates_of(number)
         model = MDNRNNConfig(
             hidden=sizes.hidden,
             trunk=0,
@@ -184,15 +197,15 @@ class Walk:
             kl_scale=0.3,
             foreground=8.0,
             vision_frames=64,
-            vision_updates=sizes.vision_updates if before is None else sizes.vision_again,
+            vision_updates=vision,
         )
         config = dreamgym.FitConfig(
             model=model if before is None else going_on(before, model),
-            updates=sizes.updates,
+            updates=updates,
             batch_size=sizes.batch_size,
             segment_length=sizes.segment_length,
             optimizer=dreamgym.OptimizerConfig(learning_rate=1e-3, gradient_clip=100.0),
-            evaluate_every=min(500, sizes.updates),
+            evaluate_every=min(500, updates),
             starts=sizes.starts,
             horizon=sizes.horizon,
             threads=self.arguments.threads,
