@@ -153,6 +153,7 @@ class _Fit:
                     self._save()
                 raise
         self.model.load_state_dict(self.progress.best)
+        self.model.end_fit()
         self.model.eval().requires_grad_(False)
 
     def _done(self) -> bool:

@@ -15,7 +15,7 @@ import dreamgym
 from dreamgym import FitConfig, World
 from dreamgym.data import Dataset, FrameSkip, SkipFrames, SkippedDataset, frame_skip_of
 from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models import MDNRNNConfig
+from dreamgym.models import KnownReward, MDNRNNConfig
 from dreamgym.train import TrainConfig, load_policy
 from dreamgym.transfer import LatentObservation, TransferError, evaluate, transfer_policy
 from dreamgym.trust import longest_held_out
@@ -174,3 +174,9 @@ def test_a_world_of_two_datasets(tmp_path: Path) -> None:
     assert world.frame_skip == BLOCKS
     assert world.action_space == gym.spaces.MultiDiscrete([2, 2])
     assert world.provenance["fit"]["weights"] == [1.0, 1.0]
+
+
+def test_a_known_reward_of_one_step_is_refused_for_several(pendulum) -> None:
+    world, _ = pendulum
+    with pytest.raises(WorldError, match="reward of one real step"):
+        world.with_model(KnownReward(world.model, "Pendulum-v1"))

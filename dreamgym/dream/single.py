@@ -32,7 +32,8 @@ class DreamEnv(gym.Env):
         parse_options(options)
         # A single environment always gives NumPy and never resets itself: both keywords are
         # accepted, so that one set of keywords does for `make` and `make_vec`.
-        fixed = {"output": "numpy", "autoreset_mode": "Disabled"}
+        # It waits for the device in every step anyway: so it looks at actions everywhere.
+        fixed = {"output": "numpy", "autoreset_mode": "Disabled", "debug": True}
         self.dreams = DreamVectorEnv(world, 1, **{**options, **fixed})
         self.world, self.view, self.horizon = (
             self.dreams.world,

@@ -73,7 +73,8 @@ class DreamVectorEnv(VectorEnv):
             raise TypeError("a dream needs a world: give world=, a folder or a name that ships")
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give a whole number of at least 1")
-        self.world = world if isinstance(world, World) else load(world)
+        with outside_inference():
+            self.world = world if isinstance(world, World) else load(world)
         self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
         checks.noise_is_right(self.device)
@@ -87,7 +88,8 @@ class DreamVectorEnv(VectorEnv):
         self.metadata = {**self.metadata, "autoreset_mode": parsed.mode}
         check_states(self.world.model, self.num_envs, self.device)
         self._set_spaces()
-        self.engine = self._engine()
+        with outside_inference():
+            self.engine = self._engine()
         check_memory(self.engine)
         self.stepper = Stepper(self.engine)
         if parsed.render_mode:
@@ -188,7 +190,8 @@ class DreamVectorEnv(VectorEnv):
 
     def get_state(self) -> Dreams:
         """Where the dreams stand, copied: `set_state` brings them back there, bit for bit."""
-        return self._standing().clone()
+        with outside_inference():
+            return self._standing().clone()
 
     def set_state(self, dreams: Dreams) -> Any:
         """Go on from where dreams stood: these, or those of another environment of this world.
@@ -207,7 +210,9 @@ class DreamVectorEnv(VectorEnv):
         """
         self._check_open()
         checks.same_shapes(dreams, self.dreams or self.engine.begin(0)[0])
-        moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
+        # Of inference mode, tensors could never again be stepped under gradients.
+        with outside_inference():
+            moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
         self.dreams = Dreams.from_tensors(moved)
         with outside_inference(traced=False):
             return self.giver.observation(self.engine.view(self.dreams.model))
@@ -229,9 +234,10 @@ class DreamVectorEnv(VectorEnv):
         """
         dreams = self._standing()
         index = checks.row_index(rows, self.num_envs, self.device)
-        copied = dreams.rows(index)
-        # An episode that the row has not been in: its old noise must not come again.
-        episode = torch.maximum(copied.episode, dreams.episode) + 1
+        with outside_inference():
+            copied = dreams.rows(index)
+            # An episode that the row has not been in: its old noise must not come again.
+            episode = torch.maximum(copied.episode, dreams.episode) + 1
         return self.set_state(copied._replace(env=dreams.env, episode=episode))
 
     def render(self) -> Frames | None:  # type: ignore[override]

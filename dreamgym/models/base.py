@@ -156,6 +156,9 @@ class WorldModel(nn.Module, ABC):
     def begin_fit(self) -> None:
         """Called before a fit that goes on from these weights, which are unlike fresh ones."""
 
+    def end_fit(self) -> None:
+        """Called when a fit has ended: what was kept for it alone can go."""
+
     def after_update(self) -> None:
         """Called after every optimiser update: EMA targets and the like."""
 

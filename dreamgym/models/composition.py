@@ -62,6 +62,11 @@ class Composition(WorldModel):
         """
         return prediction
 
+    @property
+    def of_single_steps(self) -> bool:
+        """Whether what it knows holds for single steps of the real environment, not for several."""
+        return isinstance(self.inner, Composition) and self.inner.of_single_steps
+
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""
         return self.inner.initial(batch_size)
@@ -86,6 +91,19 @@ class Composition(WorldModel):
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the model inside."""
         return self.inner.loss(segment, noise)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """See `WorldModel.turns`."""
+        return self.inner.turns
+
+    def begin_fit(self) -> None:
+        """See `WorldModel.begin_fit`."""
+        self.inner.begin_fit()
+
+    def end_fit(self) -> None:
+        """See `WorldModel.end_fit`."""
+        self.inner.end_fit()
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""

@@ -86,7 +86,8 @@ class KnownReward(Composition):
     """The reward is computed from the dreamt observations instead of predicted.
 
     Nothing else changes. A model that ends dreams which leave its data with a low reward, as the
-    MDN-RNN does, ends them still, and the known reward stands there too.
+    MDN-RNN does, ends them still, and the known reward stands there too. Under a frame skip, whose
+    rewards are sums over several real steps, the names of known rewards do not hold.
 
     Args:
         inner: a model that decodes observations.
@@ -103,6 +104,11 @@ class KnownReward(Composition):
     def __init__(self, inner: WorldModel, function: str | Function) -> None:
         super().__init__(inner, KnownRewardConfig(inner=ModelSpec.of(inner), function=function))
         self.function = _resolved(self, function, REWARDS)
+
+    @property
+    def of_single_steps(self) -> bool:
+        """See `Composition.of_single_steps`: what is known by name."""
+        return isinstance(self.config.function, str) or super().of_single_steps
 
     def adopt(self, other: Self) -> None:
         """See `Composition.adopt`."""
@@ -133,7 +139,8 @@ class KnownTerminationConfig:
 class KnownTermination(Composition):
     """Whether a dream ends is computed from the dreamt observations instead of predicted.
 
-    Nothing else changes. So it also stands where a model would end a dream that leaves its data.
+    Nothing else changes. So it also stands where a model would end a dream that leaves its data,
+    and the low reward of that end is paid in every step for as long as the dream is out there.
 
     Args:
         inner: a model that decodes observations.

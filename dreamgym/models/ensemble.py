@@ -86,11 +86,16 @@ class Ensemble(WorldModel):
         self.decodes = isinstance(lead, Decodes)
         if self.decodes:
             self.decode = self._decode
+        if config.propagation == "ts-inf" and "member" in lead.initial(1):
+            raise ValueError(
+                "members that keep a member of their own for a whole dream cannot be in an "
+                "ensemble that does, too: give one of both propagation='ts1'"
+            )
         self.register_buffer("elites", torch.arange(config.elites))
         self.register_buffer("reward_spread", torch.ones(()))
         for key, box in parts(observation_space).items():
             unit = torch.full((), BYTES) if box.dtype == "uint8" else torch.ones(box.shape)
-            self.register_buffer(f"spread_{key}", unit)
+            self.register_buffer(_spread_of(key), unit)
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
@@ -98,7 +103,7 @@ class Ensemble(WorldModel):
             member.set_statistics(statistics)
         self.reward_spread.copy_(statistics.reward_std)
         for key, moments in statistics.observation.items():
-            spread = getattr(self, f"spread_{key}")
+            spread = getattr(self, _spread_of(key))
             spread.copy_(moments.delta_std.view_as(spread))
 
     def initial(self, batch_size: int) -> State:
@@ -129,7 +134,7 @@ class Ensemble(WorldModel):
             told = self.all("observe", own, action, happened, noise[:, :-1])
             following = _but_for(member, following, told)
         else:
-            member, imagined = torch.full_like(action.flatten(1)[:, 0], LEAD).long(), {}
+            member, imagined = torch.full(action.shape[:1], LEAD, device=action.device), {}
         prediction = Prediction(
             reward=of_member(said.reward.T, member),
             termination=of_member(said.termination.T, member),
@@ -167,6 +172,21 @@ class Ensemble(WorldModel):
                 mean |= {f"{k}/{name}": term for name, term in said.items()}
                 mean[f"{k}/loss"] = loss.detach()
         return torch.stack(losses).sum(), mean
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """See `WorldModel.turns`: the members', who are all of one kind."""
+        return self._lead().turns
+
+    def begin_fit(self) -> None:
+        """See `WorldModel.begin_fit`."""
+        for member in self._members():
+            member.begin_fit()
+
+    def end_fit(self) -> None:
+        """See `WorldModel.end_fit`."""
+        for member in self._members():
+            member.end_fit()
 
     def after_update(self) -> None:
         """See `WorldModel.after_update`."""
@@ -239,10 +259,15 @@ class Ensemble(WorldModel):
         """(B,) of what the members imagined, leaves (B, members, ...)."""
         variances = [(reward / self.reward_spread).var(1, correction=0).unsqueeze(-1)]
         for key in parts(self.observation_space) if self.decodes else ():
-            spread = getattr(self, f"spread_{key}")
+            spread = getattr(self, _spread_of(key))
             variance = (part(imagined, key).float() / spread).var(1, correction=0).flatten(1)
             variances.append(variance if spread.ndim else variance.mean(-1, keepdim=True))
         return torch.cat(variances, -1).mean(-1).sqrt()
+
+
+def _spread_of(key: str) -> str:
+    """The buffer's name: a module's may have no dot in it."""
+    return f"spread_{key}".replace("%", "%25").replace(".", "%2E")
 
 
 class _Calls(nn.Module):

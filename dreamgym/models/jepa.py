@@ -201,6 +201,10 @@ class JEPA(WorldModel):
 
         return ArrangedJEPA(self.to(device), Packing(num_envs, dtype, device))
 
+    def begin_fit(self) -> None:
+        """See `WorldModel.begin_fit`: the momentum rises once more."""
+        self.updates.zero_()
+
     def after_update(self) -> None:
         """Bring the target encoder, if there is one, a little nearer to the encoder."""
         self.updates += 1

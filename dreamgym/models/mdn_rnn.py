@@ -114,6 +114,10 @@ class MDNRNN(WorldModel):
         """See `WorldModel.begin_fit`: V's turn comes first again."""
         self.updates.zero_()
 
+    def end_fit(self) -> None:
+        """See `WorldModel.end_fit`: what V made of each frame."""
+        self.vision.forget()
+
     def after_update(self) -> None:
         """Count: fitting V ends after `vision_updates`."""
         self.updates += 1

@@ -93,7 +93,7 @@ class Perception(nn.Module):
             size += count
         self.size = size
         self.sights = nn.ModuleList(sights)
-        self._remembered = {key: Remembered() for key in self.images}
+        self.forget()
         self._register(torch.tensor(np.concatenate(bounds, 1), dtype=torch.float32))
 
     def _register(self, bounds: Tensor) -> None:
@@ -162,6 +162,10 @@ class Perception(nn.Module):
         return self._remembered[key].posterior(
             images, weights, lambda unknown: self._posterior(key, unknown)
         )
+
+    def forget(self) -> None:
+        """Let go of what `recall` keeps."""
+        self._remembered = {key: Remembered() for key in self.images}
 
     def decode(self, z: Tensor) -> Observation:
         """Observations (..., *shape) of z (..., size), in the types and bounds of the space."""

@@ -26,6 +26,10 @@ class Remembered:
         self._stamp: tuple[tuple[int, int], ...] = ()
         self._kept: Posterior | None = None
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Remembered:
+        """A copy of the encoder, which may go elsewhere, remembers nothing."""
+        return Remembered()
+
     def posterior(
         self,
         images: Tensor,

@@ -99,3 +99,18 @@ def test_what_does_not_fit_is_refused():
     del leaves["age"]
     with pytest.raises(ValueError, match="age is missing"):
         Dreams.from_tensors(leaves)
+
+
+def test_states_that_were_set_or_forked_in_inference_mode_carry_gradients_afterwards():
+    world = small_world(action="box")
+    with torch.inference_mode():
+        env = DreamVectorEnv(world, ENVS)
+        env.reset(seed=0)
+        env.set_state(env.get_state())
+        env.branch(np.arange(ENVS))
+        kept = env.get_state()
+    assert not any(leaf.is_inference() for leaf in kept.tensors().values())
+    assert not any(leaf.is_inference() for leaf in env.dreams.tensors().values())
+    actions = torch.zeros(ENVS, 2, requires_grad=True)
+    env.step(actions)[1].sum().backward()
+    assert actions.grad is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -12,13 +14,22 @@ from dreamgym.models import (
     Decodes,
     Ensemble,
     EnsembleConfig,
+    JEPAConfig,
     MDNRNNConfig,
     ModelSpec,
+    Pessimistic,
     PETSConfig,
     Segment,
     filter,
 )
-from tests.small_worlds import MOMENTS, SPECIAL, built, random_actions, small_ensemble
+from tests.small_worlds import (
+    ACTION_SPACES,
+    MOMENTS,
+    SPECIAL,
+    built,
+    random_actions,
+    small_ensemble,
+)
 
 ROWS = 32
 MEMBERS = sorted({*FAMILIES} - {*SPECIAL})
@@ -214,3 +225,44 @@ def test_one_loop_fits_it_and_chooses_elites(kind, tmp_path):
     envs.reset(seed=0)
     *_, info = envs.step(torch.zeros(8, dtype=torch.int64))
     assert (info["uncertainty"] > 0).all()
+
+
+def test_members_that_do_not_decode_take_any_actions():
+    config = EnsembleConfig(
+        member=ModelSpec(family="jepa", config=JEPAConfig(probe="none")), members=2, elites=2
+    )
+    spec = ModelSpec(family="ensemble", config=config)
+    for action in ACTION_SPACES:
+        model = built(spec, action).eval().requires_grad_(False)
+        for kind in (model, model.prepare(ROWS, torch.device("cpu"), torch.float32)):
+            noise = torch.rand(ROWS, kind.noise_dim)
+            actions = random_actions(kind.action_space, ROWS, 0)
+            following, said = kind.step(kind.initial(ROWS), actions, noise)
+            assert said.reward.shape == said.uncertainty.shape == (ROWS,)
+            assert kind.features(following).shape == (ROWS, kind.feature_dim)
+
+
+def test_keys_of_observations_may_have_dots():
+    seen = gym.spaces.Dict({"arm.left": gym.spaces.Box(-1, 1, (2,), np.float32)})
+    model = ModelSpec(family="ensemble").build(seen, ACTION_SPACES["box"])
+    assert "arm.left" in model.decode(model.initial(3))
+
+
+def test_only_one_of_two_keeps_a_member_for_a_whole_dream():
+    inside = ModelSpec(family="pets", config=PETSConfig(propagation="ts-inf"))
+    config = EnsembleConfig(member=inside, members=2, elites=2, propagation="ts-inf")
+    with pytest.raises(ValueError, match="propagation='ts1'"):
+        built(ModelSpec(family="ensemble", config=config), "box")
+
+
+def test_what_fits_part_by_part_does_so_inside_of_others_too():
+    images = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    part_by_part = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(vision_updates=7, width=0.1))
+    config = EnsembleConfig(member=part_by_part, members=2, elites=2)
+    ensemble = ModelSpec(family="ensemble", config=config).build(images, ACTION_SPACES["box"])
+    around = Pessimistic(ensemble)
+    assert around.turns == (7,)
+    around.after_update()
+    assert [int(member.updates) for member in ensemble.members] == [1, 1]
+    around.begin_fit()
+    assert [int(member.updates) for member in ensemble.members] == [0, 0]

@@ -300,3 +300,24 @@ def test_settings_that_make_no_sense_are_refused(given, said):
         JEPAConfig(**given)
     with pytest.raises(ValueError, match="momentum=2"):
         JEPAObjective(momentum=2)
+
+
+def test_a_target_follows_its_encoder_again_in_a_fit_that_goes_on():
+    config = JEPAConfig(objective=JEPAObjective(momentum=0.9, momentum_updates=3))
+    space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    model = JEPA(space, gym.spaces.Discrete(2), config)
+    for _ in range(3):
+        model.after_update()
+
+    def moved() -> bool:
+        before = {key: leaf.clone() for key, leaf in model.target.state_dict().items()}
+        with torch.no_grad():
+            for weight in model.senses.parameters():
+                weight.add_(1.0)
+        model.after_update()
+        after = model.target.state_dict()
+        return any(not torch.equal(leaf, after[key]) for key, leaf in before.items())
+
+    assert not moved()
+    model.begin_fit()
+    assert moved()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import gymnasium as gym
@@ -240,3 +241,15 @@ def test_numbers_halt_outside_their_range_and_latents_never_do():
     assert low[:6].isinf().all()
     assert high[6:].isfinite().all()
     assert (low < high).all()
+
+
+def test_what_was_kept_for_a_fit_goes_with_it():
+    model = a_model(vision_updates=1).train()
+    model.after_update()
+    segment, noise = a_segment(), noise_for(model)
+    model.loss(segment, noise)
+    kept = model.vision._remembered[""]
+    assert kept._rows
+    assert not copy.deepcopy(model).vision._remembered[""]._rows
+    model.end_fit()
+    assert not model.vision._remembered[""]._rows
