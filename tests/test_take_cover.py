@@ -77,7 +77,8 @@ def test_the_whole_way_runs_and_goes_on_where_it_was(example, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["take_cover.py", "--short", "--out", str(tmp_path)])
     example.main()
     figures = json.loads((tmp_path / "take-cover.json").read_text())
-    assert figures["policies"].keys() == {"random", "temperature 1"}
+    chosen = "temperature 1, chosen, in other episodes"
+    assert figures["policies"].keys() == {"random", "temperature 1", chosen}
     assert figures["frames"] == example.SHORT.steps
     first, world = (dreamgym.load(tmp_path / f"world-{number}") for number in (1, 2))
     assert isinstance(world.model, MDNRNN)
