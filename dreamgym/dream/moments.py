@@ -23,12 +23,16 @@ class RunningMoments:
         self.mean = torch.zeros(shape, device=device)
         self.variance = torch.ones(shape, device=device)
 
-    def update(self, rows: Tensor) -> None:
-        """Take in rows (N, *shape)."""
-        count = rows.shape[0]
-        mean, variance = rows.mean(0), rows.var(0, unbiased=False)
+    def update(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """Take in rows.
+
+        Args:
+            rows: (N, *shape).
+            weight: (N,) bool, which of them count; None for all. If none does, nothing changes.
+        """
+        count, mean, variance = _moments(rows, weight)
         total = self.count + count
-        share = count / total
+        share = count / total.clamp(min=1)
         shift = mean - self.mean
         between = shift.square() * share * (1 - share)
         self.variance = self.variance * (1 - share) + variance * share + between
@@ -58,3 +62,16 @@ class RunningMoments:
                 given = tuple(state[name].shape) if name in state else "missing"
                 raise ValueError(f"{name} is {given}; wanted shape {tuple(mine.shape)}")
             setattr(self, name, state[name].to(mine.device, mine.dtype).clone())
+
+
+def _moments(rows: Tensor, weight: Tensor | None) -> tuple[Tensor | int, Tensor, Tensor]:
+    """How many rows (N, *shape) count, their mean and variance; zeros where none does."""
+    if weight is None:
+        return rows.shape[0], rows.mean(0), rows.var(0, unbiased=False)
+    counted = weight.view(-1, *[1] * (rows.ndim - 1))
+    count = weight.sum()
+    divisor = count.clamp(min=1)
+    mean = torch.where(counted, rows, 0.0).sum(0) / divisor
+    # Chosen, not multiplied: a row that does not count may hold anything, NaN included.
+    squares = torch.where(counted, (rows - mean).square(), 0.0)
+    return count, mean, squares.sum(0) / divisor

@@ -92,9 +92,10 @@ class EpisodeStatistics(TensorWrapper):
     ) -> Step:
         """Add the episodes that ended."""
         ended = info["_episode"].float()
-        episode = info["episode"]
+        # Sums that go on for ever must not hold the graph of every step behind them.
+        returns, lengths = info["episode"]["r"].detach(), info["episode"]["l"]
         self._sums = self._sums + torch.stack(
-            [ended.sum(), (episode["r"] * ended).sum(), (episode["l"] * ended).sum()]
+            [ended.sum(), (returns * ended).sum(), (lengths * ended).sum()]
         )
         return observation, reward, terminated, truncated, info
 
@@ -125,11 +126,8 @@ class NormalizeObservation(TensorWrapper):
     def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
         """Normalise; the first observations of the rows that were reset count."""
         if self.update_running_mean:
-            # Rows that go on were counted when they were given: the mean stands in for them.
-            counted = observation.float()
-            if rows is not None:
-                counted = torch.where(self._wide(rows), counted, self.moments.mean)
-            self.moments.update(counted)
+            # Rows that go on were counted when they were given.
+            self.moments.update(observation.float(), rows)
         return self.moments.standardise(observation.float())
 
     def after(

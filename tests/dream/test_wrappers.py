@@ -36,6 +36,51 @@ def test_running_moments_are_those_of_all_rows():
     )
 
 
+def test_moments_of_some_rows_are_as_if_the_others_were_not_there():
+    generator = torch.Generator().manual_seed(0)
+    some, all_rows = (RunningMoments((2, 3), torch.device("cpu")) for _ in range(2))
+    for n in (7, 64, 5):
+        rows = torch.randn(n, 2, 3, generator=generator) * 5 + 100
+        weight = torch.rand(n, generator=generator) < 0.5
+        all_rows.update(rows[weight])
+        some.update(torch.where(weight[:, None, None], rows, torch.nan), weight)
+        some.update(rows, torch.zeros(n, dtype=torch.bool))  # nobody: nothing changes
+    assert some.count == all_rows.count
+    torch.testing.assert_close(some.mean, all_rows.mean)
+    torch.testing.assert_close(some.variance, all_rows.variance)
+
+
+def test_moments_that_have_seen_nobody_stay_as_they_were():
+    moments = RunningMoments((3,), torch.device("cpu"))
+    moments.update(torch.randn(4, 3), torch.zeros(4, dtype=torch.bool))
+    assert torch.equal(moments.mean, torch.zeros(3))
+    assert torch.equal(moments.variance, torch.ones(3))
+
+
+def test_moments_of_some_rows_ask_the_device_nothing():
+    meta = torch.device("meta")  # no numbers there: whoever asks for one fails
+    moments = RunningMoments((3,), meta)
+    moments.update(torch.zeros(4, 3, device=meta), torch.ones(4, dtype=torch.bool, device=meta))
+    assert moments.variance.device == meta
+
+
+def test_resets_of_one_row_count_that_row_only():
+    env = wrappers.NormalizeObservation(DreamVectorEnv(small_world(), 64))
+    plain = DreamVectorEnv(small_world(), 64)
+    env.reset(seed=0)
+    seen = [plain.reset(seed=0)[0]]
+    mask = torch.arange(64) == 5
+    for _ in range(10):
+        env.reset(options={"reset_mask": mask})
+        seen.append(plain.reset(options={"reset_mask": mask})[0][mask])
+    assert env.moments.count == 74
+    rows = torch.cat(seen)
+    torch.testing.assert_close(env.moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        env.moments.variance, rows.var(0, unbiased=False), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_moments_are_saved_with_the_agent():
     env = wrappers.NormalizeObservation(a_dream())
     env.reset(seed=0)
@@ -136,6 +181,15 @@ def test_episode_statistics_are_means_over_the_episodes_that_ended():
     assert float(given["return"]) == pytest.approx(np.mean(returns), rel=1e-5)
     assert float(given["length"]) == pytest.approx(np.mean(lengths), rel=1e-5)
     assert env.pop()["episodes"] == 0
+
+
+def test_episode_statistics_hold_nothing_for_gradients():
+    env = wrappers.EpisodeStatistics(DreamVectorEnv(small_world(action="box"), ENVS))
+    env.reset(seed=0)
+    for _ in range(8):
+        _, reward, *_ = env.step(torch.full((ENVS, 2), 0.5, requires_grad=True))
+    assert reward.requires_grad
+    assert not any(number.requires_grad for number in env.pop().values())
 
 
 def test_they_stand_around_each_other():
