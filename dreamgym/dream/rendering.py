@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dreamgym.dream.modes import outside_inference
 from dreamgym.models import Decodes, Observation, State, WorldModel, is_image, part, parts
-from dreamgym.world import World
+from dreamgym.world import World, WorldError
 
 Frame = NDArray[np.uint8]
 BAR_HEIGHT, BAR_WIDTH, BAR_GAP = 120, 24, 8
@@ -74,8 +75,8 @@ class Frames(Sequence[Frame]):
 class Renderer:
     """Draws decoded observations.
 
-    Images as they are, known vectors by their environment's own renderer, other vectors as bars
-    within the range of the starts.
+    Images as they are, known vectors by their environment's own renderer where it can be had, other
+    vectors as bars within the range of the starts.
 
     Raises:
         ValueError: the world has no decoder.
@@ -88,14 +89,15 @@ class Renderer:
                 "pass render_mode=None"
             )
         self.env: gym.Env | None = None
-        name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
-        self.set_state = STATE_SETTERS.get(name)
-        if self.set_state is not None:
-            self.env = world.real_env(render_mode="rgb_array")
-            self.env.reset(seed=0)
+        self.set_state: Callable[[Any, NDArray[np.floating]], None] | None = None
         boxes = parts(world.observation_space)
         self.image = next((key for key, box in boxes.items() if is_image(box)), None)
         if self.image is None:
+            name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
+            if name in STATE_SETTERS:
+                self.env = _own_renderer(world)
+            if self.env is not None:
+                self.set_state = STATE_SETTERS[name]
             begun = _flat(world.model.decode(world.starts.states))
             self.low, self.high = begun.amin(0).numpy(), begun.amax(0).numpy()
 
@@ -111,9 +113,9 @@ class Renderer:
         return Frames(draw, rows)
 
     def draw(self, observation: Observation) -> Frame:
-        """A batch of one observation as a frame (height, width, 3)."""
+        """A batch of one observation as a frame (height, width, 3) uint8."""
         if self.image is not None:
-            return part(observation, self.image)[0].cpu().numpy()
+            return _three_channels(part(observation, self.image)[0].cpu().numpy())
         values = _flat(observation)[0].cpu().numpy()
         if self.env is not None and self.set_state is not None:
             self.set_state(self.env.unwrapped, values)
@@ -135,6 +137,30 @@ class Renderer:
             left = BAR_GAP + index * pitch
             frame[BAR_HEIGHT - 1 - int(height) :, left : left + BAR_WIDTH] = (51, 102, 170)
         return frame
+
+
+def _own_renderer(world: World) -> gym.Env | None:
+    """The real environment, having drawn once; None and a warning where it cannot be had here."""
+    try:
+        env = world.real_env(render_mode="rgb_array")
+        env.reset(seed=0)
+        env.render()  # only now does Gymnasium look for pygame
+    except (WorldError, gym.error.Error) as error:
+        warnings.warn(
+            f"frames are plots, for the real environment's own cannot be had ({error})",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    return env
+
+
+def _three_channels(image: Frame) -> Frame:
+    """An image (height, width, channels) in three: the last ones, or the last one three times."""
+    channels = image.shape[2]
+    if channels < 3:
+        return np.repeat(image[..., -1:], 3, axis=2)
+    return image if channels == 3 else np.ascontiguousarray(image[..., -3:])
 
 
 def _flat(observation: Observation) -> Tensor:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from dreamgym.dream.rendering import STATE_SETTERS, Frames, Renderer
+from dreamgym.dream.rendering import (
+    BAR_GAP,
+    BAR_HEIGHT,
+    BAR_WIDTH,
+    STATE_SETTERS,
+    Frames,
+    Renderer,
+)
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.models import MDNRNNConfig, ModelSpec
 from dreamgym.starts import Starts
@@ -19,12 +28,17 @@ ENVS = 4096
 
 def world_of(env: gym.Env) -> World:
     """A world of a real environment, its model not fitted."""
+    return world_on(env.observation_space, env.action_space, env.spec.to_json())
+
+
+def world_on(seen: gym.Space, actions: gym.Space, env_spec: str | None = None) -> World:
+    """A world on these spaces, its model not fitted."""
     spec = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
-    model = spec.build(env.observation_space, env.action_space).eval()
+    model = spec.build(seen, actions).eval()
     return World(
         model=model.requires_grad_(False),
         starts=Starts(states=model.initial(4), beginnings=4),
-        env_spec=env.spec.to_json(),
+        env_spec=env_spec,
         horizon=5,
         provenance={},
         quality={},
@@ -47,6 +61,41 @@ def test_an_observation_is_drawn_as_its_environment_draws_it(name):
         assert np.array_equal(drawn, env.render())
     renderer.close()
     env.close()
+
+
+def assert_frames_are_bars(world: World) -> None:
+    with pytest.warns(RuntimeWarning, match="frames are plots"):
+        env = DreamVectorEnv(world, 2, render_mode="rgb_array", device="cpu")
+    assert env.renderer.env is None
+    assert env.renderer.set_state is None
+    env.reset(seed=0)
+    values = world.observation_space.shape[0]
+    assert env.render()[1].shape == (BAR_HEIGHT, BAR_GAP + values * (BAR_WIDTH + BAR_GAP), 3)
+    env.close()
+
+
+def test_without_pygame_frames_are_bars(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    assert_frames_are_bars(world_of(gym.make("CartPole-v1")))
+
+
+def test_frames_of_a_wrapped_environment_are_bars():
+    wrapped = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0)
+    assert_frames_are_bars(world_of(wrapped))
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown"),
+    [(1, [0, 0, 0]), (2, [1, 1, 1]), (3, [0, 1, 2]), (4, [1, 2, 3]), (6, [3, 4, 5])],
+)
+def test_images_of_any_number_of_channels_are_frames_of_three(channels, shown):
+    space = gym.spaces.Box(0, 255, (64, 64, channels), np.uint8)
+    world = world_on(space, gym.spaces.Discrete(2))
+    space.seed(0)
+    image = space.sample()
+    drawn = Renderer(world).draw(torch.as_tensor(image).unsqueeze(0))
+    assert drawn.dtype == np.uint8
+    assert np.array_equal(drawn, image[..., shown])
 
 
 def test_a_video_of_one_of_many_dreams_decodes_one_row_a_step(tmp_path):
