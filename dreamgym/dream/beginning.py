@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dreamgym.data import Dataset, skipping
@@ -76,11 +77,29 @@ def _from_dataset(world: World, path: Path) -> Starts:
 
 
 def _fitting(world: World, starts: Starts) -> Starts:
-    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in world.starts.states.items()}
+    """The starts in the precision of the world's own."""
+    ours = world.starts.states
+    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in ours.items()}
     given = {key: tuple(leaf.shape[1:]) for key, leaf in starts.states.items()}
     if wanted != given:
         raise ValueError(f"starts have leaves of shapes {given}; this world's states have {wanted}")
-    return starts
+    for key, leaf in starts.states.items():
+        if _kind(leaf) != _kind(ours[key]):
+            raise ValueError(
+                f"starts: the leaf {key!r} holds {leaf.dtype}, this world's states "
+                f"{ours[key].dtype}; give {_kind(ours[key])}"
+            )
+    cast = {key: leaf.to(ours[key].dtype) for key, leaf in starts.states.items()}
+    return Starts(states=cast, beginnings=starts.beginnings)
+
+
+def _kind(leaf: Tensor) -> str:
+    """What sort of numbers a leaf holds, whatever their precision."""
+    if leaf.is_complex():
+        return "complex numbers"
+    if leaf.is_floating_point():
+        return "floating-point numbers"
+    return "bools" if leaf.dtype == torch.bool else "whole numbers"
 
 
 def _is_state(mapping: Mapping[str, Any]) -> bool:

@@ -58,8 +58,9 @@ def none_done(dreams: Dreams) -> None:
     if bool(dreams.done.any()):
         rows = dreams.done.nonzero().flatten().tolist()
         raise RuntimeError(
-            f"step after the end of rows {rows[:8]} with autoreset_mode='Disabled': call "
-            "reset(options={'reset_mask': mask}) with those rows true first"
+            f"step after the end of rows {rows[:8]}, which do not reset themselves: call reset() "
+            "first, or in a vector environment reset(options={'reset_mask': mask}) with those "
+            "rows true"
         )
 
 
@@ -105,11 +106,22 @@ def same_shapes(given: Dreams, wanted: Dreams) -> None:
 
 
 def temperature_rows(given: Any, num_envs: int, device: torch.device) -> Tensor:
-    """A temperature for each environment, (N,) float32."""
-    tensor = torch.as_tensor(given, dtype=torch.float32, device=device)
-    if tensor.shape != (num_envs,) or not bool((tensor > 0).all()):
+    """A temperature for each environment, (N,) float32, in memory of its own.
+
+    Raises:
+        ValueError: another shape, or a number that is not above 0 or not finite.
+    """
+    # What the caller writes into it later must not change the dream.
+    tensor = torch.as_tensor(given, dtype=torch.float32, device=device).clone()
+    if tensor.shape != (num_envs,):
         raise ValueError(
-            f"temperature has shape {tuple(tensor.shape)}; give ({num_envs},) numbers above 0, "
-            "one for each environment"
+            f"temperature has shape {tuple(tensor.shape)}; give ({num_envs},) numbers, one for "
+            "each environment"
+        )
+    wrong = ~((tensor > 0) & tensor.isfinite())
+    if bool(wrong.any()):
+        raise ValueError(
+            f"temperature holds {tensor[wrong][0].item()}; give finite numbers above 0, one for "
+            "each environment"
         )
     return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -152,6 +153,8 @@ def _ends(name: str, value: Any) -> tuple[Any, Any]:
     pair = value if isinstance(value, list | tuple) else (value, value)
     if len(pair) != 2 or not all(_is_number(end) for end in pair):
         raise ValueError(f"{name}={value!r}: give a number, or [least, greatest]")
+    if not all(-math.inf < end < math.inf for end in pair):  # not a number is neither
+        raise ValueError(f"{name}={value!r}: give a finite number, or [least, greatest]")
     return pair[0], pair[1]
 
 

@@ -46,11 +46,16 @@ def roll_out(
         stepper: of an engine in SameStep mode.
         dreams: where they stand.
         policy: from observations (N, ...) to actions (N, ...).
-        steps: how many.
+        steps: how many, at least 1.
 
     Returns:
         Where they stand afterwards, cut off from gradients, and what happened.
+
+    Raises:
+        ValueError: no step at all is asked for.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps!r}: give a whole number of at least 1")
     seen = stepper.engine.view(dreams.model)
     observations: list[Observation] = []
     actions: list[Tensor] = []

@@ -59,6 +59,30 @@ def test_rows_keep_the_temperature_that_they_were_given():
         assert torch.equal(env.dreams.temperature, temperatures)
 
 
+@pytest.mark.parametrize("given", [torch.full((16,), 1.3), np.full(16, 1.3, np.float32)])
+def test_temperatures_that_the_caller_writes_over_are_not_the_dreams(given):
+    env = an_env(16, temperature=given, max_episode_steps=1)
+    given[:] = 9.0
+    env.step(np.zeros(16, int))
+    assert torch.equal(env.dreams.temperature, torch.full((16,), 1.3))
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["temperature", "max_episode_steps"])
+def test_what_is_not_finite_is_refused(name, number):
+    for given in (number, [1, number]):
+        with pytest.raises(ValueError, match=f"{name}=.*give a finite number"):
+            an_env(16, **{name: given})
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_temperature_of_a_row_that_is_not_finite_is_refused(number):
+    temperatures = torch.ones(16)
+    temperatures[3] = number
+    with pytest.raises(ValueError, match=f"holds {number}; give finite numbers"):
+        an_env(16, temperature=temperatures)
+
+
 def start_rows(env: DreamVectorEnv) -> torch.Tensor:
     """Which row of the world's bank each environment began from."""
     bank = env.world.starts.states["z"]
@@ -82,6 +106,21 @@ def test_starts_can_be_given_as_states():
         env = DreamVectorEnv(world, 5, starts=given)
         env.reset(seed=0)
         assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
+
+
+def test_starts_of_another_precision_are_cast_and_of_another_kind_refused():
+    world = small_world()
+    one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
+    double = {key: leaf.double() for key, leaf in one.items()}
+    for given in (double, Starts(states=double, beginnings=1)):
+        env, plain = (DreamVectorEnv(world, 5, starts=starts) for starts in (given, one))
+        env.reset(seed=0), plain.reset(seed=0)
+        assert env.dreams.model["z"].dtype == torch.float32
+        actions = np.zeros(5, int)
+        assert torch.equal(env.step(actions)[0], plain.step(actions)[0])
+    whole = {**one, "z": one["z"].long()}
+    with pytest.raises(ValueError, match=r"'z' holds torch.int64.*give floating-point numbers"):
+        DreamVectorEnv(world, 5, starts=whole)
 
 
 def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):

@@ -93,6 +93,16 @@ def test_a_rollout_is_repeated_steps():
         assert torch.equal(rolled.next_observation[t], info["final_obs"])
 
 
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_rollout_of_no_steps_is_refused_and_the_dreams_stay(steps):
+    env = DreamVectorEnv(small_world(), ENVS)
+    env.reset(seed=0)
+    before = env.dreams
+    with pytest.raises(ValueError, match=f"steps={steps}: give a whole number of at least 1"):
+        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), steps)
+    assert env.dreams is before
+
+
 def test_a_rollout_needs_rows_that_reset_themselves():
     env = DreamVectorEnv(small_world(), ENVS, autoreset_mode="Disabled")
     with pytest.raises(RuntimeError, match="reset"):
