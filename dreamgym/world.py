@@ -18,7 +18,6 @@ from dreamgym.data.skip_frames import SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.files import folder_written_aside, nearest
 from dreamgym.models import ModelSpec, State, WorldModel, is_image, parts
-from dreamgym.models.composition import Composition
 from dreamgym.starts import Starts
 from dreamgym.worldfile import WorldError
 
@@ -152,7 +151,7 @@ class World:
             WorldError: its states are not those of the starts, its spaces are others, or it knows
                 the reward of single steps, and the world has a frame skip.
         """
-        if self.frame_skip.steps > 1 and isinstance(model, Composition) and model.of_single_steps:
+        if self.frame_skip.steps > 1 and model.of_single_steps:
             raise WorldError(
                 f"the model knows the reward of one real step, and a step of world {self.name!r} "
                 f"is {self.frame_skip}; give KnownReward a function of its own for that"

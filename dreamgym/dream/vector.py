@@ -173,7 +173,7 @@ class DreamVectorEnv(VectorEnv):
         Raises:
             RuntimeError: the environment was not reset, or is closed; or in Disabled mode, in
                 which nobody would reset the rows.
-            ValueError: actions that `step` would refuse.
+            ValueError: fewer than one step, or actions that `step` would refuse.
         """
         dreams = self._standing()
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:

@@ -150,6 +150,11 @@ class WorldModel(nn.Module, ABC):
         """Updates at which another part of the model begins to be fitted; mostly there are none."""
         return ()
 
+    @property
+    def of_single_steps(self) -> bool:
+        """Whether it knows what holds for single steps of the real environment, not for several."""
+        return False
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers; called once, before fitting, with training episodes only."""
 

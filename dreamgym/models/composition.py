@@ -64,8 +64,8 @@ class Composition(WorldModel):
 
     @property
     def of_single_steps(self) -> bool:
-        """Whether what it knows holds for single steps of the real environment, not for several."""
-        return isinstance(self.inner, Composition) and self.inner.of_single_steps
+        """See `WorldModel.of_single_steps`."""
+        return self.inner.of_single_steps
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""

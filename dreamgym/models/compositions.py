@@ -107,7 +107,7 @@ class KnownReward(Composition):
 
     @property
     def of_single_steps(self) -> bool:
-        """See `Composition.of_single_steps`: what is known by name."""
+        """See `WorldModel.of_single_steps`: what is known by name."""
         return isinstance(self.config.function, str) or super().of_single_steps
 
     def adopt(self, other: Self) -> None:
