@@ -43,7 +43,7 @@ def from_model(
     """
     config = config or FitConfig()
     if out is not None and Path(out).exists() and not config.overwrite:
-        raise FileExistsError(f"{out} exists already; give another path or allow overwriting it")
+        raise FileExistsError(f"{out} exists already; give another path or overwrite=True")
     with opened(dataset) as data:
         for role in ("observation_space", "action_space"):
             own, wanted = getattr(model, role), getattr(data, role)

@@ -69,7 +69,7 @@ def folder_written_aside(path: Path, *, replace: bool = False) -> Iterator[Path]
     """
     path = Path(path)
     if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists already; give another path or allow overwriting it")
+        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:

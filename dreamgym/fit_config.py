@@ -169,6 +169,10 @@ def recommended(family: str, preset: str | None = None, **settings: Any) -> FitC
             )
         chosen = {**known.preset_fits.get(preset, chosen), "model": known.presets[preset]}
     own = {"optimizer" if each.name == "name" else each.name for each in fields(OptimizerConfig)}
+    wanted = own | {each.name for each in fields(FitConfig)}
+    for name in settings:
+        if name not in wanted:
+            raise TypeError(f"there is no setting {name!r}: {nearest(name, wanted)}")
     if isinstance(settings.get("optimizer"), OptimizerConfig):
         return FitConfig(**{**{k: v for k, v in chosen.items() if k not in own}, **settings})
     chosen |= settings

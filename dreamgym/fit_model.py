@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dreamgym.data import AnyDataset
 from dreamgym.device import seeded
-from dreamgym.models import ModelSpec, WorldModel, measure
+from dreamgym.models import FAMILIES, ModelSpec, WorldModel, measure
 
 
 def first_model(
@@ -27,11 +27,17 @@ def first_model(
             own, which its weights are used to.
 
     Raises:
+        TypeError: neither a config of the family nor a model.
         ValueError: a fitted model is of another family, or of other spaces than the data.
     """
     with seeded(seed, torch.device("cpu")):
         if isinstance(given, WorldModel):
             return _again(given, family, data)
+        if given is not None and not isinstance(given, FAMILIES[family].config_type):
+            raise TypeError(
+                f"model={type(given).__name__}: the {family} family takes a "
+                f"{FAMILIES[family].config_type.__name__}, or a model that was fitted (world.model)"
+            )
         spec = ModelSpec(family=family, config=given)
         model = spec.build(data.observation_space, data.action_space)
     episodes = (data.episode(int(index)) for index in training)

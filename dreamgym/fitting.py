@@ -86,7 +86,7 @@ def fit(
         raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
     target = Path(out) if out is not None else None
     if target is not None and target.exists() and not config.overwrite:
-        raise FileExistsError(f"{target} exists already; give another path or allow overwriting it")
+        raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
     began = time.perf_counter()
     with threads(config.threads), opened(dataset) as data:
         job = _Fit(data, family, seed, config, target)

@@ -52,6 +52,13 @@ class World:
     name: str = "unnamed"
     frame_skip: FrameSkip = field(default_factory=FrameSkip)
 
+    def __repr__(self) -> str:
+        """One line: weights and starts are not for reading."""
+        return (
+            f"World({self.name!r}, family={self.family!r}, env_id={self.env_id!r}, "
+            f"horizon={self.horizon}, starts={self.starts.size})"
+        )
+
     @property
     def family(self) -> str:
         """The name that the table of families has for the model."""
@@ -148,9 +155,13 @@ class World:
             model: put into eval mode, its parameters frozen.
 
         Raises:
+            TypeError: no model.
             WorldError: its states are not those of the starts, its spaces are others, or it knows
                 the reward of single steps, and the world has a frame skip.
         """
+        given: Any = model
+        if not isinstance(given, WorldModel):
+            raise TypeError(f"a {type(given).__name__} is no model; of a world give its `.model`")
         if self.frame_skip.steps > 1 and model.of_single_steps:
             raise WorldError(
                 f"the model knows the reward of one real step, and a step of world {self.name!r} "

@@ -136,3 +136,8 @@ def test_a_batch_is_cut_into_equal_pieces_or_refused():
     assert FitConfig(batch_size=12, optimizer=cut).batch_size == 12
     with pytest.raises(ValueError, match=r"batch_size=16 .* accumulate=3"):
         replace(FitConfig(optimizer=cut, batch_size=12), batch_size=16)
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest():
+    with pytest.raises(TypeError, match="did you mean 'updates'"):
+        recommended("rssm", update=5)

@@ -12,6 +12,7 @@ import torch
 import dreamgym
 from dreamgym import FitConfig
 from dreamgym.checkpoint import CheckpointError
+from dreamgym.models import PETSConfig
 
 SHORT = FitConfig(updates=40, evaluate_every=20)
 
@@ -73,3 +74,8 @@ def test_a_model_that_does_not_fit_is_refused(data, world, tmp_path):
     with pytest.raises(ValueError, match="observation_space of the model to go on from"):
         dreamgym.fit(pendulum, config=config)
     assert isinstance(world.action_space, gym.spaces.Discrete)
+
+
+def test_the_config_of_another_family_is_refused(data):
+    with pytest.raises(TypeError, match="takes a RSSMConfig"):
+        dreamgym.fit(data, family="rssm", config=replace(SHORT, model=PETSConfig()))

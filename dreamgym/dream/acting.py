@@ -110,6 +110,7 @@ class ActionIntake:
             row = int((~inside).reshape(len(actions), -1).any(1).nonzero()[0])
             raise ValueError(
                 f"the action of environment {row} is {actions[row].tolist()}, outside "
-                f"{self.space}; clip it "
-                "(gymnasium.wrappers.vector.ClipAction) or correct the policy"
+                f"{self.space}; "
+                + ("clip it (torch.clamp) or " if self.continuous else "")
+                + "correct the policy"
             )

@@ -52,12 +52,13 @@ class Pessimistic(Composition):
     config: PessimisticConfig
 
     def __init__(self, inner: WorldModel, *, weight: float = 1.0) -> None:
+        spec = ModelSpec.of(inner)
         if not inner.has_uncertainty:
             raise TypeError(
                 f"a {type(inner).__name__} says nothing of its uncertainty, so there is nothing to "
                 "be pessimistic about; fit the family 'pets', or 'ensemble' of any family"
             )
-        super().__init__(inner, PessimisticConfig(inner=ModelSpec.of(inner), weight=weight))
+        super().__init__(inner, PessimisticConfig(inner=spec, weight=weight))
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction

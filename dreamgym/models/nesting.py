@@ -39,8 +39,12 @@ class ModelSpec:
         """The spec of a model.
 
         Raises:
+            TypeError: it is no model.
             ValueError: its class is not in the table of families.
         """
+        given: Any = model
+        if not isinstance(given, WorldModel):
+            raise TypeError(f"a {type(given).__name__} is no model; of a world give its `.model`")
         return cls(family=name_of(model), config=model.config)
 
     @classmethod

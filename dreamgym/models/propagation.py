@@ -24,7 +24,8 @@ def check_members(members: int, elites: int, propagation: str) -> None:
     """
     if not 1 <= elites <= members:
         raise ValueError(
-            f"elites={elites} of members={members}: give at least one, and no more than members"
+            f"elites={elites} of members={members}: give at least one, and no more than members, "
+            f"such as elites={max(1, members)}"
         )
     check_one_of("propagation", propagation, PROPAGATIONS)
 

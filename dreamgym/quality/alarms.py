@@ -210,8 +210,8 @@ def termination_alarms(found: Calibration, transitions: int) -> list[Alarm]:
             "termination",
             f"the termination head is not calibrated: it says {found.predicted:.2%} a step where "
             f"{found.rate:.2%} end (ECE {found.ece:.3f}{skill}), so dreams are too "
-            f"{'short' if said > happened else 'long'}; fit it without class weights, for longer, "
-            "or on more episodes that end",
+            f"{'short' if said > happened else 'long'}; fit it for longer, or on more episodes "
+            "that end",
         )
     ]
 

@@ -36,8 +36,8 @@ class Evaluation:
         interval: 95% percentile-bootstrap interval of the mean return.
     """
 
-    returns: NDArray[np.float64]
-    lengths: NDArray[np.int64]
+    returns: NDArray[np.float64] = field(repr=False)
+    lengths: NDArray[np.int64] = field(repr=False)
     seconds: float
     steps: int | None = None
     interval: tuple[float, float] = field(init=False)

@@ -433,7 +433,7 @@ def test_packing_keeps_every_bit(tmp_path: Path, method: Any) -> None:
 
 def test_what_is_native_needs_no_conversion(tmp_path: Path) -> None:
     path = write_random(tmp_path / "a.h5", [4, 5])
-    with pytest.raises(DatasetError, match="of no known format"):
+    with pytest.raises(DatasetError, match="native dataset already"):
         convert(path, tmp_path / "b.h5")
 
 

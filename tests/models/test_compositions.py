@@ -264,3 +264,19 @@ def test_uncertainty_is_asked_of_the_model_inside():
     assert KnownReward(small_ensemble("box"), "CartPole-v1").has_uncertainty
     assert not small_model("known-reward").has_uncertainty
     assert gym.spaces.Box(-3.0, 3.0, (4,), np.float32) == small_model("nested").observation_space
+
+
+def test_a_world_is_no_model_and_is_told_so():
+    world = small_world("pets")
+    for make in (
+        lambda: Pessimistic(world),
+        lambda: KnownReward(world, "CartPole-v1"),
+        lambda: world.with_model(world),
+    ):
+        with pytest.raises(TypeError, match=r"`\.model`"):
+            make()
+
+
+def test_a_world_says_what_it_is_in_one_line():
+    assert repr(small_world("pets")).startswith("World('")
+    assert "\n" not in repr(small_world("pets"))

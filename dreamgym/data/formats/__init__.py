@@ -20,6 +20,7 @@ from dreamgym.data.formats import (
     stable_worldmodel,
 )
 from dreamgym.data.formats.common import Foreign, ForeignOptions, Opened, open_any
+from dreamgym.data.native import is_native
 
 FORMATS: tuple[ModuleType, ...] = (
     minari,
@@ -50,6 +51,10 @@ def open_foreign(path: Path, options: ForeignOptions) -> Foreign:
             if module.detect(opened):
                 foreign: Foreign = module.read(opened, options)
                 return foreign
+        if opened.hdf5 is not None and is_native(opened.hdf5, path):
+            raise DatasetError(
+                "it is a native dataset already", path=path, remedy="`pack` writes it compressed"
+            )
         raise DatasetError(
             f"it is of no known format; it holds {opened.summary()}",
             path=path,
