@@ -25,7 +25,12 @@ def train(
     seed: Seed = 0,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, metavar="N", help="Dream steps; by default ALGO's own."),
+        typer.Option(
+            "--steps",
+            min=1,
+            metavar="N",
+            help="Dream steps, rounded up to whole rollouts of all copies; by default ALGO's own.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
