@@ -54,10 +54,8 @@ class World:
 
     def __repr__(self) -> str:
         """One line: weights and starts are not for reading."""
-        return (
-            f"World({self.name!r}, family={self.family!r}, env_id={self.env_id!r}, "
-            f"horizon={self.horizon}, starts={self.starts.size})"
-        )
+        sizes = f"horizon={self.horizon}, starts={self.starts.size}"
+        return f"World({self.name!r}, family={self.family!r}, env_id={self.env_id!r}, {sizes})"
 
     @property
     def family(self) -> str:

@@ -9,8 +9,6 @@ from typing import Any
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamgym.models.base import Decodes, Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.base import stack as stack_states
@@ -213,6 +211,8 @@ class Ensemble(WorldModel):
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
         """The same ensemble with all members in one batched call."""
+        from dreamgym.models.ensemble_batched import BatchedEnsemble
+
         super().prepare(num_envs, device, dtype)
         return BatchedEnsemble(self)
 
@@ -268,48 +268,6 @@ class Ensemble(WorldModel):
 def _spread_of(key: str) -> str:
     """The buffer's name: a module's may have no dot in it."""
     return f"spread_{key}".replace("%", "%25").replace(".", "%2E")
-
-
-class _Calls(nn.Module):
-    """Any method of a model as a forward, which is what `functional_call` calls."""
-
-    def __init__(self, model: WorldModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.model, method)(*arguments)
-
-
-class BatchedEnsemble(Ensemble):
-    """An ensemble with its members' weights stacked: each method is one call over all of them.
-
-    Args:
-        ensemble: fitted; its weights are copied.
-    """
-
-    def __init__(self, ensemble: Ensemble) -> None:
-        spaces = ensemble.observation_space, ensemble.action_space
-        WorldModel.__init__(self, *spaces, ensemble.config)
-        self.feature_dim, self.noise_dim = ensemble.feature_dim, ensemble.noise_dim
-        self.members, self.decodes = ensemble.members, ensemble.decodes
-        if self.decodes:
-            self.decode = self._decode
-        for name, buffer in ensemble.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        self.calls = _Calls(ensemble._lead())
-        states = [_Calls(member).state_dict() for member in ensemble._members()]
-        self.weights = {key: torch.stack([s[key] for s in states]) for key in states[0]}
-
-    def all(self, method: str, state: State, *arguments: Any) -> Any:
-        """See `Ensemble.all`."""
-
-        def call(weights: State, state: State) -> Any:
-            return functional_call(self.calls, weights, (method, state, *arguments))
-
-        # The fused attention of a CPU cannot be batched over members; written out, it can.
-        with sdpa_kernel(SDPBackend.MATH):
-            return vmap(call, in_dims=(0, 1), out_dims=1)(self.weights, state)
 
 
 def _but_for(member: Tensor, own: State, told: State) -> State:
