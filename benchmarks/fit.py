@@ -267,7 +267,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     quick = given.quick
     limits = Limits(
-        seconds=8.0 if quick else 30.0,
+        seconds=8.0 if quick else 10.0,
         turn=0.7 if quick else 5.0,
         turns=3 if quick else 7,
         compiled=not (quick or given.no_compile),

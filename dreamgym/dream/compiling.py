@@ -17,6 +17,9 @@ from torch import Tensor
 from dreamgym.dream.capture import Step
 from dreamgym.dream.state import Dreams, Outcome
 
+FEW = 64
+"""Rows up to which a step costs as many calls as it has."""
+
 
 def compiled(step: Step, dreams: Dreams, action: Tensor) -> Step:
     """The same step, compiled whole; how long that took is said once on stderr.
@@ -30,8 +33,10 @@ def compiled(step: Step, dreams: Dreams, action: Tensor) -> Step:
         RuntimeError: there is no compiler here, or it cannot compile this step.
     """
     begun = time.perf_counter()
-    # Elsewhere a captured graph launches the kernels; here C++ does, and not Python one by one.
-    options: dict[str, Any] = {"cpp_wrapper": action.device.type == "cpu"}
+    # In few rows C++ launches the kernels, and not Python one by one; in many, where that is no
+    # gain, a compiler of C++ takes minutes over it. Elsewhere a captured graph launches them.
+    launched = action.device.type == "cpu" and len(dreams.env) <= FEW
+    options: dict[str, Any] = {"cpp_wrapper": launched}
     fast: Step = torch.compile(_of_its_own(step), fullgraph=True, dynamic=False, options=options)
     fast(dreams, action)
     sys.stderr.write(
