@@ -19,7 +19,7 @@ MANY = 65_536
 MOST = 1.0
 """GB at the peak."""
 STEPS = 4
-STATM = Path("/proc/self/statm")
+STATM, STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
 UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of what the system calls one."""
 
@@ -65,7 +65,7 @@ def _many(device: str) -> float:
         return float(torch.cuda.max_memory_allocated() - before)
     before = _resident()
     _run(world, MANY, device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT - before
+    return _peak() - before
 
 
 def _resident() -> float:
@@ -73,6 +73,14 @@ def _resident() -> float:
     if STATM.exists():
         return int(STATM.read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+
+
+def _peak() -> float:
+    """The most bytes that this process has had; `ru_maxrss` would count its parent's, too."""
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT)
 
 
 def _run(world: World, count: int, device: str) -> None:
