@@ -17,6 +17,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+import torch._inductor.exc
 from plain_rssm import PlainRSSM, dense
 from reporting import Row, below, parser, report
 from side_by_side import side_by_side
@@ -97,7 +98,7 @@ class Updates:
         The whole of a loss that is unrolled over 64 steps takes the compiler many minutes.
         """
         for part in called_parts(self.model):
-            part.compile()
+            part.compile(dynamic=False)
 
 
 def called_parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -202,7 +203,11 @@ def of_presets(names: list[tuple[str, str | None]], limits: Limits) -> list[Row]
         rows += timed(f"{what}, eager", updates, limits)
         if limits.compiled:
             updates.compile()
-            rows += timed(f"{what}, compiled", updates, limits)
+            try:
+                rows += timed(f"{what}, compiled", updates, limits)
+            except torch._inductor.exc.InductorError as error:
+                reason = str(error).splitlines()[0]
+                print(f"{what}, compiled: left out, PyTorch's compiler cannot do it: {reason}")
     return rows
 
 
