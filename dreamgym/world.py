@@ -53,9 +53,9 @@ class World:
     frame_skip: FrameSkip = field(default_factory=FrameSkip)
 
     def __repr__(self) -> str:
-        """One line: weights and starts are not for reading."""
-        sizes = f"horizon={self.horizon}, starts={self.starts.size}"
-        return f"World({self.name!r}, family={self.family!r}, env_id={self.env_id!r}, {sizes})"
+        """One line: weights and starts are not for reading. A model of one's own has no family."""
+        said = f"model={type(self.model).__name__}, env_id={self.env_id!r}, horizon={self.horizon}"
+        return f"World({self.name!r}, {said}, starts={self.starts.size})"
 
     @property
     def family(self) -> str:

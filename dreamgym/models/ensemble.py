@@ -176,6 +176,11 @@ class Ensemble(WorldModel):
         """See `WorldModel.turns`: the members', who are all of one kind."""
         return self._lead().turns
 
+    @property
+    def of_single_steps(self) -> bool:
+        """See `WorldModel.of_single_steps`."""
+        return self._lead().of_single_steps
+
     def begin_fit(self) -> None:
         """See `WorldModel.begin_fit`."""
         for member in self._members():

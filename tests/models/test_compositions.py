@@ -280,3 +280,12 @@ def test_a_world_is_no_model_and_is_told_so():
 def test_a_world_says_what_it_is_in_one_line():
     assert repr(small_world("pets")).startswith("World('")
     assert "\n" not in repr(small_world("pets"))
+
+
+def test_a_world_of_a_model_of_ones_own_says_what_it_is():
+    class Own(type(small_world("pets").model)):
+        pass
+
+    world = small_world("pets")
+    world.model.__class__ = Own
+    assert "model=Own" in repr(world)
