@@ -75,7 +75,13 @@ class ActionIntake:
 
     def _converted(self, actions: Any) -> Tensor:
         """The same as a tensor of the wanted dtype; see `__call__`."""
-        given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
+        try:
+            given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"actions of type {type(actions).__name__} are no numbers ({error}); give "
+                f"{self.shape}: one of {self.space} for each environment"
+            ) from error
         if given.shape != self.shape:
             raise ValueError(
                 f"actions have shape {tuple(given.shape)}; give {self.shape}: one of "

@@ -142,3 +142,11 @@ def test_a_step_after_the_end_is_refused(folder):
     env.step(0)
     with pytest.raises(RuntimeError, match=r"end.*: call reset\(\) first"):
         env.step(0)
+
+
+@pytest.mark.parametrize("action", ["left", None, [[1], [2, 3]]], ids=str)
+def test_what_is_no_number_is_refused_as_an_action(action):
+    env = DreamEnv(small_world())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"no numbers|inhomogeneous"):
+        env.step(action)
