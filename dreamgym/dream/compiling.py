@@ -1,5 +1,9 @@
 """A compiled step: PyTorch's compiler fuses what an arranged step still does one by one.
 
+With few rows, where a step costs as many calls as it has, and on a GPU the whole step is compiled.
+With many rows on a CPU only those parts of the model are that say they can be: the rest of a step
+is quicker as it is written, for it may ask which rows have ended.
+
 What it has compiled stays in PyTorch's own cache on disk (`TORCHINDUCTOR_CACHE_DIR`, else a folder
 of the user's under the system's temporary one), so that the next process finds it there.
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -15,17 +20,21 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream.capture import Step
-from dreamgym.dream.state import Dreams, Outcome
+from dreamgym.dream.engine import Engine
+from dreamgym.dream.state import Dreams
+from dreamgym.models import CompilesParts, without_asking
+
+Compute = Callable[..., Any]
 
 FEW = 64
 """Rows up to which a step costs as many calls as it has."""
 
 
-def compiled(step: Step, dreams: Dreams, action: Tensor) -> Step:
-    """The same step, compiled whole; how long that took is said once on stderr.
+def compiled(engine: Engine, dreams: Dreams, action: Tensor) -> Step:
+    """The engine's step, compiled; how long that took is said once on stderr.
 
     Args:
-        step: what to compile; it must ask the device nothing.
+        engine: whose step, or whose model's parts.
         dreams: where rows stand, as in every later call.
         action: (N, ...) as in every later call.
 
@@ -33,29 +42,48 @@ def compiled(step: Step, dreams: Dreams, action: Tensor) -> Step:
         RuntimeError: there is no compiler here, or it cannot compile this step.
     """
     begun = time.perf_counter()
-    # In few rows C++ launches the kernels, and not Python one by one; in many, where that is no
-    # gain, a compiler of C++ takes minutes over it. Elsewhere a captured graph launches them.
-    launched = action.device.type == "cpu" and len(dreams.env) <= FEW
-    options: dict[str, Any] = {"cpp_wrapper": launched}
-    fast: Step = torch.compile(_of_its_own(step), fullgraph=True, dynamic=False, options=options)
-    fast(dreams, action)
+    launched = engine.device.type == "cpu" and engine.num_envs <= FEW
+    if engine.device.type == "cpu" and not launched and isinstance(engine.model, CompilesParts):
+        fast = _in_parts(engine, engine.model, dreams, action)
+    else:
+        # In few rows C++ launches the kernels, and not Python one by one; in many, where that is no
+        # gain, a compiler of C++ takes minutes over it. Elsewhere a captured graph launches them.
+        fast = _compiled(engine.step, {"cpp_wrapper": launched})
+        with without_asking():
+            fast(dreams, action)
     sys.stderr.write(
-        f"dreamgym: compiled the step of {len(dreams.env)} dreams in "
+        f"dreamgym: compiled the step of {engine.num_envs} dreams in "
         f"{time.perf_counter() - begun:.1f} s; later processes find it in PyTorch's cache, and "
         "compile=False does without\n"
     )
     return fast
 
 
-def _of_its_own(step: Step) -> Step:
-    """The step in a function with code of its own.
+def _in_parts(engine: Engine, model: CompilesParts, dreams: Dreams, action: Tensor) -> Step:
+    """The step as it is written, with parts of its model compiled."""
+    model.compile_parts(lambda part: _compiled(part, {}))
+    try:
+        engine.step(dreams, action)
+    except Exception:
+        model.compile_parts(None)
+        raise
+    return engine.step
+
+
+def _compiled(function: Compute, options: dict[str, Any]) -> Compute:
+    own = _of_its_own(function)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+
+
+def _of_its_own(function: Compute) -> Compute:
+    """The function in one with code of its own.
 
     The compiler keeps what it compiled by code, and refuses to compile the same code for a ninth
     engine.
     """
 
-    def run(dreams: Dreams, action: Tensor) -> tuple[Dreams, Outcome]:
-        return step(dreams, action)
+    def run(*arguments: Any) -> Any:
+        return function(*arguments)
 
     code = run.__code__.replace()
     return FunctionType(code, run.__globals__, run.__name__, None, run.__closure__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream import capture
-from dreamgym.dream.capture import CapturedStep, Step
+from dreamgym.dream.capture import CapturedStep, Graph, Step
 from dreamgym.dream.compiling import compiled
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.state import Dreams, Outcome
@@ -56,13 +56,13 @@ class Stepper:
         step: Step = self.engine.step
         made: list[str] = []
         if wanted is True:
-            compiled_step = _tried("compiled", lambda: compiled(step, dreams, action))
+            compiled_step = _tried("compiled", lambda: compiled(self.engine, dreams, action))
             if compiled_step is not None:
                 step = compiled_step
                 made.append("compiled")
         if wanted is not False and device.type in capture.GRAPHS:
             graph = capture.GRAPHS[device.type](device)
-            self._captured = _tried("captured", lambda: CapturedStep(step, graph, dreams, action))
+            self._captured = _tried("captured", lambda: _captured(step, graph, dreams, action))
             if self._captured is not None:
                 step = self._captured
                 made.append("captured")
@@ -70,11 +70,15 @@ class Stepper:
         return step
 
 
+def _captured(step: Step, graph: Graph, dreams: Dreams, action: Tensor) -> CapturedStep:
+    with without_asking():
+        return CapturedStep(step, graph, dreams, action)
+
+
 def _tried(what: str, make: Callable[[], T]) -> T | None:
     """What is made, or None and a warning."""
     try:
-        with without_asking():
-            return make()
+        return make()
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         warnings.warn(

@@ -21,6 +21,7 @@ from dreamgym.dream.beginning import find_sources
 from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.giving import Giver, StepResult
+from dreamgym.dream.heap import keep_freed_memory
 from dreamgym.dream.memory import check_memory, check_states
 from dreamgym.dream.modes import outside_inference
 from dreamgym.dream.options import is_array, parse_options
@@ -88,6 +89,8 @@ class DreamVectorEnv(VectorEnv):
         self.metadata = {**self.metadata, "autoreset_mode": parsed.mode}
         check_states(self.world.model, self.num_envs, self.device)
         self._set_spaces()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with outside_inference():
             self.engine = self._engine()
         check_memory(self.engine)

@@ -17,6 +17,7 @@ from dreamgym.models.base import (
     select,
     zero_action,
 )
+from dreamgym.models.compiled_parts import CompilesParts
 from dreamgym.models.compositions import (
     KnownReward,
     KnownRewardConfig,
@@ -77,6 +78,7 @@ __all__ = [
     "RSSM",
     "TERMINATIONS",
     "WHOLE",
+    "CompilesParts",
     "Decodes",
     "Divergence",
     "Ensemble",

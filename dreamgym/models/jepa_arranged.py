@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dreamgym.models.arranged_layers import Packing
 from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.compiled_parts import Compiler
 from dreamgym.models.jepa import GROUNDING, JEPA
 from dreamgym.models.jepa_arranged_predictor import ArrangedPredictor, projection
 from dreamgym.models.jepa_senses import Probe
@@ -66,6 +67,10 @@ class ArrangedJEPA(JEPA):
             termination = torch.where(unknown, 1.0, termination)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
         return self._move(state, encoded, new), prediction
+
+    def compile_parts(self, compiler: Compiler | None) -> None:
+        """See `CompilesParts.compile_parts`."""
+        self._predict.compiled = compiler and compiler(self._predict.some)
 
     def _expected(self, state: State, encoded: Tensor) -> Tensor:
         """The expected next embedding (B, D) after an encoded action (B, A)."""

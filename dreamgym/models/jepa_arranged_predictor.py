@@ -11,6 +11,8 @@ on an action alone is as quickly computed again as kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,7 @@ class ArrangedPredictor:
         self.norm_eps = predictor.norm.eps
         index = torch.arange(self.context, device=packing.device)
         self.causal, self.own = index <= index.unsqueeze(1), index == index.unsqueeze(1)
+        self.compiled: Callable[..., Tensor] | None = None
 
     def __call__(self, embeddings: Tensor, actions: Tensor, seen: Tensor) -> Tensor:
         """The projected output (B, width) for the newest frame.
@@ -63,16 +66,19 @@ class ArrangedPredictor:
             seen: (B, context) bool, as in `Predictor.forward`; the newest is true.
         """
         leaves = [leaf.transpose(0, 1) for leaf in (embeddings, actions, seen)]
+        run: Callable[..., Tensor] = self.compiled or self.some
         if self.rows >= len(embeddings):
-            return self._some(*leaves)
+            return run(*leaves, self._mask(leaves[-1]))
         cut = zip(*(leaf.split(self.rows, 1) for leaf in leaves), strict=True)
-        return torch.cat([self._some(*some) for some in cut])
+        return torch.cat([run(*some, self._mask(some[-1])) for some in cut])
 
-    def _some(self, embeddings: Tensor, actions: Tensor, seen: Tensor) -> Tensor:
-        """The same of (T, B, ...)."""
+    def some(
+        self, embeddings: Tensor, actions: Tensor, seen: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The same of (T, B, ...) and what is added to scores; asks the device nothing."""
         condition = self.condition(actions)
         places = (seen.cumsum(0) - 1).clamp_(min=0)
-        x, mask = embeddings + self.position[places], self._mask(seen)
+        x = embeddings + self.position[places]
         for block in self.blocks:
             x = block(x, condition, mask)
         x = self.last(x, condition, mask)

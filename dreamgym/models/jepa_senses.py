@@ -80,7 +80,7 @@ class Senses(nn.Module):
         boxes = parts(space)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        self.vectors = nn.ModuleList(Codec(boxes[key], "standard") for key in self.vector_keys)
+        self.vectors = nn.ModuleList(Codec(boxes[key], config.vectors) for key in self.vector_keys)
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
         self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.compiled_parts import Compiler
 from dreamgym.models.mdn_rnn import LOG_SIGMA_MAX, MDNRNN
 from dreamgym.models.mdn_rnn_heads import (
     LinearHeads,
@@ -78,6 +79,11 @@ class ArrangedMDNRNN(MDNRNN):
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
         return self.step_on(state, action, self.numbers(noise), temperature)
+
+    def compile_parts(self, compiler: Compiler | None) -> None:
+        """See `CompilesParts.compile_parts`."""
+        if self._on_cpu is not None:
+            self._on_cpu.compiled = compiler and compiler(self._whole)
 
     def numbers(self, noise: Tensor) -> tuple[Tensor, ...]:
         """See `TakesNumbers.numbers`: uniforms that choose components, and normal numbers."""

@@ -6,6 +6,7 @@ all that lies between a step's inputs and its results is written over again and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,7 @@ class RowsOnCPU:
         self.total = torch.empty(rows, self.size)
         per_component = self.mixtures * self.size
         first = torch.arange(rows if rows < FEW else 0)[:, None, None] * _width(model)
+        self.compiled: Callable[..., After] | None = None
         kinds = torch.tensor([1, 2])[:, None] * per_component
         self.places = first + kinds + torch.arange(self.size)
 
@@ -62,7 +64,7 @@ class RowsOnCPU:
             return self._rows(state, taken, numbers, temperature, None)
         h, c = (leaf.new_empty(count, self.hidden) for leaf in (state["h"], state["c"]))
         if count <= ROWS:
-            return self._rows(state, taken, numbers, temperature, (h, c))
+            return self._some(state, taken, numbers, temperature, (h, c))
         parts: list[Tensor] = []
         for at in range(0, count, ROWS):
             rows = slice(at, at + ROWS)
@@ -71,13 +73,29 @@ class RowsOnCPU:
                 tau = tau[rows]
             before = {key: leaf[rows] for key, leaf in state.items()}
             these = tuple(leaf[rows] for leaf in numbers)
-            after, *rest = self._rows(before, taken[rows], these, tau, (h[rows], c[rows]))
+            after, *rest = self._some(before, taken[rows], these, tau, (h[rows], c[rows]))
             found = [after["z"], *(leaf for leaf in rest if leaf is not None)]
             parts = parts or [leaf.new_empty(count, *leaf.shape[1:]) for leaf in found]
             for whole, leaf in zip(parts, found, strict=True):
                 whole[rows] = leaf
         z, reward, termination, *unknown = parts
         return {"z": z, "h": h, "c": c}, reward, termination, unknown[0] if unknown else None
+
+    def _some(
+        self,
+        state: State,
+        taken: Tensor,
+        numbers: tuple[Tensor, ...],
+        temperature: Temperature,
+        into: tuple[Tensor, Tensor],
+    ) -> After:
+        """As `_rows`, compiled if that is asked for."""
+        if self.compiled is None:
+            return self._rows(state, taken, numbers, temperature, into)
+        found = self.compiled(state, taken, numbers, temperature)
+        for own, leaf in zip(into, ("h", "c"), strict=True):
+            own.copy_(found[0][leaf])
+        return found
 
     def _rows(
         self,

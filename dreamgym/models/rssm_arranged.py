@@ -7,12 +7,15 @@ one with z; gates as in `rssm_arranged_cells`; and a class is found by search in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from dreamgym.models.arranged_layers import Packing
 from dreamgym.models.asking import may_ask
 from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.compiled_parts import Compiler
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.rssm_arranged_cells import (
     ArrangedBlockGRU,
@@ -54,6 +57,7 @@ class ArrangedRSSM(RSSM):
         else:
             self._cell = ArrangedGRU(model.cell, packing)  # type: ignore[arg-type, assignment]
         self._arrange_heads(model, packing)
+        self._compiled: Callable[..., tuple[State, Prediction]] | None = None
         self.eval()
 
     def _arrange_heads(self, model: RSSM, packing: Packing) -> None:
@@ -77,7 +81,24 @@ class ArrangedRSSM(RSSM):
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
-        h = self._cell(state["h"], self._read(state["z"]), self.encode_action(action))
+        # Apart from the question about z this asks the device nothing.
+        move = self._compiled or self._moved
+        return move(state["h"], self._read(state["z"]), action, noise, temperature)
+
+    def compile_parts(self, compiler: Compiler | None) -> None:
+        """See `CompilesParts.compile_parts`."""
+        self._compiled = compiler and compiler(self._moved)
+
+    def _moved(
+        self,
+        h: Tensor,
+        before: Latents,
+        action: Tensor,
+        noise: Tensor,
+        temperature: Temperature,
+    ) -> tuple[State, Prediction]:
+        """The step from h (B, deter) and latents."""
+        h = self._cell(h, before, self.encode_action(action))
         over_h = self._over_h(h)
         given = self._rest_of_prior(over_h[:, : self._prior_width])
         latents = self._draw(given, noise, temperature)
@@ -109,7 +130,7 @@ class ArrangedRSSM(RSSM):
         """A sample of the prior (B, parameters)."""
         if isinstance(self.latent, Gaussians):
             return Latents(_gaussian(self.latent, given, noise, temperature), None)
-        if not (self._indexed and may_ask(given.device)):
+        if not self._indexed:
             return Latents(self.latent.sample(given, noise, temperature), None)
         sums = self._running_sums(given, temperature)
         found = torch.searchsorted(sums, noise.contiguous().unsqueeze(-1), right=True).squeeze(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from dreamgym.models.vectors import Units
 from dreamgym.models.vision import ACTIVATIONS
@@ -26,7 +26,8 @@ class RSSMObjective:
 
     Attributes:
         vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
-            equation 9) or "standard", by the moments of the training data.
+            equation 9), "standard", by the moments of the training data, or "compressed", the
+            symlog of those: for values some of which lie many spreads off.
         rewards: "raw" or "standard" predict the mean; "two-hot" is a categorical over bins at the
             symexp of even steps (the same paper, equation 10), with outputs that begin at zero.
         image_size: side in pixels at which images are seen and predicted, whatever theirs is.
@@ -56,7 +57,7 @@ class RSSMObjective:
     free_nats_of: Nats = "step"
 
     def __post_init__(self) -> None:
-        _one_of("vectors", self.vectors, ("raw", "symlog", "standard"))
+        _one_of("vectors", self.vectors, get_args(Units))
         _one_of("rewards", self.rewards, ("raw", "two-hot", "standard"))
         _one_of("free_nats_of", self.free_nats_of, ("step", "batch"))
         if self.image_size < 1:

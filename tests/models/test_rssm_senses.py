@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from dreamgym.models import RSSM, RSSMConfig, RSSMObjective, Segment, as_tensors, measure, part
 from dreamgym.models.rssm_senses import Senses, image_stacks
-from dreamgym.models.vectors import Codec
+from dreamgym.models.vectors import Codec, Units
 
 IMAGE = gym.spaces.Box(0, 255, (20, 24, 3), np.uint8)
 FLOATS = gym.spaces.Box(np.float32([-1, -1, -8]), np.float32([1, 1, 8]))
@@ -78,7 +80,7 @@ def test_it_learns_from_and_decodes_to_observations_of_its_space(name, units, bl
         assert space.contains(value)
 
 
-@pytest.mark.parametrize("units", ["raw", "symlog", "standard"])
+@pytest.mark.parametrize("units", get_args(Units))
 @pytest.mark.parametrize("box", [FLOATS, BYTES, WHOLES])
 def test_vectors_come_out_as_they_went_in(units, box):
     codec = Codec(box, units)
