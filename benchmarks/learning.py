@@ -27,7 +27,7 @@ from reporting import Row, at_least, below, parser, report
 
 import dreamgym
 from dreamgym.data import Dataset
-from dreamgym.models import MDNRNNConfig
+from dreamgym.models import JEPAConfig, JEPAObjective, MDNRNNConfig
 from dreamgym.quality import OpenLoopErrors, open_loop_errors
 from dreamgym.train import TrainConfig
 
@@ -77,7 +77,11 @@ TASKS = {
                 "model": MDNRNNConfig(hidden=128, trunk=128, head=128),
                 "segment_length": 64,
                 "batch_size": 32,
-            }
+            },
+            # What the ground does to it cannot be foretold, and so is not in embeddings by itself.
+            "jepa": {
+                "model": JEPAConfig(objective=JEPAObjective(sigreg=0.1, inverse=1.0, rollout=12))
+            },
         },
         trained=("mdn-rnn",),
         training_steps=1_500_000,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
-from dreamgym.models.exact import Linear
 from dreamgym.models.jepa_batch import moments
 from dreamgym.models.jepa_config import FITS, PRESETS, JEPAConfig
+from dreamgym.models.jepa_heads import head
 from dreamgym.models.jepa_loss import Losses
 from dreamgym.models.jepa_predictor import ActionEmbedding, Predictor, PredictorSizes, Projector
 from dreamgym.models.jepa_regularisers import collapse
@@ -33,7 +33,6 @@ from dreamgym.models.sampling import normal, per_row
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Spread, Vitals
 
-HEAD_WIDTH = 128
 RESIDUAL_MOMENTUM = 0.01
 GROUNDING = 0.3
 """Share of the way back to the embeddings of observations that a step goes."""
@@ -43,9 +42,11 @@ class JEPA(WorldModel):
     """A JEPA with a window of frames as its state, and heads for reward and termination.
 
     State: `embeddings` (B, context, D), the newest last; `actions` (B, context, A), each the one
-    that led to the embedding beside it; `seen` (B, context), one where a slot holds a frame. At an
-    episode's start fewer are seen: the predictor then has that shorter context, its first position
-    at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too. Features:
+    that led to the embedding beside it; `seen` (B, context), one where a slot holds a frame; with a
+    probe of vectors also `unread` (B, n), see `Probe`, which is added where a state is decoded. At
+    an episode's start fewer are seen: the predictor then has that shorter context, its first
+    position at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too.
+    Features:
     the newest embedding.
 
     Real embeddings lie on a thin surface, and a long dream drifts away from it, to where nothing
@@ -99,8 +100,8 @@ class JEPA(WorldModel):
             )
         )
         self.project_prediction = Projector(width, config.width, width)
-        self.heads = _mlp(2 * width + actions, 2)
-        self.inverse = _mlp(2 * width, actions) if config.objective.inverse else None
+        self.heads = head(2 * width + actions, 2)
+        self.inverse = head(2 * width, actions) if config.objective.inverse else None
         self.probe = Probe(self.senses, config) if _probes(self.senses, config) else None
         if self.probe is not None and self.probe.whole:
             # Decodes is asked for by whether there is this method, so only then there is one.
@@ -139,7 +140,9 @@ class JEPA(WorldModel):
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`; nothing is seen."""
         zeros, context = self.reward_mean.new_zeros, self.config.context
-        return {
+        sizes = self.senses.sizes if self.probe is not None else []
+        unread = {"unread": zeros(batch_size, sum(sizes))} if sizes else {}
+        return unread | {
             "embeddings": zeros(batch_size, context, self.config.embedding),
             "actions": zeros(batch_size, context, self.encode_action.dim),
             "seen": zeros(batch_size, context),
@@ -153,7 +156,11 @@ class JEPA(WorldModel):
         self, state: State, action: Tensor, observation: Observation, noise: Tensor
     ) -> State:
         """See `WorldModel.observe`; the window moves on by one frame, and noise is not used."""
-        return self._move(state, self.encode_action(action), self.embed(observation))
+        embedding = self.embed(observation)
+        unread = None
+        if self.probe is not None and self.senses.sizes:
+            unread = self.probe.unread(embedding, observation)
+        return self._move(state, self.encode_action(action), embedding, unread)
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
@@ -171,7 +178,7 @@ class JEPA(WorldModel):
             reward = torch.where(unknown, self.worst_return, reward)
             termination = torch.where(unknown, 1.0, termination)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
-        return self._move(state, encoded, new), prediction
+        return self._move(state, encoded, new, self._still_unread(state)), prediction
 
     def features(self, state: State) -> Tensor:
         """The newest embedding, (B, D)."""
@@ -181,7 +188,7 @@ class JEPA(WorldModel):
         """The observation (B, ...) that the probe reads off the newest embedding."""
         if self.probe is None:
             raise AttributeError("this JEPA has no probe to decode with; give probe='all'")
-        return self.probe.decode(self.features(state))
+        return self.probe.decode(self.features(state), state.get("unread"))
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `WorldModel.loss`: prediction, regularisers, heads and probe, by `JEPAObjective`."""
@@ -237,8 +244,12 @@ class JEPA(WorldModel):
         """Let the residual follow the errors (B, L, D) of predictions where mask (B, L) is true."""
         found = moments(error.flatten(0, 1).float(), mask.flatten())
         square = found.variance + found.mean.square()
-        share = (1.0 / (self.updates + 1.0)).clamp(min=RESIDUAL_MOMENTUM)
-        self.residual.copy_(self.residual.square().lerp(square, share).sqrt())
+        self.residual.copy_(self.residual.square().lerp(square, self.share_of_batch).sqrt())
+
+    @property
+    def share_of_batch(self) -> Tensor:
+        """Of a batch in what follows the batches of a fit: less and less, to a least."""
+        return (1.0 / (self.updates + 1.0)).clamp(min=RESIDUAL_MOMENTUM)
 
     def _next(self, state: State, encoded: Tensor) -> Tensor:
         """The expected next embedding (B, D) after an encoded action (B, A)."""
@@ -261,24 +272,21 @@ class JEPA(WorldModel):
         near = 2.0 * once - self.embed(self.probe.decode(once))
         return embeddings + GROUNDING * (near - embeddings)
 
+    def _still_unread(self, state: State) -> Tensor | None:
+        """What is unread (B, n) after a step."""
+        if self.probe is None or not self.senses.sizes:
+            return None
+        return state["unread"] * self.probe.persistence
+
     @staticmethod
-    def _move(state: State, encoded: Tensor, embedding: Tensor) -> State:
+    def _move(state: State, encoded: Tensor, embedding: Tensor, unread: Tensor | None) -> State:
         newest = {
             "embeddings": embedding.unsqueeze(1),
             "actions": encoded.unsqueeze(1),
             "seen": torch.ones_like(state["seen"][:, :1]),
         }
-        return {key: torch.cat([leaf[:, 1:], newest[key]], 1) for key, leaf in state.items()}
-
-
-def _mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, HEAD_WIDTH),
-        nn.SiLU(),
-        nn.Linear(HEAD_WIDTH, HEAD_WIDTH),
-        nn.SiLU(),
-        Linear(HEAD_WIDTH, outputs),
-    )
+        moved = {key: torch.cat([state[key][:, 1:], new], 1) for key, new in newest.items()}
+        return moved if unread is None else {"unread": unread} | moved
 
 
 def _probes(senses: Senses, config: JEPAConfig) -> bool:

@@ -40,6 +40,7 @@ class ArrangedJEPA(JEPA):
         if self.probe is not None and self.probe.whole:
             self.decode = self._decode
         self._predict = ArrangedPredictor(model, packing)
+        self._kept = self.probe.persistence if self.probe and self.senses.sizes else None
         self._certain = not bool(model.residual.any())
         self._judge = packing.chain(model.heads)
         self._probed = Probed(model, packing) if model.probe and model.senses.sizes else None
@@ -66,11 +67,15 @@ class ArrangedJEPA(JEPA):
             reward = torch.where(unknown, self.worst_return, reward)
             termination = torch.where(unknown, 1.0, termination)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
-        return self._move(state, encoded, new), prediction
+        return self._move(state, encoded, new, self._still_unread(state)), prediction
 
     def compile_parts(self, compiler: Compiler | None) -> None:
         """See `CompilesParts.compile_parts`."""
         self._predict.compiled = compiler and compiler(self._predict.some)
+
+    def _still_unread(self, state: State) -> Tensor | None:
+        """See `JEPA._still_unread`."""
+        return None if self._kept is None else state["unread"] * self._kept
 
     def _expected(self, state: State, encoded: Tensor) -> Tensor:
         """The expected next embedding (B, D) after an encoded action (B, A)."""

@@ -17,6 +17,7 @@ from dreamgym.models.sigreg import PROJECTIONS, projections, sigreg
 
 if TYPE_CHECKING:
     from dreamgym.models.jepa import JEPA
+    from dreamgym.models.jepa_senses import Probe
 
 DIRECTIONS_PER_DIMENSION = 16
 """Narrow embeddings need fewer directions; from 64 dimensions on SIGReg has all 1,024."""
@@ -162,8 +163,19 @@ class Losses:
             if model.probe is not None:
                 error = model.probe.error(new, self._seen(at + 1, old.shape[1]))
                 probes.append(masked_mean(error, mask))
+        if model.probe is not None and model.senses.sizes and model.training:
+            self._remember_unread(model.probe)
         terms = {"reward": torch.stack(rewards).mean(), "termination": torch.stack(ends).mean()}
         return terms | ({"probe": torch.stack(probes).mean()} if probes else {})
+
+    @torch.no_grad()
+    def _remember_unread(self, probe: Probe) -> None:
+        """Let the probe know its errors on real embeddings, and on those predicted from them."""
+        old, predicted, _ = self.transitions[1]
+        count = old.shape[1]
+        before = probe.unread(old, self._seen(0, count))
+        after = probe.unread(predicted, self._seen(1, count))
+        probe.remember_unread(before, after, self.segment.mask, self.model.share_of_batch)
 
     def _seen(self, at: int, count: int) -> Observation:
         return each(lambda leaf: leaf[:, at : at + count], self.segment.observation)

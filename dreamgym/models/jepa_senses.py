@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models import vit
+from dreamgym.models.jepa_batch import moments
 from dreamgym.models.jepa_config import JEPAConfig
 from dreamgym.models.observations import Observation, assemble, is_image, part, parts
 from dreamgym.models.pixels import Pixels
@@ -21,6 +22,7 @@ from dreamgym.models.vision import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALLEST_SQUARE = 1e-12
 
 
 class ImageEncoder(nn.Module):
@@ -92,11 +94,11 @@ class Senses(nn.Module):
             )
             self.dim += config.width
 
-    def set_moments(self, moments: Mapping[str, Moments]) -> None:
+    def set_moments(self, by_key: Mapping[str, Moments]) -> None:
         """Fit the normalisers of the vectors; parts without moments keep theirs."""
         for key, codec in zip(self.vector_keys, self.vectors, strict=True):
-            if key in moments:
-                codec.set_moments(moments[key])  # type: ignore[operator]
+            if key in by_key:
+                codec.set_moments(by_key[key])  # type: ignore[operator]
 
     def standard(self, observation: Observation) -> Tensor:
         """All vectors (..., *shape) in one, standardised: (..., n)."""
@@ -116,6 +118,12 @@ class Senses(nn.Module):
 class Probe(nn.Module):
     """A decoder of embeddings that does not shape them: it sees them without their gradient.
 
+    An embedding says what can be foretold, and little of what cannot, such as the spin after a
+    blow. So what is not read off an embedding at one step is in part not read off at the next
+    either: `unread` says how much a real observation has of it, and `persistence` what share of
+    that is left after a step, as a regression of the one on the other (an autoregression of the
+    probe's errors) has it.
+
     Args:
         senses: whose observations it reads off.
         config: sizes, and which parts.
@@ -123,6 +131,9 @@ class Probe(nn.Module):
     Attributes:
         whole: whether it has every part of the observation.
     """
+
+    squared: Tensor
+    lagged: Tensor
 
     def __init__(self, senses: Senses, config: JEPAConfig) -> None:
         super().__init__()
@@ -136,6 +147,8 @@ class Probe(nn.Module):
                 nn.SiLU(),
                 nn.Linear(config.width, sum(senses.sizes), bias=False),
             )
+        for name in ("squared", "lagged"):  # moments of errors, and of errors with the ones before
+            self.register_buffer(name, torch.zeros(sum(senses.sizes)))
         pixels = [encoder.pixels for encoder in senses.images]
         wanted = pixels if config.probe == "all" else []
         self.images = nn.ModuleList(
@@ -148,6 +161,29 @@ class Probe(nn.Module):
         """Standardised vectors (..., n) read off embeddings (..., D)."""
         return self.linear(embeddings) + self.bent(embeddings)
 
+    def unread(self, embeddings: Tensor, observation: Observation) -> Tensor:
+        """What vectors (..., n) of observations have beyond what embeddings (..., D) tell."""
+        return self._senses[0].standard(observation) - self.vectors(embeddings)
+
+    @property
+    def persistence(self) -> Tensor:
+        """Share (n,) of what is unread that stays so in the next step."""
+        return (self.lagged / self.squared.clamp(min=SMALLEST_SQUARE)).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def remember_unread(self, before: Tensor, after: Tensor, mask: Tensor, share: Tensor) -> None:
+        """Let the moments follow a batch of them.
+
+        Args:
+            before: (B, L, n) unread of real embeddings.
+            after: (B, L, n) of what is predicted to follow them.
+            mask: (B, L) bool, true where these are real.
+            share: of the batch in the moments.
+        """
+        for moment, values in ((self.squared, before.square()), (self.lagged, before * after)):
+            found = moments(values.flatten(0, 1).float(), mask.flatten())
+            moment.lerp_(found.mean, share)
+
     def error(self, embeddings: Tensor, observation: Observation) -> Tensor:
         """Mean squared error (...) of what is read off embeddings (..., D), over its numbers."""
         senses, seen = self._senses[0], embeddings.detach()
@@ -159,9 +195,17 @@ class Probe(nn.Module):
             errors.append((decoder(seen) - wanted).square().flatten(-3).mean(-1))
         return torch.stack(errors).sum(0)
 
-    def decode(self, embeddings: Tensor) -> Observation:
-        """Observations (B, ...) read off embeddings (B, D), in types and bounds of the space."""
-        made = self.shown(self.vectors(embeddings)) if self._senses[0].sizes else {}
+    def decode(self, embeddings: Tensor, unread: Tensor | None = None) -> Observation:
+        """Observations (B, ...) read off embeddings (B, D), in types and bounds of the space.
+
+        Args:
+            embeddings: (B, D).
+            unread: (B, n) of their vectors, to be added; None for nothing.
+        """
+        made = {}
+        if self._senses[0].sizes:
+            vectors = self.vectors(embeddings)
+            made = self.shown(vectors if unread is None else vectors + unread)
         for key, encoder, decoder in self._pictured():
             made[key] = encoder.pixels.to_bytes(decoder(embeddings))
         return assemble(made)
