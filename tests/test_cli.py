@@ -283,6 +283,8 @@ def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path
     assert f"{tmp_path}/p.zip: PPO" in "".join(done.out.splitlines())
     assert json.loads((tmp_path / "j").read_text())["policy"] == f"{tmp_path}/p.zip"
     assert (tmp_path / "p.zip").is_file()
+    assert run(*line.split()).code == 1
+    assert run(*line.split(), "--overwrite").code == 0
 
 
 def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> None:
@@ -325,6 +327,7 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
         ("train {tmp}/nowhere --out {tmp}/p.zip", "nowhere"),
         ("train {made}/world --algo PPPO --out {tmp}/p.zip", "PPO"),
         ("train {made}/world --algo SAC --out {tmp}/p.zip", "SAC"),
+        ("train {made}/world --out {made}/ppo.zip", "--overwrite"),
         ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
         ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
         ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),

@@ -65,6 +65,9 @@ def train(
         ),
     ] = None,
     device: Device = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let a policy that stands there give way.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Train a policy inside WORLD; the real environment is not touched.
@@ -76,6 +79,8 @@ def train(
 
     dreamt = load(world)
     target = with_zip_suffix(out) if out is not None else Path(f"{dreamt.name}-{algo}.zip")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists already; give another path or --overwrite")
     chosen = given(
         num_envs=num_envs, view=view, horizon=horizon, gamma=gamma, temperature=temperature
     )
