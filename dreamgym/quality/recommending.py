@@ -99,6 +99,8 @@ def _horizon(
     lost = [_first_loss(table) for table in tables]
     at = min((k for k in lost if k is not None), default=None)
     reach = max((int(k) for t in tables for k in t.horizons[t.windows >= ENOUGH]), default=0)
+    if not reach:
+        return cap, "the longest allowed; too few windows of held-out episodes to say otherwise"
     if at is None:
         return cap, (
             "the longest allowed: as far as held-out episodes show, up to "

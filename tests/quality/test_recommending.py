@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 
 import dreamgym
 from dreamgym.data import Dataset
@@ -111,3 +112,10 @@ def test_a_good_model_keeps_the_cap_and_one_that_drifts_does_not(by_chance):
 
 def test_a_model_that_does_not_decode_keeps_the_cap(by_chance):
     assert recommended(Known(decodes=False), by_chance).horizon == CAP
+
+
+def test_episodes_too_short_to_dream_in_keep_the_cap_and_the_reason_says_so(tmp_path):
+    with Dataset(dataset_of(TimeLimit(Swing(), 3), tmp_path)) as dataset:
+        found = recommended(Known(), dataset)
+    assert found.horizon == CAP
+    assert "too few windows" in found.reasons["horizon"]
