@@ -12,70 +12,31 @@ import gc
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import dream_worlds
 import torch
-from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
+from dream_baselines import plain_family, plain_mdn_rnn
 from dream_memory import memory_rows
 from dream_products import DTYPES, gflops, product_calls, work_of
+from dream_subjects import (
+    OFTEN,
+    SAMPLED,
+    SUBJECTS,
+    Subject,
+    a_dream,
+    model_alone,
+    plain_of,
+    stepping,
+)
 from reporting import Row, at_least, below, parser, report
 from side_by_side import side_by_side
 
-from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.world import World
 
-Step = Callable[[], Any]
-
-OFTEN = {"termination": 1.0, "max_episode_steps": [1, 600]}
-"""Of heads that say nothing of ends: rows reset at their horizons, one in three hundred a step."""
-SAMPLED: dict[str, Any] = {}
 OVERHEAD, FIXED_OVERHEAD = 0.10, 40.0
 BETWEEN = 100.0
 GPU_COUNTS = (1, 256, 4096, 16_384, 65_536)
-
-
-class Subject(NamedTuple):
-    """What is measured.
-
-    Attributes:
-        name: in the rows.
-        world: makes it.
-        options: of its dreams.
-        plain: makes the plain step of N rows.
-        bars: by (rows, dtype), the ratio to plain that is asked for.
-    """
-
-    name: str
-    world: Callable[[], World]
-    options: dict[str, Any]
-    plain: Callable[[int], Step] | None
-    bars: dict[tuple[int, str], float]
-
-
-SUBJECTS = [
-    Subject(
-        "V-M-C Car",
-        dream_worlds.v_m_c,
-        SAMPLED,
-        plain_mdn_rnn,
-        {(1024, "float32"): 2.5, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
-    ),
-    Subject(
-        "RSSM 512, 32x32",
-        dream_worlds.rssm,
-        OFTEN,
-        plain_rssm,
-        {(1024, "float32"): 2.5, (1024, "bfloat16"): 4.0, (1, "float32"): 1.2},
-    ),
-    Subject(
-        "LeWM",
-        dream_worlds.lewm,
-        OFTEN,
-        None,
-        {(1024, "float32"): 2.3, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
-    ),
-]
 TORCHRL = {1: 4.0, 64: 2.5, 1024: 2.5}
 LIMITS = {
     # What an H200's products allow, in float32 and in bfloat16: env-steps a second.
@@ -85,34 +46,6 @@ LIMITS = {
 }
 OVER_PLAIN = 20.0
 """Times plain eager PyTorch at 256 rows, on a GPU."""
-
-
-def a_dream(world: World, count: int, **options: Any) -> DreamVectorEnv:
-    """A dream that has begun."""
-    env = DreamVectorEnv(world, count, view="latent", **options)
-    env.reset(seed=0)
-    return env
-
-
-def stepping(env: DreamVectorEnv) -> Step:
-    """Its step, under always the same actions."""
-    space: Any = env.single_action_space
-    action = dream_worlds.actions(env.num_envs, env.device, space)
-    return lambda: env.step(action)
-
-
-def model_alone(env: DreamVectorEnv) -> Step:
-    """The arranged model's own step, from where the dream stands, with noise that is there."""
-    space: Any = env.single_action_space
-    action = dream_worlds.actions(env.num_envs, env.device, space)
-    model, state = env.engine.model, env.get_state().model
-    noise = torch.rand(env.num_envs, model.noise_dim, device=env.device)
-
-    @torch.no_grad()
-    def step() -> Any:
-        return model.step(state, action, noise, 1.0)
-
-    return step
 
 
 def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[Row]:
@@ -133,13 +66,6 @@ def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[
         rows.append(_ratio(f"{name}: times plain", ratio, bar))
     name = f"{subject.name}, {count} envs: the engine adds"
     return [*rows, *engine_adds(name, count, seconds["float32"], seconds["model"])]
-
-
-def plain_of(subject: Subject, world: World, count: int) -> Step:
-    """The plain step of N rows."""
-    if subject.plain:
-        return subject.plain(count)
-    return plain_family(world, dream_worlds.actions(count, "cpu", world.model.action_space))  # type: ignore[arg-type]
 
 
 def engine_adds(name: str, count: int, whole: float, model: float) -> list[Row]:
