@@ -274,7 +274,8 @@ def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise WorldError(
-            f"{folder / worldfile.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}: {error}"
+            f"{folder / worldfile.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}; fit the "
+            f"world again: {error}"
         ) from error
     return model.eval().requires_grad_(False)
 

@@ -88,7 +88,7 @@ class CapturedStep:
     def __init__(self, step: Step, graph: Graph, dreams: Dreams, action: Tensor) -> None:
         self._graph = graph
         self._dreams, self._action = dreams.detach().clone(), action.detach().clone()
-        self._leaves = list(self._dreams.tensors().values())
+        self._leaves = self._dreams.tensors()
         self._step = step
         self._seen: tuple[Observation, Observation]
         self._numbers, self._flags, self._length = (torch.empty(0),) * 3
@@ -105,8 +105,9 @@ class CapturedStep:
                 f"actions have shape {tuple(action.shape)}; give {tuple(self._action.shape)}"
             )
         if dreams is not self._dreams:
-            for own, given in zip(self._leaves, dreams.tensors().values(), strict=True):
-                own.copy_(given)
+            given = dreams.tensors()
+            for name, own in self._leaves.items():
+                own.copy_(given[name])
         self._action.copy_(action)
         self._graph.replay()
         return self._dreams, self._outcome()
@@ -123,16 +124,20 @@ class CapturedStep:
         self._numbers = torch.stack([outcome.reward, outcome.episode_return, outcome.uncertainty])
         self._flags = torch.stack([outcome.terminated, outcome.truncated, outcome.done])
         self._length = outcome.episode_length
-        for own, new in zip(self._leaves, self._apart(dreams), strict=True):
-            own.copy_(new)
+        # By name: a model may give the leaves of its states in another order than a file does.
+        apart = self._apart(dreams)
+        for name, own in self._leaves.items():
+            own.copy_(apart[name])
 
-    def _apart(self, dreams: Dreams) -> list[Tensor]:
+    def _apart(self, dreams: Dreams) -> dict[str, Tensor]:
         """The new dreams' leaves: copied where they lie in memory that another leaf overwrites."""
-        places = {leaf.untyped_storage().data_ptr() for leaf in self._leaves}
-        return [
-            new.clone() if new is not own and new.untyped_storage().data_ptr() in places else new
-            for own, new in zip(self._leaves, dreams.tensors().values(), strict=True)
-        ]
+        places = {leaf.untyped_storage().data_ptr() for leaf in self._leaves.values()}
+        return {
+            name: new.clone()
+            if new is not self._leaves[name] and new.untyped_storage().data_ptr() in places
+            else new
+            for name, new in dreams.tensors().items()
+        }
 
     def _outcome(self) -> Outcome:
         """What the last replay gave, in fresh memory."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -61,13 +62,55 @@ def compiled(engine: Engine, dreams: Dreams, action: Tensor) -> Step:
 
 def _in_parts(engine: Engine, model: CompilesParts, dreams: Dreams, action: Tensor) -> Step:
     """The step as it is written, with parts of its model compiled."""
-    model.compile_parts(lambda part: _compiled(part, {}))
+    parts: list[_Part] = []
+
+    def compiler(function: Compute) -> _Part:
+        parts.append(_Part(function))
+        return parts[-1]
+
+    model.compile_parts(compiler)
     try:
         engine.step(dreams, action)
     except Exception:
         model.compile_parts(None)
         raise
+    for part in parts:
+        part.is_late = True
     return engine.step
+
+
+class _Part:
+    """A function that is compiled when it is called, and once more for inputs of another kind.
+
+    Args:
+        function: what to compile.
+
+    Attributes:
+        is_late: whether an error in compiling comes too late to be the caller's: then a warning
+            says so, and the function is called as it is written from then on.
+    """
+
+    def __init__(self, function: Compute) -> None:
+        self.function, self.is_late = function, False
+        self._fast: Compute | None = _compiled(function, {})
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._fast is None:
+            return self.function(*arguments)
+        try:
+            return self._fast(*arguments)
+        except Exception as error:
+            if not self.is_late:
+                raise
+            given = self.function(*arguments)  # which raises what is not the compiler's own
+            self._fast = None
+            warnings.warn(
+                f"a part of this dream's step could not be compiled again ({type(error).__name__});"
+                " it is called as it is written, which is slower",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return given
 
 
 def _compiled(function: Compute, options: dict[str, Any]) -> Compute:

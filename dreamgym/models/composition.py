@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.models.base import Decodes, Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.compiled_parts import Compiler, CompilesParts
 from dreamgym.models.observations import Observation
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Vitals
@@ -31,6 +32,7 @@ class Composition(WorldModel):
 
     inner: WorldModel
     decode: Callable[[State], Observation]
+    compile_parts: Callable[[Compiler | None], None]
 
     def __init__(self, inner: WorldModel, config: Any) -> None:
         super().__init__(inner.observation_space, inner.action_space, config)
@@ -39,6 +41,8 @@ class Composition(WorldModel):
         self.has_uncertainty = inner.has_uncertainty
         if isinstance(inner, Decodes):
             self.decode = inner.decode
+        if isinstance(inner, CompilesParts):
+            self.compile_parts = inner.compile_parts
 
     @classmethod
     def from_config(

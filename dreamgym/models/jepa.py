@@ -43,11 +43,10 @@ class JEPA(WorldModel):
 
     State: `embeddings` (B, context, D), the newest last; `actions` (B, context, A), each the one
     that led to the embedding beside it; `seen` (B, context), one where a slot holds a frame; with a
-    probe of vectors also `unread` (B, n), see `Probe`, which is added where a state is decoded. At
+    probe that decodes vectors `unread` (B, n), too, which is added to what it reads. At
     an episode's start fewer are seen: the predictor then has that shorter context, its first
     position at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too.
-    Features:
-    the newest embedding.
+    Features: the newest embedding.
 
     Real embeddings lie on a thin surface, and a long dream drifts away from it, to where nothing
     was fitted. With vectors alone a step therefore pulls the predicted embedding towards that of
@@ -140,13 +139,18 @@ class JEPA(WorldModel):
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`; nothing is seen."""
         zeros, context = self.reward_mean.new_zeros, self.config.context
-        sizes = self.senses.sizes if self.probe is not None else []
-        unread = {"unread": zeros(batch_size, sum(sizes))} if sizes else {}
+        carried = self.carrier.carried if self.carrier else 0
+        unread = {"unread": zeros(batch_size, carried)} if carried else {}
         return unread | {
             "embeddings": zeros(batch_size, context, self.config.embedding),
             "actions": zeros(batch_size, context, self.encode_action.dim),
             "seen": zeros(batch_size, context),
         }
+
+    @property
+    def carrier(self) -> Probe | None:
+        """The probe, if what it does not read off observations is carried from step to step."""
+        return self.probe if self.probe is not None and self.probe.carried else None
 
     def embed(self, observation: Observation) -> Tensor:
         """Embeddings (..., D) of observations (..., *shape), in the real environment's units."""
@@ -157,9 +161,7 @@ class JEPA(WorldModel):
     ) -> State:
         """See `WorldModel.observe`; the window moves on by one frame, and noise is not used."""
         embedding = self.embed(observation)
-        unread = None
-        if self.probe is not None and self.senses.sizes:
-            unread = self.probe.unread(embedding, observation)
+        unread = self.carrier.unread(embedding, observation) if self.carrier else None
         return self._move(state, self.encode_action(action), embedding, unread)
 
     def step(
@@ -188,7 +190,7 @@ class JEPA(WorldModel):
         """The observation (B, ...) that the probe reads off the newest embedding."""
         if self.probe is None:
             raise AttributeError("this JEPA has no probe to decode with; give probe='all'")
-        return self.probe.decode(self.features(state), state.get("unread"))
+        return self.probe.decode(self.features(state), state["unread"] if self.carrier else None)
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `WorldModel.loss`: prediction, regularisers, heads and probe, by `JEPAObjective`."""
@@ -274,9 +276,7 @@ class JEPA(WorldModel):
 
     def _still_unread(self, state: State) -> Tensor | None:
         """What is unread (B, n) after a step."""
-        if self.probe is None or not self.senses.sizes:
-            return None
-        return state["unread"] * self.probe.persistence
+        return state["unread"] * self.carrier.persistence if self.carrier else None
 
     @staticmethod
     def _move(state: State, encoded: Tensor, embedding: Tensor, unread: Tensor | None) -> State:
@@ -286,7 +286,7 @@ class JEPA(WorldModel):
             "seen": torch.ones_like(state["seen"][:, :1]),
         }
         moved = {key: torch.cat([state[key][:, 1:], new], 1) for key, new in newest.items()}
-        return moved if unread is None else {"unread": unread} | moved
+        return moved if unread is None else moved | {"unread": unread}
 
 
 def _probes(senses: Senses, config: JEPAConfig) -> bool:

@@ -40,7 +40,7 @@ class ArrangedJEPA(JEPA):
         if self.probe is not None and self.probe.whole:
             self.decode = self._decode
         self._predict = ArrangedPredictor(model, packing)
-        self._kept = self.probe.persistence if self.probe and self.senses.sizes else None
+        self._kept = None if self.carrier is None else self.carrier.persistence
         self._certain = not bool(model.residual.any())
         self._judge = packing.chain(model.heads)
         self._probed = Probed(model, packing) if model.probe and model.senses.sizes else None

@@ -86,7 +86,9 @@ class ArrangedPredictor:
 
     def _mask(self, seen: Tensor) -> Tensor | None:
         """What is added to scores, (T, T, B), or None: written out, attention never looks ahead."""
-        if self.written_out and may_ask(seen.device) and bool(seen.all()):
+        # One that is compiled is compiled once, for what it has to add in any case.
+        asks = self.written_out and self.compiled is None and may_ask(seen.device)
+        if asks and bool(seen.all()):
             return None
         allowed = (self.causal.unsqueeze(-1) & seen) | self.own.unsqueeze(-1)
         return torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -torch.inf)

@@ -11,7 +11,6 @@ from dreamgym.models import vit
 from dreamgym.models.pretrained_encoder import PREFIX
 
 Probe = Literal["vectors", "all", "none"]
-VectorUnits = Literal["standard", "compressed"]
 Predicts = Literal["change", "next"]
 
 
@@ -78,9 +77,6 @@ class JEPAConfig:
             does not yet see the action.
         predicts: "next" says the next embedding, "change" says what is added to this one: better
             where little changes in a step.
-        vectors: "standard" gives the encoder standard scores of vectors; "compressed" their symlog
-            (Hafner et al. 2023, arXiv 2301.04104, equation 9): better where a few values lie many
-            spreads off, as speeds do when something hits the ground.
         probe: what a decoder reads off the embeddings, without shaping them: "vectors" only,
             "all" with images, or "none". A model decodes, and has the view "observation", where
             that is the whole of the observation; of vectors alone, it also keeps dreams near the
@@ -102,7 +98,6 @@ class JEPAConfig:
     dropout: float = 0.0
     gate: float = 0.1
     predicts: Predicts = "change"
-    vectors: VectorUnits = "standard"
     probe: Probe = "vectors"
     range_margin: float = 0.3
     objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.05, rollout=12))
@@ -119,7 +114,6 @@ class JEPAConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
         for name, known in (
             ("predicts", ("change", "next")),
-            ("vectors", ("standard", "compressed")),
             ("probe", ("vectors", "all", "none")),
         ):
             if getattr(self, name) not in known:

@@ -90,7 +90,8 @@ class Losses:
         terms = {"prediction": masked_mean((after - wanted).square().mean(-1), real)}
         # Each frame once, with the longest context that it has.
         longest = torch.cat([after[:, 0, :-1], after[:, :, -1]], 1)
-        self.transitions.append(Transitions(self.embeddings[:, :-1], longest, 0))
+        self.foretold = Transitions(self.embeddings[:, :-1], longest, 0)
+        self.transitions.append(self.foretold)
         if self.model.training:
             error = longest.detach() - self.targets[:, 1:].detach()
             self.model.remember_residual(error, self.segment.mask)
@@ -163,15 +164,15 @@ class Losses:
             if model.probe is not None:
                 error = model.probe.error(new, self._seen(at + 1, old.shape[1]))
                 probes.append(masked_mean(error, mask))
-        if model.probe is not None and model.senses.sizes and model.training:
-            self._remember_unread(model.probe)
+        if model.carrier is not None and model.training:
+            self._remember_unread(model.carrier)
         terms = {"reward": torch.stack(rewards).mean(), "termination": torch.stack(ends).mean()}
         return terms | ({"probe": torch.stack(probes).mean()} if probes else {})
 
     @torch.no_grad()
     def _remember_unread(self, probe: Probe) -> None:
         """Let the probe know its errors on real embeddings, and on those predicted from them."""
-        old, predicted, _ = self.transitions[1]
+        old, predicted, _ = self.foretold
         count = old.shape[1]
         before = probe.unread(old, self._seen(0, count))
         after = probe.unread(predicted, self._seen(1, count))

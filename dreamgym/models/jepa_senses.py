@@ -82,7 +82,7 @@ class Senses(nn.Module):
         boxes = parts(space)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        self.vectors = nn.ModuleList(Codec(boxes[key], config.vectors) for key in self.vector_keys)
+        self.vectors = nn.ModuleList(Codec(boxes[key], "standard") for key in self.vector_keys)
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
         self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)
@@ -130,6 +130,8 @@ class Probe(nn.Module):
 
     Attributes:
         whole: whether it has every part of the observation.
+        carried: how many numbers of what is unread a state carries: all of the vectors, or none
+            where nothing is decoded.
     """
 
     squared: Tensor
@@ -147,8 +149,6 @@ class Probe(nn.Module):
                 nn.SiLU(),
                 nn.Linear(config.width, sum(senses.sizes), bias=False),
             )
-        for name in ("squared", "lagged"):  # moments of errors, and of errors with the ones before
-            self.register_buffer(name, torch.zeros(sum(senses.sizes)))
         pixels = [encoder.pixels for encoder in senses.images]
         wanted = pixels if config.probe == "all" else []
         self.images = nn.ModuleList(
@@ -156,6 +156,11 @@ class Probe(nn.Module):
             for p in wanted
         )
         self.whole = len(wanted) == len(pixels)
+        self.carried = sum(senses.sizes) if self.whole else 0
+        if self.carried:
+            # Moments of what is unread, and of that with what was a step before.
+            for name in ("squared", "lagged"):
+                self.register_buffer(name, torch.zeros(self.carried))
 
     def vectors(self, embeddings: Tensor) -> Tensor:
         """Standardised vectors (..., n) read off embeddings (..., D)."""
@@ -167,7 +172,10 @@ class Probe(nn.Module):
 
     @property
     def persistence(self) -> Tensor:
-        """Share (n,) of what is unread that stays so in the next step."""
+        """Share (n,) of what is unread that stays so in the next step.
+
+        It is fitted on what the predictor expects, without a step's noise and grounding.
+        """
         return (self.lagged / self.squared.clamp(min=SMALLEST_SQUARE)).clamp(0.0, 1.0)
 
     @torch.no_grad()
@@ -180,9 +188,10 @@ class Probe(nn.Module):
             mask: (B, L) bool, true where these are real.
             share: of the batch in the moments.
         """
-        for moment, values in ((self.squared, before.square()), (self.lagged, before * after)):
-            found = moments(values.flatten(0, 1).float(), mask.flatten())
-            moment.lerp_(found.mean, share)
+        both = torch.cat([before.square(), before * after], -1)
+        found = moments(both.flatten(0, 1).float(), mask.flatten()).mean
+        for moment, mean in zip((self.squared, self.lagged), found.chunk(2, -1), strict=True):
+            moment.lerp_(mean, share)
 
     def error(self, embeddings: Tensor, observation: Observation) -> Tensor:
         """Mean squared error (...) of what is read off embeddings (..., D), over its numbers."""

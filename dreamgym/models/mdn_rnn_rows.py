@@ -62,9 +62,11 @@ class RowsOnCPU:
         count = len(taken)
         if count < FEW:
             return self._rows(state, taken, numbers, temperature, None)
+        if count <= ROWS and self.compiled is not None:
+            return self.compiled(state, taken, numbers, temperature)
         h, c = (leaf.new_empty(count, self.hidden) for leaf in (state["h"], state["c"]))
         if count <= ROWS:
-            return self._some(state, taken, numbers, temperature, (h, c))
+            return self._rows(state, taken, numbers, temperature, (h, c))
         parts: list[Tensor] = []
         for at in range(0, count, ROWS):
             rows = slice(at, at + ROWS)

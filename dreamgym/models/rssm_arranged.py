@@ -82,8 +82,11 @@ class ArrangedRSSM(RSSM):
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
         # Apart from the question about z this asks the device nothing.
-        move = self._compiled or self._moved
-        return move(state["h"], self._read(state["z"]), action, noise, temperature)
+        before = self._read(state["z"])
+        # Compiled for one kind of latents only: others come of states that somebody has made.
+        usual = (before.places is not None) == self._indexed
+        move = self._compiled if self._compiled is not None and usual else self._moved
+        return move(state["h"], before, action, noise, temperature)
 
     def compile_parts(self, compiler: Compiler | None) -> None:
         """See `CompilesParts.compile_parts`."""

@@ -26,8 +26,7 @@ class RSSMObjective:
 
     Attributes:
         vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
-            equation 9), "standard", by the moments of the training data, or "compressed", the
-            symlog of those: for values some of which lie many spreads off.
+            equation 9) or "standard", by the moments of the training data.
         rewards: "raw" or "standard" predict the mean; "two-hot" is a categorical over bins at the
             symexp of even steps (the same paper, equation 10), with outputs that begin at zero.
         image_size: side in pixels at which images are seen and predicted, whatever theirs is.

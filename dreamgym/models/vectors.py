@@ -14,11 +14,7 @@ from dreamgym.models.observations import WHOLE, Observation, part
 from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.twohot import symexp, symlog
 
-Units = Literal["raw", "symlog", "standard", "compressed"]
-"""Of a network: the environment's own, their symlog, standard scores, or the symlog of those.
-
-Symlog is equation 9 of Hafner et al. (2023), arXiv 2301.04104.
-"""
+Units = Literal["raw", "symlog", "standard"]
 
 
 def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -132,7 +128,7 @@ class Codec(nn.Module):
 
     Args:
         box: of any shape; its numbers are laid out flat.
-        units: one of `Units`.
+        units: "raw", "symlog" or "standard".
     """
 
     mean: Tensor
@@ -165,16 +161,13 @@ class Codec(nn.Module):
         flat = flattened(values, self.box.shape).to(self.mean.dtype)
         if self.units == "raw":
             return flat
-        if self.units == "symlog":
-            return symlog(flat)
-        standard = (flat - self.mean) / self.std
-        return symlog(standard) if self.units == "compressed" else standard
+        return symlog(flat) if self.units == "symlog" else (flat - self.mean) / self.std
 
     def outwards(self, values: Tensor) -> Tensor:
         """(..., size) of the network in the real environment's units, within the space."""
-        if self.units in ("symlog", "compressed"):
+        if self.units == "symlog":
             values = symexp(values)
-        if self.units in ("standard", "compressed"):
+        elif self.units == "standard":
             values = values * self.std + self.mean
         return torch.clamp(values, self.space_low, self.space_high)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dreamgym
 from dreamgym.dream import capture
 from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.state import Dreams
@@ -70,6 +71,17 @@ def test_a_captured_step_gives_what_the_step_gives(device, kind, action):
         env.reset(seed=0)
     step_both(pair, range(12))
     assert [env.stepper.way for env in pair] == ["captured", "eager"]
+
+
+@pytest.mark.parametrize("kind", ["mdn-rnn", "rssm", "jepa", "pets"])
+def test_worlds_from_a_folder_are_captured(device, kind, tmp_path):
+    # Their starts have the leaves of a state in the order of names.
+    world = dreamgym.load(small_world(kind).save(tmp_path / "world"))
+    envs = [DreamVectorEnv(world, ENVS, device=device, compile=c) for c in ("auto", False)]
+    for env in envs:
+        env.reset(seed=0)
+    step_both(envs, range(8))
+    assert [env.stepper.way for env in envs] == ["captured", "eager"]
 
 
 @pytest.mark.parametrize("view", ["observation", "latent"])

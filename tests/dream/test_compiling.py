@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models import CompilesParts
-from tests.small_worlds import small_world
+from dreamgym.models import CompilesParts, zero_action
+from dreamgym.starts import Starts
+from tests.small_worlds import random_observations, small_world
 
 FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets")
 MANY = 600
@@ -100,22 +101,74 @@ def test_any_number_of_engines_can_be_compiled(monkeypatch):
             assert env.stepper.way == "compiled"
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_many_rows_with_what_is_compiled_are_the_same_dreams(kind, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    envs = [DreamVectorEnv(small_world(kind), MANY, compile=c, device="cpu") for c in (True, False)]
+class Counting:
+    """A backend of PyTorch's compiler that counts what it is given, and fails when asked to."""
+
+    def __init__(self) -> None:
+        self.graphs, self.fails = 0, False
+
+    def __call__(self, graph, inputs, **options):
+        self.graphs += 1
+        if self.fails:
+            raise RuntimeError("no more memory to compile in")
+        return graph
+
+
+@pytest.fixture
+def backend(monkeypatch) -> Counting:
+    counting = Counting()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    return counting
+
+
+def a_pair(kind: str) -> list[DreamVectorEnv]:
+    """One environment that is compiled, and one that is not, both begun in what was observed."""
+    world = small_world(kind)
+    model, generator = world.model, torch.Generator().manual_seed(0)
+    noise = torch.rand(64, model.noise_dim, generator=generator)
+    action = zero_action(model.action_space, 64, "cpu")
+    seen = random_observations(model.observation_space, 64)
+    states = model.observe(model.initial(64), action, seen, noise)
+    world.starts = Starts(states=states, beginnings=16)
+    envs = [DreamVectorEnv(world, MANY, compile=c, device="cpu") for c in (True, False)]
     for env in envs:
         env.reset(seed=0)
-    parts = isinstance(envs[0].engine.model, CompilesParts)
+    return envs
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "known-reward"])
+def test_many_rows_with_what_is_compiled_are_the_same_dreams(kind, backend):
+    envs = a_pair(kind)
+    graphs = 0
     for step in range(7):  # beyond the horizon: rows begin anew
         compiled, written = (env.step(torch.full((MANY,), step % 3)) for env in envs)
+        graphs = graphs or backend.graphs
+        assert backend.graphs == graphs > 0, f"something is compiled at step {step}"
         for given, wanted in zip(compiled[:4], written[:4], strict=True):
             near = torch.isclose(given.float(), wanted.float(), rtol=1e-3, atol=1e-3)
             assert near.float().mean() > 0.99, step
         envs[0].set_state(envs[1].get_state())
     assert envs[0].stepper.way == "compiled"
-    # The rest of the step is as it is written, and asks.
+    # Of these the rest of the step is as it is written, and asks.
+    parts = isinstance(envs[0].engine.model, CompilesParts)
+    assert parts is (kind != "pets")
     assert (envs[0].stepper._fast == envs[0].engine.step) is parts
+
+
+def test_what_cannot_be_compiled_later_is_called_as_it_is_written(backend):
+    env, other = a_pair("rssm")
+    action = torch.zeros(MANY, dtype=torch.int64)
+    env.step(action)
+    backend.fails = True
+    torch._dynamo.reset()  # as inputs of another kind would have it
+    env.set_state(other.get_state())
+    with pytest.warns(RuntimeWarning, match="could not be compiled again"):
+        given = env.step(action)
+    torch.testing.assert_close(given[0], other.step(action)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.step(action)
 
 
 @pytest.mark.parametrize("wrong", ["always", 1, None])

@@ -43,7 +43,7 @@ def a_model(config: JEPAConfig, space: gym.Space = VECTOR) -> JEPA:
         norm.running_var.uniform_(0.5, 2.0)
         torch.nn.init.normal_(norm.bias.data)
     model.residual.uniform_(0.05, 0.2)
-    if model.probe is not None and model.senses.sizes:
+    if model.carrier is not None:
         model.probe.squared.fill_(1.0)
         model.probe.lagged.uniform_(0.2, 0.9)
     return model.eval().requires_grad_(False)

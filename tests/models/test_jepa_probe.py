@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from dreamgym.models import filter, part
+from dreamgym.models.jepa_loss import Losses
 from dreamgym.models.jepa_senses import Probe, Senses
 from tests.models.test_jepa import (
     BATCH,
     IMAGE,
+    LENGTH,
     SMALL,
     VECTOR,
     a_model,
@@ -24,14 +28,13 @@ BOTH = gym.spaces.Dict({"image": IMAGE, "numbers": gym.spaces.Box(-3.0, 3.0, (2,
 
 @pytest.mark.parametrize("space", [VECTOR, BOTH])
 def test_the_vectors_just_seen_are_decoded_as_they_were(space):
-    model, segment = a_model(space=space), a_segment(space)
+    model, segment = a_model(replace(SMALL, probe="all"), space), a_segment(space)
     states = filter(model, segment, noise_for(model, segment))
     key = "" if space is VECTOR else "numbers"
     for t in range(segment.mask.shape[1] + 1):
         state = {name: leaf[:, t] for name, leaf in states.items()}
-        embedding = model.features(state)
         seen = part(segment.observation, key)[:, t]
-        decoded = part(model.probe.decode(embedding, state["unread"]), key)
+        decoded = part(model.decode(state), key)
         torch.testing.assert_close(decoded, seen.clamp(-3, 3), rtol=1e-5, atol=1e-5)
 
 
@@ -66,15 +69,30 @@ def test_persistence_is_the_regression_of_what_is_unread_on_what_was_and_padding
     torch.testing.assert_close(probe.persistence, share, atol=0.02, rtol=0)
 
 
-def test_a_fit_teaches_the_probe_how_long_things_stay_unread():
-    model = a_model().train()
-    segment = a_segment()
-    model.loss(segment, noise_for(model, segment))
-    assert (model.probe.squared > 0).all()
-    before = model.probe.squared.clone()
+def test_a_fit_teaches_the_probe_what_the_next_step_leaves_unread():
+    # Batch norm in training is of the batch; so the moments are of what was computed in it.
+    model, segment = a_model().train(), a_segment()
+    mask = torch.arange(LENGTH) < torch.tensor([2, 7, 4, 1, 5, 3]).unsqueeze(1)
+    segment = segment._replace(mask=mask)
+    losses = Losses(model, segment, noise_for(model, segment))
+    losses.total()
+    standard = model.senses.standard(segment.observation).detach()
+    embedded, foretold = losses.embeddings.detach(), losses.transitions[1].new.detach()
+    squares, products = torch.zeros(4), torch.zeros(4)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        for t in range(length):
+            before = standard[row, t] - model.probe.vectors(embedded[row, t])
+            after = standard[row, t + 1] - model.probe.vectors(foretold[row, t])
+            squares += before.square()
+            products += before * after
+    torch.testing.assert_close(model.probe.squared, squares / mask.sum())
+    torch.testing.assert_close(model.probe.lagged, products / mask.sum())
     model.eval().loss(segment, noise_for(model, segment))
-    assert torch.equal(model.probe.squared, before)
+    torch.testing.assert_close(model.probe.squared, squares / mask.sum())
 
 
-def test_images_alone_leave_nothing_of_vectors_unread():
-    assert "unread" not in a_model(space=IMAGE).initial(BATCH)
+@pytest.mark.parametrize(("space", "probe"), [(IMAGE, "all"), (IMAGE, "none"), (BOTH, "vectors")])
+def test_where_no_vectors_are_decoded_nothing_is_carried(space, probe):
+    model = a_model(replace(SMALL, probe=probe), space)
+    assert "unread" not in model.initial(BATCH)
+    assert not [name for name in model.state_dict() if "lagged" in name or "squared" in name]
