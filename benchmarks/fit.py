@@ -17,6 +17,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+import torch._dynamo.exc
 import torch._inductor.exc
 from plain_rssm import PlainRSSM, dense
 from reporting import Row, below, parser, report
@@ -38,6 +39,8 @@ VECTOR, PIXELS = (24,), (64, 64, 3)
 ACTIONS = 6
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bfloat16 products a second, as their makers say, twice a multiply-add."""
+COMPILERS = torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException
+"""What PyTorch's compiler raises where it cannot compile something."""
 SMALL = 8
 """A preset is tried with so many times fewer segments first, to see whether it fits."""
 
@@ -205,7 +208,7 @@ def of_presets(names: list[tuple[str, str | None]], limits: Limits) -> list[Row]
             updates.compile()
             try:
                 rows += timed(f"{what}, compiled", updates, limits)
-            except torch._inductor.exc.InductorError as error:
+            except COMPILERS as error:
                 reason = str(error).splitlines()[0]
                 print(f"{what}, compiled: left out, PyTorch's compiler cannot do it: {reason}")
     return rows
