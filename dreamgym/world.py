@@ -273,10 +273,9 @@ def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise WorldError(
-            f"{folder / worldfile.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}; fit the "
-            f"world again: {error}"
-        ) from error
+        path = folder / worldfile.MODEL_FILE
+        said = f"{path} does not fit the config in {zoo.WORLD_FILE}; fit the world again: {error}"
+        raise WorldError(said) from error
     return model.eval().requires_grad_(False)
 
 

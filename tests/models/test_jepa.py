@@ -154,7 +154,7 @@ def test_with_vectors_alone_a_step_is_pulled_to_where_observations_are():
     action, noise = torch.rand(BATCH, 2), torch.rand(BATCH, 8)
     (grounded, _), (predicted, _) = (m.step(state, action, noise) for m in (model, free))
     away = model.features(predicted)
-    once = model.embed(model.decode(predicted))
+    once = model.embed(model.probe.decode(away))
     twice = model.embed(model.probe.decode(once))
     wanted = away + 0.3 * (2 * once - twice - away)
     torch.testing.assert_close(model.features(grounded), wanted)
