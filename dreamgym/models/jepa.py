@@ -43,8 +43,8 @@ class JEPA(WorldModel):
 
     State: `embeddings` (B, context, D), the newest last; `actions` (B, context, A), each the one
     that led to the embedding beside it; `seen` (B, context), one where a slot holds a frame; with a
-    probe that decodes vectors `unread` (B, n), too, which is added to what it reads. At
-    an episode's start fewer are seen: the predictor then has that shorter context, its first
+    probe that decodes vectors `unread` (B, n), too, which is added to what it reads. At an
+    episode's start fewer frames are seen: the predictor then has that shorter context, its first
     position at the first frame, exactly as LeWM's own rollout; so short contexts are fitted too.
     Features: the newest embedding.
 
@@ -187,7 +187,7 @@ class JEPA(WorldModel):
         return state["embeddings"][:, -1]
 
     def _decode(self, state: State) -> Observation:
-        """The observation (B, ...) that the probe reads off the newest embedding."""
+        """The observation (B, ...) that the probe reads off the newest embedding, and the unread."""
         if self.probe is None:
             raise AttributeError("this JEPA has no probe to decode with; give probe='all'")
         return self.probe.decode(self.features(state), state["unread"] if self.carrier else None)
