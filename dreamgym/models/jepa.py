@@ -187,7 +187,7 @@ class JEPA(WorldModel):
         return state["embeddings"][:, -1]
 
     def _decode(self, state: State) -> Observation:
-        """The observation (B, ...) that the probe reads off the newest embedding, and the unread."""
+        """The observation (B, ...): what the probe reads off the newest embedding, and `unread`."""
         if self.probe is None:
             raise AttributeError("this JEPA has no probe to decode with; give probe='all'")
         return self.probe.decode(self.features(state), state["unread"] if self.carrier else None)
