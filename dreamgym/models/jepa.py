@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dreamgym.models.actions import ActionEncoder
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.heads import mlp
 from dreamgym.models.jepa_batch import moments
 from dreamgym.models.jepa_config import FITS, PRESETS, JEPAConfig
-from dreamgym.models.jepa_heads import head
 from dreamgym.models.jepa_loss import Losses
 from dreamgym.models.jepa_predictor import ActionEmbedding, Predictor, PredictorSizes, Projector
 from dreamgym.models.jepa_regularisers import collapse
@@ -33,6 +33,7 @@ from dreamgym.models.sampling import normal, per_row
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.vitals import Spread, Vitals
 
+HEAD_WIDTH = 128
 RESIDUAL_MOMENTUM = 0.01
 GROUNDING = 0.3
 """Share of the way back to the embeddings of observations that a step goes."""
@@ -99,8 +100,8 @@ class JEPA(WorldModel):
             )
         )
         self.project_prediction = Projector(width, config.width, width)
-        self.heads = head(2 * width + actions, 2)
-        self.inverse = head(2 * width, actions) if config.objective.inverse else None
+        self.heads = mlp(2 * width + actions, HEAD_WIDTH, 2)
+        self.inverse = mlp(2 * width, HEAD_WIDTH, actions) if config.objective.inverse else None
         self.probe = Probe(self.senses, config) if _probes(self.senses, config) else None
         if self.probe is not None and self.probe.whole:
             # Decodes is asked for by whether there is this method, so only then there is one.

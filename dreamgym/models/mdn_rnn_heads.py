@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.exact import Linear
+from dreamgym.models.heads import mlp
 
 
 class Judgement(NamedTuple):
@@ -64,8 +65,8 @@ class TransitionHeads(nn.Module):
     def __init__(self, hidden: int, size: int, actions: int, width: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.reward = _mlp(2 * size + actions, width, 2)
-        self.termination = _mlp(hidden + 2 * size, width, 1)
+        self.reward = mlp(2 * size + actions, width, 2)
+        self.termination = mlp(hidden + 2 * size, width, 1)
         # Where no episode of the data ends, an end pays what any step pays.
         last = self.reward[-1]
         with torch.no_grad():
@@ -84,16 +85,6 @@ class TransitionHeads(nn.Module):
         reward, at_end = self.reward(torch.cat([new, change, encoded], -1)).unbind(-1)
         logit = self.termination(torch.cat([h, new, change], -1)).squeeze(-1)
         return Judgement(reward, at_end, logit)
-
-
-def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, width),
-        nn.SiLU(),
-        nn.Linear(width, width),
-        nn.SiLU(),
-        Linear(width, outputs),
-    )
 
 
 Layers = dict[str, tuple[Tensor, Tensor]]
