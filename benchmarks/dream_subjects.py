@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import dream_worlds
 import torch
 from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
+from side_by_side import Apart
 
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.world import World
@@ -90,8 +91,14 @@ def model_alone(env: DreamVectorEnv) -> Step:
     return step
 
 
-def plain_of(subject: Subject, world: World, count: int) -> Step:
-    """The plain step of N rows."""
+def plain_apart(subject: Subject, count: int) -> Apart:
+    """The plain step of N rows, in a process of its own."""
     if subject.plain:
-        return subject.plain(count)
-    return plain_family(world, dream_worlds.actions(count, "cpu", world.model.action_space))  # type: ignore[arg-type]
+        return Apart(subject.plain, count)
+    return Apart(unprepared, subject.world, count)
+
+
+def unprepared(world: Callable[[], World], count: int) -> Step:
+    """The plain step of a family that has no other: its own, as it is before it is arranged."""
+    made = world()
+    return plain_family(made, dream_worlds.actions(count, "cpu", made.model.action_space))  # type: ignore[arg-type]

@@ -1,18 +1,74 @@
-"""Timing things side by side: in turns, in one process, the median over the turns."""
+"""Timing things side by side: in turns, the median over the turns."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
+Call = Callable[[], Any]
 
-def side_by_side(
-    calls: dict[str, Callable[[], Any]], *, turn: float, turns: int
-) -> dict[str, float]:
+WARM_UP = 3
+"""Calls before the clock runs: what is compiled may be compiled once more in the second."""
+
+
+class Apart:
+    """A call in a process of its own, which waits while it is not its turn.
+
+    What one thing does to its process, others do not gain or suffer from: a dream has freed memory
+    kept for the next step (`dreamgym.dream.heap`), which nobody has who does not use dreams.
+
+    Args:
+        make: makes the call; a function of a module.
+        *arguments: of `make`; they are pickled.
+    """
+
+    def __init__(self, make: Callable[..., Call], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self._asked, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, torch.get_num_threads(), make, arguments), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._asked.close()
+        self._process.join()
+
+    def seconds(self, repeats: int) -> float:
+        """What so many calls take."""
+        self._asked.send(repeats)
+        taken: float = self._asked.recv()
+        return taken
+
+
+def _serve(asked: Connection, threads: int, make: Callable[..., Call], arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    call = make(*arguments)
+    while True:
+        try:
+            repeats = asked.recv()
+        except EOFError:
+            return
+        asked.send(_seconds(call, repeats, _clock()))
+
+
+def side_by_side(calls: dict[str, Call | Apart], *, turn: float, turns: int) -> dict[str, float]:
     """Seconds that one call of each takes.
 
     On a CPU it is the process's own time, which other processes do not take part in; on a GPU it is
@@ -23,7 +79,7 @@ def side_by_side(
         turn: seconds that each has in each turn, about.
         turns: how many.
     """
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    clock = _clock()
     repeats = {name: _repeats(call, turn, clock) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
@@ -32,9 +88,13 @@ def side_by_side(
     return {name: median(seconds) for name, seconds in taken.items()}
 
 
-def _repeats(call: Callable[[], Any], turn: float, clock: Callable[[], float]) -> int:
+def _clock() -> Callable[[], float]:
+    return time.perf_counter if torch.cuda.is_available() else time.process_time
+
+
+def _repeats(call: Call | Apart, turn: float, clock: Callable[[], float]) -> int:
     """Calls that fill a turn; also warms up."""
-    call()
+    _seconds(call, WARM_UP, clock)
     repeats, seconds = 1, _seconds(call, 1, clock)
     while seconds < turn / 4:
         repeats *= 2
@@ -42,7 +102,9 @@ def _repeats(call: Callable[[], Any], turn: float, clock: Callable[[], float]) -
     return max(1, round(repeats * turn / seconds))
 
 
-def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+def _seconds(call: Call | Apart, repeats: int, clock: Callable[[], float]) -> float:
+    if isinstance(call, Apart):
+        return call.seconds(repeats)
     _wait()
     begun = clock()
     for _ in range(repeats):

@@ -108,8 +108,10 @@ class ActionIntake:
 
     def _check_range(self, actions: Tensor) -> None:
         if self._bounds is not None:
-            given = actions.reshape(-1).tolist()
-            if all(low <= x <= high for x, (low, high) in zip(given, self._bounds, strict=True)):
+            for x, (low, high) in zip(actions.reshape(-1).tolist(), self._bounds, strict=True):
+                if not low <= x <= high:
+                    break
+            else:
                 return
         # Two calls where nothing is wrong; what is no number equals nothing.
         if not torch.equal(torch.clamp(actions, self.low, self.high), actions):

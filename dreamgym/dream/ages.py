@@ -40,10 +40,9 @@ class Ages:
         self._late = self._age >= dreams.horizon
         self._calm: list[bool] = (~self._late.any(1)).tolist()
         never = torch.zeros(3, *self._age.shape, dtype=torch.bool)
-        # Views that a caller can write into: those of autograd's own making refuse.
         self._length = self._age.clone()
         columns = (self._age, self._length, *never)
-        self._views = list(zip(*([row.data for row in leaf] for leaf in columns), strict=True))
+        self._views = list(zip(*(leaf.unbind() for leaf in columns), strict=True))
 
     def at(self, step: int) -> Age:
         """After one of the steps."""

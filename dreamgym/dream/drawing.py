@@ -70,6 +70,11 @@ class Drawn(NamedTuple):
     temperature: Tensor
 
 
+def _own_leaves(lanes: Tensor) -> Tensor:
+    """(..., L) as (L, ...), laid out as if nothing else were there, also where that is one row."""
+    return lanes.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+
+
 class Episodes(NamedTuple):
     """How each new episode is drawn.
 
@@ -92,7 +97,8 @@ class Episodes(NamedTuple):
             episode: (N,) or (K, N) int64.
         """
         lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_STEP)), LANES)
-        component, place, horizon, temperature = lanes.unbind(-1)
+        # Each in a piece: a step is compiled for the layout that it is first given.
+        component, place, horizon, temperature = _own_leaves(lanes)
         return Drawn(self._row(component, place), horizon, temperature)
 
     def starts(self, row: Tensor) -> State:

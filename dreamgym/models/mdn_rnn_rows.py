@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.models.base import State, Temperature
+from dreamgym.models.mdn_rnn_few import FEW, After, FewRows
 from dreamgym.models.sampling import is_one, per_row
 
 if TYPE_CHECKING:
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 ROWS = 512
 """Rows at a time."""
-
-FEW = 16
-"""Below this many rows a step costs as many calls as it has, and not what they compute."""
-
-After = tuple[State, Tensor, Tensor, Tensor | None]
-"""The next state, reward, termination probability, and which rows left the data's range."""
 
 
 class RowsOnCPU:
@@ -42,11 +37,8 @@ class RowsOnCPU:
         rows = min(num_envs, ROWS)
         self.weights = torch.empty(rows, self.mixtures, self.size)
         self.total = torch.empty(rows, self.size)
-        per_component = self.mixtures * self.size
-        first = torch.arange(rows if rows < FEW else 0)[:, None, None] * _width(model)
+        self.few = FewRows(model)
         self.compiled: Callable[..., After] | None = None
-        kinds = torch.tensor([1, 2])[:, None] * per_component
-        self.places = first + kinds + torch.arange(self.size)
 
     def __call__(
         self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
@@ -61,7 +53,7 @@ class RowsOnCPU:
         """
         count = len(taken)
         if count < FEW:
-            return self._rows(state, taken, numbers, temperature, None)
+            return self.few(state, taken, numbers, temperature)
         if count <= ROWS and self.compiled is not None:
             return self.compiled(state, taken, numbers, temperature)
         h, c = (leaf.new_empty(count, self.hidden) for leaf in (state["h"], state["c"]))
@@ -105,22 +97,17 @@ class RowsOnCPU:
         taken: Tensor,
         numbers: tuple[Tensor, ...],
         temperature: Temperature,
-        into: tuple[Tensor, Tensor] | None,
+        into: tuple[Tensor, Tensor],
     ) -> After:
         """The same for rows that fit in the cache; the next h and c are written into `into`."""
         model, z = self.model, state["z"]
         gates = model.linear["gates"](torch.cat(model.inputs(state, taken), -1))
         i, f, o, g = gates.sigmoid_().split(self.hidden, 1)
-        if into is None:
-            c = (f * state["c"]).addcmul_(i, g, value=2).sub_(i)
-            h = c.tanh().mul_(o)
-        else:
-            h, c = into
-            torch.mul(f, state["c"], out=c).addcmul_(i, g, value=2).sub_(i)
-            torch.mul(c, 2, out=h).sigmoid_().mul_(2).sub_(1).mul_(o)
+        h, c = into
+        torch.mul(f, state["c"], out=c).addcmul_(i, g, value=2).sub_(i)
+        torch.mul(c, 2, out=h).sigmoid_().mul_(2).sub_(1).mul_(o)
         y = model.outputs(h, z, taken)
-        draw = self._draw_few if len(z) == len(self.places) else self._draw
-        new, unknown = model.moved(z, draw(y, numbers, temperature))
+        new, unknown = model.moved(z, self._draw(y, numbers, temperature))
         return {"z": new, "h": h, "c": c}, *model.judged(y, (h, z, new, taken)), unknown
 
     def _scratch(self, rows: int) -> tuple[Tensor, Tensor]:
@@ -151,26 +138,8 @@ class RowsOnCPU:
         sigma = chosen_raw.exp().add_(self.model.floor).clamp_(max=self.model.ceiling)
         return self._placed(chosen_mean, sigma, normal, temperature)
 
-    def _draw_few(self, y: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature) -> Tensor:
-        """The same in as few calls as can be."""
-        rows, (choose, normal) = len(y), numbers
-        n, k = self.size, self.mixtures
-        logits = y[:, : k * n].view(rows, k, n)
-        if not is_one(temperature):
-            logits = logits / per_row(temperature, logits)
-        so_far = logits.softmax(1).cumsum(1)
-        component = (so_far[:, :-1] <= choose.unsqueeze(1)).sum(1, True)
-        raw, mean = y.take(torch.add(self.places, component, alpha=n)).unbind(1)
-        sigma = raw.exp_().add_(self.model.floor).clamp_(max=self.model.ceiling)
-        return self._placed(mean, sigma, normal, temperature)
-
     @staticmethod
     def _placed(mean: Tensor, sigma: Tensor, normal: Tensor, temperature: Temperature) -> Tensor:
         if not is_one(temperature):
             sigma.mul_(per_row(temperature, sigma) ** 0.5)
         return torch.addcmul(mean, sigma, normal)
-
-
-def _width(model: ArrangedMDNRNN) -> int:
-    """Of the output layer."""
-    return 3 * model.config.mixtures * model.size + (0 if model.config.head else 2)

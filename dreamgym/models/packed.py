@@ -13,6 +13,9 @@ from dreamgym.models.packed_call import PackedWeight
 SMALLEST_WORK = 2**19
 """Below this many multiplications a plain product in float32 is faster than the packed one."""
 
+FEW = 2
+"""Up to so many rows, too."""
+
 SMALLEST_WEIGHT = 2**13
 """A matrix of fewer numbers gains nothing from a lower precision: its product stays float32."""
 
@@ -45,12 +48,30 @@ def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype).contiguous()
     # In a lower precision the packed product is always the faster one.
-    pays = dtype != torch.float32 or (rows > 1 and rows * weight.numel() >= SMALLEST_WORK)
+    pays = dtype != torch.float32 or (rows > FEW and rows * weight.numel() >= SMALLEST_WORK)
     if weight.device.type == "cpu" and pays and _has_packing():
         return PackedWeight(weight, bias, rows)
-    if dtype == torch.float32:
-        return lambda x: F.linear(x, weight, bias)
-    return lambda x: F.linear(x.to(dtype), weight, bias)
+    if dtype != torch.float32:
+        return lambda x: F.linear(x.to(dtype), weight, bias)
+    if weight.device.type == "cpu":
+        return _column_product(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A product in float32 with the weight column by column, which a CPU reads twice as fast.
+
+    With few rows, reading the weight is what a product takes.
+    """
+    columns = weight.t().contiguous()
+    weight = columns.t()
+
+    def product(x: Tensor) -> Tensor:
+        if bias is not None and x.ndim == 2:
+            return torch.addmm(bias, x, columns)
+        return F.linear(x, weight, bias)
+
+    return product
 
 
 def _has_packing() -> bool:

@@ -182,3 +182,30 @@ def test_the_arranged_step_is_the_plain_one_whatever_the_heads_read(trunk, head)
     wanted = model.step({key: leaf.clone() for key, leaf in state.items()}, action, noise)
     found = arranged.step(state, action, noise)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, "of each row"])
+@pytest.mark.parametrize("rows", [1, 2, 9, 100, 1100])
+def test_the_arranged_step_is_the_plain_one_in_any_number_of_rows(rows, temperature):
+    """A few, of which NumPy computes what lies between products; many; and more than at a time."""
+    torch.manual_seed(0)
+    space, config = gym.spaces.Box(-3.0, 3.0, (4,), np.float32), MDNRNNConfig(hidden=16)
+    model = MDNRNN(space, gym.spaces.Discrete(3), config).eval().requires_grad_(False)
+    model.set_statistics(STATISTICS)
+    for parameter in model.parameters():
+        parameter.normal_()
+    state = {key: torch.randn_like(leaf) for key, leaf in model.initial(rows).items()}
+    action, noise = torch.arange(rows) % 3, torch.rand(rows, model.noise_dim)
+    tau = torch.rand(rows) + 0.5 if temperature == "of each row" else temperature
+    arranged = model.prepare(rows, torch.device("cpu"), torch.float32)
+    before = {key: leaf.clone() for key, leaf in state.items()}
+    found, said = arranged.step(state, action, noise, tau)
+    wanted, meant = model.step(before, action, noise, tau)
+    for key, leaf in before.items():
+        assert torch.equal(state[key], leaf), f"{key} was written into"
+    # Rounding may turn one draw among hundreds.
+    pairs = [*((found[key], wanted[key]) for key in wanted), *zip(said, meant, strict=True)]
+    near = [
+        torch.isclose(one, two, rtol=1e-3, atol=1e-3).reshape(rows, -1).all(1) for one, two in pairs
+    ]
+    assert torch.stack(near).all(0).float().mean() > 0.99
