@@ -26,6 +26,10 @@ from dreamgym.dream.state import Dreams
 from dreamgym.models import CompilesParts, without_asking
 
 Compute = Callable[..., Any]
+Options = dict[str, Any]
+
+GUARDS_OF_TENSORS = ("TENSOR_MATCH", "DUPLICATE_INPUT", "GLOBAL_STATE")
+"""The compiler's names for: what kind of tensor it is, which are one, and torch's settings."""
 
 FEW = 64
 """Rows up to which a step costs as many calls as it has."""
@@ -49,7 +53,7 @@ def compiled(engine: Engine, dreams: Dreams, action: Tensor) -> Step:
     else:
         # In few rows C++ launches the kernels, and not Python one by one; in many, where that is no
         # gain, a compiler of C++ takes minutes over it. Elsewhere a captured graph launches them.
-        fast = _compiled(engine.step, {"cpp_wrapper": launched, **_checks_of_inputs()})
+        fast = _compiled(engine.step, {"cpp_wrapper": launched, **_looking_only(_at_tensors)})
         with without_asking():
             fast(dreams, action)
     sys.stderr.write(
@@ -60,21 +64,28 @@ def compiled(engine: Engine, dreams: Dreams, action: Tensor) -> Step:
     return fast
 
 
-def _checks_of_inputs() -> dict[str, Any]:
-    """Has what is compiled look at its inputs only before each call.
+def _looking_only(at: Callable[[Any], bool]) -> Options:
+    """Has what is compiled look at some things only before each call.
 
     An engine does not change once it is made; to look through all of it, as the compiler's code
     otherwise does, takes a fifth of a step of one dream.
+
+    Args:
+        at: whether to look at what a guard of the compiler's watches.
     """
     if not hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch before 2.8
         return {}
-    return {"guard_filter_fn": lambda guards: [_is_of_inputs(guard) for guard in guards]}
+    return {"guard_filter_fn": lambda guards: [at(guard) for guard in guards]}
 
 
-def _is_of_inputs(guard: Any) -> bool:
-    """Whether what is looked at is a tensor that the step is given, or torch's own settings."""
-    given = "arguments" in guard.name and guard.guard_type in ("TENSOR_MATCH", "DUPLICATE_INPUT")
-    return given or guard.guard_type == "GLOBAL_STATE"
+def _at_inputs(guard: Any) -> bool:
+    """What the function is given, and torch's own settings."""
+    return "arguments" in guard.name or guard.guard_type == "GLOBAL_STATE"
+
+
+def _at_tensors(guard: Any) -> bool:
+    """The same of a step, which is given tensors in always the same places."""
+    return _at_inputs(guard) and guard.guard_type in GUARDS_OF_TENSORS
 
 
 def _in_parts(engine: Engine, model: CompilesParts, dreams: Dreams, action: Tensor) -> Step:
@@ -109,7 +120,7 @@ class _Part:
 
     def __init__(self, function: Compute) -> None:
         self.function, self.is_late = function, False
-        self._fast: Compute | None = _compiled(function, {})
+        self._fast: Compute | None = _compiled(function, _looking_only(_at_inputs))
 
     def __call__(self, *arguments: Any) -> Any:
         if self._fast is None:
@@ -130,7 +141,7 @@ class _Part:
             return given
 
 
-def _compiled(function: Compute, options: dict[str, Any]) -> Compute:
+def _compiled(function: Compute, options: Options) -> Compute:
     own = _of_its_own(function)
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 

@@ -80,7 +80,13 @@ def uniforms(keys: Tensor, lanes: int) -> Tensor:
         (..., lanes) float32; the first lanes do not depend on how many there are.
     """
     pairs = (lanes + 1) // 2
-    counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64) * GOLDEN
+    counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64)
+    if torch.compiler.is_compiling():
+        # Where the numbers of a range are only multiplied, PyTorch's compiler writes the product as
+        # arithmetic of an index in C++. This one overflows, from which g++ concludes that there are
+        # no such indices, leaves the end of the loop out, and memory is written beyond its end.
+        counter = counter.bitwise_or(0)
+    counter = counter * GOLDEN
     # Each word of 64 bits gives two numbers, from the lower 24 bits of its halves.
     halves = _halves(mix(keys.unsqueeze(-1) + counter))[..., :lanes]
     return (halves & ((1 << BITS) - 1)).to(torch.float32).mul_(2.0**-BITS)
@@ -89,6 +95,6 @@ def uniforms(keys: Tensor, lanes: int) -> Tensor:
 def _halves(words: Tensor) -> Tensor:
     """The halves of (..., W) words, the lower ones first: (..., 2 W)."""
     if torch.compiler.is_compiling():
-        # What PyTorch's compiler makes of a view with other widths reads past its end (2.13).
+        # A view of other widths would be an operation of its own, and this is part of a loop.
         return torch.stack([words, words >> 32], -1).flatten(-2)
     return words.view(torch.int32)

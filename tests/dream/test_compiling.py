@@ -71,6 +71,34 @@ def test_the_next_process_finds_what_was_compiled(tmp_path):
     assert "fxgraph_cache_miss" not in ran[1].stdout
 
 
+LANES = """
+import torch
+from dreamgym.dream.noise import row_keys, uniforms
+
+torch.set_num_threads(1)
+
+def drawn(env, step):
+    return uniforms(row_keys(torch.tensor(3), env, env, step), 65)
+
+compiled = torch.compile(drawn, fullgraph=True, dynamic=False)
+for rows in (64, 8):
+    env = torch.arange(rows)
+    for step in range(300):
+        given = compiled(env, env + step)
+    assert torch.equal(given, drawn(env, env + step))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_compiled_noise_writes_into_no_memory_but_its_own():
+    # An overflowing index once had g++ leave out the end of a loop: malloc then aborts.
+    done = subprocess.run(
+        [sys.executable, "-c", LANES], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("count", [8, MANY])
 def test_where_there_is_no_compiler_the_step_is_taken_as_it_is_written(
     count, monkeypatch, tmp_path
@@ -135,6 +163,20 @@ def a_pair(kind: str) -> list[DreamVectorEnv]:
     for env in envs:
         env.reset(seed=0)
     return envs
+
+
+def test_what_is_compiled_for_few_rows_looks_at_what_it_is_given(backend):
+    envs = [DreamVectorEnv(small_world(), 4, compile=c, device="cpu") for c in (True, False)]
+    for env in envs:
+        env.reset(seed=0)
+    action = torch.tensor([0, 1, 2, 0])
+    for _ in range(3):
+        compiled, written = (env.step(action) for env in envs)
+    assert backend.graphs == 1
+    apart = torch.stack([action, action], 1)[:, 0]
+    compiled, written = (env.step(apart) for env in envs)
+    assert backend.graphs == 2, "other strides are another function"
+    torch.testing.assert_close(compiled[0], written[0])
 
 
 @pytest.mark.parametrize("kind", [*FAMILIES, "known-reward"])
