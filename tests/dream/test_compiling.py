@@ -73,12 +73,12 @@ def test_the_next_process_finds_what_was_compiled(tmp_path):
 
 LANES = """
 import torch
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import step_keys, uniforms
 
 torch.set_num_threads(1)
 
 def drawn(env, step):
-    return uniforms(row_keys(torch.tensor(3), env, env, step), 65)
+    return uniforms(step_keys(env, env, step.unsqueeze(0)), 65)
 
 compiled = torch.compile(drawn, fullgraph=True, dynamic=False)
 for rows in (64, 8):
