@@ -2,7 +2,8 @@
 
 Every figure is of whole steps through the Gymnasium vector API, with torch output, rows that reset
 themselves in the same step, episode statistics and true last observations. The worlds are unfitted
-ones of published sizes: they step as fast as fitted ones.
+ones of published sizes: they step as fast as fitted ones. What a dream is compared with runs in a
+process of its own, in turns with it: a dream's process keeps freed memory, which helps both.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from dream_subjects import (
     Subject,
     a_dream,
     model_alone,
-    plain_of,
+    plain_apart,
     stepping,
 )
 from reporting import Row, at_least, below, parser, report
-from side_by_side import side_by_side
+from side_by_side import Apart, side_by_side
 
 from dreamgym.world import World
 
@@ -55,9 +56,10 @@ def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[
         dtype: a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
         for dtype in DTYPES
     }
-    calls = {"plain": plain_of(subject, world, count), "model": model_alone(envs["float32"])}
-    calls |= {dtype: stepping(env) for dtype, env in envs.items()}
-    seconds = side_by_side(calls, **timing)
+    ours = {dtype: stepping(env) for dtype, env in envs.items()}
+    with plain_apart(subject, count) as plain:
+        calls = {"plain": plain, "model": model_alone(envs["float32"]), **ours}
+        seconds = side_by_side(calls, **timing)
     rows = [_rate(f"{subject.name}, {count} envs: plain", count, seconds["plain"])]
     for dtype in envs:
         name = f"{subject.name}, {count} envs, {dtype}"
@@ -88,8 +90,9 @@ def compiled(subject: Subject, timing: dict[str, Any]) -> list[Row]:
         if env.stepper.way != "compiled":
             print("no rows for compile=True: see the warning above")
             return []
-        calls = {"plain": plain_of(subject, world, count), "ours": step, "model": model_alone(env)}
-        seconds = side_by_side(calls, **timing)
+        with plain_apart(subject, count) as plain:
+            calls = {"plain": plain, "ours": step, "model": model_alone(env)}
+            seconds = side_by_side(calls, **timing)
         name = f"{subject.name}, {count} envs, {dtype}, compiled"
         ratio = seconds["plain"] / seconds["ours"]
         rows.append(_ratio(f"{name}: times plain", ratio, subject.bars[count, dtype]))
@@ -103,14 +106,13 @@ def against_products(timing: dict[str, Any]) -> list[Row]:
     """What this core's matrix products allow, were there nothing else in a step."""
     count, rows, products = 1024, [], product_calls()
     for subject in SUBJECTS:
-        world, calls = subject.world(), dict(products)
-        calls["plain"] = plain_of(subject, world, count)
-        steps = {}
+        world, steps = subject.world(), {}
         for dtype in DTYPES:
             env = a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
             steps[f"ours, {dtype}"] = stepping(env)
         work = work_of(steps["ours, float32"])
-        seconds = side_by_side(calls | steps, **timing)
+        with plain_apart(subject, count) as plain:
+            seconds = side_by_side({"plain": plain, **products, **steps}, **timing)
         for dtype in DTYPES:
             least = work / gflops(seconds[dtype]) / 1e9
             name = f"{subject.name}, {count} envs, {dtype}"
@@ -128,8 +130,14 @@ def against_products(timing: dict[str, Any]) -> list[Row]:
     ]
 
 
-def against_torchrl(timing: dict[str, Any]) -> list[Row]:
-    """V-M-C Car against TorchRL's model-based environment, drawn both ways that one writes it."""
+def against_torchrl(counts: tuple[int, ...], ways: list[bool], timing: dict[str, Any]) -> list[Row]:
+    """V-M-C Car against TorchRL's model-based environment, drawn both ways that one writes it.
+
+    Args:
+        counts: of rows.
+        ways: whether our step is compiled, each.
+        timing: of `side_by_side`.
+    """
     try:
         from dream_torchrl import Distributed, torchrl_mdn_rnn
     except ImportError as error:
@@ -137,15 +145,26 @@ def against_torchrl(timing: dict[str, Any]) -> list[Row]:
         return []
     world, rows = dream_worlds.v_m_c(), []
     for count, bar in TORCHRL.items():
-        calls = {
-            "with torch.distributions": torchrl_mdn_rnn(count, Distributed),
-            "drawn plainly": torchrl_mdn_rnn(count),
+        if count not in counts:
+            continue
+        # A single row gains nothing from shorter weights.
+        ours = {
+            f"{dtype}{', compiled' if compiled else ''}": stepping(
+                a_dream(world, count, device="cpu", dtype=dtype, compile=compiled)
+            )
+            for dtype in (DTYPES if count > 1 else ["float32"])
+            for compiled in ways
         }
-        ours = stepping(a_dream(world, count, device="cpu"))
-        seconds = side_by_side(calls | {"ours": ours}, **timing)
-        for how in calls:
-            name = f"V-M-C Car, {count} envs: times TorchRL {how}"
-            rows.append(at_least(name, seconds[how] / seconds["ours"], "ratio", bar))
+        with (
+            Apart(torchrl_mdn_rnn, count, Distributed) as drawn,
+            Apart(torchrl_mdn_rnn, count) as plainly,
+        ):
+            theirs = {"with torch.distributions": drawn, "drawn plainly": plainly}
+            seconds = side_by_side({**theirs, **ours}, **timing)
+        for way in ours:
+            for how in theirs:
+                name = f"V-M-C Car, {count} envs, {way}: times TorchRL {how}"
+                rows.append(at_least(name, seconds[how] / seconds[way], "ratio", bar))
     return rows
 
 
@@ -153,7 +172,7 @@ def between_steps(count: int, steps: int) -> Row:
     """What a rollout does between the policy and the engine, without stacking what it has seen."""
     env = a_dream(dream_worlds.v_m_c(), count)
     action = dream_worlds.actions(count, env.device)
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    clock = time.perf_counter  # a process's own time is a system call: as much as is measured
     idle: list[float] = []
     ended = 0.0
 
@@ -175,13 +194,27 @@ def between_steps(count: int, steps: int) -> Row:
     return below(f"rollout, {count} envs: between steps", us, "us a step", BETWEEN)
 
 
-def on_a_gpu(timing: dict[str, Any]) -> list[Row]:
+def on_a_cpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
+    """Ratios to plain PyTorch and to TorchRL, and what this core allows."""
+    counts = (1, 1024) if quick else (1, 64, 1024)
+    rows = [
+        row for subject in SUBJECTS for n in counts for row in against_plain(subject, n, timing)
+    ]
+    if quick:
+        return rows + against_torchrl((1,), [False], timing)
+    rows += against_torchrl(counts, [False, True], timing)
+    rows += against_products(timing)
+    return rows + [row for subject in SUBJECTS for row in compiled(subject, timing)]
+
+
+def on_a_gpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
     """Env-steps a second and their ratio to what the products allow."""
+    counts = GPU_COUNTS[:3] if quick else GPU_COUNTS
     rows = []
     for name, (make, options, limits, bar) in LIMITS.items():
         world, best = make(), 0.0
         for dtype, limit in limits.items():
-            for count in GPU_COUNTS:
+            for count in counts:
                 env = a_dream(world, count, device="cuda", dtype=dtype, **options)
                 seconds = side_by_side({"ours": stepping(env)}, **timing)["ours"]
                 label = f"{name}, {count} envs, {dtype}"
@@ -222,18 +255,9 @@ def main() -> None:
     arguments: argparse.ArgumentParser = parser(__doc__.splitlines()[0])
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
-    timing = {"turn": 0.04, "turns": 3} if chosen.quick else {"turn": 0.3, "turns": 9}
-    if torch.cuda.is_available():
-        rows = on_a_gpu(timing)
-    else:
-        rows = []
-        for subject in SUBJECTS:
-            for count in (1, 1024) if chosen.quick else (1, 64, 1024):
-                rows += against_plain(subject, count, timing)
-        rows += against_torchrl(timing)
-        rows += against_products(timing)
-        for subject in [] if chosen.quick else SUBJECTS:
-            rows += compiled(subject, timing)
+    timing = {"turn": 0.04, "turns": 2} if chosen.quick else {"turn": 0.06, "turns": 45}
+    on_device = on_a_gpu if torch.cuda.is_available() else on_a_cpu
+    rows = on_device(timing, quick=chosen.quick)
     rows.append(between_steps(4096, 8 if chosen.quick else 50))
     rows += memory_rows()
     report(rows, chosen)
