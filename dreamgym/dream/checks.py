@@ -97,12 +97,27 @@ def row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
     return index.long()
 
 
-def same_shapes(given: Dreams, wanted: Dreams) -> None:
-    """Refuse dreams of another model, or another number of them."""
-    there = {key: tuple(leaf.shape) for key, leaf in given.tensors().items()}
-    here = {key: tuple(leaf.shape) for key, leaf in wanted.tensors().items()}
+def same_kind(given: Dreams, wanted: Dreams) -> None:
+    """Refuse dreams of another model, another number of them, or numbers of another dtype."""
+    there, here = (
+        {key: (*leaf.shape, str(leaf.dtype)) for key, leaf in dreams.tensors().items()}
+        for dreams in (given, wanted)
+    )
     if there != here:
-        raise ValueError(f"these dreams have leaves of shapes {there}; wanted {here}")
+        differ = sorted(key for key in there | here if there.get(key) != here.get(key))
+        raise ValueError(
+            f"these dreams are of another kind: {_leaf(differ[0], there)}, wanted "
+            f"{_leaf(differ[0], here)}; give dreams of this world, as many as there are "
+            f"environments, as get_state() gives them"
+        )
+
+
+def _leaf(name: str, leaves: dict[str, tuple[Any, ...]]) -> str:
+    """What one of them is, said."""
+    if name not in leaves:
+        return f"no {name}"
+    *shape, dtype = leaves[name]
+    return f"{name} of shape {tuple(shape)} and {dtype}"
 
 
 def temperature_rows(given: Any, num_envs: int, device: torch.device) -> Tensor:

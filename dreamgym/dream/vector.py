@@ -209,10 +209,10 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees of them, (N, ...).
 
         Raises:
-            ValueError: another number of rows, or the state of another model.
+            ValueError: another number of rows, the state of another model, or of another dtype.
         """
         self._check_open()
-        checks.same_shapes(dreams, self.dreams or self.engine.begin(0)[0])
+        checks.same_kind(dreams, self.dreams or self.engine.begin(0)[0])
         # Of inference mode, tensors could never again be stepped under gradients.
         with outside_inference():
             moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}

@@ -89,8 +89,16 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="reset"):
         env.get_state()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="shapes"):
+    with pytest.raises(ValueError, match=rf"age of shape \(3,\) .*wanted age of shape \({ENVS},\)"):
         env.set_state(env.get_state().rows(torch.zeros(3, dtype=torch.int64)))
+    kept = env.get_state()
+    kept.model["z"] = kept.model["z"].double()
+    with pytest.raises(ValueError, match=r"model\.z .*float64, wanted .*float32"):
+        env.set_state(kept)
+    with pytest.raises(ValueError, match=r"model\.y of shape .*wanted no model\.y"):
+        env.set_state(
+            kept._replace(model={**kept.model, "z": kept.model["z"].float(), "y": kept.age})
+        )
     with pytest.raises(ValueError, match="at least 0 and below"):
         env.branch([ENVS] * ENVS)
     with pytest.raises(ValueError, match="whole numbers"):
