@@ -17,11 +17,8 @@ Call = Callable[[], Any]
 WARM_UP = 2
 """Calls before the clock runs: what is compiled may be compiled once more in the second."""
 
-
 CLEAN = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 """How a process is begun that has nothing of this one; the first way imports torch once."""
-
-get_context(CLEAN).set_forkserver_preload(["torch"])
 
 
 class Apart:
@@ -37,6 +34,7 @@ class Apart:
 
     def __init__(self, make: Callable[..., Call], *arguments: Any) -> None:
         context = get_context(CLEAN)
+        context.set_forkserver_preload(["torch"])  # where there is no such server, it does nothing
         self._asked, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, torch.get_num_threads(), make, arguments), daemon=True
@@ -58,8 +56,11 @@ class Apart:
 
     def seconds(self, repeats: int) -> float:
         """What so many calls take."""
-        self._asked.send(repeats)
-        taken: float = self._asked.recv()
+        try:
+            self._asked.send(repeats)
+            taken: float = self._asked.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("what runs apart has ended: its own error is above") from error
         return taken
 
 

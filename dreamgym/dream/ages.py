@@ -42,7 +42,8 @@ class Ages:
         never = torch.zeros(3, *self._age.shape, dtype=torch.bool)
         self._length = self._age.clone()
         columns = (self._age, self._length, *never)
-        self._views = list(zip(*(leaf.unbind() for leaf in columns), strict=True))
+        # Each with a count of writes of its own, as autograd keeps one: views share their base's.
+        self._views = list(zip(*([row.data for row in leaf] for leaf in columns), strict=True))
 
     def at(self, step: int) -> Age:
         """After one of the steps."""

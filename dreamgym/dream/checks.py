@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream.noise import row_keys, uniforms
-from dreamgym.dream.state import Dreams
+from dreamgym.dream.state import MODEL_PREFIX, Dreams
 from dreamgym.models import Decodes
 from dreamgym.world import World
 
@@ -98,26 +98,24 @@ def row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
 
 
 def same_kind(given: Dreams, wanted: Dreams) -> None:
-    """Refuse dreams of another model, another number of them, or numbers of another dtype."""
+    """Refuse dreams of another model, another number of them, or states of another dtype."""
     there, here = (
-        {key: (*leaf.shape, str(leaf.dtype)) for key, leaf in dreams.tensors().items()}
+        {key: _kind(key, leaf) for key, leaf in dreams.tensors().items()}
         for dreams in (given, wanted)
     )
     if there != here:
         differ = sorted(key for key in there | here if there.get(key) != here.get(key))
         raise ValueError(
-            f"these dreams are of another kind: {_leaf(differ[0], there)}, wanted "
-            f"{_leaf(differ[0], here)}; give dreams of this world, as many as there are "
-            f"environments, as get_state() gives them"
+            f"these dreams are of another kind: {there.get(differ[0], f'no {differ[0]}')}, wanted "
+            f"{here.get(differ[0], f'no {differ[0]}')}; give dreams of this world, as many as "
+            "there are environments, as get_state() gives them"
         )
 
 
-def _leaf(name: str, leaves: dict[str, tuple[Any, ...]]) -> str:
-    """What one of them is, said."""
-    if name not in leaves:
-        return f"no {name}"
-    *shape, dtype = leaves[name]
-    return f"{name} of shape {tuple(shape)} and {dtype}"
+def _kind(name: str, leaf: Tensor) -> str:
+    """What a leaf is, said; counters may be of any dtype."""
+    dtype = f" and {leaf.dtype}" if name.startswith(MODEL_PREFIX) else ""
+    return f"{name} of shape {tuple(leaf.shape)}{dtype}"
 
 
 def temperature_rows(given: Any, num_envs: int, device: torch.device) -> Tensor:

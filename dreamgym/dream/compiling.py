@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -28,8 +28,14 @@ from dreamgym.models import CompilesParts, without_asking
 Compute = Callable[..., Any]
 Options = dict[str, Any]
 
-GUARDS_OF_TENSORS = ("TENSOR_MATCH", "DUPLICATE_INPUT", "GLOBAL_STATE")
-"""The compiler's names for: what kind of tensor it is, which are one, and torch's settings."""
+GUARDS_OF_TENSORS = ("TENSOR_MATCH", "DUPLICATE_INPUT")
+"""The compiler's names for: what kind of tensor it is, and which are one."""
+
+SETTINGS = "GLOBAL_STATE"
+"""And for torch's own, such as the number of threads."""
+
+GIVEN = "arguments"
+"""Its name for what it is given: that of the parameter in `_of_its_own`."""
 
 FEW = 64
 """Rows up to which a step costs as many calls as it has."""
@@ -73,14 +79,23 @@ def _looking_only(at: Callable[[Any], bool]) -> Options:
     Args:
         at: whether to look at what a guard of the compiler's watches.
     """
-    if not hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch before 2.8
+    if not hasattr(torch.compiler, "keep_tensor_guards_unsafe"):  # an older torch
         return {}
-    return {"guard_filter_fn": lambda guards: [at(guard) for guard in guards]}
+
+    def chosen(guards: Sequence[Any]) -> list[bool]:
+        looked = [at(guard) for guard in guards]
+        if not any(looked):  # it names them otherwise: then it looks at everything
+            return [True] * len(looked)
+        return [
+            now or guard.guard_type == SETTINGS for now, guard in zip(looked, guards, strict=True)
+        ]
+
+    return {"guard_filter_fn": chosen}
 
 
 def _at_inputs(guard: Any) -> bool:
-    """What the function is given, and torch's own settings."""
-    return "arguments" in guard.name or guard.guard_type == "GLOBAL_STATE"
+    """What the function is given."""
+    return GIVEN in guard.name
 
 
 def _at_tensors(guard: Any) -> bool:

@@ -79,6 +79,7 @@ class Engine:
         self.temperature = _constant(episodes.temperature)
         self._ahead = Ahead(self.model, episodes, num_envs)
         self._features_are_new = features_are_new(self.model)
+        self._leaves = tuple(model.initial(1))
 
     def view(self, state: State) -> Observation:
         """What the policy sees of a state, (N, ...); never memory of the state itself."""
@@ -265,8 +266,10 @@ class Engine:
     def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
         """Every row at the start of its episode."""
         drawn = self.episodes.draw(env_keys(seed, env), episode)
+        starts = self.episodes.starts(drawn.row)
         return Dreams(
-            model=self.episodes.starts(drawn.row),
+            # In the order that a step gives: a compiler takes another one for another function.
+            model={name: starts[name] for name in self._leaves},
             seed=seed,
             env=env,
             episode=episode,

@@ -80,16 +80,21 @@ def uniforms(keys: Tensor, lanes: int) -> Tensor:
         (..., lanes) float32; the first lanes do not depend on how many there are.
     """
     pairs = (lanes + 1) // 2
-    counter = torch.arange(1, pairs + 1, device=keys.device, dtype=torch.int64)
-    if torch.compiler.is_compiling():
-        # Where the numbers of a range are only multiplied, PyTorch's compiler writes the product as
-        # arithmetic of an index in C++. This one overflows, from which g++ concludes that there are
-        # no such indices, leaves the end of the loop out, and memory is written beyond its end.
-        counter = counter.bitwise_or(0)
-    counter = counter * GOLDEN
+    counter = _counters(pairs, keys.device)
     # Each word of 64 bits gives two numbers, from the lower 24 bits of its halves.
     halves = _halves(mix(keys.unsqueeze(-1) + counter))[..., :lanes]
     return (halves & ((1 << BITS) - 1)).to(torch.float32).mul_(2.0**-BITS)
+
+
+def _counters(pairs: int, device: torch.device) -> Tensor:
+    """GOLDEN times 1, 2, 3 and so on, (pairs,) int64."""
+    if torch.compiler.is_compiling() and device.type == "cpu":
+        # Numbers and no product: PyTorch's compiler would write arithmetic of an index in C++. It
+        # overflows, from which g++ concludes that there are no such indices, leaves the end of the
+        # loop out, and memory is written beyond its end.
+        wrapped = [_signed(place * GOLDEN % 2**64) for place in range(1, pairs + 1)]
+        return torch.tensor(wrapped, dtype=torch.int64)
+    return torch.arange(1, pairs + 1, device=device, dtype=torch.int64) * GOLDEN
 
 
 def _halves(words: Tensor) -> Tensor:

@@ -258,8 +258,8 @@ class DreamVectorEnv(VectorEnv):
 
     def _engine(self) -> Engine:
         model = self.world.model
-        if self.device.type != "cpu":
-            # The world keeps its own, for other dreams of it.
+        if self.device.type != "cpu" or self.options.compile is True:
+            # The world keeps its own, for other dreams of it; what is compiled trusts in this one.
             model = copy.deepcopy(model).to(self.device)
         episodes = Episodes(
             sources=find_sources(self.world, self.options.starts, self.device),

@@ -208,7 +208,10 @@ class Decodes(Protocol):
 
 
 def select(mask: Tensor, new: State, old: State) -> State:
-    """Take the rows of `new` where `mask` (B,) is true and those of `old` elsewhere."""
+    """Take the rows of `new` where `mask` (B,) is true and those of `old` elsewhere.
+
+    Leaves keep the order of `old`.
+    """
     return {
         key: torch.where(mask.view(-1, *[1] * (leaf.ndim - 1)), new[key], leaf)
         for key, leaf in old.items()

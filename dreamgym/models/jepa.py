@@ -142,10 +142,11 @@ class JEPA(WorldModel):
         zeros, context = self.reward_mean.new_zeros, self.config.context
         carried = self.carrier.carried if self.carrier else 0
         unread = {"unread": zeros(batch_size, carried)} if carried else {}
-        return unread | {
+        return {
             "embeddings": zeros(batch_size, context, self.config.embedding),
             "actions": zeros(batch_size, context, self.encode_action.dim),
             "seen": zeros(batch_size, context),
+            **unread,
         }
 
     @property

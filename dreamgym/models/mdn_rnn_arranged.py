@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamgym.models.asking import may_ask
 from dreamgym.models.base import Prediction, State, Temperature
 from dreamgym.models.compiled_parts import Compiler
 from dreamgym.models.mdn_rnn import LOG_SIGMA_MAX, MDNRNN
@@ -97,7 +96,7 @@ class ArrangedMDNRNN(MDNRNN):
     ) -> tuple[State, Prediction]:
         """See `TakesNumbers.step_on`."""
         taken = action if self.raw_actions else self.encode_action(action)
-        if self._on_cpu is not None and may_ask(taken.device):
+        if self._on_cpu is not None and not torch.compiler.is_compiling():
             after, reward, termination, unknown = self._on_cpu(state, taken, numbers, temperature)
         else:
             after, reward, termination, unknown = self._whole(state, taken, numbers, temperature)

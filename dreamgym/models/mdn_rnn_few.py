@@ -45,6 +45,7 @@ class FewRows:
         # Where each row's log sigma and mean of the first component lie in the output layer's rows.
         self.places = width * np.arange(FEW)[:, None, None] + kinds
 
+    @np.errstate(all="ignore")  # numbers go to zero and to infinity here as silently as in torch
     def __call__(
         self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
     ) -> After:

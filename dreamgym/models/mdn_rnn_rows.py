@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dreamgym.models.asking import may_ask
 from dreamgym.models.base import State, Temperature
 from dreamgym.models.mdn_rnn_few import FEW, After, FewRows
 from dreamgym.models.sampling import is_one, per_row
@@ -34,7 +35,7 @@ class RowsOnCPU:
     def __init__(self, model: ArrangedMDNRNN, num_envs: int) -> None:
         self.model, self.hidden = model, model.config.hidden
         self.size, self.mixtures = model.size, model.config.mixtures
-        rows = min(num_envs, ROWS)
+        rows = min(num_envs, ROWS) if num_envs >= FEW else 0
         self.weights = torch.empty(rows, self.mixtures, self.size)
         self.total = torch.empty(rows, self.size)
         self.few = FewRows(model)
@@ -52,7 +53,7 @@ class RowsOnCPU:
             temperature: a number or (B,).
         """
         count = len(taken)
-        if count < FEW:
+        if count < FEW and may_ask(taken.device):
             return self.few(state, taken, numbers, temperature)
         if count <= ROWS and self.compiled is not None:
             return self.compiled(state, taken, numbers, temperature)

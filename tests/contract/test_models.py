@@ -180,6 +180,7 @@ def test_prepare_is_the_same_function(model):
     wanted, said_plainly = model.step(state, action, noise)
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(tuple(said), tuple(said_plainly))
+    assert list(got) == list(wanted) == list(model.initial(BATCH))
 
 
 def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(model):

@@ -20,7 +20,9 @@ from dreamgym.models.asking import may_ask, without_asking
 from tests.dream.recorded_graph import RecordedGraph
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
-ENVS = 16
+ENVS = 64
+"""As many as are computed alike where a step may ask the device, and where it may not."""
+
 needs_cuda = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
@@ -35,23 +37,11 @@ def device(request, monkeypatch) -> str:
 
 def a_pair(device: str, kind="mdn-rnn", action="discrete", **options) -> list[DreamVectorEnv]:
     """One environment whose step is captured, and one whose step is not."""
-    return a_pair_of(small_world(kind, action), device, **options)
-
-
-def a_pair_of(world: dreamgym.World, device: str, **options) -> list[DreamVectorEnv]:
-    captured, written = (
+    world = small_world(kind, action)
+    return [
         DreamVectorEnv(world, ENVS, device=device, compile=compile, **options)
         for compile in ("auto", False)
-    )
-    step = written.engine.step
-
-    def without_answers(*given):
-        # What a GPU computes: where it may ask, a CPU rounds otherwise.
-        with without_asking():
-            return step(*given)
-
-    written.engine.step = without_answers
-    return [captured, written]
+    ]
 
 
 def acts(env: DreamVectorEnv, step: int) -> Tensor:
@@ -89,7 +79,7 @@ def test_a_captured_step_gives_what_the_step_gives(device, kind, action):
 def test_worlds_from_a_folder_are_captured(device, kind, tmp_path):
     # Their starts have the leaves of a state in the order of names.
     world = dreamgym.load(small_world(kind).save(tmp_path / "world"))
-    envs = a_pair_of(world, device)
+    envs = [DreamVectorEnv(world, ENVS, device=device, compile=c) for c in ("auto", False)]
     for env in envs:
         env.reset(seed=0)
     step_both(envs, range(8))
@@ -241,7 +231,6 @@ class BrokenGraph(RecordedGraph):
 def test_a_capture_that_fails_is_told_of_once_and_changes_no_number(monkeypatch):
     monkeypatch.setitem(capture.GRAPHS, "cpu", BrokenGraph)
     pair = a_pair("cpu")
-    del pair[1].engine.step  # as both will be taken
     for env in pair:
         env.reset(seed=0)
     with pytest.warns(RuntimeWarning, match="cannot be captured here .*not permitted") as told:
@@ -254,7 +243,6 @@ def test_a_capture_that_fails_is_told_of_once_and_changes_no_number(monkeypatch)
 
 def test_a_model_that_asks_the_device_falls_back(device):
     pair = a_pair(device)
-    del pair[1].engine.step  # as both will be taken
     for env in pair:
         whole = env.engine.model.step
 

@@ -110,3 +110,19 @@ def test_a_rollout_needs_rows_that_reset_themselves():
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match="SameStep"):
         env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), 2)
+
+
+def test_what_is_handed_out_can_be_part_of_a_callers_graph_for_many_steps():
+    # Autograd counts writes into a tensor; those into other steps' must not count.
+    env = DreamVectorEnv(small_world(), 4, device="cpu", max_episode_steps=[2, 5])
+    env.reset(seed=0)
+    weight, lengths = torch.ones(4, requires_grad=True), torch.zeros(4, dtype=torch.int64)
+    total = torch.zeros(())
+    for _ in range(12):
+        with torch.no_grad():
+            _, _, terminated, truncated, info = env.step(torch.zeros(4, dtype=torch.int64))
+        truncated |= terminated
+        total = total + (weight * info["episode"]["l"]).sum() + (weight * truncated).sum()
+        lengths += info["episode"]["l"] + truncated
+    total.backward()
+    assert torch.equal(weight.grad, lengths.float())

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="reset"):
         env.get_state()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=rf"age of shape \(3,\) .*wanted age of shape \({ENVS},\)"):
+    with pytest.raises(ValueError, match=rf"age of shape \(3,\), wanted age of shape \({ENVS},\)"):
         env.set_state(env.get_state().rows(torch.zeros(3, dtype=torch.int64)))
     kept = env.get_state()
     kept.model["z"] = kept.model["z"].double()

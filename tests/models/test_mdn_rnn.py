@@ -184,19 +184,24 @@ def test_the_arranged_step_is_the_plain_one_whatever_the_heads_read(trunk, head)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6, "of each row"])
+TEMPERATURES = {"one": 1.0, "another": 0.6, "a tensor": torch.tensor(0.6), "of each row": None}
+
+
+@pytest.mark.parametrize("mixtures", [1, 5])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("rows", [1, 2, 9, 100, 1100])
-def test_the_arranged_step_is_the_plain_one_in_any_number_of_rows(rows, temperature):
+def test_the_arranged_step_is_the_plain_one_in_any_number_of_rows(rows, temperature, mixtures):
     """A few, of which NumPy computes what lies between products; many; and more than at a time."""
     torch.manual_seed(0)
-    space, config = gym.spaces.Box(-3.0, 3.0, (4,), np.float32), MDNRNNConfig(hidden=16)
+    space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+    config = MDNRNNConfig(hidden=16, mixtures=mixtures)
     model = MDNRNN(space, gym.spaces.Discrete(3), config).eval().requires_grad_(False)
     model.set_statistics(STATISTICS)
     for parameter in model.parameters():
         parameter.normal_()
     state = {key: torch.randn_like(leaf) for key, leaf in model.initial(rows).items()}
     action, noise = torch.arange(rows) % 3, torch.rand(rows, model.noise_dim)
-    tau = torch.rand(rows) + 0.5 if temperature == "of each row" else temperature
+    tau = torch.rand(rows) + 0.5 if temperature == "of each row" else TEMPERATURES[temperature]
     arranged = model.prepare(rows, torch.device("cpu"), torch.float32)
     before = {key: leaf.clone() for key, leaf in state.items()}
     found, said = arranged.step(state, action, noise, tau)
@@ -209,3 +214,32 @@ def test_the_arranged_step_is_the_plain_one_in_any_number_of_rows(rows, temperat
         torch.isclose(one, two, rtol=1e-3, atol=1e-3).reshape(rows, -1).all(1) for one, two in pairs
     ]
     assert torch.stack(near).all(0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("rows", [1, 9, 100])
+def test_products_in_bfloat16_stay_near_in_any_number_of_rows(rows):
+    torch.manual_seed(0)
+    space, config = gym.spaces.Box(-3.0, 3.0, (4,), np.float32), MDNRNNConfig(hidden=128)
+    model = MDNRNN(space, gym.spaces.Discrete(3), config).eval().requires_grad_(False)
+    model.set_statistics(STATISTICS)
+    state = {key: torch.rand_like(leaf) for key, leaf in model.initial(rows).items()}
+    action, noise = torch.arange(rows) % 3, torch.rand(rows, model.noise_dim)
+    arranged = model.prepare(rows, torch.device("cpu"), torch.bfloat16)
+    found, _ = arranged.step(state, action, noise)
+    wanted, _ = model.step(state, action, noise)
+    assert {leaf.dtype for leaf in found.values()} == {torch.float32}
+    assert not torch.equal(found["h"], wanted["h"]), "products are rounded"
+    torch.testing.assert_close(found["h"], wanted["h"], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_numpys_way_with_errors_is_not_the_dreams(rows):
+    space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+    model = MDNRNN(space, gym.spaces.Discrete(3), MDNRNNConfig(hidden=16))
+    model = model.eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(1e3)
+    arranged = model.prepare(rows, torch.device("cpu"), torch.float32)
+    action, noise = torch.zeros(rows, dtype=torch.int64), torch.rand(rows, model.noise_dim)
+    with np.errstate(all="raise"):
+        arranged.step(model.initial(rows), action, noise)
