@@ -194,7 +194,9 @@ class _Fit:
             for name, value in found.scalars().items():
                 log(f"held_out/{name}", value, progress.update)
             figures = {**figures, **found.raised()}
-            progress.history.append({"update": progress.update, **figures, **found.figures})
+            # Of held-out data; some are called as the terms of the loss are.
+            watched = {f"held_out_{k}" if k in figures else k: v for k, v in found.figures.items()}
+            progress.history.append({"update": progress.update, **figures, **watched})
             self._save()
         return figures
 

@@ -22,6 +22,7 @@ from dreamgym.data import Dataset
 from dreamgym.fit_config import OptimizerConfig
 from dreamgym.fit_errors import FitError
 from dreamgym.models import MDNRNN, MDNRNNConfig, measure
+from tests.small_worlds import small_model
 
 QUICK = FitConfig(
     updates=30,
@@ -77,6 +78,13 @@ def test_the_loss_falls_and_the_world_says_how_it_was_made(data, tmp_path):
     assert {"termination_ece", "action_sensitivity"} <= {*world.provenance["history"][-1]}
     assert world.env_id == "CartPole-v1"
     assert [entry.name for entry in tmp_path.iterdir()] == ["w"]
+
+
+def test_what_is_watched_takes_no_terms_place_in_the_history(data):
+    config = replace(QUICK, updates=1, model=small_model("rssm", "discrete").config)
+    world = dreamgym.fit(data, family="rssm", config=config)
+    last = world.provenance["history"][-1]
+    assert last["kl"] != last["held_out_kl"]
 
 
 def test_alarms_are_shown_logged_and_kept(data):
