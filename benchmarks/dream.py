@@ -31,7 +31,7 @@ from dream_subjects import (
     stepping,
 )
 from reporting import Row, at_least, below, parser, report
-from side_by_side import Apart, Call, side_by_side
+from side_by_side import Call, apart, side_by_side
 
 from dreamgym.world import World
 
@@ -156,8 +156,8 @@ def against_torchrl(counts: tuple[int, ...], ways: list[bool], timing: dict[str,
             if (step := _stepping_so(world, count, dtype, way)) is not None
         }
         with (
-            Apart(torchrl_mdn_rnn, count, Distributed) as drawn,
-            Apart(torchrl_mdn_rnn, count) as plainly,
+            apart(torchrl_mdn_rnn, count, Distributed) as drawn,
+            apart(torchrl_mdn_rnn, count) as plainly,
         ):
             theirs = {"with torch.distributions": drawn, "drawn plainly": plainly}
             seconds = side_by_side({**theirs, **ours}, **timing)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import dream_worlds
 import torch
 from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
-from side_by_side import Apart
+from side_by_side import Apart, apart
 
 from dreamgym.dream.vector import DreamVectorEnv
 from dreamgym.world import World
@@ -91,11 +92,11 @@ def model_alone(env: DreamVectorEnv) -> Step:
     return step
 
 
-def plain_apart(subject: Subject, count: int) -> Apart:
+def plain_apart(subject: Subject, count: int) -> AbstractContextManager[Apart]:
     """The plain step of N rows, in a process of its own."""
     if subject.plain:
-        return Apart(subject.plain, count)
-    return Apart(unprepared, subject.world, count)
+        return apart(subject.plain, count)
+    return apart(unprepared, subject.world, count)
 
 
 def unprepared(world: Callable[[], World], count: int) -> Step:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from statistics import median
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -22,37 +22,14 @@ CLEAN = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 
 
 class Apart:
-    """A call in a process of its own, which waits while it is not its turn.
-
-    What one thing does to its process, others do not gain or suffer from: a dream has freed memory
-    kept for the next step (`dreamgym.dream.heap`), which nobody has who does not use dreams.
+    """A call in another process; see `apart`.
 
     Args:
-        make: makes the call; a function of a module.
-        *arguments: of `make`; they are pickled.
+        asked: where that process waits for its turn.
     """
 
-    def __init__(self, make: Callable[..., Call], *arguments: Any) -> None:
-        context = get_context(CLEAN)
-        context.set_forkserver_preload(["torch"])  # where there is no such server, it does nothing
-        self._asked, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, torch.get_num_threads(), make, arguments), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._asked.close()
-        self._process.join()
+    def __init__(self, asked: Connection) -> None:
+        self._asked = asked
 
     def seconds(self, repeats: int) -> float:
         """What so many calls take."""
@@ -62,6 +39,31 @@ class Apart:
         except (EOFError, OSError) as error:
             raise RuntimeError("what runs apart has ended: its own error is above") from error
         return taken
+
+
+@contextmanager
+def apart(make: Callable[..., Call], *arguments: Any) -> Iterator[Apart]:
+    """A call in a process of its own, which waits while it is not its turn.
+
+    What one thing does to its process, others do not gain or suffer from: a dream has freed memory
+    kept for the next step (`dreamgym.dream.heap`), which nobody has who does not use dreams.
+
+    Args:
+        make: makes the call; a function of a module.
+        *arguments: of `make`; they are pickled.
+    """
+    context = get_context(CLEAN)
+    context.set_forkserver_preload(["torch"])  # where there is no such server, it does nothing
+    asked, theirs = context.Pipe()
+    given = (theirs, torch.get_num_threads(), make, arguments)
+    process = context.Process(target=_serve, args=given, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Apart(asked)
+    finally:
+        asked.close()
+        process.join()
 
 
 def _serve(asked: Connection, threads: int, make: Callable[..., Call], arguments: Any) -> None:

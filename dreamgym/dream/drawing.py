@@ -70,11 +70,6 @@ class Drawn(NamedTuple):
     temperature: Tensor
 
 
-def _own_leaves(lanes: Tensor) -> Tensor:
-    """(..., L) as (L, ...), laid out as if nothing else were there, also where that is one row."""
-    return lanes.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
-
-
 class Episodes(NamedTuple):
     """How each new episode is drawn.
 
@@ -97,8 +92,10 @@ class Episodes(NamedTuple):
             episode: (N,) or (K, N) int64.
         """
         lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_STEP)), LANES)
-        # Each in a piece: a step is compiled for the layout that it is first given.
-        component, place, horizon, temperature = _own_leaves(lanes)
+        # Each in a piece, which a view of one row is not: a step is compiled for the layout that it
+        # is first given.
+        apart = lanes.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+        component, place, horizon, temperature = apart
         return Drawn(self._row(component, place), horizon, temperature)
 
     def starts(self, row: Tensor) -> State:

@@ -49,14 +49,7 @@ class FewRows:
     def __call__(
         self, state: State, taken: Tensor, numbers: tuple[Tensor, ...], temperature: Temperature
     ) -> After:
-        """One step.
-
-        Args:
-            state: leaves (B, ...).
-            taken: (B, actions) as the products take them.
-            numbers: of `ArrangedMDNRNN.numbers`.
-            temperature: a number or (B,).
-        """
+        """See `RowsOnCPU.__call__`."""
         model, z = self.model, state["z"]
         inputs = np.concatenate([part.numpy() for part in model.inputs(state, taken)], 1)
         gates = model.linear["gates"](torch.from_numpy(inputs)).sigmoid_().numpy()
