@@ -97,8 +97,18 @@ def row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
     return index.long()
 
 
-def same_kind(given: Dreams, wanted: Dreams) -> None:
-    """Refuse dreams of another model, another number of them, or states of another dtype."""
+def same_kind(given: Any, wanted: Dreams) -> None:
+    """Refuse what is no dreams, or those of another model, number, or dtype of states.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: they are of another kind.
+    """
+    if not isinstance(given, Dreams):
+        raise TypeError(
+            f"these are no dreams but a {type(given).__name__}; give what get_state() gives, or "
+            "Dreams.from_tensors(...) of tensors by name"
+        )
     there, here = (
         {key: _kind(key, leaf) for key, leaf in dreams.tensors().items()}
         for dreams in (given, wanted)

@@ -209,6 +209,7 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees of them, (N, ...).
 
         Raises:
+            TypeError: no dreams, such as a dict of their tensors.
             ValueError: another number of rows, the state of another model, or of another dtype.
         """
         self._check_open()

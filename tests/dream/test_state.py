@@ -92,6 +92,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=rf"age of shape \(3,\), wanted age of shape \({ENVS},\)"):
         env.set_state(env.get_state().rows(torch.zeros(3, dtype=torch.int64)))
     kept = env.get_state()
+    with pytest.raises(TypeError, match="no dreams but a dict"):
+        env.set_state(kept.tensors())
     kept.model["z"] = kept.model["z"].double()
     with pytest.raises(ValueError, match=r"model\.z .*float64, wanted .*float32"):
         env.set_state(kept)
