@@ -33,7 +33,7 @@ from dream_subjects import (
 from reporting import Row, at_least, below, parser, report
 from side_by_side import Call, apart, side_by_side
 
-from dreamgym.world import World
+from dreamgym.world.world import World
 
 OVERHEAD, FIXED_OVERHEAD = 0.10, 40.0
 BETWEEN = 100.0

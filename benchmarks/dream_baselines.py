@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.world import World
+from dreamgym.world.world import World
 
 LIMIT = 1000
 RARE = 5.7

@@ -11,9 +11,9 @@ import dream_worlds
 import torch
 from reporting import Row, below
 
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models import FAMILIES
-from dreamgym.world import World
+from dreamgym.world.world import World
 
 MANY = 65_536
 MOST = 1.0

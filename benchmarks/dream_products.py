@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamgym.models.packed import packed_product
+from dreamgym.models.nn.packed import packed_product
 
 SIZE = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -11,8 +11,8 @@ import torch
 from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
 from side_by_side import Apart, apart
 
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.world import World
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.world.world import World
 
 Step = Callable[[], Any]
 

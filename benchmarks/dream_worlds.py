@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from dreamgym.models import FAMILIES, JEPA, MDNRNN, RSSM, RSSMConfig, State, WorldModel
-from dreamgym.starts import Starts
-from dreamgym.world import World
+from dreamgym.world.start_states import StartStates
+from dreamgym.world.world import World
 
 STARTS = 256
 RARE = -5.7
@@ -93,7 +93,7 @@ def _world(model: WorldModel) -> World:
     state, _ = model.step(state, actions(STARTS, space=model.action_space), noise)
     return World(
         model=model,
-        starts=Starts(states={k: v.contiguous() for k, v in state.items()}, beginnings=STARTS),
+        starts=StartStates(states={k: v.contiguous() for k, v in state.items()}, beginnings=STARTS),
         env_spec=None,
         horizon=HORIZON,
         provenance={},

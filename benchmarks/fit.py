@@ -25,13 +25,12 @@ from side_by_side import side_by_side
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamgym import FitConfig, recommended
+from dreamgym import FitConfig, default_config
 from dreamgym.data import SegmentBatch
-from dreamgym.fit_batches import Piece
-from dreamgym.fit_losses import BatchLosses
+from dreamgym.fitting.batches import BatchLosses, Piece
+from dreamgym.fitting.distributed import launched
+from dreamgym.fitting.optimizer import clip_gradients, optimizer_for
 from dreamgym.models import FAMILIES, RSSMConfig
-from dreamgym.optimizing import clip_gradients, optimizer_for
-from dreamgym.processes import launched
 
 BAR = 0.8
 COMPARED = "dreamer-v3-1m"
@@ -179,7 +178,7 @@ def plain_updates(ours: Updates, config: FitConfig, shape: tuple[int, ...]) -> C
 def against_the_plain_loop(limits: Limits) -> list[Row]:
     rows = []
     for name, shape in {"vectors": VECTOR, "64x64 pixels": PIXELS}.items():
-        config = recommended("rssm", COMPARED, device="cpu")
+        config = default_config("rssm", COMPARED, device="cpu")
         ours = Updates("rssm", config, shape)
         calls = {"ours": ours, "plain": plain_updates(ours, config, shape)}
         taken = side_by_side(calls, turn=limits.turn, turns=limits.turns)
@@ -196,7 +195,7 @@ def against_the_plain_loop(limits: Limits) -> list[Row]:
 def of_presets(names: list[tuple[str, str | None]], limits: Limits) -> list[Row]:
     rows = []
     for family, preset in names:
-        config = recommended(family, preset)
+        config = default_config(family, preset)
         shape = (224, 224, 3) if preset == "lewm" else PIXELS
         what = f"{family} {preset or 'default'}, {config.batch_size}x{config.segment_length}"
         if not fits(family, config, shape, limits):

@@ -27,8 +27,9 @@ from reporting import Row, at_least, below, parser, report
 
 import dreamgym
 from dreamgym.data import Dataset
-from dreamgym.models import JEPAConfig, JEPAObjective, MDNRNNConfig
-from dreamgym.quality import OpenLoopErrors, open_loop_errors
+from dreamgym.metrics import OpenLoopErrors, open_loop_errors
+from dreamgym.models import JEPAConfig, MDNRNNConfig
+from dreamgym.models.jepa import JEPAObjective
 from dreamgym.train import TrainConfig
 
 FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets")
@@ -152,7 +153,7 @@ class Run:
             return dreamgym.load(out)
         own = self.task.families.get(self.family, {})
         settings = {**self.task.fit, **own, **(QUICK_FIT if self.quick else {})}
-        config = dreamgym.recommended(self.family, **settings)
+        config = dreamgym.default_config(self.family, **settings)
         data = self.data(number)
         return dreamgym.fit(data, out, family=self.family, seed=self.seed, config=config)
 

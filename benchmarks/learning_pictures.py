@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dreamgym.quality import OpenLoopErrors
+from dreamgym.metrics import OpenLoopErrors
 
 Forecasts = Mapping[str, Mapping[str, Sequence[OpenLoopErrors]]]
 

@@ -26,17 +26,10 @@ from torch import Tensor
 
 import dreamgym
 from dreamgym.data import Dataset
-from dreamgym.models import (
-    Decodes,
-    JEPAConfig,
-    JEPAObjective,
-    MDNRNNConfig,
-    RSSMConfig,
-    as_segment,
-    filter,
-    imagine,
-    part,
-)
+from dreamgym.models import Decodes, JEPAConfig, MDNRNNConfig, RSSMConfig, filter_states, imagine
+from dreamgym.models.base import as_segment
+from dreamgym.models.jepa import JEPAObjective
+from dreamgym.models.observations import get_part
 
 AHEAD = 15
 BURN_IN = 5
@@ -111,13 +104,15 @@ def look(model: Any, data: Path, episodes: NDArray[np.integer], seed: int) -> Wi
     segment = whole._replace(observation=images, action=whole.action[full])
     shape = (len(images), BURN_IN + AHEAD + 1, model.noise_dim)
     noise = torch.from_numpy(rng.random(shape, dtype=np.float32))
-    filtered = filter(model, segment, noise)
+    filtered = filter_states(model, segment, noise)
     now = {key: leaf[:, BURN_IN] for key, leaf in filtered.items()}
     dreams, _ = imagine(model, now, segment.action[:, BURN_IN:], noise[:, BURN_IN + 1 :])
     decoded = None
     if isinstance(model, Decodes):
         later = [{key: leaf[:, t] for key, leaf in dreams.items()} for t in range(AHEAD)]
-        decoded = torch.stack([part(model.decode(state), "image") for state in [now, *later]], 1)
+        decoded = torch.stack(
+            [get_part(model.decode(state), "image") for state in [now, *later]], 1
+        )
     return Windows(
         features=_features(model, filtered)[:, BURN_IN:],
         dreamt=_features(model, dreams),
@@ -230,7 +225,7 @@ def fitted(family: str, data: Path, out: Path, seed: int, quick: bool) -> dreamg
     if out.exists():
         return dreamgym.load(out)
     settings = {**FITS[family], **(QUICK if quick else {})}
-    config = dreamgym.recommended(family, **settings)
+    config = dreamgym.default_config(family, **settings)
     with Dataset(data, keys=["image"]) as images:
         return dreamgym.fit(images, out, family=family, seed=seed, config=config)
 

@@ -46,7 +46,7 @@ def apart(make: Callable[..., Call], *arguments: Any) -> Iterator[Apart]:
     """A call in a process of its own, which waits while it is not its turn.
 
     What one thing does to its process, others do not gain or suffer from: a dream has freed memory
-    kept for the next step (`dreamgym.dream.heap`), which nobody has who does not use dreams.
+    kept for the next step (`dreamgym.dream.memory`), which nobody has who does not use dreams.
 
     Args:
         make: makes the call; a function of a module.

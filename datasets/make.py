@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import dreamgym
-from dreamgym.cli.showing import progress_bar
+from dreamgym.cli.output import progress_bar
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,23 +5,36 @@ Importing it registers the ids `dreamgym/...`; torch is imported when something 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dreamgym._lazy import lazy_names
 from dreamgym.dream.registration import register_worlds
 
 if TYPE_CHECKING:
-    from dreamgym.adopting import from_lewm as from_lewm
-    from dreamgym.adopting import from_model as from_model
     from dreamgym.data import Dataset as Dataset
     from dreamgym.data import check as check
     from dreamgym.data import record as record
-    from dreamgym.dream.vector import DreamVectorEnv as DreamVectorEnv
-    from dreamgym.fit_config import FitConfig as FitConfig
-    from dreamgym.fit_config import OptimizerConfig as OptimizerConfig
-    from dreamgym.fit_config import recommended as recommended
+    from dreamgym.dream import DreamVectorEnv as DreamVectorEnv
+    from dreamgym.errors import CheckpointError as CheckpointError
+    from dreamgym.errors import DatasetError as DatasetError
+    from dreamgym.errors import DiskFullError as DiskFullError
+    from dreamgym.errors import DreamgymError as DreamgymError
+    from dreamgym.errors import FitError as FitError
+    from dreamgym.errors import LeWMError as LeWMError
+    from dreamgym.errors import PolicyFileError as PolicyFileError
+    from dreamgym.errors import PretrainedError as PretrainedError
+    from dreamgym.errors import TrainingError as TrainingError
+    from dreamgym.errors import TrainingInterrupted as TrainingInterrupted
+    from dreamgym.errors import TransferError as TransferError
+    from dreamgym.errors import UnsupportedSpaceError as UnsupportedSpaceError
+    from dreamgym.errors import WorldError as WorldError
+    from dreamgym.fitting import FitConfig as FitConfig
+    from dreamgym.fitting import OptimizerConfig as OptimizerConfig
+    from dreamgym.fitting import default_config as default_config
     from dreamgym.fitting import fit as fit
-    from dreamgym.train.sb3 import train_policy as train_policy
+    from dreamgym.fitting import from_lewm as from_lewm
+    from dreamgym.fitting import from_model as from_model
+    from dreamgym.train import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
     from dreamgym.transfer import transfer_policy as transfer_policy
     from dreamgym.world import World as World
@@ -29,37 +42,38 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Dataset": "dreamgym.data",
-    "DreamVectorEnv": "dreamgym.dream.vector",
-    "FitConfig": "dreamgym.fit_config",
-    "OptimizerConfig": "dreamgym.fit_config",
-    "World": "dreamgym.world",
-    "check": "dreamgym.data",
-    "evaluate": "dreamgym.transfer",
-    "fit": "dreamgym.fitting",
-    "from_lewm": "dreamgym.adopting",
-    "from_model": "dreamgym.adopting",
-    "load": "dreamgym.world",
-    "recommended": "dreamgym.fit_config",
-    "record": "dreamgym.data",
-    "train_policy": "dreamgym.train.sb3",
-    "transfer_policy": "dreamgym.transfer",
+_NAMES_OF = {
+    "data": ("Dataset", "check", "record"),
+    "dream": ("DreamVectorEnv",),
+    "errors": (
+        "CheckpointError",
+        "DatasetError",
+        "DiskFullError",
+        "DreamgymError",
+        "FitError",
+        "LeWMError",
+        "PolicyFileError",
+        "PretrainedError",
+        "TrainingError",
+        "TrainingInterrupted",
+        "TransferError",
+        "UnsupportedSpaceError",
+        "WorldError",
+    ),
+    "fitting": ("FitConfig", "OptimizerConfig", "default_config", "fit", "from_lewm", "from_model"),
+    "metrics": (),
+    "models": (),
+    "train": ("train_policy",),
+    "transfer": ("evaluate", "transfer_policy"),
+    "world": ("World", "load"),
 }
+"""Public names by the package that defines them."""
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = ["__version__", *sorted(name for names in _NAMES_OF.values() for name in names)]
+__getattr__ = lazy_names(__name__, _NAMES_OF)
 
 register_worlds()
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, or a room of the package, when it is first asked for."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in ("data", "models", "dream", "train", "transfer", "trust"):
-        return importlib.import_module(f"dreamgym.{name}")
-    raise AttributeError(f"module 'dreamgym' has no attribute {name!r}")
-
-
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_NAMES_OF})

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import dreamgym
-from dreamgym.cli.showing import progress_bar
+from dreamgym.cli.output import progress_bar
 from dreamgym.data import resume
 from dreamgym.models import MDNRNN, MDNRNNConfig
-from dreamgym.models.pixels import Pixels
+from dreamgym.models.nn.conv import Pixels
 from dreamgym.train import TrainConfig, TrainedPolicy, load_policy
 from dreamgym.transfer import LatentAgent
 

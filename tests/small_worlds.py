@@ -11,21 +11,20 @@ import torch
 
 from dreamgym.models import (
     FAMILIES,
-    EnsembleConfig,
     GoalReward,
     KnownReward,
     KnownTermination,
     MDNRNNConfig,
     ModelSpec,
-    Moments,
-    Observation,
     Pessimistic,
     PETSConfig,
-    Statistics,
     WorldModel,
 )
-from dreamgym.starts import Starts
-from dreamgym.world import World
+from dreamgym.models.observations import Observation
+from dreamgym.models.statistics import Moments, Statistics
+from dreamgym.models.wrappers import EnsembleConfig
+from dreamgym.world.start_states import StartStates
+from dreamgym.world.world import World
 
 ACTION_SPACES = {
     "discrete": gym.spaces.Discrete(3),
@@ -119,7 +118,7 @@ def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 
     }
     return World(
         model=model,
-        starts=Starts(states=states, beginnings=16),
+        starts=StartStates(states=states, beginnings=16),
         env_spec=None,
         horizon=horizon,
         provenance={"dataset": "none"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamgym import zoo
+from dreamgym.world import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("make", ROOT / "datasets" / "make.py")

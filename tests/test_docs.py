@@ -30,7 +30,7 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, match.start(2)) + 1, match.group(2)
 
 
-def name_of(page: Path) -> str:
+def page_name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
@@ -40,11 +40,11 @@ def commands() -> Iterator[Any]:
         for line, text in blocks(page, "console"):
             joined = text.replace("\\\n", " ")
             for typed in re.findall(r"^\$ (.*)$", joined, re.MULTILINE):
-                yield pytest.param(typed, id=f"{name_of(page)}:{line}:{typed}")
+                yield pytest.param(typed, id=f"{page_name(page)}:{line}:{typed}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -78,11 +78,11 @@ def parses(arguments: list[str]) -> None:
     command.make_context(verb, [argument for argument in rest if argument != "--help"] or ["x"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{target} of {name_of(page)} is not there"
+            assert (page.parent / target).exists(), f"{target} of {page_name(page)} is not there"
 
 
 def test_the_readme_shows_the_whole_way_in_twenty_lines() -> None:

@@ -13,22 +13,16 @@ import typer
 from rich.console import Console
 from rich.traceback import Traceback
 
-from dreamgym.cli.failing import Interrupted, explain
-from dreamgym.cli.verb_adopt import adopt
-from dreamgym.cli.verb_check import check
-from dreamgym.cli.verb_convert import convert
-from dreamgym.cli.verb_fit import fit
-from dreamgym.cli.verb_pack import pack
-from dreamgym.cli.verb_record import record
-from dreamgym.cli.verb_recover import recover
-from dreamgym.cli.verb_train import train
-from dreamgym.cli.verb_transfer import transfer
+from dreamgym.cli.data import check, convert, pack, record, recover
+from dreamgym.cli.errors import Interrupted, explain
+from dreamgym.cli.worlds import adopt, fit, train, transfer
 
 EPILOG = (
     "The whole way: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
     "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
+
 
 app = typer.Typer(
     name="dreamgym",
@@ -40,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
 for _verb in (record, check, fit, train, transfer, recover, convert, pack, adopt):
     app.command()(_verb)
 

@@ -21,18 +21,24 @@ JsonFile = Annotated[
         "--json", metavar="FILE", callback=_not_a_folder, help="Write the figures to FILE as JSON."
     ),
 ]
+
+
 HtmlFile = Annotated[
     Path | None,
     typer.Option(
         "--html", metavar="FILE", callback=_not_a_folder, help="Write one page with pictures."
     ),
 ]
+
+
 Seed = Annotated[
     int,
     typer.Option(
         "--seed", min=0, metavar="N", help="Of all that is random: same seed, same result."
     ),
 ]
+
+
 Device = Annotated[
     str,
     typer.Option(
@@ -55,6 +61,8 @@ Terminals = Annotated[
         "boundary.",
     ),
 ]
+
+
 SourceEnv = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +71,8 @@ SourceEnv = Annotated[
         help="The environment that a foreign file comes from, for its id and spaces.",
     ),
 ]
+
+
 Skip = Annotated[
     int,
     typer.Option(
@@ -72,6 +82,8 @@ Skip = Annotated[
         help="Steps of the environment that one step of a dream spans.",
     ),
 ]
+
+
 ActionsOf = Annotated[
     str,
     typer.Option(
@@ -81,6 +93,8 @@ ActionsOf = Annotated[
         "for N steps (repeated; record with --policy held:N).",
     ),
 ]
+
+
 Keys = Annotated[
     list[str] | None,
     typer.Option("--key", metavar="KEY", help="Observation to take, of several; once for each."),
@@ -116,3 +130,84 @@ def foreign_options(terminals: str | None, env: str | None, keys: list[str] | No
         keys=tuple(keys) if keys else None,
         **known,
     )
+
+
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Segments in a batch, over all processes; by default the family's.",
+    ),
+]
+
+
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulate",
+        min=1,
+        metavar="N",
+        help="Pieces that a batch is worked on in, to need less memory; by default 1.",
+    ),
+]
+
+
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer", metavar="NAME", help="adamw, adam or laprop; by default the family's."
+    ),
+]
+
+
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", metavar="RATE", help="The peak; by default the family's."),
+]
+
+
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="WORD",
+        help="How the learning rate goes on after its warm-up: cosine or constant; by default the "
+        "family's.",
+    ),
+]
+
+
+EMA = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Keep a running mean of the weights, of which an update keeps SHARE, such as 0.999; "
+        "by default none.",
+    ),
+]
+
+
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="WORD",
+        help="32-true, or bf16-mixed for matrix products in bfloat16; by default the family's.",
+    ),
+]
+
+
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        "--patience",
+        min=1,
+        metavar="N",
+        help="Stop after N looks at the held-out episodes without a lower loss; by default never.",
+    ),
+]

@@ -1,32 +1,23 @@
 """Record and check: logged experience in, episodes and segments out. NumPy only, no torch."""
 
 from dreamgym.data.checking import Card, check
-from dreamgym.data.converting import Conversion, convert, pack
-from dreamgym.data.episode import Episode
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.conversion import Conversion, convert, pack
+from dreamgym.data.dataset import Dataset
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.frame_skip import FrameSkip
-from dreamgym.data.mixing import AnyDataset, MixedDataset, Mixture, opened
-from dreamgym.data.page import write_page
-from dreamgym.data.parallel import ShardPlan, record_shards, resume_shards
+from dreamgym.data.hdf5.recovery import Recovery, recover
+from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.html_report import write_page
+from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, opened
 from dreamgym.data.policies import Policy
-from dreamgym.data.prefetching import draw_ahead, prefetch
-from dreamgym.data.reader import Dataset
-from dreamgym.data.recorder import Recorder
-from dreamgym.data.recording import record, resume
-from dreamgym.data.recovery import Recovery, recover
-from dreamgym.data.schema import DatasetMetadata
-from dreamgym.data.segments import SegmentBatch, SegmentSampler
-from dreamgym.data.skip_frames import SkipFrames, frame_skip_of
-from dreamgym.data.skipped import SkippedDataset, skipping
-from dreamgym.data.spaces import (
-    UnsupportedSpaceError,
-    check_supported,
-    space_from_json,
-    space_to_json,
-)
-from dreamgym.data.vector_recorder import VectorRecorder
-from dreamgym.data.writer import DatasetWriter
+from dreamgym.data.recorder import Recorder, VectorRecorder
+from dreamgym.data.recording import ShardPlan, record, record_shards, resume, resume_shards
+from dreamgym.data.segments import SegmentBatch, SegmentSampler, draw_ahead, prefetch
+from dreamgym.data.skipping import SkipFrames, SkippedDataset, frame_skip_of, skipping
+from dreamgym.data.spaces import check_supported, space_from_json, space_to_json
+from dreamgym.errors import DatasetError, UnsupportedSpaceError
 
 __all__ = [
     "AnyDataset",

@@ -11,7 +11,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
 ActionsOf = Literal["blocks", "repeated"]
+
+
 _MIXER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: Fibonacci hashing
 
 
@@ -47,7 +51,7 @@ class FrameSkip:
         if self.steps == 1:  # both are the same then, and so are the values
             object.__setattr__(self, "actions", "blocks")
 
-    def as_plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """JSON-plain; empty where nothing is skipped."""
         return asdict(self) if self.steps > 1 else {}
 

@@ -12,25 +12,28 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from dreamgym.data.errors import DatasetError
+from dreamgym.errors import DatasetError, UnsupportedSpaceError
 
 Role = Literal["observation", "action"]
+
 
 SUPPORTED: dict[str, str] = {
     "observation": "Box, or a Dict of Box",
     "action": "Discrete, MultiDiscrete or Box",
 }
+
+
 BOX_DTYPES = frozenset(
     {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
     | {"float16", "float32", "float64"}
 )
+
+
 INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
+
+
 # A space larger than this is a mistake, or a file that wants us out of memory.
 MAX_ELEMENTS = 1 << 26
-
-
-class UnsupportedSpaceError(TypeError):
-    """A space that dreamgym cannot record or model; the message names it and what is supported."""
 
 
 def check_supported(space: gym.Space[Any], role: Role) -> None:

@@ -10,13 +10,18 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.columns import Column
-from dreamgym.data.table import EpisodeTable
+from dreamgym.data.storage import Column, EpisodeTable
 
 Array = NDArray[Any]
+
+
 _BLOCK_BYTES = 32 << 20
+
+
 # A channel that stands at one end of its range in more than this share of the rows is saturated.
 SATURATED_SHARE = 0.5
+
+
 _LISTED = 32  # channels named at most
 
 

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream.state import Dreams, Outcome
-from dreamgym.models import Observation, each
+from dreamgym.models.observations import Observation, map_observation
 
 Step = Callable[[Dreams, Tensor], tuple[Dreams, Outcome]]
+
 """`Engine.step`: a pure function of tensors."""
 
+
 WARM_UPS = 3
+
 """Runs before a capture, in which libraries take their workspaces and compilers compile."""
 
 
@@ -66,6 +69,7 @@ class CudaGraph:
 
 
 GRAPHS: dict[str, Callable[[torch.device], Graph]] = {"cuda": CudaGraph}
+
 """The kinds of device that have graphs."""
 
 
@@ -142,7 +146,7 @@ class CapturedStep:
     def _outcome(self) -> Outcome:
         """What the last replay gave, in fresh memory."""
         observation, final = self._seen
-        seen = each(torch.clone, observation)
+        seen = map_observation(torch.clone, observation)
         reward, episode_return, uncertainty = _fresh_rows(self._numbers)
         terminated, truncated, done = _fresh_rows(self._flags)
         return Outcome(
@@ -151,7 +155,7 @@ class CapturedStep:
             terminated=terminated,
             truncated=truncated,
             done=done,
-            final_observation=seen if final is observation else each(torch.clone, final),
+            final_observation=seen if final is observation else map_observation(torch.clone, final),
             episode_return=episode_return,
             episode_length=self._length.clone(),
             uncertainty=uncertainty,

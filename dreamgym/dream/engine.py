@@ -14,25 +14,15 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from dreamgym.dream.ages import Age
-from dreamgym.dream.ahead import ENDING, Ahead
-from dreamgym.dream.drawing import Episodes
+from dreamgym.dream.episodes import Episodes
 from dreamgym.dream.noise import env_keys, step_keys, uniforms
 from dreamgym.dream.options import DTYPES, DreamOptions
+from dreamgym.dream.prefetch import ENDING, NoisePrefetcher
 from dreamgym.dream.state import Dreams, Outcome, features_are_new, merge, writable
-from dreamgym.models import (
-    WHOLE,
-    Decodes,
-    Observation,
-    Prediction,
-    State,
-    TakesNumbers,
-    Temperature,
-    WorldModel,
-    each,
-    may_ask,
-    part,
-)
+from dreamgym.models import Decodes, Prediction, State, WorldModel
+from dreamgym.models.base import Temperature
+from dreamgym.models.host_sync import host_sync_allowed
+from dreamgym.models.observations import WHOLE, Observation, get_part, map_observation
 
 
 class Stepped(NamedTuple):
@@ -45,7 +35,6 @@ class Stepped(NamedTuple):
         truncated: (N,) bool.
         done: (N,) bool, either of them, in memory of its own.
         length: (N,) int64 of the episode so far, in memory of its own.
-        goes_on: whether it is known that no row has ended.
     """
 
     dreams: Dreams
@@ -54,7 +43,6 @@ class Stepped(NamedTuple):
     truncated: Tensor
     done: Tensor
     length: Tensor
-    goes_on: bool = False
 
 
 class Engine:
@@ -75,9 +63,8 @@ class Engine:
         self.num_envs = num_envs
         self.device = episodes.sources.first.device
         self.model = model.prepare(num_envs, self.device, DTYPES[options.dtype])
-        self._numbered = self.model if isinstance(self.model, TakesNumbers) else None
         self.temperature = _constant(episodes.temperature)
-        self._ahead = Ahead(self.model, episodes, num_envs)
+        self._ahead = NoisePrefetcher(self.model, episodes, num_envs)
         self._features_are_new = features_are_new(self.model)
         self._leaves = tuple(model.initial(1))
 
@@ -109,7 +96,7 @@ class Engine:
             action: (N, ...) raw actions.
         """
         # What autograd has traced must not be written over.
-        by_index = may_ask(self.device) and not torch.is_grad_enabled()
+        by_index = host_sync_allowed(self.device) and not torch.is_grad_enabled()
         stepped = self._ahead_step(dreams, action) if by_index else self._step(dreams, action)
         if self.options.mode is AutoresetMode.NEXT_STEP:
             stepped = self._begun_late(dreams, stepped, by_index)
@@ -118,11 +105,8 @@ class Engine:
         # Copies: what a caller is handed is never memory of the dream itself.
         episode_return = after.episode_return.clone()
         if self.options.mode is AutoresetMode.SAME_STEP:
-            if stepped.goes_on:
-                first = each(torch.clone, seen)
-            else:
-                begun = self._begun_by_index if by_index else self._begun_by_mask
-                after, first = begun(after, seen)
+            begun = self._begun_by_index if by_index else self._begun_by_mask
+            after, first = begun(after, seen)
         if by_index:
             self._ahead.went_on(after)
         return after, Outcome(
@@ -150,37 +134,8 @@ class Engine:
         """The same, with noise that was drawn ahead, in a state that may be written into."""
         noise = self._ahead.take(dreams)
         temperature: Temperature = self.temperature or dreams.temperature
-        if self._numbered is not None:
-            said = self._numbered.step_on(dreams.model, action, noise.numbers, temperature)
-        else:
-            said = self.model.step(dreams.model, action, noise.numbers[0], temperature)
-        state, prediction = said
-        state = writable(state, dreams.model)
-        age = self._ahead.age()
-        if age is None:
-            return self._counted(dreams, state, prediction, noise.ending)
-        return self._counted_ahead(dreams, state, prediction, noise.ending, age)
-
-    def _counted_ahead(
-        self, dreams: Dreams, state: State, prediction: Prediction, ending: Tensor, age: Age
-    ) -> Stepped:
-        """As `_counted`, with ages that were counted ahead, in fewer calls where nothing ends."""
-        terminated = self._ends(prediction.termination, ending)
-        truncated, done, own = age.never
-        # In so few rows Python looks at them faster than torch can be asked to.
-        goes_on = age.late is None and True not in terminated.tolist()
-        if age.late is not None:
-            truncated = age.late > terminated
-        if not goes_on:
-            done = terminated | truncated
-            own = done.clone()
-        stepped = dreams._replace(
-            model=state,
-            age=age.age,
-            episode_return=dreams.episode_return + prediction.reward,
-            done=done,
-        )
-        return Stepped(stepped, prediction, terminated, truncated, own, age.length, goes_on)
+        state, prediction = self.model.step(dreams.model, action, noise.model, temperature)
+        return self._counted(dreams, writable(state, dreams.model), prediction, noise.ending)
 
     def _counted(
         self, dreams: Dreams, state: State, prediction: Prediction, ending: Tensor
@@ -220,11 +175,13 @@ class Engine:
     def _begun_by_mask(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
         """SameStep: rows that are done begin anew; all rows and their first observations."""
         dreams = self._reset_rows(stepped, stepped.done)
-        return dreams, each(torch.clone, seen) if dreams is stepped else self.view(dreams.model)
+        return dreams, map_observation(torch.clone, seen) if dreams is stepped else self.view(
+            dreams.model
+        )
 
     def _begun_by_index(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
         """The same where asking costs nothing: only the rows that are done are drawn and seen."""
-        first = each(torch.clone, seen)
+        first = map_observation(torch.clone, seen)
         rows = stepped.done.nonzero()
         if not len(rows):
             return stepped, first
@@ -232,7 +189,7 @@ class Engine:
         dreams, begun = self._written(stepped, rows)
         fresh = self.view(begun)
         for key in fresh if isinstance(fresh, dict) else (WHOLE,):
-            part(first, key).index_copy_(0, rows, part(fresh, key))
+            get_part(first, key).index_copy_(0, rows, get_part(fresh, key))
         return dreams, first
 
     def _written(self, dreams: Dreams, rows: Tensor) -> tuple[Dreams, State]:
@@ -254,7 +211,6 @@ class Engine:
         dreams.episode_return.index_fill_(0, rows, 0.0)
         horizon = self.episodes.horizons(drawn.horizon)
         temperature = self.episodes.temperatures(drawn.temperature, rows)
-        self._ahead.ends(rows, horizon)
         after = dreams._replace(
             episode=dreams.episode.index_copy(0, rows, episode),
             horizon=dreams.horizon.index_copy(0, rows, horizon),
@@ -283,7 +239,7 @@ class Engine:
     def _reset_rows(self, dreams: Dreams, mask: Tensor) -> Dreams:
         # On a CPU nothing waits for an answer, and drawing starts for nobody costs as much as a
         # small model's step. Elsewhere, and in a graph, everything is drawn and masked.
-        if may_ask(self.device) and not mask.any():
+        if host_sync_allowed(self.device) and not mask.any():
             return dreams
         fresh = self._fresh(dreams.seed, dreams.env, dreams.episode + mask)
         return merge(mask, fresh, dreams)

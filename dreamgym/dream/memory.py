@@ -12,16 +12,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreamgym.dream.engine import Engine
-from dreamgym.models import WorldModel, without_asking, zero_action
+from dreamgym.models import WorldModel
+from dreamgym.models.base import zero_action
+from dreamgym.models.host_sync import forbid_host_sync
+
+LARGEST_KEPT = 31 * 2**20
+
+"""Bytes: glibc learns from blocks of up to 32 MiB (`M_MMAP_THRESHOLD` of mallopt(3))."""
+
+
+def keep_freed_memory() -> None:
+    """Free one large block that nobody has touched, which costs nothing and is the lesson.
+
+    It holds for the whole process, which from then on may keep up to twice as much of what was
+    freed. Other allocators take no notice.
+    """
+    torch.empty(LARGEST_KEPT, dtype=torch.uint8, device="cpu")
+
 
 MEASURED_ROWS = (512, 1024)
+
 """What a row takes is the difference between steps of so many."""
 
+
 AROUND = 1200
+
 """Bytes that an environment takes around its steps: spaces, actions, infos, what is drawn ahead."""
 
+
 UNSEEN = 1.5
+
 """How much more a step may take than its tensors: what operations use inside themselves."""
+
 
 MEMORY_INFO = Path("/proc/meminfo")
 
@@ -79,7 +101,7 @@ def _peak(engine: Engine, rows: int) -> int:
     small = Engine(engine.plain, episodes, engine.options, rows)
     action = zero_action(engine.plain.action_space, rows, engine.device)
     # Noise that is drawn ahead is as much for few rows as for many: here none is.
-    with torch.no_grad(), without_asking(), Held() as held:
+    with torch.no_grad(), forbid_host_sync(), Held() as held:
         dreams, _ = small.begin(0)
         for _ in range(2):
             dreams, given = small.step(dreams, action)

@@ -12,12 +12,18 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from dreamgym.files import nearest
-from dreamgym.starts import Starts
+from dreamgym._files import nearest
+from dreamgym.world.start_states import StartStates
 
 VIEWS = ("observation", "latent")
+
+
 OUTPUTS = ("torch", "numpy")
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 AUTORESET_MODES = {
     "NextStep": AutoresetMode.NEXT_STEP,
     "SameStep": AutoresetMode.SAME_STEP,
@@ -42,8 +48,8 @@ class DreamOptions:
         termination: "sample" the predicted probability, or the probability from which on the
             episode ends; None for the world's recommendation.
         starts: "bank" (half beginnings of episodes, half anywhere in them), "beginnings", the path
-            of a dataset; a mapping of such to weights, for a mixture; or, in Python, `Starts` or a
-            state with leaves (S, ...).
+            of a dataset; a mapping of such to weights, for a mixture; or, in Python, `StartStates`
+            or a state with leaves (S, ...).
         render_mode: None or "rgb_array".
         dtype: of matrix products, "float32" or "bfloat16" where the family has it.
         compile: "auto" captures the step as one graph on CUDA and takes it as it is written
@@ -59,7 +65,7 @@ class DreamOptions:
     max_episode_steps: int | Sequence[int] | None = None
     temperature: float | Sequence[float] | Tensor = 1.0
     termination: str | float | None = None
-    starts: str | Mapping[str, Any] | Starts = "bank"
+    starts: str | Mapping[str, Any] | StartStates = "bank"
     render_mode: str | None = None
     dtype: str = "float32"
     compile: str | bool = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-from dreamgym import zoo
+from dreamgym.world import zoo
 
 ANY_WORLD = f"{zoo.NAMESPACE}/World-v0"
 
@@ -24,7 +24,7 @@ def _register(env_id: str, **kwargs: str) -> None:
         return
     gym.register(
         env_id,
-        entry_point="dreamgym.dream.single:make_single",
-        vector_entry_point="dreamgym.dream.vector:DreamVectorEnv",
+        entry_point="dreamgym.dream.env:make_single",
+        vector_entry_point="dreamgym.dream.vector_env:DreamVectorEnv",
         kwargs=kwargs,
     )

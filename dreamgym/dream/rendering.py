@@ -13,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym.dream.modes import outside_inference
-from dreamgym.models import Decodes, Observation, State, WorldModel, is_image, part, parts
-from dreamgym.world import World, WorldError
+from dreamgym.dream.inference import leave_inference_mode
+from dreamgym.errors import WorldError
+from dreamgym.models import Decodes, State, WorldModel
+from dreamgym.models.observations import Observation, get_part, is_image, observation_boxes
+from dreamgym.world.world import World
 
 Frame = NDArray[np.uint8]
+
+
 BAR_HEIGHT, BAR_WIDTH, BAR_GAP = 120, 24, 8
 
 
@@ -47,6 +51,7 @@ STATE_SETTERS: dict[str, Callable[[Any, NDArray[np.floating]], None]] = {
     "MountainCarContinuous": _set_mountain_car,
     "Pendulum": _set_pendulum,
 }
+
 """Environments, by name without version, whose own renderer can be put into an observed state."""
 
 
@@ -90,7 +95,7 @@ class Renderer:
             )
         self.env: gym.Env | None = None
         self.set_state: Callable[[Any, NDArray[np.floating]], None] | None = None
-        boxes = parts(world.observation_space)
+        boxes = observation_boxes(world.observation_space)
         self.image = next((key for key, box in boxes.items() if is_image(box)), None)
         if self.image is None:
             name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
@@ -107,7 +112,7 @@ class Renderer:
 
         def draw(row: int) -> Frame:
             one = {key: leaf[row : row + 1] for key, leaf in state.items()}
-            with outside_inference(traced=False):
+            with leave_inference_mode(traced=False):
                 return self.draw(model.decode(one))  # type: ignore[operator]
 
         return Frames(draw, rows)
@@ -115,7 +120,7 @@ class Renderer:
     def draw(self, observation: Observation) -> Frame:
         """A batch of one observation as a frame (height, width, 3) uint8."""
         if self.image is not None:
-            return _three_channels(part(observation, self.image)[0].cpu().numpy())
+            return _three_channels(get_part(observation, self.image)[0].cpu().numpy())
         values = _flat(observation)[0].cpu().numpy()
         if self.env is not None and self.set_state is not None:
             self.set_state(self.env.unwrapped, values)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream.state import Dreams, Outcome
-from dreamgym.models import Observation
+from dreamgym.models.observations import Observation
 
 if TYPE_CHECKING:
-    from dreamgym.dream.stepping import Stepper
+    from dreamgym.dream.compile import Stepper
 
 
 class Rollout(NamedTuple):

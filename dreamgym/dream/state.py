@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dreamgym.models import Observation, State, WorldModel, select
+from dreamgym.models import State, WorldModel
+from dreamgym.models.base import select
+from dreamgym.models.observations import Observation
 
 MODEL_PREFIX = "model."
 

@@ -15,8 +15,79 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym.dream.modes import outside_inference
-from dreamgym.dream.moments import RunningMoments
+from dreamgym.dream.inference import leave_inference_mode
+
+
+class RunningMoments:
+    """Mean and variance of all rows so far, merged batch by batch.
+
+    (Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1.)
+
+    Args:
+        shape: of one row.
+        device: where rows come from.
+        epsilon: added to the variance before a root is taken.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, epsilon: float = 1e-8) -> None:
+        self.epsilon = epsilon
+        self.count = torch.zeros((), device=device, dtype=torch.int64)
+        self.mean = torch.zeros(shape, device=device)
+        self.variance = torch.ones(shape, device=device)
+
+    def update(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """Take in rows.
+
+        Args:
+            rows: (N, *shape).
+            weight: (N,) bool, which of them count; None for all. If none does, nothing changes.
+        """
+        count, mean, variance = _moments(rows, weight)
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        shift = mean - self.mean
+        between = shift.square() * share * (1 - share)
+        self.variance = self.variance * (1 - share) + variance * share + between
+        self.mean = self.mean + shift * share
+        self.count = total
+
+    def standardise(self, rows: Tensor) -> Tensor:
+        """Rows less the mean, over the standard deviation."""
+        return (rows - self.mean) / (self.variance + self.epsilon).sqrt()
+
+    def scale(self, rows: Tensor) -> Tensor:
+        """Rows over the standard deviation, not shifted."""
+        return rows / (self.variance + self.epsilon).sqrt()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What to save with the agent."""
+        return {"count": self.count, "mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what was saved.
+
+        Raises:
+            ValueError: something is missing or of another shape.
+        """
+        for name, mine in self.state_dict().items():
+            if name not in state or state[name].shape != mine.shape:
+                given = tuple(state[name].shape) if name in state else "missing"
+                raise ValueError(f"{name} is {given}; wanted shape {tuple(mine.shape)}")
+            setattr(self, name, state[name].to(mine.device, mine.dtype).clone())
+
+
+def _moments(rows: Tensor, weight: Tensor | None) -> tuple[Tensor | int, Tensor, Tensor]:
+    """How many rows (N, *shape) count, their mean and variance; zeros where none does."""
+    if weight is None:
+        return rows.shape[0], rows.mean(0), rows.var(0, unbiased=False)
+    counted = weight.view(-1, *[1] * (rows.ndim - 1))
+    count = weight.sum()
+    divisor = count.clamp(min=1)
+    mean = torch.where(counted, rows, 0.0).sum(0) / divisor
+    # Chosen, not multiplied: a row that does not count may hold anything, NaN included.
+    squares = torch.where(counted, (rows - mean).square(), 0.0)
+    return count, mean, squares.sum(0) / divisor
+
 
 Step = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 
@@ -48,7 +119,7 @@ class TensorWrapper(VectorWrapper):
         """Reset, and change the first observations."""
         mask = (arguments.get("options") or {}).get("reset_mask")
         rows = None if mask is None else torch.as_tensor(mask, device=self.device)
-        with outside_inference():
+        with leave_inference_mode():
             observation, info = self.env.reset(**arguments)
             return self.begun(observation, rows), info
 
@@ -62,7 +133,7 @@ class TensorWrapper(VectorWrapper):
 
     def step(self, actions: Any) -> Step:
         """Step, and change what came of it."""
-        with outside_inference():
+        with leave_inference_mode():
             return self.after(*self.env.step(actions))
 
     def after(

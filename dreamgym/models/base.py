@@ -12,12 +12,61 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.data import SegmentBatch
-from dreamgym.models.observations import Observation, as_tensors, each
+from dreamgym.models.observations import Observation, as_tensors, map_observation
 from dreamgym.models.statistics import Statistics
-from dreamgym.models.vitals import Vitals
+
+
+class KLDiagnostic(NamedTuple):
+    """How much an observation says through a stochastic latent, where nothing else was known.
+
+    Attributes:
+        nats: (N, D) divergence of the posterior from the prior at N observations, of each
+            dimension (each categorical) of the latent.
+        free: nats that the loss grants for nothing; 0 where it grants none.
+        granted: whether they are free for each dimension ("each") or for all together ("all").
+        remedy: what to do where the latent says nothing, or no more than what is free.
+    """
+
+    nats: Tensor
+    free: float
+    granted: str
+    remedy: str
+
+
+class EmbeddingDiagnostic(NamedTuple):
+    """How far embeddings differ from each other.
+
+    Attributes:
+        std: () mean over dimensions of the standard deviation.
+        effective_rank: () of their covariance, between 1 and `width`.
+        width: of an embedding.
+        remedy: what to do where they do not differ.
+    """
+
+    std: Tensor
+    effective_rank: Tensor
+    width: int
+    remedy: str
+
+
+class LatentDiagnostics(NamedTuple):
+    """What a model shows of its latents on a batch, by the name of the latent.
+
+    A lone latent is called "", as a lone part of an observation is.
+
+    Attributes:
+        divergences: of stochastic latents.
+        spreads: of embeddings that nothing but the loss keeps from being all the same.
+    """
+
+    divergences: dict[str, KLDiagnostic]
+    spreads: dict[str, EmbeddingDiagnostic]
+
 
 State = dict[str, Tensor]
+
 """What a model believes now. Every leaf is batch-first: (B, ...)."""
+
 
 Temperature = float | Tensor
 
@@ -69,6 +118,8 @@ class WorldModel(nn.Module, ABC):
         presets: published configs by name.
         fit_defaults: settings of a fit of the default config, by the names that
             `dreamgym.recommended` takes.
+        fast_form: class of the form that `prepare` gives, made from a model on its device, the
+            rows of every step and the dtype of matrix products; set by the family's package.
         preset_fits: those that the authors of a preset used, by the preset's name.
     """
 
@@ -76,6 +127,7 @@ class WorldModel(nn.Module, ABC):
     presets: ClassVar[Mapping[str, Any]] = {}
     fit_defaults: ClassVar[Mapping[str, Any]] = {}
     preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    fast_form: ClassVar[type[Any] | None] = None
     feature_dim: int
     noise_dim: int
     has_uncertainty: bool = False
@@ -146,22 +198,22 @@ class WorldModel(nn.Module, ABC):
         """
 
     @property
-    def turns(self) -> tuple[int, ...]:
+    def phase_starts(self) -> tuple[int, ...]:
         """Updates at which another part of the model begins to be fitted; mostly there are none."""
         return ()
 
     @property
-    def of_single_steps(self) -> bool:
+    def assumes_single_env_steps(self) -> bool:
         """Whether it knows what holds for single steps of the real environment, not for several."""
         return False
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers; called once, before fitting, with training episodes only."""
 
-    def begin_fit(self) -> None:
+    def before_fit(self) -> None:
         """Called before a fit that goes on from these weights, which are unlike fresh ones."""
 
-    def end_fit(self) -> None:
+    def after_fit(self) -> None:
         """Called when a fit has ended: what was kept for it alone can go."""
 
     def after_update(self) -> None:
@@ -174,28 +226,34 @@ class WorldModel(nn.Module, ABC):
             terms: the terms of `loss` in eval mode, each the mean over the held-out batches.
         """
 
-    def vitals(self, segment: Segment, noise: Tensor) -> Vitals:
+    def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
         """What the model shows of its latents, for the alarms of a fit; by default nothing.
 
         Args:
             segment: B windows of L transitions, held out.
             noise: (B, L + 1, noise_dim) uniforms.
         """
-        return Vitals({}, {})
+        return LatentDiagnostics({}, {})
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
-        """The same function arranged for speed; here, as it is, on the device.
+        """The same function arranged for speed, or the model itself on the device.
 
         Args:
             num_envs: rows that every later step will have.
             device: where it will run.
             dtype: of matrix products; state, logits and sampling stay float32.
+
+        Raises:
+            ValueError: the family has no fast form, and `dtype` is not float32.
         """
+        self.to(device)
+        if self.fast_form is not None:
+            return self.fast_form(self, num_envs, dtype)
         if dtype != torch.float32:
             raise ValueError(
-                f"{type(self).__name__} has no arrangement for dtype {dtype}; pass dtype='float32'"
+                f"{type(self).__name__} has no fast form for dtype {dtype}; pass dtype='float32'"
             )
-        return self.to(device)
+        return self
 
 
 @runtime_checkable
@@ -226,7 +284,7 @@ def stack(states: list[State]) -> State:
 def segment_to(segment: Segment, device: torch.device | str) -> Segment:
     """The same segment on a device."""
     rest = (leaf.to(device) for leaf in segment[1:])
-    return Segment(each(lambda leaf: leaf.to(device), segment.observation), *rest)
+    return Segment(map_observation(lambda leaf: leaf.to(device), segment.observation), *rest)
 
 
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
@@ -241,7 +299,7 @@ def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -
     return torch.zeros((batch_size, *(space.shape or ())), dtype=dtype, device=device)
 
 
-def filter(model: WorldModel, segment: Segment, noise: Tensor) -> State:
+def filter_states(model: WorldModel, segment: Segment, noise: Tensor) -> State:
     """Feed real observations to the model, from the initial state on.
 
     Args:
@@ -257,7 +315,7 @@ def filter(model: WorldModel, segment: Segment, noise: Tensor) -> State:
     action = zero_action(model.action_space, batch, segment.action.device)
     states = []
     for t in range(length + 1):
-        observation = each(lambda leaf, t=t: leaf[:, t], segment.observation)  # type: ignore[misc]
+        observation = map_observation(lambda leaf, t=t: leaf[:, t], segment.observation)  # type: ignore[misc]
         state = model.observe(state, action, observation, noise[:, t])
         states.append(state)
         if t < length:

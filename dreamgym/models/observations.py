@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 Observation = Tensor | dict[str, Tensor]
+
 """A batch of observations: a tensor, or one for each key of a Dict space."""
+
 
 T = TypeVar("T")
 
+
 WHOLE = ""
+
 """The key of the only part of an observation that is no Dict."""
 
 
-def parts(space: gym.Space) -> dict[str, gym.spaces.Box]:
+def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
     """The boxes of a space by key; a lone Box has the key `WHOLE`.
 
     Raises:
@@ -40,12 +44,12 @@ def is_image(box: gym.spaces.Box) -> bool:
     return box.dtype == np.uint8 and len(box.shape) == 3
 
 
-def part(observation: Observation, key: str) -> Tensor:
+def get_part(observation: Observation, key: str) -> Tensor:
     """One part of an observation, by its key."""
     return observation if isinstance(observation, Tensor) else observation[key]
 
 
-def each(function: Callable[[Tensor], Tensor], observation: Observation) -> Observation:
+def map_observation(function: Callable[[Tensor], Tensor], observation: Observation) -> Observation:
     """The observation with a function applied to every part."""
     if isinstance(observation, Tensor):
         return function(observation)
@@ -63,6 +67,6 @@ def _as_tensor(array: Any, device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-def assemble(values: dict[str, T]) -> T | dict[str, T]:
+def join_parts(values: dict[str, T]) -> T | dict[str, T]:
     """What is made of these parts: the lone one itself, or the dict; the reverse of `part`."""
     return values.get(WHOLE, values)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamgym.models.observations import WHOLE
 
 SMALLEST_SPREAD = 1e-6
+
 """Channels that vary less than this are taken as constant: their spread is set to one."""
 
 
@@ -90,7 +91,9 @@ class _Sums:
         )
 
 
-def measure(episodes: Iterable[tuple[Any, NDArray]], actions: Iterable[NDArray] = ()) -> Statistics:
+def measure_statistics(
+    episodes: Iterable[tuple[Any, NDArray]], actions: Iterable[NDArray] = ()
+) -> Statistics:
     """Statistics over whole episodes, in one pass, summed in float64.
 
     Args:

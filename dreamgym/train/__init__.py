@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dreamgym._lazy import lazy_names
+from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from dreamgym.train.config import TrainConfig
-    from dreamgym.train.errors import PolicyFileError, TrainingError, TrainingInterrupted
     from dreamgym.train.policy import PolicyCard, TrainedPolicy
     from dreamgym.train.sb3.policy_file import load_policy, with_zip_suffix
     from dreamgym.train.sb3.training import train_policy
-
-_PLACES = {
-    "PolicyCard": "dreamgym.train.policy",
-    "PolicyFileError": "dreamgym.train.errors",
-    "TrainConfig": "dreamgym.train.config",
-    "TrainedPolicy": "dreamgym.train.policy",
-    "TrainingError": "dreamgym.train.errors",
-    "TrainingInterrupted": "dreamgym.train.errors",
-    "load_policy": "dreamgym.train.sb3.policy_file",
-    "train_policy": "dreamgym.train.sb3.training",
-    "with_zip_suffix": "dreamgym.train.sb3.policy_file",
-}
 
 __all__ = [
     "PolicyCard",
@@ -37,8 +26,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # the learner libraries are extras: they are imported when something of theirs is asked for
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Learner libraries are extras: each is imported when something of it is asked for.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "config": ["TrainConfig"],
+        "policy": ["PolicyCard", "TrainedPolicy"],
+        "sb3": ["load_policy", "train_policy", "with_zip_suffix"],
+    },
+)

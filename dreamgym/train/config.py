@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dreamgym.train.errors import TrainingError
+from dreamgym.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from safetensors.torch import save
 
 from dreamgym.data import FrameSkip
-from dreamgym.train.errors import PolicyFileError
+from dreamgym.errors import PolicyFileError
+from dreamgym.world.world import World
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.policies import BasePolicy
+
+
+def world_checksum(world: World) -> str:
+    """SHA-256 of the world's weights as its `model.safetensors` holds them."""
+    weights = {
+        key: value.detach().cpu().contiguous() for key, value in world.model.state_dict().items()
+    }
+    return hashlib.sha256(save(weights)).hexdigest()
+
 
 CARD_SCHEMA = 1
 

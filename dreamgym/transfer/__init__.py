@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dreamgym.transfer.agent import LatentAgent
-from dreamgym.transfer.errors import TransferError
+from dreamgym.errors import TransferError
 from dreamgym.transfer.evaluation import EpisodePlan, Evaluation, evaluate, run_episodes
-from dreamgym.transfer.latent import LatentObservation
-from dreamgym.transfer.transferring import Transfer, transfer_policy
+from dreamgym.transfer.latent import LatentAgent, LatentObservation
+from dreamgym.transfer.transfer import Transfer, transfer_policy
 
 __all__ = [
     "EpisodePlan",

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from dreamgym.transfer.errors import TransferError
+from dreamgym.errors import TransferError
 
 EnvSource = str | EnvSpec | Callable[[], gym.Env]
 

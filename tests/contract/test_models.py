@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, each, filter, imagine
+from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, filter_states, imagine
+from dreamgym.models.observations import map_observation
 from tests.small_worlds import (
     KINDS,
     ONE_EACH,
@@ -39,7 +40,7 @@ def a_segment(model: WorldModel, seed: int = 0) -> Segment:
     mask = torch.ones(BATCH, LENGTH, dtype=torch.bool)
     mask[0, 2:] = False
     return Segment(
-        observation=each(
+        observation=map_observation(
             lambda leaf: leaf.unflatten(0, (BATCH, LENGTH + 1)),
             random_observations(model.observation_space, BATCH * (LENGTH + 1), seed),
         ),
@@ -51,12 +52,12 @@ def a_segment(model: WorldModel, seed: int = 0) -> Segment:
 
 
 def first_observation(model: WorldModel):
-    return each(lambda leaf: leaf[:, 0], a_segment(model).observation)
+    return map_observation(lambda leaf: leaf[:, 0], a_segment(model).observation)
 
 
 def a_state(model: WorldModel):
     segment = a_segment(model)
-    states = filter(model, segment, noise_for(model, BATCH, LENGTH + 1))
+    states = filter_states(model, segment, noise_for(model, BATCH, LENGTH + 1))
     return {key: leaf[:, -1].contiguous() for key, leaf in states.items()}
 
 

@@ -7,8 +7,8 @@ import torch
 
 import dreamgym
 from dreamgym.dream.engine import Engine
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.world import World
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.world.world import World
 from tests.small_worlds import KINDS, ONE_EACH, random_actions, small_world
 
 ENVS = 32

@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 from dreamgym.data import Dataset, DatasetError, DatasetMetadata, Episode, check, record, write_page
-from dreamgym.data.page import png
+from dreamgym.data.html_report import png
 from tests.data.samples import dict_cartpole, image_cartpole, write, write_random
 
 

@@ -12,18 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamgym.data import (
-    Dataset,
-    DatasetError,
-    DatasetWriter,
-    check,
-    positioned,
-    record,
-    resume,
-    space_on_disk,
-    superblock,
-)
-from dreamgym.data.columns import SlicedColumn
+from dreamgym.data import Dataset, DatasetError, DatasetWriter, check, record, resume
+from dreamgym.data.hdf5 import guard, reader, writer
+from dreamgym.data.storage import SlicedColumn
 from tests.data.samples import dict_cartpole, image_cartpole, write_random
 from tests.data.test_reader import assert_same_batch
 
@@ -38,9 +29,9 @@ MISSING = {
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in MISSING[request.param]:
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(positioned, "AVAILABLE", hasattr(os, "preadv"))
+    monkeypatch.setattr(reader, "AVAILABLE", hasattr(os, "preadv"))
     if request.param == "windows":
-        monkeypatch.setattr(superblock, "fcntl", None)
+        monkeypatch.setattr(guard, "fcntl", None)
     return request.param
 
 
@@ -75,7 +66,7 @@ def test_a_full_disk_is_noticed(
     if system == "nothing":
         pytest.skip("the system itself says so; see test_writer.py")
     full = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(space_on_disk.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: full)
     with pytest.raises(DatasetError, match="has room"):
         write_random(tmp_path / "d.h5", [3])
     assert list(tmp_path.iterdir()) == []

@@ -15,14 +15,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import (
-    Dataset,
-    DatasetError,
-    DatasetMetadata,
-    UnsupportedSpaceError,
-    check,
-    layout,
-)
+from dreamgym.data import Dataset, DatasetError, DatasetMetadata, UnsupportedSpaceError, check
+from dreamgym.data.hdf5 import schema
 from tests.data.samples import write_random
 
 IMAGES = DatasetMetadata(
@@ -60,7 +54,7 @@ def set_value(key: str, index: object, value: object) -> Callable[[Path], None]:
 
 def set_attribute(name: str, value: object) -> Callable[[Path], None]:
     if isinstance(value, str):
-        return damage(lambda file: layout.set_attribute(file, name, value))
+        return damage(lambda file: schema.set_attribute(file, name, value))
     return damage(lambda file: file.attrs.__setitem__(name, value))
 
 

@@ -24,9 +24,9 @@ from dreamgym.data import (
     prefetch,
     record,
 )
-from dreamgym.data.columns import MemoryColumn, SlicedColumn
-from dreamgym.data.positioned import AVAILABLE, PositionedColumn
+from dreamgym.data.hdf5.reader import AVAILABLE, PositionedColumn
 from dreamgym.data.segments import SegmentSampler
+from dreamgym.data.storage import MemoryColumn, SlicedColumn
 from tests.data.samples import image_cartpole, random_episode, write, write_random
 from tests.data.test_reader import assert_same_batch, slow_segments
 

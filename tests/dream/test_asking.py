@@ -13,10 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dreamgym.dream.drawing import Episodes
 from dreamgym.dream.engine import Engine
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models.asking import may_ask, without_asking
+from dreamgym.dream.episodes import Episodes
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
 from tests.dream.recorded_graph import NoNumbersOfTheHost, refuse
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
@@ -82,8 +82,8 @@ def test_what_is_forbidden_is_caught():
 
 def test_only_a_cpu_is_asked_and_not_where_it_is_forbidden():
     cpu = torch.device("cpu")
-    assert may_ask(cpu)
-    assert not may_ask(META)
-    with without_asking():
-        assert not may_ask(cpu)
-    assert may_ask(cpu)
+    assert host_sync_allowed(cpu)
+    assert not host_sync_allowed(META)
+    with forbid_host_sync():
+        assert not host_sync_allowed(cpu)
+    assert host_sync_allowed(cpu)

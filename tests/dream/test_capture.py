@@ -15,8 +15,8 @@ import dreamgym
 from dreamgym.dream import capture
 from dreamgym.dream.noise import row_keys, uniforms
 from dreamgym.dream.state import Dreams
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models.asking import may_ask, without_asking
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
 from tests.dream.recorded_graph import RecordedGraph
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
@@ -196,7 +196,7 @@ def test_leaves_that_change_places_do_not_overwrite_each_other(device):
         swapped = dreams._replace(model=model, age=dreams.env, env=dreams.env)
         return swapped, env.engine.step(dreams, action)[1]
 
-    with torch.no_grad(), without_asking():
+    with torch.no_grad(), forbid_host_sync():
         stepped = capture.CapturedStep(swap, graph, start, acts(env, 0))
         once, _ = stepped(start, acts(env, 0))
     assert torch.equal(once.model["h"], start.model["c"])
@@ -238,7 +238,7 @@ def test_a_capture_that_fails_is_told_of_once_and_changes_no_number(monkeypatch)
     assert len(told) == 1
     assert str(told[0].message).count("\n") == 0
     assert pair[0].stepper.way == "eager"
-    assert may_ask(pair[0].device)
+    assert host_sync_allowed(pair[0].device)
 
 
 def test_a_model_that_asks_the_device_falls_back(device):

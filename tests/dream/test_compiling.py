@@ -12,9 +12,9 @@ import warnings
 import pytest
 import torch
 
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models import CompilesParts, zero_action
-from dreamgym.starts import Starts
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.base import zero_action
+from dreamgym.world.start_states import StartStates
 from tests.small_worlds import random_observations, small_world
 
 FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets")
@@ -25,7 +25,7 @@ CHECKED = """
 import json, sys
 import torch
 from torch._dynamo.utils import counters
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import small_world
 
 torch.set_num_threads(1)
@@ -158,7 +158,7 @@ def a_pair(kind: str) -> list[DreamVectorEnv]:
     action = zero_action(model.action_space, 64, "cpu")
     seen = random_observations(model.observation_space, 64)
     states = model.observe(model.initial(64), action, seen, noise)
-    world.starts = Starts(states=states, beginnings=16)
+    world.starts = StartStates(states=states, beginnings=16)
     envs = [DreamVectorEnv(world, MANY, compile=c, device="cpu") for c in (True, False)]
     for env in envs:
         env.reset(seed=0)
@@ -192,25 +192,6 @@ def test_many_rows_with_what_is_compiled_are_the_same_dreams(kind, backend):
             assert near.float().mean() > 0.99, step
         envs[0].set_state(envs[1].get_state())
     assert envs[0].stepper.way == "compiled"
-    # Of these the rest of the step is as it is written, and asks.
-    parts = isinstance(envs[0].engine.model, CompilesParts)
-    assert parts is (kind != "pets")
-    assert (envs[0].stepper._fast == envs[0].engine.step) is parts
-
-
-def test_what_cannot_be_compiled_later_is_called_as_it_is_written(backend):
-    env, other = a_pair("rssm")
-    action = torch.zeros(MANY, dtype=torch.int64)
-    env.step(action)
-    backend.fails = True
-    torch._dynamo.reset()  # as inputs of another kind would have it
-    env.set_state(other.get_state())
-    with pytest.warns(RuntimeWarning, match="could not be compiled again"):
-        given = env.step(action)
-    torch.testing.assert_close(given[0], other.step(action)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env.step(action)
 
 
 @pytest.mark.parametrize("wrong", ["always", 1, None])

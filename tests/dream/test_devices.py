@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamgym.device import resolve_device
-from dreamgym.dream import checks
-from dreamgym.dream.acting import ActionIntake
+from dreamgym._device import resolve_device
+from dreamgym.dream import validation
 from dreamgym.dream.noise import uniforms
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.validation import ActionValidator
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import small_world
 
 ENVS = 4
@@ -27,10 +27,10 @@ def test_auto_is_a_device_that_is_there():
 
 
 def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
-    checks.noise_is_right.cache_clear()
+    validation.check_noise.cache_clear()
     wrong = torch.device("meta")  # tensors without numbers stand in for it
     with pytest.raises(ValueError, match="cannot draw this dream's random numbers"):
-        checks.noise_is_right(wrong)
+        validation.check_noise(wrong)
 
     calls = []
 
@@ -38,17 +38,17 @@ def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
         calls.append(keys)
         return uniforms(keys if len(calls) % 2 else (keys.double() / 8).long() * 8, lanes)
 
-    monkeypatch.setattr(checks, "uniforms", rounded)
+    monkeypatch.setattr(validation, "uniforms", rounded)
     with pytest.raises(ValueError, match="whole numbers of 64 bits"):
-        checks.noise_is_right(torch.device("cpu"))
-    checks.noise_is_right.cache_clear()
+        validation.check_noise(torch.device("cpu"))
+    validation.check_noise.cache_clear()
 
 
 def test_only_where_it_is_asked_for_are_actions_looked_at():
     space = small_world().action_space
     outside = torch.full((ENVS,), 9)
     for looks in (True, False):
-        intake = ActionIntake(space, ENVS, torch.device("cpu"), looks=looks)
+        intake = ActionValidator(space, ENVS, torch.device("cpu"), looks=looks)
         if looks:
             with pytest.raises(ValueError, match="outside"):
                 intake(outside)

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 import dreamgym
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.starts import Starts
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.world.start_states import StartStates
 from tests.small_worlds import small_world
 
 ENVS = 4096
@@ -102,7 +102,7 @@ def test_a_mixture_of_starts_keeps_its_weights_and_is_even_within():
 def test_starts_can_be_given_as_states():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
-    for given in (one, Starts(states=one, beginnings=1)):
+    for given in (one, StartStates(states=one, beginnings=1)):
         env = DreamVectorEnv(world, 5, starts=given)
         env.reset(seed=0)
         assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
@@ -112,7 +112,7 @@ def test_starts_of_another_precision_are_cast_and_of_another_kind_refused():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
     double = {key: leaf.double() for key, leaf in one.items()}
-    for given in (double, Starts(states=double, beginnings=1)):
+    for given in (double, StartStates(states=double, beginnings=1)):
         env, plain = (DreamVectorEnv(world, 5, starts=starts) for starts in (given, one))
         env.reset(seed=0), plain.reset(seed=0)
         assert env.dreams.model["z"].dtype == torch.float32

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import small_world
 
 ENVS, STEPS = 3, 4

@@ -12,7 +12,7 @@ import pytest
 
 from dreamgym.dream import memory
 from dreamgym.dream.memory import bytes_per_env
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import ONE_EACH, small_world
 
 CLEAR_PEAK = Path("/proc/self/clear_refs")
@@ -24,7 +24,7 @@ MEASURE = """
 import gc, json, os, sys
 import torch
 from dreamgym.dream.memory import bytes_per_env
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import small_world
 
 torch.set_num_threads(1)
@@ -58,16 +58,16 @@ import resource
 import gymnasium as gym
 import numpy as np
 import torch
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models import MDNRNN, MDNRNNConfig
-from dreamgym.starts import Starts
+from dreamgym.world.start_states import StartStates
 from dreamgym.world import World
 
 torch.set_num_threads(1)
 space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
 config = MDNRNNConfig(hidden=256, trunk=0, head=0)
 model = MDNRNN(space, gym.spaces.Box(-1, 1, (3,), np.float32), config).eval().requires_grad_(False)
-starts = Starts(states=model.initial(64), beginnings=64)
+starts = StartStates(states=model.initial(64), beginnings=64)
 world = World(model=model, starts=starts, env_spec=None, horizon=100, provenance={}, quality={},
               name="car")
 

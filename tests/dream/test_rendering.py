@@ -9,24 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgym.dream.rendering import (
-    BAR_GAP,
-    BAR_HEIGHT,
-    BAR_WIDTH,
-    STATE_SETTERS,
-    Frames,
-    Renderer,
-)
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.rendering import BAR_GAP, BAR_HEIGHT, BAR_WIDTH, STATE_SETTERS, Frames, Renderer
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models import MDNRNNConfig, ModelSpec
-from dreamgym.starts import Starts
-from dreamgym.world import World
+from dreamgym.world.start_states import StartStates
+from dreamgym.world.world import World
 from tests.small_worlds import small_world
 
 ENVS = 4096
 
 
-def world_of(env: gym.Env) -> World:
+def build_world(env: gym.Env) -> World:
     """A world of a real environment, its model not fitted."""
     return world_on(env.observation_space, env.action_space, env.spec.to_json())
 
@@ -37,7 +30,7 @@ def world_on(seen: gym.Space, actions: gym.Space, env_spec: str | None = None) -
     model = spec.build(seen, actions).eval()
     return World(
         model=model.requires_grad_(False),
-        starts=Starts(states=model.initial(4), beginnings=4),
+        starts=StartStates(states=model.initial(4), beginnings=4),
         env_spec=env_spec,
         horizon=5,
         provenance={},
@@ -51,7 +44,7 @@ def test_an_observation_is_drawn_as_its_environment_draws_it(name):
     pytest.importorskip("pygame", reason="the environment's own renderer needs pygame")
     version = {"CartPole": 1, "Pendulum": 1, "Acrobot": 1}.get(name, 0)
     env = gym.make(f"{name}-v{version}", render_mode="rgb_array")
-    renderer = Renderer(world_of(env))
+    renderer = Renderer(build_world(env))
     observation, _ = env.reset(seed=3)
     env.action_space.seed(0)
     for _ in range(4):
@@ -76,12 +69,12 @@ def assert_frames_are_bars(world: World) -> None:
 
 def test_without_pygame_frames_are_bars(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    assert_frames_are_bars(world_of(gym.make("CartPole-v1")))
+    assert_frames_are_bars(build_world(gym.make("CartPole-v1")))
 
 
 def test_frames_of_a_wrapped_environment_are_bars():
     wrapped = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0)
-    assert_frames_are_bars(world_of(wrapped))
+    assert_frames_are_bars(build_world(wrapped))
 
 
 @pytest.mark.parametrize(

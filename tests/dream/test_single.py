@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import dreamgym
-from dreamgym.dream.single import DreamEnv
+from dreamgym.dream.env import DreamEnv
 from tests.small_worlds import small_world
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreamgym.dream.state import Dreams
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from tests.small_worlds import small_world
 
 ENVS = 8

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dreamgym.dream import wrappers
-from dreamgym.dream.moments import RunningMoments
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.dream.wrappers import RunningMoments
 from tests.small_worlds import small_world
 
 ENVS = 8

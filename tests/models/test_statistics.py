@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamgym.models import measure
+from dreamgym.models.statistics import measure_statistics
 
 
 def episodes(seed: int, offset: float, scale: float) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -25,7 +25,7 @@ def test_they_are_the_moments_of_all_rows_also_far_from_zero(seed, offset, scale
     rows = np.concatenate([observations for observations, _ in data])
     rewards = np.concatenate([rewards for _, rewards in data])
     deltas = np.concatenate([np.diff(observations, axis=0) for observations, _ in data])
-    given = measure(data)
+    given = measure_statistics(data)
     moments = given.vector
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5, atol=1e-5 * scale)
     np.testing.assert_allclose(moments.std, rows.std(0), rtol=1e-3)
@@ -37,7 +37,7 @@ def test_they_are_the_moments_of_all_rows_also_far_from_zero(seed, offset, scale
 
 
 def test_constant_channels_and_rewards_get_a_spread_of_one():
-    given = measure([(np.ones((4, 2)), np.ones(3))])
+    given = measure_statistics([(np.ones((4, 2)), np.ones(3))])
     assert torch.equal(given.vector.std, torch.ones(2))
     assert torch.equal(given.vector.delta_std, torch.ones(2))
     assert given.reward_std == 1
@@ -45,13 +45,13 @@ def test_constant_channels_and_rewards_get_a_spread_of_one():
 
 def test_the_worst_return_is_the_lowest_to_any_end_and_never_above_zero():
     observations = np.zeros((4, 1))
-    assert measure([(observations, np.array([1.0, -5.0, 2.0]))]).worst_return == -3.0
-    assert measure([(observations, np.ones(3))]).worst_return == 0.0
+    assert measure_statistics([(observations, np.array([1.0, -5.0, 2.0]))]).worst_return == -3.0
+    assert measure_statistics([(observations, np.ones(3))]).worst_return == 0.0
 
 
 def test_no_episodes_are_refused():
     with pytest.raises(ValueError, match="no episodes"):
-        measure([])
+        measure_statistics([])
 
 
 def test_parts_of_a_dict_have_moments_of_their_own_and_images_none():
@@ -60,7 +60,7 @@ def test_parts_of_a_dict_have_moments_of_their_own_and_images_none():
         "image": rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8),
         "speed": rng.normal(5.0, 2.0, (4, 2)).astype(np.float32),
     }
-    given = measure([(observations, np.ones(3))])
+    given = measure_statistics([(observations, np.ones(3))])
     assert list(given.observation) == ["speed"]
     np.testing.assert_allclose(
         given.observation["speed"].mean, observations["speed"].mean(0), rtol=1e-5
@@ -71,8 +71,8 @@ def test_actions_of_a_box_are_measured_and_choices_are_not():
     rng = np.random.default_rng(0)
     actions = [rng.normal(3.0, 2.0, (n, 2)).astype(np.float32) for n in (1, 5, 40)]
     rows = np.concatenate(actions)
-    found = measure(episodes(0, 0.0, 1.0), actions).action
+    found = measure_statistics(episodes(0, 0.0, 1.0), actions).action
     np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-5)
-    assert measure(episodes(0, 0.0, 1.0), [np.arange(4)]).action is None
-    assert measure(episodes(0, 0.0, 1.0)).action is None
+    assert measure_statistics(episodes(0, 0.0, 1.0), [np.arange(4)]).action is None
+    assert measure_statistics(episodes(0, 0.0, 1.0)).action is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dreamgym.world import World
+from dreamgym.world.world import World
 from tests.small_worlds import small_world
 
 # so short that dreams are truncated as well as terminated: an unfitted head ends every other step

@@ -16,13 +16,7 @@ import torch
 from stable_baselines3 import PPO
 
 from dreamgym.models import ModelSpec
-from dreamgym.train import (
-    PolicyFileError,
-    TrainConfig,
-    TrainingError,
-    load_policy,
-    train_policy,
-)
+from dreamgym.train import PolicyFileError, TrainConfig, TrainingError, load_policy, train_policy
 from tests.small_worlds import built, small_model
 
 QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)

@@ -6,7 +6,7 @@ import torch
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.train import TrainingError
 from dreamgym.train.sb3 import BatchedTruncationValues, LearningCurve, SB3VecEnv
 

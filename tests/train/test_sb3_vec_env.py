@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.train import TrainingError
 from dreamgym.train.sb3 import SB3VecEnv
 from tests.train.conftest import HORIZON

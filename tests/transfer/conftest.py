@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import dreamgym
-from dreamgym.world import World
+from dreamgym.world.world import World
 
 
 @pytest.fixture(scope="session")

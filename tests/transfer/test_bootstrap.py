@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamgym.transfer.bootstrap import bootstrap_means, difference_interval, mean_interval
+from dreamgym.transfer.evaluation import bootstrap_means, difference_interval, mean_interval
 
 
 def test_it_covers_the_true_mean_about_as_often_as_it_says():

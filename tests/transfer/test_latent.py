@@ -6,8 +6,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.models import Segment, filter
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models import Segment, filter_states
 from dreamgym.transfer import LatentObservation, TransferError
 
 
@@ -41,7 +41,7 @@ def test_it_gives_the_features_of_the_filtered_state(request, name):
     )
     noise = torch.rand((1, 9, world.model.noise_dim))
     with torch.no_grad():
-        states = filter(world.model, segment, noise)
+        states = filter_states(world.model, segment, noise)
         for t, feature in enumerate(seen):
             expected = world.model.features({key: leaf[:, t] for key, leaf in states.items()})[0]
             np.testing.assert_allclose(feature, expected.numpy(), rtol=1e-5, atol=1e-6)

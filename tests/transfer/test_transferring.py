@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dreamgym
-from dreamgym.dream.vector import DreamVectorEnv
+from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.train import PolicyFileError, TrainConfig, train_policy
 from dreamgym.transfer import LatentObservation, TransferError, evaluate, transfer_policy
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from dreamgym.data.errors import DatasetError
 from dreamgym.data.formats import (
     d4rl,
     ha_schmidhuber,
@@ -20,7 +19,8 @@ from dreamgym.data.formats import (
     stable_worldmodel,
 )
 from dreamgym.data.formats.common import Foreign, ForeignOptions, Opened, open_any
-from dreamgym.data.native import is_native
+from dreamgym.data.hdf5.reader import is_native
+from dreamgym.errors import DatasetError
 
 FORMATS: tuple[ModuleType, ...] = (
     minari,

@@ -14,11 +14,17 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.episode import Episode, Observations
-from dreamgym.data.errors import DatasetError
-from dreamgym.data.guard import get_dataset, get_group, hdf5_errors, open_file, require_stored
-from dreamgym.data.schema import DatasetMetadata
-from dreamgym.data.superblock import SIGNATURE
+from dreamgym.data.episodes import Episode, Observations
+from dreamgym.data.hdf5.guard import (
+    SIGNATURE,
+    get_dataset,
+    get_group,
+    hdf5_errors,
+    open_file,
+    require_stored,
+)
+from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
 Terminals = Literal["termination", "boundary"]

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamgym.data.episode import Episode
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -22,6 +21,7 @@ from dreamgym.data.formats.common import (
     make_metadata,
     require_word,
 )
+from dreamgym.errors import DatasetError
 
 NAME = "D4RL"
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dreamgym.data.episode import Episode
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -20,6 +19,7 @@ from dreamgym.data.formats.common import (
     make_episode,
     make_metadata,
 )
+from dreamgym.errors import DatasetError
 
 NAME = "Ha & Schmidhuber"
 

@@ -17,8 +17,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 
-from dreamgym.data.episode import Episode, Observations
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -30,10 +29,10 @@ from dreamgym.data.formats.common import (
     numbered,
     read_whole,
 )
-from dreamgym.data.guard import get_group, hdf5_errors
-from dreamgym.data.heaps import require_sound_heaps
-from dreamgym.data.schema import DatasetMetadata
+from dreamgym.data.hdf5.guard import get_group, hdf5_errors, require_sound_heaps
+from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.spaces import space_from_json
+from dreamgym.errors import DatasetError
 
 NAME = "Minari"
 _MAX_PIXELS = 1 << 26

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgym.data.episode import Episode, Observations
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -25,6 +24,7 @@ from dreamgym.data.formats.common import (
     numbered,
     require_word,
 )
+from dreamgym.errors import DatasetError
 
 NAME = "npz episodes"
 _TERMINATED = ("terminated", "terminations")

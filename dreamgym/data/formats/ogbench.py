@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dreamgym.data.episode import Episode
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     Foreign,
     ForeignOptions,
@@ -19,6 +18,7 @@ from dreamgym.data.formats.common import (
     make_episode,
     make_metadata,
 )
+from dreamgym.errors import DatasetError
 
 NAME = "OGBench"
 

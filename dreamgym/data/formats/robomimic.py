@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
-from dreamgym.data.episode import Episode, Observations
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -26,7 +25,8 @@ from dreamgym.data.formats.common import (
     read_whole,
     require_word,
 )
-from dreamgym.data.guard import get_group
+from dreamgym.data.hdf5.guard import get_group
+from dreamgym.errors import DatasetError
 
 NAME = "robomimic"
 

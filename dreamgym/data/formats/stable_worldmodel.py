@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
-from dreamgym.data.episode import Episode
-from dreamgym.data.errors import DatasetError
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     Array,
     Foreign,
@@ -24,7 +23,8 @@ from dreamgym.data.formats.common import (
     make_metadata,
     read_whole,
 )
-from dreamgym.data.guard import get_dataset, hdf5_errors, require_stored
+from dreamgym.data.hdf5.guard import get_dataset, hdf5_errors, require_stored
+from dreamgym.errors import DatasetError
 
 NAME = "stable-worldmodel"
 _NOT_OBSERVED = frozenset(

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 from dreamgym.train.sb3.algorithms import ALGORITHMS
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve
-from dreamgym.train.sb3.policy_file import load_policy
+from dreamgym.train.sb3.policy_file import load_policy, with_zip_suffix
 from dreamgym.train.sb3.training import train_policy
 from dreamgym.train.sb3.vec_env import SB3VecEnv
 
@@ -24,6 +24,7 @@ __all__ = [
     "SB3VecEnv",
     "load_policy",
     "train_policy",
+    "with_zip_suffix",
 ]
 
 del _stable_baselines3

@@ -11,9 +11,9 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dreamgym.files import nearest
+from dreamgym._files import nearest
+from dreamgym.errors import TrainingError
 from dreamgym.train.config import TrainConfig
-from dreamgym.train.errors import TrainingError
 
 _SETTINGS = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "learning_rate")
 
@@ -52,6 +52,7 @@ _OFF_POLICY: dict[str, Any] = {
     "train_freq": 1,
     "gradient_steps": 8,
 }
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     "PPO": Algorithm(

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from dreamgym.train.errors import TrainingError
+from dreamgym.errors import TrainingError
 
 Progress = Callable[[int, int, dict[str, float]], None]
 

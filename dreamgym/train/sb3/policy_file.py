@@ -18,18 +18,23 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 
+from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json, space_to_json
-from dreamgym.files import written_aside
-from dreamgym.train.checksum import world_checksum
-from dreamgym.train.errors import PolicyFileError
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.errors import PolicyFileError
+from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
 from dreamgym.train.sb3.algorithms import find_algorithm
-from dreamgym.train.sb3.standardising import Standardise
-from dreamgym.world import World
+from dreamgym.train.sb3.scaling import Standardise
+from dreamgym.world.world import World
 
 CARD_MEMBER = "dreamgym.json"
+
+
 _WEIGHTS_MEMBER = "policy.pth"
+
+
 _DATA_MEMBER = "data"
+
+
 _SERIALIZED = ":serialized:"
 
 
@@ -71,7 +76,7 @@ def save_policy(policy: TrainedPolicy, path: str | Path) -> Path:
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(CARD_MEMBER, json.dumps(policy.card.as_dict(), indent=1))
     try:
-        with written_aside(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_bytes(buffer.getvalue())
     except OSError as error:
         raise PolicyFileError(f"the policy cannot be written to {path}: {error}") from error
@@ -92,7 +97,7 @@ def check_writable(path: str | Path) -> Path:
         raise PolicyFileError(f"{path} is a folder; wanted the file to save the policy in")
     probe = path.with_name(f".{path.name}.writable")
     try:
-        with written_aside(probe) as aside:
+        with atomic_file(probe) as aside:
             aside.write_bytes(b"\0")
         probe.unlink()
     except OSError as error:

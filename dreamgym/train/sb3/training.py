@@ -16,13 +16,12 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
+from dreamgym._device import threads
 from dreamgym.data.spaces import space_to_json
-from dreamgym.device import threads
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.train.checksum import world_checksum
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 from dreamgym.train.config import TrainConfig
-from dreamgym.train.errors import PolicyFileError, TrainingError, TrainingInterrupted
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
 from dreamgym.train.sb3.algorithms import (
     Algorithm,
     check_action_space,
@@ -31,9 +30,9 @@ from dreamgym.train.sb3.algorithms import (
 )
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve, Progress
 from dreamgym.train.sb3.policy_file import check_writable, policy_arguments, save_policy
-from dreamgym.train.sb3.standardising import DreamScales, measure_scales
+from dreamgym.train.sb3.scaling import DreamScales, measure_scales
 from dreamgym.train.sb3.vec_env import SB3VecEnv
-from dreamgym.world import World, load
+from dreamgym.world.world import World, load
 
 _POINTS = 50  # of the learning curve of an off-policy learner
 
@@ -223,7 +222,7 @@ def _card(
         reward_scale=env.reward_scale,
         curve=[[float(steps), value] for steps, value in curve.points],
         versions=_versions(),
-        frame_skip=run.world.frame_skip.as_plain(),
+        frame_skip=run.world.frame_skip.to_json(),
     )
 
 

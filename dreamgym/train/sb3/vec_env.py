@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
-from dreamgym.dream.vector import DreamVectorEnv
-from dreamgym.train.errors import TrainingError
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import TrainingError
 
 Indices = int | Iterable[int] | None
 

@@ -1,0 +1,27 @@
+"""Public names of a package, imported from their modules on first access."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def lazy_names(package: str, names_of: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A module-level `__getattr__` (PEP 562) that imports a name when it is first asked for.
+
+    Args:
+        package: full name of the package.
+        names_of: public names by the submodule that defines them; the submodules themselves can be
+            reached as attributes, too.
+    """
+    module_of = {name: module for module, names in names_of.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name in module_of:
+            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        if name in names_of:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get

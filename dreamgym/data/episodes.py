@@ -1,0 +1,326 @@
+"""One episode of real experience, as a value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dreamgym.data.hdf5 import schema
+from dreamgym.errors import DatasetError
+
+Array = NDArray[Any]
+
+
+Observations = Array | dict[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One unbroken stretch of experience: `T` actions and `T + 1` observations.
+
+    Attributes:
+        observations: `(T + 1, *shape)` in the space's units and dtype, or a dict of such by key.
+        actions: `(T, ...)`; row `t` is the action that leaves observation `t`. Discrete: int64.
+        rewards: `(T,)` float32; row `t` is the reward for action `t`.
+        terminated: The last observation is terminal.
+        truncated: Something outside the task (a time limit) ended the episode.
+        complete: The environment itself ended the episode. An episode that is neither terminated
+            nor truncated was cut off (early reset, end of the recording) and is not complete.
+        seed: The seed its reset was given, `None` where it was given none.
+        env_index: Which of several environments, side by side, it came from.
+    """
+
+    observations: Observations
+    actions: Array
+    rewards: Array
+    terminated: bool
+    truncated: bool
+    complete: bool
+    seed: int | None = None
+    env_index: int = 0
+
+    @property
+    def length(self) -> int:
+        """`T`, the number of actions."""
+        return len(self.actions)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def cast_rows(values: Any, dtype: np.dtype[Any], key: str) -> Array:
+    """`values` in `dtype`, refused where that would change what they say.
+
+    Floats may lose digits, never range; whole numbers must stay themselves; floats never become
+    whole numbers.
+
+    Args:
+        values: `(N, ...)` rows.
+        dtype: The dtype they are stored in.
+        key: For the message.
+    """
+    values = np.asarray(values)
+    if values.dtype == dtype:
+        return values
+    numbers = values.dtype.kind in "biuf"
+    if not numbers or (values.dtype.kind == "f" and dtype.kind != "f"):
+        raise DatasetError(
+            f"its dtype is {values.dtype}; {dtype} is wanted",
+            key=key,
+            remedy="make the environment or the file give what its space declares",
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    bad = (np.isinf(cast) & np.isfinite(values)) if dtype.kind == "f" else cast != values
+    if bad.any():
+        row = first_row(bad)
+        worst = values[row].flat[np.flatnonzero(bad[row])[0]]
+        raise DatasetError(f"{worst} does not fit in {dtype}", key=key, row=row)
+    return cast
+
+
+def require_finite(values: Array, key: str) -> None:
+    """Raise at the first row that holds NaN or an infinity."""
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = first_row(~finite)
+        count = int((~finite).reshape(len(values), -1).any(axis=1).sum())
+        kind = "NaN" if np.isnan(values[row]).any() else "an infinity"
+        more = f" ({count} such rows)" if count > 1 else ""
+        raise DatasetError(
+            f"it holds {kind}{more}", key=key, row=row, remedy="leave the episode out, or mend it"
+        )
+
+
+def action_excess(values: Array, space: gym.Space[Any]) -> Array:
+    """How far each action lies outside its space: `(N,)`, zero inside."""
+    flat = values.reshape(len(values), -1)
+    if isinstance(space, spaces.Box):
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+    elif isinstance(space, spaces.Discrete):
+        low, high = np.array([space.start]), np.array([space.start + space.n - 1])
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = space.start.reshape(-1), (space.start + space.nvec - 1).reshape(-1)
+    else:
+        raise DatasetError(f"{space} is no action space that dreamgym supports")
+    if flat.dtype.kind == "f":
+        wide = flat.astype(np.float64)
+        over, under = wide - high.astype(np.float64), low.astype(np.float64) - wide
+        return np.asarray(np.maximum(np.maximum(over, under), 0.0).max(axis=1))
+    outside = (flat < low) | (flat > high)
+    if not outside.any():
+        return np.zeros(len(flat))
+    wide = flat.astype(np.float64)  # only to say by how much
+    return np.asarray(
+        np.where(outside, np.maximum(np.maximum(wide - high, low - wide), 1), 0).max(axis=1)
+    )
+
+
+def require_actions_inside(values: Array, space: gym.Space[Any], key: str) -> None:
+    """Raise where an action lies outside its space: how many do, and how far the worst."""
+    excess = action_excess(values, space)
+    outside = excess > 0
+    if outside.any():
+        row = int(excess.argmax())
+        raise DatasetError(
+            f"{int(outside.sum())} of {len(values)} actions lie outside {space}, the worst "
+            f"({values[row]}) by {excess[row]:.6g}",
+            key=key,
+            row=row,
+            remedy="clip the actions where they are chosen; dreamgym never clips silently",
+        )
+
+
+def first_row(bad: Array) -> int:
+    """The first row with a True in it."""
+    return int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
+
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class RowBuffer:
+    """Rows of one shape and dtype, copied in one by one.
+
+    Args:
+        shape: Of one row.
+        dtype: Of the values.
+        key: For messages.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], key: str) -> None:
+        self._shape, self._dtype, self._key = shape, dtype, key
+        self._is_float = dtype.kind == "f"
+        self._rows = np.empty((64, *shape), dtype=dtype)
+
+    def put(self, index: int, value: Any) -> None:
+        """Copy `value` into row `index`, which is at most one beyond the rows so far.
+
+        Raises:
+            DatasetError: Of another shape, not castable, NaN or infinite; names key and row.
+        """
+        value = np.asarray(value)
+        if value.shape != self._shape:
+            raise DatasetError(
+                f"its shape is {value.shape}; the space has {self._shape}",
+                key=self._key,
+                row=index,
+            )
+        if value.dtype != self._dtype or (self._is_float and not np.isfinite(value).all()):
+            value = self._checked(value, index)
+        if index == len(self._rows):
+            grown = np.empty((2 * index, *self._shape), dtype=self._dtype)
+            grown[:index] = self._rows
+            self._rows = grown
+        self._rows[index] = value
+
+    def first(self, count: int) -> Array:
+        """A copy of the first `count` rows."""
+        return self._rows[:count].copy()
+
+    def _checked(self, value: Array, index: int) -> Array:
+        try:
+            require_finite(value[None], self._key)
+            return cast_rows(value[None], self._dtype, self._key)[0]
+        except DatasetError as error:
+            raise DatasetError(
+                error.problem, key=self._key, row=index, remedy=error.remedy
+            ) from None
+
+
+class EpisodeBuilder:
+    """Collects one episode after the other from one environment.
+
+    Args:
+        observation_space: Box, or Dict of Box.
+        action_space: Discrete, MultiDiscrete or Box.
+        env_index: Which of several environments it is.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        env_index: int = 0,
+    ) -> None:
+        self._is_dict = isinstance(observation_space, spaces.Dict)
+        self._action_space = action_space
+        self._env_index = env_index
+        self._observations = {
+            key: RowBuffer(box.shape, np.dtype(box.dtype), key)
+            for key, box in schema.boxes_of(observation_space).items()
+        }
+        shape, dtype = schema.action_layout(action_space)
+        self._actions = RowBuffer(shape, dtype, "action")
+        self._action_shape = shape
+        self._action_kinds = "biuf" if dtype.kind == "f" else "biu"
+        self._rewards = RowBuffer((), schema.REWARD_DTYPE, "reward")
+        self._bounds = _bounds(action_space)
+        self._length = -1  # no observation yet
+        self._seed: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Actions in the open episode; -1 where none is open."""
+        return self._length
+
+    def begin(self, observation: Any, seed: int | None = None) -> None:
+        """Open an episode with its first observation; one that is open is forgotten."""
+        self._length, self._seed = -1, seed
+        self._put_observation(0, observation)
+        self._length = 0
+
+    def check_action(self, action: Any) -> Array:
+        """The action as it will be stored, before the environment sees it.
+
+        Raises:
+            DatasetError: No episode is open, or the action lies outside the space.
+        """
+        if self._length < 0:
+            raise DatasetError("a step without a reset before it; call reset first")
+        row = np.asarray(action)
+        if row.shape != self._action_shape and row.size == 1 and not self._action_shape:
+            row = row.reshape(())
+        low, high = self._bounds
+        fits = row.shape == self._action_shape and row.dtype.kind in self._action_kinds
+        if not fits or not np.all((row >= low) & (row <= high)):
+            self._refuse(row)
+        return row
+
+    def append(self, action: Array, observation: Any, reward: Any) -> None:
+        """Add one transition; an error leaves the episode as it was."""
+        index = self._length
+        value = float(reward)
+        if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+            raise DatasetError(
+                f"it is {value}; a finite float32 is wanted", key="reward", row=index
+            )
+        self._put_observation(index + 1, observation)
+        self._actions.put(index, action)
+        self._rewards.put(index, np.float32(value))
+        self._length = index + 1
+
+    def finish(self, *, terminated: bool = False, truncated: bool = False) -> Episode | None:
+        """Close the episode; `None` where none is open, or it has no action yet."""
+        length, self._length = self._length, -1
+        if length < 1:
+            return None
+        observations = {key: buffer.first(length + 1) for key, buffer in self._observations.items()}
+        return Episode(
+            observations=observations if self._is_dict else observations[schema.SINGLE_KEY],
+            actions=self._actions.first(length),
+            rewards=self._rewards.first(length),
+            terminated=terminated,
+            truncated=truncated,
+            complete=terminated or truncated,
+            seed=self._seed,
+            env_index=self._env_index,
+        )
+
+    def _put_observation(self, index: int, observation: Any) -> None:
+        if not self._is_dict:
+            self._observations[schema.SINGLE_KEY].put(index, observation)
+            return
+        if not isinstance(observation, dict) or observation.keys() != self._observations.keys():
+            keys = sorted(observation) if isinstance(observation, dict) else type(observation)
+            raise DatasetError(
+                f"the observation has {keys}; the space has {sorted(self._observations)}",
+                row=index,
+            )
+        for key, buffer in self._observations.items():
+            buffer.put(index, observation[key])
+
+    def _refuse(self, row: Array) -> None:
+        if row.shape != self._action_shape:
+            raise DatasetError(
+                f"its shape is {row.shape}; the space {self._action_space} has "
+                f"{self._action_shape}",
+                key="action",
+                row=self._length,
+            )
+        try:
+            require_finite(row[None], "action")
+            row = cast_rows(row[None], schema.action_layout(self._action_space)[1], "action")[0]
+            require_actions_inside(row[None], self._action_space, "action")
+        except DatasetError as error:
+            raise DatasetError(
+                error.problem, key="action", row=self._length, remedy=error.remedy
+            ) from None
+
+
+def _bounds(space: gym.Space[Any]) -> tuple[Any, Any]:
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    raise DatasetError(f"{space} is no action space that dreamgym supports")

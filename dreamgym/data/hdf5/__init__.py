@@ -1,0 +1,1 @@
+"""The native file format: schema, writer, reader, recovery, and the guard against hostile files."""

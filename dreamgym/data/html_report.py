@@ -1,0 +1,159 @@
+"""The card of a dataset as one HTML page with pictures; nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym._files import atomic_file
+from dreamgym.data.checking import Card, check
+from dreamgym.data.dataset import Dataset
+from dreamgym.data.formats import ForeignOptions
+from dreamgym.errors import DatasetError
+
+Array = NDArray[Any]
+
+
+_EPISODES, _FRAMES, _BINS = 4, 8, 24
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+    "pre{background:#f4f4f4;padding:1em;overflow-x:auto}.bad{color:#a00}"
+    "figure{display:inline-block;margin:0 1.5em 1.5em 0}img{image-rendering:pixelated;height:96px}"
+)
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    foreign: ForeignOptions | None = None,
+) -> Card:
+    """Check a dataset and write its card with pictures: distributions, traces, frames.
+
+    Args:
+        path: The dataset.
+        out: The HTML file; one that is there is replaced.
+        foreign: As for `check`.
+
+    Returns:
+        The card.
+
+    Raises:
+        DatasetError: As for `check`.
+    """
+    card = check(path, foreign=foreign)
+    pictures = ""
+    try:
+        with Dataset(path, on_bad="skip", memory=64 << 20, foreign=foreign) as dataset:
+            pictures = _pictures(dataset)
+    except DatasetError:
+        pass  # no episode is good; the card says which are bad, and why
+    problems = "".join(f"<li class='bad'>{html.escape(text)}</li>" for text in card.problems)
+    notes = "".join(f"<li>{html.escape(text)}</li>" for text in card.notes)
+    page = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"<title>{html.escape(Path(path).name)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(Path(path).name)}</h1><pre>{html.escape(str(card))}</pre>"
+        f"<ul>{problems}{notes}</ul>{pictures}</html>\n"
+    )
+    with atomic_file(Path(out)) as aside:
+        aside.write_text(page, encoding="utf-8")
+    return card
+
+
+def _pictures(dataset: Dataset) -> str:
+    count = len(dataset)
+    shown = np.unique(np.linspace(0, count - 1, min(_EPISODES, count)).astype(int)).tolist()
+    parts = [
+        _histogram("return", dataset.returns),
+        _histogram("length", dataset.lengths),
+        "<h2>Episodes</h2>",
+    ]
+    for index in shown:
+        episode = dataset.episode(index)
+        observed = episode.observations
+        named = observed if isinstance(observed, dict) else {"observation": observed}
+        for key, rows in named.items():
+            title = f"episode {index}, {key}"
+            parts.append(_frames(title, rows) if _is_image(rows) else _traces(title, rows))
+    return "".join(parts)
+
+
+def _is_image(rows: Array) -> bool:
+    return rows.dtype == np.uint8 and rows.ndim in (3, 4) and min(rows.shape[1:3]) >= 8
+
+
+def _histogram(title: str, values: Array) -> str:
+    counts, edges = np.histogram(values, bins=_BINS)
+    top = max(int(counts.max()), 1)
+    bars = "".join(
+        f"<rect x='{12 * i}' y='{100 - 100 * n / top:.1f}' width='11' height='{100 * n / top:.1f}' "
+        "fill='#47a'/>"
+        for i, n in enumerate(counts.tolist())
+    )
+    return _figure(
+        f"{title}: {edges[0]:.4g} to {edges[-1]:.4g}",
+        f"<svg width='{12 * _BINS}' height='100'>{bars}</svg>",
+    )
+
+
+def _traces(title: str, rows: Array) -> str:
+    """The first eight channels over time, each scaled to its range."""
+    flat = rows.reshape(len(rows), -1)[:, :8].astype(np.float64)
+    low, span = flat.min(axis=0), np.ptp(flat, axis=0)
+    scaled = 95 - 90 * (flat - low) / np.where(span > 0, span, 1)
+    across = np.linspace(0, 280, len(rows))
+    lines = "".join(
+        f"<polyline fill='none' stroke='hsl({45 * i} 60% 45%)' points='"
+        + " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, scaled[:, i], strict=True))
+        + "'/>"
+        for i in range(flat.shape[1])
+    )
+    return _figure(title, f"<svg width='280' height='100'>{lines}</svg>")
+
+
+def _frames(title: str, rows: Array) -> str:
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_FRAMES, len(rows))).astype(int))
+    images = "".join(
+        f"<img alt='' src='data:image/png;base64,{base64.b64encode(png(rows[i])).decode()}'> "
+        for i in chosen.tolist()
+    )
+    return _figure(title, images)
+
+
+def _figure(title: str, content: str) -> str:
+    return f"<figure>{content}<figcaption>{html.escape(title)}</figcaption></figure>"
+
+
+def png(image: Array) -> bytes:
+    """A PNG of `(H, W)` or `(H, W, C)` uint8; of channels, one or the first three are shown."""
+    if image.ndim == 3 and image.shape[2] in (1, 2):
+        image = image[:, :, 0]
+    elif image.ndim == 3:
+        image = image[:, :, :3]
+    height, width = image.shape[:2]
+    lines = np.ascontiguousarray(image).reshape(height, -1)
+    data = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
+    colour = 0 if image.ndim == 2 else 2
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )

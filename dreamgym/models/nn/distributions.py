@@ -1,0 +1,148 @@
+"""Turning uniform numbers into what a model samples, so that a step stays a pure function."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dreamgym.models.base import Temperature
+
+SMALLEST_UNIFORM = 2.0**-25
+
+"""Half a step of a 24-bit uniform: keeps the inverse of the normal distribution finite."""
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers by the inverse of their distribution function; same shape."""
+    return torch.special.ndtri(uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2))
+
+
+def quick_normal(uniform: Tensor) -> Tensor:
+    """The same by the inverse of the error function, in a fifth of the time; not for float64."""
+    inside = uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2)
+    return torch.erfinv(2 * inside - 1) * math.sqrt(2)
+
+
+def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a class by the inverse of the cumulative distribution.
+
+    Args:
+        logits: (..., K), not necessarily normalised.
+        uniform: (...) one number for each draw.
+
+    Returns:
+        (...) int64 in [0, K).
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # Rounding can leave the last sum just under one: what lies beyond it is the last class.
+    return (uniform.unsqueeze(-1) >= cumulative[..., :-1]).sum(-1)
+
+
+def per_row(temperature: Temperature, like: Tensor) -> Temperature:
+    """A temperature that broadcasts against `like` (B, ...); numbers pass through."""
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        return temperature.view(-1, *[1] * (like.ndim - 1))
+    return temperature
+
+
+def is_one(temperature: Temperature) -> bool:
+    """Whether a temperature is the number one, at which nothing is tempered."""
+    return not isinstance(temperature, Tensor) and temperature == 1.0
+
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+
+
+class Mixture(NamedTuple):
+    """One Gaussian mixture for each dimension; every leaf is (..., n, mixtures)."""
+
+    logits: Tensor
+    mean: Tensor
+    log_sigma: Tensor
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of `value` (..., n), summed over the dimensions: (...)."""
+        standard = (value.unsqueeze(-1) - self.mean) * (-self.log_sigma).exp()
+        component = -0.5 * standard.square() - self.log_sigma - HALF_LOG_TAU
+        return torch.logsumexp(component + self.logits.log_softmax(-1), -1).sum(-1)
+
+    def sample(self, choose: Tensor, spread: Tensor, temperature: Temperature) -> Tensor:
+        """Draw from the mixture at a temperature (arXiv 1803.10122, section 3.2).
+
+        Args:
+            choose: (B, n) uniforms that pick the component.
+            spread: (B, n) uniforms that pick the place within it.
+            temperature: divides the logits, and its square root widens sigma.
+        """
+        tau = per_row(temperature, self.logits)
+        index = categorical(self.logits / tau, choose).unsqueeze(-1)
+        mean = self.mean.gather(-1, index).squeeze(-1)
+        sigma = self.log_sigma.gather(-1, index).squeeze(-1).exp()
+        return mean + sigma * per_row(temperature, sigma) ** 0.5 * normal(spread)
+
+
+LARGEST_EXPONENT = 20.0
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|), equation 9; same shape."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (exp|x| - 1), the inverse of symlog; same shape."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+class TwoHot(nn.Module):
+    """A number as a categorical over fixed bins, which are the symexp of even steps.
+
+    Args:
+        count: of the bins; odd.
+    """
+
+    bins: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        # One half and its mirror image: then the bins cancel out exactly.
+        half = symexp(torch.linspace(0.0, LARGEST_EXPONENT, count // 2 + 1, dtype=torch.float64))
+        bins = torch.cat([-half.flip(0)[:-1], half]).float()
+        self.register_buffer("bins", bins, persistent=False)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The expected number, exactly zero for equal logits.
+
+        Args:
+            logits: (..., count).
+        """
+        chances = logits.softmax(-1)
+        middle = len(self.bins) // 2
+        # Summed in pairs of opposite bins, or the largest ones would leave their rounding behind.
+        over = chances[..., middle + 1 :] - chances[..., :middle].flip(-1)
+        return (over * self.bins[middle + 1 :]).sum(-1)
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Weights (..., count) on the two bins around each value, with the value as their mean."""
+        value = value.clamp(self.bins[0], self.bins[-1])
+        last = len(self.bins) - 1
+        above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, last)
+        low, high = self.bins[above - 1], self.bins[above]
+        share = ((value - low) / (high - low)).unsqueeze(-1)
+        index = torch.arange(last + 1, device=value.device)
+        above = above.unsqueeze(-1)
+        return torch.where(index == above, share, 0.0) + torch.where(
+            index == above - 1, 1.0 - share, 0.0
+        )
+
+    def loss(self, logits: Tensor, value: Tensor) -> Tensor:
+        """Cross-entropy with the two-hot value, equation 11.
+
+        Args:
+            logits: (..., count).
+            value: (...) finite.
+        """
+        return -(self.encode(value) * logits.log_softmax(-1)).sum(-1)

@@ -1,0 +1,30 @@
+"""The table of model families: the one place that knows them all."""
+
+from __future__ import annotations
+
+from dreamgym.models.jepa import JEPA
+from dreamgym.models.mdn_rnn import MDNRNN
+from dreamgym.models.pets import PETS
+from dreamgym.models.rssm import RSSM
+from dreamgym.models.spec import FAMILIES
+from dreamgym.models.wrappers import (
+    Ensemble,
+    GoalReward,
+    KnownReward,
+    KnownTermination,
+    Pessimistic,
+)
+
+FAMILIES.update(
+    {
+        "mdn-rnn": MDNRNN,
+        "rssm": RSSM,
+        "jepa": JEPA,
+        "pets": PETS,
+        "ensemble": Ensemble,
+        "pessimistic": Pessimistic,
+        "known-reward": KnownReward,
+        "known-termination": KnownTermination,
+        "goal-reward": GoalReward,
+    }
+)

@@ -1,0 +1,280 @@
+"""Sizes and losses of the RSSM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from dreamgym.models.nn.codecs import Units
+from dreamgym.models.nn.conv import ACTIVATIONS
+
+Normalised = Literal["none", "gates", "layer", "rms"]
+
+
+Rewards = Literal["raw", "two-hot", "standard"]
+
+
+Nats = Literal["step", "batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSSMObjective:
+    """What an RSSM is fitted to: the units of its targets, and the weight of each loss.
+
+    The loss of a prediction is the sum of its squared errors; at a weight of 0.5 that is the
+    negative log likelihood of a normal distribution of spread one, but for a constant.
+
+    The defaults are for standard vectors of an environment with little chance in it. They are seen
+    sharply, and few nats are free: a dream draws from a prior that is as far from the posterior as
+    the free nats allow, anew at every step, and what that adds up to blurs long dreams.
+
+    Attributes:
+        vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
+            equation 9) or "standard", by the moments of the training data.
+        rewards: "raw" or "standard" predict the mean; "two-hot" is a categorical over bins at the
+            symexp of even steps (the same paper, equation 10), with outputs that begin at zero.
+        image_size: side in pixels at which images are seen and predicted, whatever theirs is.
+        bins: of the two-hot rewards; an odd number, so that one of them is zero.
+        vector: weight of the vectors' squared errors.
+        image: weight of the images' squared errors, in units of their full range.
+        reward: weight of the reward's loss.
+        termination: weight of the termination's cross-entropy, in which both classes weigh alike.
+        dyn: weight of KL(stop(posterior) || prior), which teaches the prior.
+        rep: weight of KL(posterior || stop(prior)), which keeps the posterior predictable. Equal
+            weights are the plain KL; 0.8 and 0.2 the balance of DreamerV2.
+        free_nats: what either KL may be for nothing.
+        free_nats_of: whether that is granted to each step ("step") or to their mean ("batch").
+    """
+
+    vectors: Units = "standard"
+    rewards: Rewards = "standard"
+    image_size: int = 64
+    bins: int = 255
+    vector: float = 20.0
+    image: float = 1.0
+    reward: float = 1.0
+    termination: float = 1.0
+    dyn: float = 1.0
+    rep: float = 0.1
+    free_nats: float = 0.1
+    free_nats_of: Nats = "step"
+
+    def __post_init__(self) -> None:
+        _one_of("vectors", self.vectors, get_args(Units))
+        _one_of("rewards", self.rewards, ("raw", "two-hot", "standard"))
+        _one_of("free_nats_of", self.free_nats_of, ("step", "batch"))
+        if self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: give a whole number of at least 1")
+        if self.bins < 3 or self.bins % 2 == 0:
+            raise ValueError(f"bins={self.bins}: give an odd number of at least 3")
+        for name in ("vector", "image", "reward", "termination", "dyn", "rep", "free_nats"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSSMConfig:
+    """Sizes of an RSSM; the defaults are a small one in the manner of DreamerV3.
+
+    Attributes:
+        deter: width of the recurrent state h.
+        hidden: width of the layers around it.
+        stoch: categoricals, or Gaussian numbers, in the stochastic state z.
+        classes: of each categorical; 0 makes z Gaussian.
+        blocks: of the block-diagonal GRU of DreamerV3; 0 for the one undivided GRU before it.
+        prior_layers: hidden layers between h and the prior over z.
+        norm: what is normalised: "none", "gates" (the GRU's, by LayerNorm), or every layer by
+            "layer" (LayerNorm) or "rms" (RMSNorm).
+        activation: of every layer: "relu", "elu" or "silu".
+        units: width of the layers of vector encoder, vector decoder and heads.
+        layers: of the vector encoder and of the vector decoder.
+        head_layers: hidden layers of the reward and the termination head.
+        image_depth: channels of the first convolution on images.
+        unimix: share of the uniform distribution in every categorical.
+        range_margin: a dream whose vectors leave the training data's range, widened on each side by
+            this share of it, ends there with the worst return that the data has seen; None lets
+            it go on, as the authors do.
+        objective: units of the targets and weights of the losses.
+    """
+
+    deter: int = 128
+    hidden: int = 128
+    stoch: int = 16
+    classes: int = 16
+    blocks: int = 4
+    prior_layers: int = 1
+    norm: Normalised = "rms"
+    activation: str = "silu"
+    units: int = 128
+    layers: int = 2
+    head_layers: int = 1
+    image_depth: int = 16
+    unimix: float = 0.01
+    range_margin: float | None = 0.3
+    objective: RSSMObjective = field(default_factory=RSSMObjective)
+
+    def __post_init__(self) -> None:
+        for name in ("deter", "hidden", "stoch", "prior_layers", "units", "layers", "image_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        if self.classes < 0 or self.classes == 1:
+            raise ValueError(f"classes={self.classes}: give at least 2, or 0 for a Gaussian state")
+        if self.head_layers < 0:
+            raise ValueError(f"head_layers={self.head_layers}: give a number of at least 0")
+        if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
+            raise ValueError(
+                f"deter={self.deter} cannot be cut into blocks={self.blocks} equal blocks; give a "
+                "divisor of it, or 0 for an undivided GRU"
+            )
+        _one_of("norm", self.norm, ("none", "gates", "layer", "rms"))
+        _one_of("activation", self.activation, tuple(ACTIVATIONS))
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix={self.unimix}: give a share of at least 0 and below 1")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
+
+
+_UNIT_NORMAL = RSSMObjective(vectors="raw", rewards="raw", vector=0.5, image=0.5, reward=0.5)
+
+"""Negative log likelihoods of normal distributions of spread one."""
+
+
+_PLANET = RSSMConfig(
+    deter=200,
+    hidden=200,
+    stoch=30,
+    classes=0,
+    blocks=0,
+    norm="none",
+    activation="relu",
+    units=200,
+    layers=2,
+    head_layers=2,
+    image_depth=32,
+    unimix=0.0,
+    range_margin=None,
+    # The code weighs the log likelihood of the reward by ten.
+    objective=replace(_UNIT_NORMAL, reward=5.0, rep=1.0, free_nats=3.0),
+)
+
+
+_DREAMER_V1 = replace(
+    _PLANET,
+    activation="elu",
+    units=400,
+    objective=replace(_UNIT_NORMAL, termination=10.0, rep=1.0, free_nats=3.0, free_nats_of="batch"),
+)
+
+
+_DREAMER_V2 = replace(
+    _DREAMER_V1,
+    deter=600,
+    hidden=600,
+    stoch=32,
+    classes=32,
+    norm="gates",
+    layers=4,
+    head_layers=4,
+    image_depth=48,
+    # A KL of weight 0.1, of which 0.8 goes to the prior.
+    objective=replace(_UNIT_NORMAL, termination=5.0, dyn=0.08, rep=0.02, free_nats=0.0),
+)
+
+
+def _dreamer_v3(deter: int, hidden: int, classes: int, depth: int) -> RSSMConfig:
+    """DreamerV3: vectors and rewards squashed, one set of losses for every size."""
+    return RSSMConfig(
+        deter=deter,
+        hidden=hidden,
+        stoch=32,
+        classes=classes,
+        blocks=8,
+        prior_layers=2,
+        norm="rms",
+        activation="silu",
+        units=hidden,
+        layers=3,
+        head_layers=1,
+        image_depth=depth,
+        unimix=0.01,
+        range_margin=None,
+        objective=RSSMObjective(
+            vectors="symlog", rewards="two-hot", vector=1.0, dyn=1.0, rep=0.1, free_nats=1.0
+        ),
+    )
+
+
+PRESETS: Mapping[str, RSSMConfig] = {
+    "planet": _PLANET,
+    "dreamer-v1": _DREAMER_V1,
+    "dreamer-v2": _DREAMER_V2,
+    "dreamer-v3-1m": _dreamer_v3(512, 64, 4, 4),
+    "dreamer-v3-12m": _dreamer_v3(2048, 256, 16, 16),
+    "dreamer-v3-200m": _dreamer_v3(8192, 1024, 64, 64),
+}
+
+"""Hafner et al.: PlaNet (arXiv 1811.04551), Dreamer (1912.01603), DreamerV2 (2010.02193) and
+DreamerV3 (2301.04104)."""
+
+
+_ADAM: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warm_up": 0,
+}
+
+
+_PLANET_FIT = {
+    **_ADAM,
+    "learning_rate": 1e-3,
+    "eps": 1e-4,
+    "gradient_clip": 1000.0,
+    "batch_size": 50,
+    "segment_length": 50,
+}
+
+
+_DREAMER_V3_FIT = {
+    "optimizer": "laprop",
+    "learning_rate": 4e-5,
+    "betas": (0.9, 0.999),
+    "eps": 1e-20,
+    "weight_decay": 0.0,
+    "gradient_clip": 0.3,
+    "clip_by": "agc",
+    "schedule": "constant",
+    "warm_up": 1000,
+    "batch_size": 16,
+    "segment_length": 64,
+}
+
+
+FITS: Mapping[str, Mapping[str, Any]] = {
+    "planet": _PLANET_FIT,
+    "dreamer-v1": {**_PLANET_FIT, "learning_rate": 6e-4, "eps": 1e-7, "gradient_clip": 100.0},
+    "dreamer-v2": {
+        **_ADAM,
+        "optimizer": "adamw",
+        "learning_rate": 2e-4,
+        "eps": 1e-5,
+        # Theirs, 1e-6, is not multiplied by the learning rate.
+        "weight_decay": 1e-6 / 2e-4,
+        "gradient_clip": 100.0,
+        "batch_size": 16,
+        "segment_length": 50,
+    },
+    "dreamer-v3-1m": _DREAMER_V3_FIT,
+    "dreamer-v3-12m": _DREAMER_V3_FIT,
+    "dreamer-v3-200m": _DREAMER_V3_FIT,
+}
+
+"""How their authors fit them, by preset: for hundreds of thousands of updates, while data comes in.
+
+The eps of Dreamer v1 is that of its library. PlaNet's code lets the learning rate rise over the
+first 10,000 updates, more than a fit of logged data often has; its paper says nothing of it.
+"""

@@ -1,0 +1,28 @@
+"""Worlds: fitted models on disk, with their card, start states and provenance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dreamgym._lazy import lazy_names
+from dreamgym.errors import WorldError
+
+if TYPE_CHECKING:
+    from dreamgym.world.replays import Replay as Replay
+    from dreamgym.world.replays import replay as replay
+    from dreamgym.world.start_states import StartStates as StartStates
+    from dreamgym.world.world import World as World
+    from dreamgym.world.world import load as load
+
+__all__ = ["Replay", "StartStates", "World", "WorldError", "load", "replay"]
+
+# The names of shipped worlds are imported with dreamgym; torch only with a world.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "replays": ["Replay", "replay"],
+        "start_states": ["StartStates"],
+        "world": ["World", "load"],
+        "zoo": [],
+    },
+)

@@ -1,0 +1,507 @@
+"""The verbs, used as a person uses them: results, exit codes, and what they say on errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamgym.cli import main
+from dreamgym.data import Dataset
+
+VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack", "adopt")
+
+pytestmark = pytest.mark.xdist_group("cli")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What one command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def run_line(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leave:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = leave.value.code
+        return Done(code if isinstance(code, int) else int(code is not None), *captured)
+
+    return run_line
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset, a world and a policy, made by the verbs in short."""
+    folder = tmp_path_factory.mktemp("made")
+    lines = [
+        f"record CartPole-v1 --steps 1500 --seed 0 --out {folder}/cartpole.h5",
+        f"fit {folder}/cartpole.h5 --family mdn-rnn --seed 0 --out {folder}/world --updates 60"
+        f" --json {folder}/fit.json",
+        f"train {folder}/world --algo PPO --seed 0 --steps 4096 --num-envs 32"
+        f" --out {folder}/ppo.zip --json {folder}/train.json",
+    ]
+    for line in lines:
+        with pytest.raises(SystemExit) as leave:
+            main(line.split())
+        assert not leave.value.code, line
+    return folder
+
+
+def test_record_says_what_it_recorded(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "cartpole.h5"
+    done = run("record", "CartPole-v1", "--steps", 300, "--out", out, "--json", tmp_path / "r.json")
+    assert done.code == 0
+    assert str(out) in done.out
+    assert "record 300/300" in done.err
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["steps"] == 300
+    assert figures["env_id"] == "CartPole-v1"
+
+
+def test_record_says_the_speed_and_seed_of_what_was_resumed(run: Run, tmp_path: Path) -> None:
+    line = ("record", "CartPole-v1", "--out", tmp_path / "d.h5", "--json", tmp_path / "r.json")
+    assert run(*line, "--steps", 300, "--seed", 7).code == 0
+    assert run(*line, "--steps", 400, "--resume").code == 0
+    figures = json.loads((tmp_path / "r.json").read_text())
+    assert figures["seed"] == 7
+    assert figures["steps"] == 400
+    assert figures["steps_per_second"] == pytest.approx(100 / figures["seconds"])
+
+
+def test_record_names_its_file_after_the_environment(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("record", "CartPole-v1", "--steps", 50).code == 0
+    assert (tmp_path / "CartPole-v1.h5").exists()
+
+
+def test_several_processes_record_a_folder_that_can_be_fitted(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    assert run("record", "CartPole-v1", "--steps", 600, "--workers", 2, "--out", out).code == 0
+    assert len(list(out.iterdir())) == 2
+    assert run("fit", out, "--updates", 5, "--out", tmp_path / "world").code == 0
+
+
+ACTING = """
+def lean(observation):
+    return int(observation[2] > 0)
+"""
+
+
+def test_policies_of_a_file_and_of_a_module_record(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "acting_here.py").write_text(ACTING)
+    lengths = {}
+    for name, words in {
+        "zip": ["--policy", made / "ppo.zip"],
+        "sampled": ["--policy", made / "ppo.zip", "--sample"],
+        "again": ["--policy", made / "ppo.zip", "--sample"],
+        "module": ["--policy", "acting_here:lean"],
+        "workers": ["--policy", "acting_here:lean", "--workers", 2],
+    }.items():
+        done = run("record", "CartPole-v1", "--steps", 200, *words, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        with Dataset(tmp_path / name) as dataset:
+            lengths[name] = dataset.lengths.tolist()
+            if name in ("module", "workers"):
+                assert dataset.policy == "callable:acting_here:lean"
+                episode = dataset.episode(0)
+                leant = (episode.observations[:-1, 2] > 0).astype(int)
+                assert episode.actions.tolist() == leant.tolist()
+            else:
+                assert dataset.policy.startswith("sb3:ppo.zip@")
+    assert lengths["sampled"] == lengths["again"]
+    resumed = run(
+        "record", "CartPole-v1", "--steps", 400, "--policy", "acting_here:lean", "--resume",
+        "--out", tmp_path / "workers",
+    )  # fmt: skip
+    assert resumed.code == 0, resumed.err
+    with Dataset(tmp_path / "workers") as dataset:
+        assert dataset.num_steps == 400
+        assert len({dataset.episode(i).seed for i in range(len(dataset))}) == len(dataset)
+
+
+def test_a_policy_that_sees_latents_cannot_record(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"train {made}/world --view latent --steps 2048 --num-envs 16 --out {tmp_path}/p.zip"
+    assert run(*line.split()).code == 0
+    done = run("record", "CartPole-v1", "--policy", tmp_path / "p.zip", "--out", tmp_path / "d.h5")
+    assert done.code == 2
+    assert "latent" in " ".join(done.err.split())
+    assert not (tmp_path / "d.h5").exists()
+
+
+def test_check_draws_a_page(run: Run, made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "card.html"
+    assert run("check", made / "cartpole.h5", "--html", page).code == 0
+    assert "<svg" in page.read_text()
+
+
+def test_a_foreign_dataset_is_checked_and_fitted_without_a_conversion(
+    run: Run, flat: Path, tmp_path: Path
+) -> None:
+    words = ("--terminals", "termination", "--env", "CartPole-v1")
+    checked = run("check", flat, *words)
+    assert checked.code == 0, checked.err
+    assert "as you said" in checked.out
+    done = run("fit", flat, *words, "--updates", 3, "--out", tmp_path / "world")
+    assert done.code == 0, done.err
+
+
+def test_fit_mixes_datasets_and_minds_its_memory(run: Run, made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    assert run("record", "CartPole-v1", "--steps", 200, "--seed", 1, "--out", other).code == 0
+    line = f"fit {made}/cartpole.h5 --mix {other}=3 --memory 0 --updates 5 --out {tmp_path}/w"
+    assert run(*line.split(), "--json", tmp_path / "f.json").code == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["provenance"]["fit"]["weights"] == [1.0, 3.0]
+    assert figures["provenance"]["dataset_steps"] == 1700
+
+
+def test_fit_skips_frames(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"fit {made}/cartpole.h5 --frame-skip 2 --updates 2 --json {tmp_path}/f.json"
+    assert run(*line.split(), "--out", tmp_path / "w").code == 0
+    world = json.loads((tmp_path / "w" / "world.json").read_text())
+    assert world["frame_skip"] == {"steps": 2, "actions": "blocks"}
+    assert json.loads((tmp_path / "f.json").read_text())["frame_skip"] == world["frame_skip"]
+    done = run(*line.split(), "--actions", "repeated", "--out", tmp_path / "x")
+    assert done.code == 1
+    assert "not held for the 2 steps" in done.err
+    held = tmp_path / "held.h5"
+    assert (
+        run("record", "CartPole-v1", "--steps", 300, "--policy", "held:2", "--out", held).code == 0
+    )
+    line = f"fit {held} --frame-skip 2 --actions repeated --updates 2 --out {tmp_path}/x"
+    assert run(*line.split()).code == 0
+    assert run(*line.split(), "--actions", "some").code == 1
+
+
+def test_check_accepts_a_good_dataset(run: Run, made: Path, tmp_path: Path) -> None:
+    done = run("check", made / "cartpole.h5", "--json", tmp_path / "card.json")
+    assert done.code == 0
+    assert "ready to fit" in done.out
+    assert json.loads((tmp_path / "card.json").read_text())["ok"] is True
+
+
+def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "one.h5"
+    assert run("record", "CartPole-v1", "--steps", 3, "--out", path).code == 0
+    checked = run("check", path)
+    fitted = run("fit", path, "--out", tmp_path / "world")
+    assert (checked.code, fitted.code) == (1, 1)
+    assert "fitting would refuse" in checked.out
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """A flat npz in the manner of D4RL: two episodes of CartPole, and no timeouts."""
+    path = tmp_path / "flat.npz"
+    terminals = np.zeros(20, bool)
+    terminals[[9, 19]] = True
+    np.savez(
+        path,
+        observations=np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32),
+        actions=np.zeros(20, np.int64),
+        rewards=np.ones(20, np.float32),
+        terminals=terminals,
+    )
+    return path
+
+
+def test_convert_asks_for_a_word_where_a_file_is_ambiguous(
+    run: Run, flat: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "native.h5"
+    asked = run("convert", flat, out)
+    assert asked.code == 1
+    assert "termination" in asked.err
+    assert not out.exists()
+    done = run("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
+    assert done.code == 0, done.err
+    assert "as you said" in " ".join(done.out.split())
+    assert json.loads(info_of(run, out, tmp_path))["env_id"] == "CartPole-v1"
+
+
+def test_pack_makes_a_smaller_dataset_with_the_same_checksum(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed.h5"
+    assert run("pack", made / "cartpole.h5", packed, "--json", tmp_path / "p.json").code == 0
+    figures = json.loads((tmp_path / "p.json").read_text())
+    assert figures["bytes_after"] < figures["bytes_before"]
+    checksums = {
+        json.loads(info_of(run, each, tmp_path))["checksum"]
+        for each in (packed, made / "cartpole.h5")
+    }
+    assert len(checksums) == 1
+
+
+def test_fit_writes_a_world_and_its_figures(made: Path) -> None:
+    assert (made / "world" / "world.json").exists()
+    figures = json.loads((made / "fit.json").read_text())
+    assert figures["env_id"] == "CartPole-v1"
+    assert figures["quality"]["open_loop"]
+    assert figures["provenance"]["dataset_steps"] == 1500
+
+
+def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
+    assert (made / "ppo.zip").exists()
+    figures = json.loads((made / "train.json").read_text())
+    assert figures["algo"] == "PPO"
+    assert figures["steps"] >= 4096
+
+
+def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"train {made}/world --steps 512 --num-envs 8 --out {tmp_path}/p --json {tmp_path}/j"
+    done = run(*line.split())
+    assert done.code == 0
+    assert f"{tmp_path}/p.zip: PPO" in "".join(done.out.splitlines())
+    assert json.loads((tmp_path / "j").read_text())["policy"] == f"{tmp_path}/p.zip"
+    assert (tmp_path / "p.zip").is_file()
+    assert run(*line.split()).code == 1
+    assert run(*line.split(), "--overwrite").code == 0
+
+
+def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> None:
+    file = made / "deep" / "result.json"
+    line = ("transfer", made / "ppo.zip", "--world", made / "world", "--episodes", 5)
+    done = run(*line, "--json", file)
+    assert done.code == 0
+    assert "real return" in done.out
+    figures = json.loads(file.read_text())
+    low, high = figures["real_return_interval"]
+    assert low <= figures["real_return_mean"] <= high
+    assert figures["env_id"] == "CartPole-v1"
+    assert figures["episodes"] == 5
+    assert figures["gap"] == pytest.approx(
+        figures["dream_return_mean"] - figures["real_return_mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("record CartPoll-v1 --out {tmp}/x.h5", "CartPole"),
+        ("record CartPole-v1 --policy randm --out {tmp}/x.h5", "random"),
+        ("record CartPole-v1 --policy {tmp}/no.zip --out {tmp}/x.h5", "no.zip"),
+        ("record Pendulum-v1 --policy {made}/ppo.zip --steps 9 --out {tmp}/x.h5", "observation"),
+        ("record CartPole-v1 --workers 2 --resume --out {tmp}/x", "x"),
+        ("check {made}/cartpole.h5 --terminals end", "termination"),
+        ("check {made}/cartpole.h5 --env CartPoll-v1", "CartPole"),
+        ("pack {made}/cartpole.h5 {tmp}/x.h5 --method zip", "zstd"),
+        ("fit {made}/cartpole.h5 --mix {tmp}/no.h5=2 --out {tmp}/w", "no.h5"),
+        ("fit {made}/cartpole.h5 --key pixels --out {tmp}/w", "pixels"),
+        ("check {tmp}/nothing.h5", "nothing.h5"),
+        ("convert {tmp}/nothing.npz {tmp}/x.h5", "nothing.npz"),
+        ("convert {made}/ppo.zip {tmp}/x.h5 --terminals end", "termination"),
+        ("pack {made}/ppo.zip {tmp}/x.h5", "ppo.zip"),
+        ("fit {tmp}/nothing.h5 --out {tmp}/w", "nothing.h5"),
+        ("fit {made}/cartpole.h5 --family mdn-rnm --out {tmp}/w", "mdn-rnn"),
+        ("fit {made}/cartpole.h5 --device cuda:77 --out {tmp}/w", "cuda:77"),
+        ("fit {made}/cartpole.h5 --out {made}/world", "exists"),
+        ("train {tmp}/nowhere --out {tmp}/p.zip", "nowhere"),
+        ("train {made}/world --algo PPPO --out {tmp}/p.zip", "PPO"),
+        ("train {made}/world --algo SAC --out {tmp}/p.zip", "SAC"),
+        ("train {made}/world --out {made}/ppo.zip", "--overwrite"),
+        ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
+        ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
+        ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),
+        ("transfer {made}/cartpole.h5 --world {made}/world", "cartpole.h5"),
+        ("transfer {made}/ppo.zip --world {made}/world --env Pendulum-v1", "Pendulum"),
+    ],
+)
+def test_an_error_is_one_line_and_leaves_nothing(
+    line: str, said: str, run: Run, made: Path, tmp_path: Path
+) -> None:
+    done = run(*line.format(tmp=tmp_path, made=made).split())
+    assert done.code == 1
+    errors = [each for each in done.err.splitlines() if each.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "defect" not in errors[0]
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("recrod CartPole-v1", "'record'"),
+        ("record CartPole-v1 --stepz 10", "--steps"),
+        ("record", "ENV"),
+        ("record CartPole-v1 --steps 0", "--steps"),
+        ("record CartPole-v1 --steps many", "--steps"),
+        ("record CartPole-v1 --policy nosuch.module:act --out {tmp}/x.h5", "nosuch"),
+        ("record CartPole-v1 --policy os:nothing --out {tmp}/x.h5", "nothing"),
+        ("check x.h5 --json .", "folder"),
+        ("transfer p.zip", "--world"),
+        ("pack a.h5 b.h5 --level 12", "--level"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run, tmp_path: Path) -> None:
+    done = run(*line.format(tmp=tmp_path).split())
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(run: Run, tmp_path: Path) -> None:
+    for line in (("--debug", "check"), ("check", "--debug")):
+        done = run(*line, tmp_path / "nothing.h5")
+        assert done.code == 1
+        assert "Traceback" in done.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_shows_an_example(verb: str, run: Run) -> None:
+    done = run(verb, "--help")
+    assert done.code == 0
+    assert f"Example: dreamgym {verb} " in done.out
+    assert "--json" in done.out
+
+
+def test_no_verb_lists_all_of_them(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    assert all(f" {verb} " in done.out for verb in VERBS)
+
+
+def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
+    from dreamgym.fitting.config import FitConfig
+
+    said = " ".join(run("fit", "--help").out.replace("│", " ").split())
+    config = FitConfig()
+    assert f"to choose and measure by; by default {config.held_out}." in said
+
+
+def interrupt(
+    line: str, once: Callable[[], bool], *, cwd: Path, how: signal.Signals = signal.SIGINT
+) -> Done:
+    """Run a command line in a process of its own and press Ctrl-C when `once` is true."""
+    command = [sys.executable, "-c", "from dreamgym.cli import main; main()", *line.split()]
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    give_up = time.monotonic() + 60
+    while not once() and process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.05)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    return Done(process.returncode, out, err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "long.h5"
+    done = interrupt(
+        f"record CartPole-v1 --steps 50000000 --out {out}",
+        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert "interrupted: " in done.err
+    assert str(out) in done.err
+    assert "Traceback" not in done.err
+    assert run("check", out).code == 0
+    recorded = json.loads(info_of(run, out, tmp_path))["steps"]
+    line = ("record", "CartPole-v1", "--steps", recorded + 500, "--out", out, "--resume")
+    assert run(*line).code == 0
+    assert json.loads(info_of(run, out, tmp_path))["steps"] == recorded + 500
+
+
+def info_of(run: Run, dataset: Path, folder: Path) -> str:
+    """The card of a dataset as JSON."""
+    assert run("check", dataset, "--json", folder / "card.json").code == 0
+    return (folder / "card.json").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such kill there")
+def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "killed.h5"
+    done = interrupt(
+        f"record CartPole-v1 --steps 50000000 --out {out}",
+        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        cwd=tmp_path,
+        how=signal.SIGKILL,
+    )
+    assert done.code == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    refused = run("check", left)
+    assert refused.code == 1
+    assert "dreamgym recover" in refused.err
+    recovered = run("recover", out, "--json", tmp_path / "recovered.json")
+    assert recovered.code == 0
+    figures = json.loads((tmp_path / "recovered.json").read_text())
+    assert figures["dataset"] == str(out)
+    assert figures["damaged_episodes"] == []
+    assert json.loads(info_of(run, out, tmp_path))["episodes"] == figures["episodes"] > 0
+    assert Path(figures["original"]).exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "world.fitting.safetensors"
+    done = interrupt(
+        f"fit {made}/cartpole.h5 --updates 1000000 --out {tmp_path}/world",
+        checkpoint.exists,
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert str(checkpoint) in done.err
+    assert checkpoint.exists()
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    done = interrupt(
+        f"train {made}/world --steps 100000000 --out {tmp_path}/ppo.zip",
+        lambda: time.monotonic() - begun > 12,
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert "interrupted: " in done.err
+    assert not (tmp_path / "ppo.zip").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no resource limits there")
+def test_a_full_disk_is_said_in_one_line(made: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the same calls fail in the same places."""
+    line = f"fit {made}/cartpole.h5 --updates 5 --out {tmp_path}/world"
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "from dreamgym.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,81 @@
+"""Fits that go on from the weights of a fitted model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+
+import dreamgym
+from dreamgym import FitConfig
+from dreamgym.errors import CheckpointError
+from dreamgym.models import PETSConfig
+
+SHORT = FitConfig(updates=40, evaluate_every=20)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("again") / "cartpole.h5"
+    return dreamgym.record("CartPole-v1", steps=1500, out=path, seed=0)
+
+
+@pytest.fixture(scope="module")
+def world(data):
+    return dreamgym.fit(data, config=replace(SHORT, updates=200))
+
+
+def test_it_begins_where_the_other_fit_ended_and_leaves_that_model_alone(data, world):
+    before = {name: leaf.clone() for name, leaf in world.model.state_dict().items()}
+    fresh = dreamgym.fit(data, config=SHORT)
+    further = dreamgym.fit(data, config=replace(SHORT, model=world.model))
+    best = [w.provenance["best_held_out_loss"] for w in (fresh, world, further)]
+    assert best[2] < best[0]
+    assert best[2] < best[1] + 0.1 * abs(best[1])
+    after = world.model.state_dict()
+    assert all(torch.equal(leaf, after[name]) for name, leaf in before.items())
+    assert not any(p.requires_grad for p in world.model.parameters())
+    changed = dict(further.model.named_parameters())
+    assert any(not torch.equal(changed[k], p) for k, p in world.model.named_parameters())
+
+
+def test_the_normalisers_stay_those_of_the_weights(data, world, tmp_path):
+    other = dreamgym.record("CartPole-v1", steps=600, out=tmp_path / "b.h5", seed=9)
+    further = dreamgym.fit(other, config=replace(SHORT, model=world.model))
+    assert torch.equal(further.model.vision.std, world.model.vision.std)
+    assert not torch.equal(
+        dreamgym.fit(other, config=SHORT).model.vision.std, further.model.vision.std
+    )
+
+
+def test_a_checkpoint_of_a_fit_from_other_weights_is_refused(data, world, tmp_path):
+    def interrupt(done, total, figures):
+        if done >= 25:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "further"
+    config = replace(SHORT, model=world.model)
+    with pytest.raises(KeyboardInterrupt):
+        dreamgym.fit(data, out, config=config, progress=interrupt)
+    other = dreamgym.fit(data, config=SHORT).model
+    with pytest.raises(CheckpointError, match="begun_from"):
+        dreamgym.fit(data, out, config=replace(SHORT, model=other))
+    assert "begun_from" in dreamgym.fit(data, out, config=config).provenance["fit"]
+
+
+def test_a_model_that_does_not_fit_is_refused(data, world, tmp_path):
+    config = replace(SHORT, model=world.model)
+    with pytest.raises(ValueError, match="family 'mdn-rnn', the fit of 'rssm'"):
+        dreamgym.fit(data, family="rssm", config=config)
+    pendulum = dreamgym.record("Pendulum-v1", steps=600, out=tmp_path / "p.h5")
+    with pytest.raises(ValueError, match="observation_space of the model to go on from"):
+        dreamgym.fit(pendulum, config=config)
+    assert isinstance(world.action_space, gym.spaces.Discrete)
+
+
+def test_the_config_of_another_family_is_refused(data):
+    with pytest.raises(TypeError, match="takes a RSSMConfig"):
+        dreamgym.fit(data, family="rssm", config=replace(SHORT, model=PETSConfig()))

@@ -1,0 +1,146 @@
+"""Alarms: every illness raises its own, and a healthy model none."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dreamgym.data import Dataset
+from dreamgym.metrics import TrainingMonitor
+from dreamgym.metrics.alarms import collapse_alarms, latent_alarms, termination_alarms
+from dreamgym.metrics.calibration import Calibration
+from dreamgym.models import JEPA, MDNRNN, RSSM, JEPAConfig, MDNRNNConfig, RSSMConfig, WorldModel
+from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
+from dreamgym.models.jepa import JEPAObjective
+from dreamgym.models.rssm import RSSMObjective
+from tests.metrics.small_fits import Swing, fitted, record_swing
+
+SMALL_MDN = MDNRNNConfig(hidden=24, trunk=24, head=24)
+SMALL_RSSM = {"deter": 32, "hidden": 32, "stoch": 8, "classes": 8, "units": 32}
+SMALL_JEPA = {"embedding": 8, "width": 32, "blocks": 1, "heads": 2, "mlp": 32}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    with Dataset(record_swing(tmp_path_factory.mktemp("swing"))) as dataset:
+        yield dataset
+
+
+def build(family: type[WorldModel], config: object) -> WorldModel:
+    torch.manual_seed(0)
+    return family(Swing.observation_space, Swing.action_space, config)
+
+
+def raised(model: WorldModel, dataset: Dataset) -> list[str]:
+    _, held_out = dataset.split(0.2, 0)
+    checkup = TrainingMonitor(dataset=dataset, episodes=held_out).look(model)
+    assert all(np.isfinite(value) for value in checkup.figures.values())
+    assert all(alarm.sentence for alarm in checkup.alarms)
+    return [alarm.name for alarm in checkup.alarms]
+
+
+HEALTHY = {
+    "mdn-rnn": (MDNRNN, SMALL_MDN),
+    "rssm": (RSSM, RSSMConfig(**SMALL_RSSM)),
+    "gaussian rssm": (RSSM, RSSMConfig(**{**SMALL_RSSM, "classes": 0})),
+    "jepa": (JEPA, JEPAConfig(**SMALL_JEPA)),
+}
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_a_healthy_model_raises_none(kind, dataset):
+    assert raised(fitted(build(*HEALTHY[kind]), dataset), dataset) == []
+
+
+class Mute(nn.Module):
+    """An action encoder whose actions are multiplied by zero."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.dim = encoder, encoder.dim
+
+    def forward(self, action: torch.Tensor) -> torch.Tensor:
+        return 0.0 * self.encoder(action)
+
+
+@pytest.mark.parametrize("kind", ["mdn-rnn", "rssm"])
+def test_a_model_that_ignores_its_actions_is_found_out(kind, dataset):
+    model = build(*HEALTHY[kind])
+    model.encode_action = Mute(model.encode_action)
+    assert raised(fitted(model, dataset), dataset) == ["actions"]
+
+
+@pytest.mark.parametrize(("classes", "free_nats"), [(0, 0.0), (8, 0.1)])
+def test_a_latent_that_the_divergence_silences_is_found_out(classes, free_nats, dataset):
+    objective = RSSMObjective(dyn=1e6, rep=1e6, free_nats=free_nats)
+    config = RSSMConfig(**{**SMALL_RSSM, "classes": classes}, objective=objective)
+    assert raised(fitted(build(RSSM, config), dataset), dataset) == ["latent"]
+
+
+def test_an_encoder_that_has_collapsed_is_found_out(dataset):
+    config = JEPAConfig(**SMALL_JEPA, objective=JEPAObjective(), predicts="next")
+    model = build(JEPA, config)
+    for parameter in model.projector.parameters():  # all that keeps embeddings apart
+        nn.init.zeros_(parameter)
+    assert raised(fitted(model, dataset), dataset) == ["collapse"]
+
+
+def test_a_termination_head_with_class_weights_is_found_out(dataset, monkeypatch):
+    weighted = partial(F.binary_cross_entropy_with_logits, pos_weight=torch.tensor(10.0))
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", weighted)
+    assert raised(fitted(build(MDNRNN, SMALL_MDN), dataset), dataset) == ["termination"]
+
+
+def test_a_look_is_always_the_same_and_touches_no_global_generator(dataset):
+    model = build(MDNRNN, SMALL_MDN).eval()
+    _, held_out = dataset.split(0.2, 0)
+    watch = TrainingMonitor(dataset=dataset, episodes=held_out)
+    before = torch.get_rng_state()
+    assert watch.look(model) == watch.look(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def nats(*means: float) -> torch.Tensor:
+    return torch.tensor([means] * 4)
+
+
+def test_free_nats_are_counted_for_all_dimensions_or_for_each():
+    def names(values, free, granted):
+        return [a.name for a in latent_alarms("", KLDiagnostic(values, free, granted, "do this"))]
+
+    assert names(nats(0.001, 0.002), 0.0, "all") == ["latent"]
+    assert names(nats(0.5, 0.5), 1.0, "all") == ["latent"]
+    assert names(nats(0.5, 3.0), 1.0, "all") == []
+    assert names(nats(0.5, 0.5, 0.5), 0.5, "each") == ["latent"]
+    assert names(nats(0.0, 2.0, 0.5), 0.5, "each") == []
+
+
+def test_sentences_say_the_figure_and_what_to_do():
+    (alarm,) = latent_alarms("camera", KLDiagnostic(nats(0.001, 0.002), 0.5, "each", "lower it"))
+    assert "'camera'" in alarm.sentence
+    assert "0.002" in alarm.sentence
+    assert alarm.sentence.endswith("lower it")
+    flat = EmbeddingDiagnostic(torch.tensor(1.0), torch.tensor(1.02), 8, "raise it")
+    assert "1.02 of 8" in collapse_alarms("", flat)[0].sentence
+    assert collapse_alarms("", flat._replace(effective_rank=torch.tensor(2.0))) == []
+    thin = flat._replace(effective_rank=torch.tensor(6.0), std=torch.tensor(0.01))
+    assert [alarm.name for alarm in collapse_alarms("", thin)] == ["collapse"]
+    lone = EmbeddingDiagnostic(torch.tensor(1.0), torch.tensor(1.0), 1, "raise it")
+    assert collapse_alarms("", lone) == []  # one dimension cannot have more
+
+
+def test_chance_is_no_miscalibration():
+    said = Calibration(rate=0.05, predicted=0.07, brier=0.05, skill=0.0, ece=0.02)
+    assert termination_alarms(said, 200) == []  # 10 ended, 14 foretold
+    assert [alarm.name for alarm in termination_alarms(said, 20_000)] == ["termination"]
+    near = said._replace(predicted=0.055)
+    assert termination_alarms(near, 10_000_000) == []
+    never = Calibration(rate=0.0, predicted=0.05, brier=0.003, skill=None, ece=0.05)
+    assert "too short" in termination_alarms(never, 1000)[0].sentence
+    forgets = said._replace(predicted=0.001)
+    assert "too long" in termination_alarms(forgets, 1000)[0].sentence

@@ -1,0 +1,85 @@
+"""Every family can be examined, on vectors, images and both; figures are JSON-plain and finite."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym.data import Dataset
+from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
+from dreamgym.models import (
+    Ensemble,
+    JEPAConfig,
+    MDNRNNConfig,
+    ModelSpec,
+    Pessimistic,
+    PETSConfig,
+    RSSMConfig,
+    WorldModel,
+)
+from dreamgym.models.statistics import measure_statistics
+from dreamgym.models.wrappers import EnsembleConfig
+from tests.data.samples import dict_cartpole, image_cartpole
+from tests.metrics.small_fits import Swing
+
+SEEN = {"vector": Swing, "image": image_cartpole, "dict": dict_cartpole}
+CONFIGS = {
+    "mdn-rnn": MDNRNNConfig(hidden=8, trunk=8, head=8, width=0.1, latent=4, image_size=64),
+    "rssm": RSSMConfig(deter=8, hidden=8, stoch=4, classes=4, units=8, image_depth=2),
+    "jepa": JEPAConfig(embedding=8, width=8, blocks=1, heads=1, mlp=8),
+    "pets": PETSConfig(hidden=8, layers=1, members=2, elites=1),
+}
+LATENT = {"image": {"mdn-rnn", "rssm"}, "dict": {"mdn-rnn", "rssm"}, "vector": {"rssm"}}
+
+
+@pytest.fixture(scope="module", params=SEEN)
+def seen(request, tmp_path_factory):
+    env = SEEN[request.param]()
+    path = tmp_path_factory.mktemp("seen") / "data.h5"
+    with Dataset(dreamgym.record(env, steps=120, out=path, seed=0)) as dataset:
+        yield request.param, dataset
+
+
+def build(spec: ModelSpec, dataset: Dataset) -> WorldModel:
+    torch.manual_seed(0)
+    model = spec.build(dataset.observation_space, dataset.action_space)
+    episodes = (dataset.episode(k) for k in range(dataset.num_episodes))
+    model.set_statistics(measure_statistics((e.observations, e.rewards) for e in episodes))
+    return model.eval().requires_grad_(False)
+
+
+def examine(model: WorldModel, dataset: Dataset) -> dict[str, float]:
+    """The figures of a look; everything is asked for, and must be plain and finite."""
+    every = np.arange(dataset.num_episodes)
+    best = recommend(model, dataset, every, cap=20)
+    assert 1 <= best.horizon <= 20
+    quality = evaluate_metrics(model, dataset, every)
+    figures = TrainingMonitor(dataset=dataset, episodes=every).look(model).figures
+    json.dumps([quality, best.reasons, best.termination, figures], allow_nan=False)
+    assert {"termination_ece", "action_sensitivity"} <= {*quality}
+    return figures
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_on_every_kind_of_observation(family, seen):
+    kind, dataset = seen
+    if family == "pets" and kind != "vector":
+        pytest.skip("PETS takes one vector")
+    figures = examine(build(ModelSpec(family=family, config=CONFIGS[family]), dataset), dataset)
+    assert any(name.startswith("kl") for name in figures) == (family in LATENT[kind])
+    assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")
+
+
+def test_models_around_models_show_what_is_inside(tmp_path):
+    path = dreamgym.record(Swing(), steps=200, out=tmp_path / "data.h5", seed=0)
+    member = ModelSpec(family="rssm", config=CONFIGS["rssm"])
+    spec = ModelSpec(family="ensemble", config=EnsembleConfig(member=member, members=2, elites=2))
+    with Dataset(path) as dataset:
+        ensemble = build(spec, dataset)
+        assert isinstance(ensemble, Ensemble)
+        figures = examine(Pessimistic(ensemble, weight=0.5), dataset)
+    assert {"kl_0/", "kl_1/"} <= {*figures}

@@ -1,0 +1,153 @@
+"""Open-loop errors against a model whose errors are known."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from dreamgym.data import Dataset
+from dreamgym.metrics import evaluate_metrics, open_loop_errors
+from dreamgym.metrics.action_effect import action_effect
+from dreamgym.metrics.windows import BURN_IN, draw_windows
+from dreamgym.models import Prediction, WorldModel
+from dreamgym.models.nn.distributions import normal
+from tests.metrics.small_fits import HAZARD, Swing, record_swing
+
+SPREAD = 0.5
+
+
+class Known(WorldModel):
+    """Dreams the truth of `Swing`, and sees it through normal noise that is drawn in each step.
+
+    Args:
+        minds: what actions are multiplied by.
+        decodes: whether it says what it sees, or has it as its features alone.
+    """
+
+    feature_dim = noise_dim = 2
+
+    def __init__(self, minds: float = 1.0, *, decodes: bool = True) -> None:
+        super().__init__(Swing.observation_space, Swing.action_space, None)
+        self.minds = minds
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        if decodes:
+            self.decode = lambda state: state["state"] + SPREAD * state["error"]
+
+    def initial(self, batch_size):
+        return {key: torch.zeros(batch_size, 2) for key in ("state", "error")}
+
+    def observe(self, state, action, observation, noise):
+        return {"state": observation, "error": torch.zeros_like(observation)}
+
+    def step(self, state, action, noise, temperature=1.0):
+        angle, speed = state["state"].double().unbind(-1)
+        push = 0.5 * (2 * action.double() - 1) * self.minds
+        speed = 0.98 * speed + push - 0.4 * angle
+        new = torch.stack([angle + 0.4 * speed, speed], -1).float()
+        zeros = torch.zeros(len(new))
+        return {"state": new, "error": normal(noise)}, Prediction(
+            -angle.square().float(), zeros + HAZARD, zeros
+        )
+
+    def features(self, state):
+        return state["state"]
+
+    def loss(self, segment, noise):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    with Dataset(record_swing(tmp_path_factory.mktemp("swing"))) as dataset:
+        yield dataset
+
+
+@pytest.fixture(scope="module")
+def episodes(dataset) -> np.ndarray:
+    return dataset.split(0.3, 0)[1]
+
+
+def test_errors_of_samples_and_of_their_mean_are_those_of_the_noise(dataset, episodes):
+    found = open_loop_errors(Known(), dataset, episodes, horizons=range(1, 21), samples=16)
+    assert found.horizons.tolist() == list(range(1, 21))
+    assert (np.diff(found.windows) <= 0).all()
+    rows = np.concatenate([dataset.episode(int(i)).observations for i in episodes])
+    unit = float(np.sqrt((1 / rows.var(0)).mean()))
+    np.testing.assert_allclose(found.sampled, SPREAD * unit, rtol=0.1)
+    np.testing.assert_allclose(found.mean, SPREAD * unit / 4, rtol=0.15)
+    assert (found.repeat_last[5:15] > 0.5).all()
+
+
+def test_repeating_the_last_observation_has_the_error_that_it_has(dataset, episodes):
+    found = open_loop_errors(Known(), dataset, episodes, horizons=[3])
+    pairs, rows = [], []
+    for i in episodes:
+        seen = dataset.episode(int(i)).observations
+        rows.append(seen)
+        pairs += [seen[at + 3] - seen[at] for at in range(BURN_IN, len(seen) - 3)]
+    off = np.stack(pairs) / np.concatenate(rows).std(0)
+    assert found.repeat_last[0] == pytest.approx(np.sqrt(np.square(off).mean()), rel=0.1)
+
+
+def test_horizons_that_no_episode_reaches_are_left_out(dataset, episodes):
+    longest = int(np.asarray(dataset.lengths)[episodes].max()) - BURN_IN
+    found = open_loop_errors(Known(), dataset, episodes, horizons=[1, longest + 1, 1000])
+    assert found.horizons.tolist() == [1]
+    nothing = open_loop_errors(Known(), dataset, episodes, horizons=[1000])
+    assert nothing.sampled.shape == (0,)
+
+
+def test_the_same_seed_gives_the_same_errors_and_no_global_generator_is_touched(dataset, episodes):
+    before = torch.get_rng_state()
+    one, two, other = (
+        open_loop_errors(Known(), dataset, episodes, horizons=[5], seed=s) for s in (0, 0, 1)
+    )
+    assert one.sampled == two.sampled
+    assert one.sampled != other.sampled
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_does_not_decode_is_refused(dataset, episodes):
+    with pytest.raises(TypeError, match="does not decode"):
+        open_loop_errors(Known(decodes=False), dataset, episodes)
+
+
+def effect_of(model, dataset, episodes):
+    rng = np.random.default_rng(0)
+    return action_effect(model, draw_windows(model, dataset, episodes, (256, 5), rng), rng)
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_the_effect_of_actions_is_seen_through_any_noise_of_the_state(decodes, dataset, episodes):
+    minds = effect_of(Known(decodes=decodes), dataset, episodes)
+    assert minds.sensitivity > 1.3
+    assert minds.evidence > 10
+    ignores = effect_of(Known(0.0, decodes=decodes), dataset, episodes)
+    assert ignores.sensitivity == 1.0
+    assert ignores.evidence == 0.0
+
+
+class Still(Swing):
+    action_space = gym.spaces.Discrete(1)
+
+
+def test_where_there_is_but_one_action_nothing_can_be_said(tmp_path):
+    import dreamgym
+
+    path = dreamgym.record(Still(), steps=300, out=tmp_path / "still.h5", seed=0)
+    with Dataset(path) as dataset:
+        assert effect_of(Known(), dataset, np.arange(dataset.num_episodes)) is None
+
+
+def test_quality_is_that_of_the_known_model(dataset, episodes):
+    found = evaluate_metrics(Known(), dataset, episodes)
+    assert found["termination_skill"] == pytest.approx(0, abs=0.02)
+    assert found["termination_ece"] == pytest.approx(
+        abs(found["termination_rate"] - HAZARD), abs=1e-6
+    )
+    assert found["reward_rmse"] < 1e-4 < 0.1 < found["reward_spread"]
+    at_five = found["open_loop"]["5"]
+    assert at_five["rmse_of_mean"] < at_five["rmse"]
+    assert at_five["rmse_of_mean"] < at_five["repeat_last"]

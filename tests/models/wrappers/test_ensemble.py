@@ -1,0 +1,268 @@
+"""An ensemble of any family: one history, one batched call, honest disagreement."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym import FitConfig
+from dreamgym.models import (
+    FAMILIES,
+    Decodes,
+    Ensemble,
+    JEPAConfig,
+    MDNRNNConfig,
+    ModelSpec,
+    Pessimistic,
+    PETSConfig,
+    Segment,
+    filter_states,
+)
+from dreamgym.models.wrappers import EnsembleConfig
+from tests.small_worlds import (
+    ACTION_SPACES,
+    MOMENTS,
+    SPECIAL,
+    built,
+    random_actions,
+    small_ensemble,
+)
+
+ROWS = 32
+MEMBERS = sorted({*FAMILIES} - {*SPECIAL})
+
+
+def an_ensemble(**settings) -> Ensemble:
+    torch.manual_seed(0)
+    return small_ensemble("discrete", **settings).eval().requires_grad_(False)
+
+
+def of_family(family: str, members: int = 2) -> Ensemble:
+    torch.manual_seed(0)
+    config = EnsembleConfig(member=ModelSpec(family=family), members=members, elites=members)
+    return built(ModelSpec(family="ensemble", config=config), "box").eval().requires_grad_(False)
+
+
+def a_segment(model, length: int = 2, seed: int = 0) -> Segment:
+    generator = torch.Generator().manual_seed(seed)
+    actions = random_actions(model.action_space, ROWS * length, seed)
+    return Segment(
+        observation=torch.randn(ROWS, length + 1, 4, generator=generator),
+        action=actions.unflatten(0, (ROWS, length)),
+        reward=torch.randn(ROWS, length, generator=generator),
+        terminated=torch.rand(ROWS, length, generator=generator) < 0.2,
+        mask=torch.ones(ROWS, length, dtype=torch.bool),
+    )
+
+
+def a_start(model, seed: int = 0) -> tuple:
+    """A filtered state, an action, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(ROWS, 4, model.noise_dim, generator=generator)
+    states = filter_states(model, a_segment(model), noise[:, :3])
+    state = {key: leaf[:, -1] for key, leaf in states.items()}
+    return state, random_actions(model.action_space, ROWS, 3), noise[:, 3]
+
+
+def members_of(model: Ensemble, state: dict) -> list[tuple]:
+    own = {key: leaf for key, leaf in state.items() if key != "member"}
+    return [
+        (member, {key: leaf[:, k] for key, leaf in own.items()})
+        for k, member in enumerate(model.members)
+    ]
+
+
+@pytest.mark.parametrize("family", MEMBERS)
+def test_an_ensemble_of_one_is_that_one(family):
+    model = of_family(family, members=1)
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise, 1.3)
+    (alone, own), *_ = members_of(model, state)
+    wanted, wanted_said = alone.step(own, action, noise[:, :-1], 1.3)
+    for key, leaf in wanted.items():
+        assert torch.equal(after[key][:, 0], leaf), key
+    assert torch.equal(said.reward, wanted_said.reward)
+    assert torch.equal(said.termination, wanted_said.termination)
+    assert torch.equal(said.uncertainty, torch.zeros(ROWS))
+    assert torch.equal(model.features(state), alone.features(own))
+
+
+@pytest.mark.parametrize("family", MEMBERS)
+def test_members_of_every_family_are_one_batched_call_that_compiles_whole(family):
+    model = of_family(family)
+    state, action, noise = a_start(model)
+    prepared = model.prepare(ROWS, torch.device("cpu"), torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(prepared.step, fullgraph=True, backend="aot_eager")
+    wanted, wanted_said = model.step(state, action, noise)
+    for step in (prepared.step, compiled):
+        got, said = step(state, action, noise)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tuple(said), tuple(wanted_said), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_that_of_an_elite_and_the_others_observe_what_it_dreamt():
+    model = an_ensemble()
+    model.elites.copy_(torch.tensor([2, 0]))
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise)
+    steps = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
+    drawn = torch.tensor([2, 0])[(noise[:, -1] * 2).long()]
+    assert set(drawn.tolist()) == {0, 2}
+    for row, member in enumerate(drawn.tolist()):
+        following, prediction = steps[member]
+        assert said.reward[row] == prediction.reward[row]
+        assert said.termination[row] == prediction.termination[row]
+        for key, leaf in following.items():
+            assert torch.equal(after[key][row, member], leaf[row]), key
+    seen = model.decode(after)
+    for k, (member, own) in enumerate(members_of(model, state)):
+        own_after = {key: leaf[:, k] for key, leaf in after.items()}
+        torch.testing.assert_close(member.decode(own_after), seen)
+        told = member.observe(own, action, seen, noise[:, :-1])
+        torch.testing.assert_close(own_after, told)
+
+
+def test_the_uncertainty_is_the_spread_of_what_the_members_imagine():
+    model = an_ensemble()
+    state, action, noise = a_start(model)
+    _, said = model.step(state, action, noise)
+    imagined = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
+    numbers = torch.stack(
+        [
+            torch.cat([m.decode(after) / MOMENTS.delta_std, said_.reward[:, None] / 2.0], -1)
+            for (after, said_), m in zip(imagined, model.members, strict=True)
+        ]
+    ).double()
+    wanted = numbers.var(0, correction=0).mean(-1).sqrt()
+    torch.testing.assert_close(said.uncertainty.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert (said.uncertainty > 0).all()
+
+
+def test_members_that_are_equal_do_not_disagree():
+    model = an_ensemble()
+    for member in list(model.members)[1:]:
+        member.load_state_dict(model.members[0].state_dict())
+    _, said = model.step(*a_start(model))
+    assert said.uncertainty.max() < 1e-5
+
+
+def test_with_ts_infinity_a_dream_keeps_the_member_that_its_start_has_drawn():
+    model = an_ensemble(propagation="ts-inf")
+    state, action, noise = a_start(model)
+    after, said = model.step(state, action, noise)
+    assert torch.equal(after["member"], state["member"])
+    other, said_other = model.step(state, action, torch.cat([noise[:, :-1], 1 - noise[:, -1:]], -1))
+    assert torch.equal(said.reward, said_other.reward)
+    assert torch.equal(model.features(after), model.features(other))
+
+
+def test_in_training_each_member_has_its_own_resample_and_in_evaluation_all_have_all():
+    model = an_ensemble()
+    segment = a_segment(model)
+    noise = torch.rand(ROWS, 3, model.noise_dim, generator=torch.Generator().manual_seed(0))
+    alone = [m.eval().loss(segment, noise[..., :-1])[0] for m in model.members]
+    total, terms = model.eval().loss(segment, noise)
+    torch.testing.assert_close(total, torch.stack(alone).sum())
+    for k, loss in enumerate(alone):
+        assert torch.equal(terms[f"{k}/loss"], loss)
+    resampled, terms = model.train().loss(segment, noise)
+    assert not torch.equal(resampled, total)
+    assert not any("/" in name for name in terms)
+
+
+def test_elites_are_the_members_of_the_least_held_out_loss_and_members_hear_their_own():
+    spec = ModelSpec(family="pets", config=PETSConfig(hidden=8, members=2, elites=1))
+    config = EnsembleConfig(member=spec, members=3, elites=2)
+    model = built(ModelSpec(family="ensemble", config=config), "discrete").eval()
+    _, terms = model.loss(a_segment(model), torch.zeros(ROWS, 3, model.noise_dim))
+    said = {name: torch.tensor(1.0) for name in terms}
+    for k, loss in enumerate((3.0, 1.0, 2.0)):
+        said[f"{k}/loss"] = torch.tensor(loss)
+        said[f"{k}/member_1"] = torch.tensor(0.0 if k == 2 else 9.0)
+    model.after_evaluation(said)
+    assert model.elites.tolist() == [1, 2]
+    assert [member.elites.tolist() for member in model.members] == [[0], [0], [1]]
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="elites=5 of members=3"):
+        EnsembleConfig(members=3)
+    with pytest.raises(ValueError, match="did you mean 'ts-inf'"):
+        EnsembleConfig(propagation="tsinf")
+    with pytest.raises(ValueError, match="unknown family"):
+        EnsembleConfig(member=ModelSpec(family="mdn"))
+
+
+SMALL = {
+    "pets": PETSConfig(hidden=16, layers=2, members=3, elites=2),
+    "ensemble": EnsembleConfig(
+        member=ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8)), members=3, elites=2
+    ),
+}
+
+
+SMALL["ensemble of pets"] = EnsembleConfig(
+    member=ModelSpec(family="pets", config=SMALL["pets"]), members=3, elites=2
+)
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_one_loop_fits_it_and_chooses_elites(kind, tmp_path):
+    data = dreamgym.record("CartPole-v1", steps=600, out=tmp_path / "d.h5", seed=0)
+    config = FitConfig(
+        updates=12, batch_size=8, segment_length=4, evaluate_every=4, starts=32, model=SMALL[kind]
+    )
+    world = dreamgym.fit(data, tmp_path / "w", family=kind.split()[0], config=config)
+    assert len(set(world.model.elites.tolist())) == 2
+    loaded = dreamgym.load(tmp_path / "w")
+    assert torch.equal(loaded.model.elites, world.model.elites)
+    assert isinstance(loaded.model, Decodes)
+    envs = dreamgym.DreamVectorEnv(loaded, 8, device="cpu")
+    envs.reset(seed=0)
+    *_, info = envs.step(torch.zeros(8, dtype=torch.int64))
+    assert (info["uncertainty"] > 0).all()
+
+
+def test_members_that_do_not_decode_take_any_actions():
+    config = EnsembleConfig(
+        member=ModelSpec(family="jepa", config=JEPAConfig(probe="none")), members=2, elites=2
+    )
+    spec = ModelSpec(family="ensemble", config=config)
+    for action in ACTION_SPACES:
+        model = built(spec, action).eval().requires_grad_(False)
+        for kind in (model, model.prepare(ROWS, torch.device("cpu"), torch.float32)):
+            noise = torch.rand(ROWS, kind.noise_dim)
+            actions = random_actions(kind.action_space, ROWS, 0)
+            following, said = kind.step(kind.initial(ROWS), actions, noise)
+            assert said.reward.shape == said.uncertainty.shape == (ROWS,)
+            assert kind.features(following).shape == (ROWS, kind.feature_dim)
+
+
+def test_keys_of_observations_may_have_dots():
+    seen = gym.spaces.Dict({"arm.left": gym.spaces.Box(-1, 1, (2,), np.float32)})
+    model = ModelSpec(family="ensemble").build(seen, ACTION_SPACES["box"])
+    assert "arm.left" in model.decode(model.initial(3))
+
+
+def test_only_one_of_two_keeps_a_member_for_a_whole_dream():
+    inside = ModelSpec(family="pets", config=PETSConfig(propagation="ts-inf"))
+    config = EnsembleConfig(member=inside, members=2, elites=2, propagation="ts-inf")
+    with pytest.raises(ValueError, match="propagation='ts1'"):
+        built(ModelSpec(family="ensemble", config=config), "box")
+
+
+def test_what_fits_part_by_part_does_so_inside_of_others_too():
+    images = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    part_by_part = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(vision_updates=7, width=0.1))
+    config = EnsembleConfig(member=part_by_part, members=2, elites=2)
+    ensemble = ModelSpec(family="ensemble", config=config).build(images, ACTION_SPACES["box"])
+    around = Pessimistic(ensemble)
+    assert around.phase_starts == (7,)
+    around.after_update()
+    assert [int(member.updates) for member in ensemble.members] == [1, 1]
+    around.before_fit()
+    assert [int(member.updates) for member in ensemble.members] == [0, 0]

@@ -1,0 +1,126 @@
+"""Starts are burnt in on real rows only: a model that remembers what it was shown says so."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import dreamgym
+from dreamgym.data import Dataset
+from dreamgym.models import Prediction, WorldModel
+from dreamgym.world.start_states import burn_in
+
+LENGTHS = (1, 2, 3, 7, 30)
+LENGTH = 6
+COUNT = 200
+
+
+class Counted(gym.Env):
+    """Shows its episode's number and step; its episodes end or are cut off, in turns."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(100)
+
+    def __init__(self) -> None:
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.age = self.episode + 1, 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.age += 1
+        over = self.age >= LENGTHS[self.episode % len(LENGTHS)]
+        return self._seen(), 0.0, over and self.episode % 2 == 0, over and self.episode % 2 == 1, {}
+
+    def _seen(self):
+        return np.array([self.episode, self.age], np.float32)
+
+
+class Witness(WorldModel):
+    """Remembers the last observation and action, how many it saw, and whether they all followed."""
+
+    feature_dim, noise_dim = 2, 1
+
+    def __init__(self) -> None:
+        super().__init__(Counted.observation_space, Counted.action_space, None)
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def initial(self, batch_size):
+        zeros = torch.zeros(batch_size)
+        last = torch.zeros(batch_size, 2)
+        return {"last": last, "count": zeros, "sound": zeros + 1, "action": zeros}
+
+    def observe(self, state, action, observation, noise):
+        follows = (observation - state["last"] == torch.tensor([0.0, 1.0])).all(-1)
+        first = state["count"] == 0
+        return {
+            "last": observation,
+            "count": state["count"] + 1,
+            "sound": state["sound"] * torch.where(first, action == 0, follows),
+            "action": action.float(),
+        }
+
+    def step(self, state, action, noise, temperature=1.0):
+        zeros = torch.zeros(len(action))
+        return state, Prediction(zeros, zeros, zeros)
+
+    def features(self, state):
+        return state["last"]
+
+    def loss(self, segment, noise):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("counted") / "counted.h5"
+    with Dataset(dreamgym.record(Counted(), steps=430, out=path, seed=0)) as dataset:
+        yield dataset
+
+
+@pytest.mark.parametrize("length", [LENGTH, 1])
+def test_every_start_was_burnt_in_on_the_rows_before_it_and_on_nothing_else(dataset, length):
+    chosen = np.arange(0, dataset.num_episodes, 3)
+    starts = burn_in(Witness().eval(), dataset, chosen, count=COUNT, length=length)
+    episode, step = starts.states["last"].long().unbind(-1)
+    assert bool((starts.states["sound"] == 1).all())
+    assert {*episode.tolist()} <= {*chosen.tolist()}
+    # One observation more than there are steps before it: neither padding nor what comes after.
+    assert torch.equal(starts.states["count"].long(), step.clamp(max=length) + 1)
+    actions = [int(dataset.episode(e).actions[s - 1]) if s else 0 for e, s in zip(episode, step)]  # noqa: B905
+    assert starts.states["action"].tolist() == actions
+    assert bool((step[: starts.beginnings] == 0).all())
+    assert int(step.max()) > length
+
+
+def test_no_start_is_the_last_row_of_an_episode_whether_it_ended_or_was_cut_off(dataset):
+    every = np.arange(dataset.num_episodes)
+    starts = burn_in(Witness().eval(), dataset, every, count=2000, length=LENGTH)
+    episode, step = starts.states["last"].long().unbind(-1)
+    left = torch.as_tensor(np.asarray(dataset.lengths))[episode] - step
+    assert int(left.min()) == 1  # the row before the last is one to begin from
+    assert {dataset.episode(int(e)).terminated for e in {*episode.tolist()}} == {True, False}
+
+
+def test_starts_from_anywhere_are_uniform_over_the_rows_that_can_be_left(dataset):
+    every = np.arange(dataset.num_episodes)
+    starts = burn_in(Witness().eval(), dataset, every, count=8000, length=1)
+    episode, step = starts.states["last"][starts.beginnings :].long().unbind(-1)
+    rows = torch.as_tensor(np.concatenate([[0], np.cumsum(dataset.lengths)[:-1]]))[episode] + step
+    counts = torch.bincount(rows, minlength=int(np.sum(dataset.lengths)))
+    # Chi-square per degree of freedom; of uniform draws it is 1, give or take 0.07.
+    off = (counts - counts.float().mean()).square().sum() / counts.float().mean() / len(counts)
+    assert 0.7 < float(off) < 1.35
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_seed_gives_the_same_starts_and_another_others(dataset, seed):
+    every = np.arange(dataset.num_episodes)
+    one, two = (burn_in(Witness().eval(), dataset, every, count=64, seed=s) for s in (seed, 5))
+    again = burn_in(Witness().eval(), dataset, every, count=64, seed=seed)
+    assert torch.equal(one.states["last"], again.states["last"])
+    assert not torch.equal(one.states["last"], two.states["last"])
