@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._device import packs_weights
+
 _LAYOUTS: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
 
 
@@ -121,7 +123,7 @@ def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.
     bias = None if bias is None else bias.detach().to(dtype).contiguous()
     # In a lower precision the packed product is always the faster one.
     pays = dtype != torch.float32 or (rows > PLAIN_ROWS and rows * weight.numel() >= SMALLEST_WORK)
-    if weight.device.type == "cpu" and pays and _has_packing():
+    if weight.device.type == "cpu" and pays and packs_weights(dtype):
         return PackedWeight(weight, bias, rows)
     if dtype != torch.float32:
         return lambda x: F.linear(x.to(dtype), weight, bias)
@@ -145,12 +147,6 @@ def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
         return F.linear(x, weight, bias)
 
     return product
-
-
-def _has_packing() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
 
 
 Layer = Callable[[Tensor], Tensor]
