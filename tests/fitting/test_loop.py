@@ -408,7 +408,7 @@ def test_it_logs_to_tensorboard(data, tmp_path):
     assert list((tmp_path / "log").glob("events.*"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.gpu
 def test_it_fits_on_cuda(data):
     world = dreamgym.fit(data, config=replace(QUICK, device="cuda"))
     assert next(world.model.parameters()).device.type == "cpu"
