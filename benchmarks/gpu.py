@@ -90,7 +90,7 @@ def _ceilings() -> Rows:
 
 def ways(device: str) -> Rows:
     """Each family, eager, captured and compiled: whether it steps, how, and its time."""
-    import dream_worlds
+    from support import worlds
 
     from dreamgym.dream import DreamVectorEnv
 
@@ -101,10 +101,10 @@ def ways(device: str) -> Rows:
             try:
                 begun = time.perf_counter()
                 env = DreamVectorEnv(
-                    _built(dream_worlds, family), count, device=device, view="latent", compile=asked
+                    _built(worlds, family), count, device=device, view="latent", compile=asked
                 )
                 env.reset(seed=0)
-                action = dream_worlds.actions(count, str(env.device))
+                action = worlds.actions(count, str(env.device))
                 env.step(action)
                 first = time.perf_counter() - begun
                 row = {"name": name, "value": count / _timed(lambda: env.step(action), 20)}  # noqa: B023
@@ -114,7 +114,7 @@ def ways(device: str) -> Rows:
                 yield _failed(name, error)
 
 
-def _built(dream_worlds: Any, family: str) -> Any:
+def _built(worlds: Any, family: str) -> Any:
     if family == "pets":
         import gymnasium as gym
         import numpy as np
@@ -122,8 +122,8 @@ def _built(dream_worlds: Any, family: str) -> Any:
         from dreamgym.models import PETS, PETSConfig
 
         seen = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)
-        return dream_worlds._world(dream_worlds._built(PETS, dream_worlds.CAR, PETSConfig(), seen))
-    return dream_worlds.family(family)
+        return worlds._world(worlds._built(PETS, worlds.CAR, PETSConfig(), seen))
+    return worlds.family(family)
 
 
 def tests(device: str) -> Rows:
@@ -147,8 +147,8 @@ def tests(device: str) -> Rows:
 
 def syncs(device: str) -> Rows:
     """Whether steps and resets of each family wait for the device: torch raises where they do."""
-    import dream_worlds
     import torch
+    from support import worlds
 
     from dreamgym.dream import DreamVectorEnv
 
@@ -157,10 +157,10 @@ def syncs(device: str) -> Rows:
             name = f"{family}, compile={asked!r}: steps without a host sync"
             try:
                 env = DreamVectorEnv(
-                    _built(dream_worlds, family), 64, device=device, view="latent", compile=asked
+                    _built(worlds, family), 64, device=device, view="latent", compile=asked
                 )
                 env.reset(seed=0)
-                action = dream_worlds.actions(64, str(env.device))
+                action = worlds.actions(64, str(env.device))
                 for _ in range(3):
                     env.step(action)
                 if device == "cuda":
@@ -177,11 +177,11 @@ def syncs(device: str) -> Rows:
 
 def dream(device: str, world: str) -> Rows:
     """Env-steps a second of one world of published size, at 1 to 65,536 dreams."""
-    import dream_worlds
+    from support import worlds
 
     from dreamgym.dream import DreamVectorEnv
 
-    made = getattr(dream_worlds, world)()
+    made = getattr(worlds, world)()
     for count in COUNTS if device == "cuda" else FEW_COUNTS:
         for dtype in ("float32", "bfloat16"):
             name = f"{world}, {count} dreams, {dtype}"
@@ -189,7 +189,7 @@ def dream(device: str, world: str) -> Rows:
                 env = DreamVectorEnv(made, count, device=device, dtype=dtype, view="latent")
                 env.reset(seed=0)
                 space: Any = env.single_action_space
-                action = dream_worlds.actions(count, str(env.device), space)
+                action = worlds.actions(count, str(env.device), space)
                 seconds = _timed(lambda: env.step(action), 50 if device == "cuda" else 3)  # noqa: B023
                 row = {"name": name, "value": count / seconds, "unit": "env-steps/s"}
                 yield row | {"us_a_step": 1e6 * seconds, "way": env.stepper.way, **_memory(device)}
@@ -200,8 +200,8 @@ def dream(device: str, world: str) -> Rows:
 
 def rollout(device: str) -> Rows:
     """A policy and its dreams on one device, 64 steps at a time, nothing copied to the host."""
-    import dream_worlds
     import torch
+    from support import worlds
     from torch import nn
 
     from dreamgym.dream import DreamVectorEnv
@@ -209,10 +209,10 @@ def rollout(device: str) -> Rows:
     for count in (4096, 65_536) if device == "cuda" else (8,):
         name = f"rollout of 64 steps, V-M-C, {count} dreams"
         try:
-            env = DreamVectorEnv(dream_worlds.v_m_c(), count, device=device, view="latent")
+            env = DreamVectorEnv(worlds.v_m_c(), count, device=device, view="latent")
             env.reset(seed=0)
-            low = torch.from_numpy(dream_worlds.CAR.low).to(env.device)
-            span = torch.from_numpy(dream_worlds.CAR.high).to(env.device) - low
+            low = torch.from_numpy(worlds.CAR.low).to(env.device)
+            span = torch.from_numpy(worlds.CAR.high).to(env.device) - low
             width = env.world.model.feature_dim
             policy = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 3), nn.Sigmoid())
             policy = policy.to(env.device)
