@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from dreamgym._files import refuse_unfinished
 from dreamgym.data.formats import ForeignOptions
-from dreamgym.data.formats.direct import is_foreign, open_directly
+from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.reader import open_native, open_shards
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
@@ -200,11 +199,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
     """
     path = Path(path)
     refuse_unfinished(path)
-    skipped: list[str] = []
-    if is_foreign(path):
-        source, skipped = open_directly(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
-    else:
-        source = (open_shards if path.is_dir() else open_native)(path, _HELD_BYTES)
+    source, skipped = open_source(path, _HELD_BYTES, foreign or ForeignOptions(), "skip")
     try:
         return _card(source, skipped)
     finally:

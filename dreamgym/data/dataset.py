@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from dreamgym._files import partial_path, refuse_unfinished
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
-from dreamgym.data.formats.direct import is_foreign, open_directly
+from dreamgym.data.formats.source import open_source
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.reader import open_native, open_shards, open_snapshot
+from dreamgym.data.hdf5.reader import open_snapshot
 from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.segments import (
     SegmentBatch,
@@ -221,12 +221,7 @@ class Dataset(Segmented):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
         given = Path(path)
         refuse_unfinished(given)
-        self.skipped: list[str] = []
-        if is_foreign(given):
-            options = foreign or ForeignOptions()
-            source, self.skipped = open_directly(given, memory, options, on_bad)
-        else:
-            source = (open_shards if given.is_dir() else open_native)(given, memory)
+        source, self.skipped = open_source(given, memory, foreign or ForeignOptions(), on_bad)
         self._adopt(source, on_bad, keys)
 
     @classmethod

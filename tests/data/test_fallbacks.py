@@ -29,7 +29,7 @@ MISSING = {
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in MISSING[request.param]:
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(reader, "AVAILABLE", hasattr(os, "preadv"))
+    monkeypatch.setattr(reader, "PREADV_AVAILABLE", hasattr(os, "preadv"))
     if request.param == "windows":
         monkeypatch.setattr(guard, "fcntl", None)
     return request.param

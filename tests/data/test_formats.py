@@ -106,7 +106,7 @@ def test_minari_with_a_row_too_few(tmp_path: Path) -> None:
         rows = file["episode_1/observations"][:-1]
         del file["episode_1/observations"]
         file["episode_1/observations"] = rows
-    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*T \+ 1 are wanted"):
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*expected T \+ 1"):
         Dataset(tmp_path / "m")
 
 
@@ -115,7 +115,7 @@ def test_minari_with_a_broken_image(tmp_path: Path) -> None:
     shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "m")
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         file["episode_0/observations/image"][2] = np.zeros(5, np.uint8)
-    with pytest.raises(DatasetError, match="row 2: no JPEG"):
+    with pytest.raises(DatasetError, match="row 2: it is not a JPEG"):
         Dataset(tmp_path / "m")
 
 
@@ -241,7 +241,7 @@ def test_ogbench_as_its_own_loader_reads_it(tmp_path: Path) -> None:
 
 
 def test_ogbench_without_a_last_end(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="do not make whole trajectories"):
+    with pytest.raises(DatasetError, match="do not make complete trajectories"):
         Dataset(ogbench(tmp_path / "o.npz", [9]))
 
 

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: replace(p, "steps/reward", link=h5py.SoftLink("/steps/action")),
         r"/steps/reward: it is a soft link",
     ),
-    "external storage": (make_external_storage, r"/steps/reward: its data lie outside the file"),
+    "external storage": (make_external_storage, r"/steps/reward: its data are outside the file"),
     "virtual": (make_virtual, r"/steps/reward: it is a virtual dataset"),
     "cycle": (make_cycle, r"/steps/reward: it is not a dataset"),
     "declares more than it stores": (
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "too few rows": (
         lambda p: replace(p, "steps/reward", data=np.zeros(21, FLOAT)),
-        r"/steps/reward: it has 21 rows; 22 are wanted",
+        r"/steps/reward: it has 21 rows; expected 22",
     ),
     "a key is missing": (
         damage(lambda f: f.__delitem__("steps/action")),
@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "zero-length episode": (set_value("episodes/length", 2, 0), r"episode 2: it is 0; an episode"),
     "negative length": (set_value("episodes/length", 2, -8), r"episode 2: it is -8; an episode"),
     "huge length": (set_value("episodes/length", 3, 2**62), r"episode 3: it is 46116"),
-    "length beyond the rows": (set_value("episodes/length", 3, 90), r"has 22 rows; 110 are wanted"),
+    "length beyond the rows": (set_value("episodes/length", 3, 90), r"has 22 rows; expected 110"),
     "seed": (set_value("episodes/seed", 3, -2), r"/episodes/seed: episode 3: it is -2"),
     "env_index": (set_value("episodes/env_index", 1, -1), r"/episodes/env_index: episode 1"),
     "no end flag": (
@@ -266,11 +266,11 @@ NOT_HDF5: dict[str, tuple[bytes, str]] = {
         "Git LFS pointer.*lfs pull",
     ),
     "html": (b"\n<!DOCTYPE html><html>", "an HTML page"),
-    "npz": (b"PK\x03\x04" + bytes(40), "no readable npz file"),
+    "npz": (b"PK\x03\x04" + bytes(40), "not a readable npz file"),
     "npy": (b"\x93NUMPY\x01\x00", "a single NumPy array"),
     "pickle": (b"\x80\x04\x95\x00", "a Python pickle.*never loads"),
     "gzip": (b"\x1f\x8b\x08", "gzip"),
-    "text": (b"1,2,3\n", "not an HDF5 file"),
+    "text": (b"1,2,3\n", "unknown format: it is a file that begins with.*DatasetWriter"),
     "only the signature": (b"\x89HDF\r\n\x1a\n", "truncated|superblock"),
     "unknown version": (b"\x89HDF\r\n\x1a\n\x09" + bytes(90), "superblock has version 9"),
 }
@@ -292,7 +292,7 @@ def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
         Dataset(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DatasetError, match="no regular file"):
+        with pytest.raises(DatasetError, match="not a regular file"):
             Dataset(tmp_path / "pipe")
 
 
@@ -307,7 +307,9 @@ def test_a_truncated_file(good: Path, keep: float) -> None:
 def test_hdf5_that_is_no_dataset(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(DatasetError, match=r"of no known format; it holds the HDF5 keys \['x'\]"):
+    with pytest.raises(
+        DatasetError, match=r"unknown format: it is an HDF5 file with the keys \['x'\]"
+    ):
         Dataset(tmp_path / "d.h5")
 
 

@@ -24,7 +24,7 @@ from dreamgym.data import (
     prefetch,
     record,
 )
-from dreamgym.data.hdf5.reader import AVAILABLE, PositionedColumn
+from dreamgym.data.hdf5.reader import PREADV_AVAILABLE, PositionedColumn
 from dreamgym.data.segments import SegmentSampler
 from dreamgym.data.storage import MemoryColumn, SlicedColumn
 from tests.data.samples import image_cartpole, random_episode, write, write_random
@@ -33,7 +33,7 @@ from tests.data.test_reader import assert_same_batch, slow_segments
 IMAGES = DatasetMetadata(
     observation_space=spaces.Box(0, 255, (8, 8, 3), np.uint8), action_space=spaces.Discrete(3)
 )
-POSITIONED = pytest.mark.skipif(not AVAILABLE, reason="no positioned reads here")
+POSITIONED = pytest.mark.skipif(not PREADV_AVAILABLE, reason="no positioned reads here")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamgym._files import partial_path
 from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.guard import being_written, hdf5_errors, open_growing, read_superblock
+from dreamgym.data.hdf5.guard import hdf5_errors, is_being_written, open_growing, read_superblock
 from dreamgym.data.hdf5.reader import open_columns, read_committed, read_metadata
 from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.hdf5.writer import DatasetWriter
@@ -59,7 +59,7 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
     """
     partial, out = _names(Path(path))
     rescue = out.with_name(out.name + ".recovering")
-    if being_written(partial):
+    if is_being_written(partial):
         raise DatasetError(
             "its writer is alive", path=partial, remedy="wait until the recording ends"
         )
