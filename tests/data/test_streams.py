@@ -219,7 +219,7 @@ def test_shards_of_images(tmp_path: Path, memory: int) -> None:
 def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     write_random(tmp_path / "a.h5", [4])
     write_random(tmp_path / "b.h5", [4], IMAGES)
-    with pytest.raises(DatasetError, match=r"b\.h5: its spaces are not those of a\.h5"):
+    with pytest.raises(DatasetError, match=r"b\.h5: its spaces differ from those of a\.h5"):
         Dataset(tmp_path)
     (tmp_path / "b.h5").rename(tmp_path / "b.h5.partial")
     with pytest.raises(DatasetError, match=r"b\.h5\.partial.*dreamgym recover"):
