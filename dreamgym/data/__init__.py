@@ -7,9 +7,9 @@ from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.hdf5.recovery import Recovery, recover
-from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.html_report import write_page
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, opened
 from dreamgym.data.policies import Policy
 from dreamgym.data.recorder import Recorder, VectorRecorder

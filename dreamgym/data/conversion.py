@@ -15,7 +15,7 @@ from dreamgym.data.formats import ForeignOptions, open_foreign
 from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.guard import hdf5_errors, open_file
 from dreamgym.data.hdf5.reader import open_columns, open_native, read_metadata, read_table
-from dreamgym.data.hdf5.schema import row_layout, set_attribute
+from dreamgym.data.hdf5.schema import metadata_to_attributes, row_layout, set_attribute
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.errors import DatasetError
 
@@ -169,7 +169,7 @@ def _copy_packed(
     file: h5py.File, source: Path, packed: h5py.File, compression: dict[str, Any]
 ) -> None:
     metadata, table = read_metadata(file, source), read_table(file, source)
-    for name, value in metadata.to_attributes().items():
+    for name, value in metadata_to_attributes(metadata).items():
         set_attribute(packed, name, value)
     rows = open_columns(file, source, metadata)
     for name, (shape, dtype) in row_layout(metadata).items():

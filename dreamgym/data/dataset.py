@@ -14,13 +14,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym._files import partial_path, refuse_unfinished
+from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.frame_skip import FrameSkip
-from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.reader import open_snapshot
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.segments import (
     SegmentBatch,
     SegmentReader,
@@ -174,7 +174,7 @@ class Segmented(Described):
                 )
             observations = {key: column for key, column in observations.items() if key in keys}
         return SegmentSource(
-            observations if is_dict else observations[schema.SINGLE_KEY],
+            observations if is_dict else observations[layout.SINGLE_KEY],
             action=for_models(self._source.action),
             reward=self._source.reward,
             starts=self._table.start,
@@ -330,13 +330,13 @@ class Dataset(Segmented):
         }
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return Episode(
-            observations=observations if is_dict else observations[schema.SINGLE_KEY],
+            observations=observations if is_dict else observations[layout.SINGLE_KEY],
             actions=self._source.action.read(start, stop).copy(),
             rewards=self._source.reward.read(start, stop).copy(),
             terminated=bool(header["terminated"]),
             truncated=bool(header["truncated"]),
             complete=bool(header["complete"]),
-            seed=None if header["seed"] == schema.NO_SEED else header["seed"],
+            seed=None if header["seed"] == layout.NO_SEED else header["seed"],
             env_index=header["env_index"],
         )
 

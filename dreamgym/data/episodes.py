@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.hdf5 import schema
+from dreamgym.data import layout
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -216,13 +216,13 @@ class EpisodeBuilder:
         self._env_index = env_index
         self._observations = {
             key: RowBuffer(box.shape, np.dtype(box.dtype), key)
-            for key, box in schema.boxes_of(observation_space).items()
+            for key, box in layout.observation_boxes(observation_space).items()
         }
-        shape, dtype = schema.action_layout(action_space)
+        shape, dtype = layout.action_layout(action_space)
         self._actions = RowBuffer(shape, dtype, "action")
         self._action_shape = shape
         self._action_kinds = "biuf" if dtype.kind == "f" else "biu"
-        self._rewards = RowBuffer((), schema.REWARD_DTYPE, "reward")
+        self._rewards = RowBuffer((), layout.REWARD_DTYPE, "reward")
         self._bounds = _bounds(action_space)
         self._length = -1  # no observation yet
         self._seed: int | None = None
@@ -275,7 +275,7 @@ class EpisodeBuilder:
             return None
         observations = {key: buffer.first(length + 1) for key, buffer in self._observations.items()}
         return Episode(
-            observations=observations if self._is_dict else observations[schema.SINGLE_KEY],
+            observations=observations if self._is_dict else observations[layout.SINGLE_KEY],
             actions=self._actions.first(length),
             rewards=self._rewards.first(length),
             terminated=terminated,
@@ -287,7 +287,7 @@ class EpisodeBuilder:
 
     def _put_observation(self, index: int, observation: Any) -> None:
         if not self._is_dict:
-            self._observations[schema.SINGLE_KEY].put(index, observation)
+            self._observations[layout.SINGLE_KEY].put(index, observation)
             return
         if not isinstance(observation, dict) or observation.keys() != self._observations.keys():
             keys = sorted(observation) if isinstance(observation, dict) else type(observation)
@@ -308,7 +308,7 @@ class EpisodeBuilder:
             )
         try:
             require_finite(row[None], "action")
-            row = cast_rows(row[None], schema.action_layout(self._action_space)[1], "action")[0]
+            row = cast_rows(row[None], layout.action_layout(self._action_space)[1], "action")[0]
             require_actions_inside(row[None], self._action_space, "action")
         except DatasetError as error:
             raise DatasetError(

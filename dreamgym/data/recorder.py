@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.episodes import EpisodeBuilder
-from dreamgym.data.hdf5.schema import DatasetMetadata, spec_json
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
 
@@ -167,15 +167,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
     ) -> None:
         super().__init__(env)
         self._mode = autoreset_mode(env)
-        spec = env.spec
-        metadata = DatasetMetadata(
-            observation_space=env.single_observation_space,
-            action_space=env.single_action_space,
-            env_spec=spec_json(spec),
-            env_id=None if spec is None else spec.id,
-            policy=policy,
-            seed=seed,
-        )
+        metadata = DatasetMetadata.of_env(env, policy=policy, seed=seed)
         self.writer = DatasetWriter(out, metadata)
         self._builders = [
             EpisodeBuilder(env.single_observation_space, env.single_action_space, index)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data import layout
 from dreamgym.data.episodes import action_excess
-from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -156,7 +156,7 @@ def for_models(column: Column) -> Column:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTable:
-    """One entry an episode, `(E,)` each; see `schema.EPISODE_COLUMNS`.
+    """One entry an episode, `(E,)` each; see `layout.EPISODE_COLUMNS`.
 
     Attributes:
         start: First row of the episode, in native rows.
@@ -166,7 +166,7 @@ class EpisodeTable:
         complete: The environment ended it; else it was cut off.
         env_index: Which of several environments it came from.
         seed: Of its reset; -1 where there was none.
-        crc: CRC-32 of the episode, see `schema.episode_crc`.
+        crc: CRC-32 of the episode, see `layout.episode_crc`.
     """
 
     start: Array
@@ -229,7 +229,7 @@ class EpisodeTable:
             "length": (self.length < 1, "an episode has at least 1 action"),
             "start": (self.start < 0, "it must not be negative"),
             "env_index": (self.env_index < 0, "it must not be negative"),
-            "seed": (self.seed < schema.NO_SEED, "it must be at least 0, or -1 for none"),
+            "seed": (self.seed < layout.NO_SEED, "it must be at least 0, or -1 for none"),
         }
         for name, (bad, wanted) in columns.items():
             if bad.any():
@@ -259,7 +259,7 @@ class EpisodeTable:
                 f"complete = {bool(self.complete[episode])}, but terminated = "
                 f"{bool(self.terminated[episode])} and truncated = "
                 f"{bool(self.truncated[episode])}",
-                key=f"/{schema.EPISODE_GROUP}/complete",
+                key=f"/{layout.EPISODE_GROUP}/complete",
                 episode=int(episode),
             )
             for episode in np.flatnonzero(ended != self.complete)
@@ -270,7 +270,7 @@ def _table_error(path: Path, name: str, episode: int, value: Any, wanted: str) -
     return DatasetError(
         f"it is {value}; {wanted}",
         path=path,
-        key=f"/{schema.EPISODE_GROUP}/{name}",
+        key=f"/{layout.EPISODE_GROUP}/{name}",
         episode=episode,
         remedy="the table of episodes is damaged: copy or record the dataset again",
     )
@@ -291,7 +291,7 @@ class Source:
         path: Where it came from.
         metadata: What it says about itself.
         table: Its episodes.
-        observations: Columns by observation key; `schema.SINGLE_KEY` where the space is no Dict.
+        observations: Columns by observation key; `layout.SINGLE_KEY` where the space is no Dict.
         action: Rows of actions; the last row of an episode is zero.
         reward: Rows of rewards, float32; likewise.
         close: Lets go of the files.
@@ -309,15 +309,15 @@ class Source:
 
     def columns(self) -> dict[str, Column]:
         """Every column by its name on disk, in the order of the checksum."""
-        columns = {schema.observation_path(key): c for key, c in self.observations.items()}
-        return columns | {schema.ACTION_KEY: self.action, schema.REWARD_KEY: self.reward}
+        columns = {layout.observation_path(key): c for key, c in self.observations.items()}
+        return columns | {layout.ACTION_KEY: self.action, layout.REWARD_KEY: self.reward}
 
     def row_bytes(self) -> int:
         """Bytes of one row over all columns."""
         boxes = self.metadata.observation_boxes().values()
-        shape, dtype = schema.action_layout(self.metadata.action_space)
+        shape, dtype = layout.action_layout(self.metadata.action_space)
         sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
-        return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + schema.REWARD_DTYPE.itemsize
+        return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + layout.REWARD_DTYPE.itemsize
 
     def held(self) -> dict[str, Column]:
         """The columns that are in memory, by name."""
@@ -375,7 +375,7 @@ class Source:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = np.asarray(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
                 yield from _row_problems(bad, starts, first, f"/{name}", _not_finite)
-        excess = action_excess(rows[schema.ACTION_KEY], self.metadata.action_space)
+        excess = action_excess(rows[layout.ACTION_KEY], self.metadata.action_space)
         excess[starts + table.length] = 0.0  # the zero rows, which are no actions
         if (excess > 0).any():
             space = self.metadata.action_space
@@ -387,7 +387,7 @@ class Source:
                 )
 
             beyond: Array = np.greater(excess, 0.0)
-            yield from _row_problems(beyond, starts, first, f"/{schema.ACTION_KEY}", outside)
+            yield from _row_problems(beyond, starts, first, f"/{layout.ACTION_KEY}", outside)
 
 
 def _not_finite(rows: Array) -> str:
@@ -401,11 +401,11 @@ def _checksum_problems(
     for episode in range(len(table)):
         start = int(table.start[episode]) - begin
         stop = start + int(table.length[episode]) + 1
-        crc = schema.episode_crc(table.header(episode), (v[start:stop] for v in rows.values()))
+        crc = layout.episode_crc(table.header(episode), (v[start:stop] for v in rows.values()))
         if crc != table.crc[episode]:
             yield DatasetError(
                 "its checksum does not fit its rows: the data have changed since they were written",
-                key=f"/{schema.EPISODE_GROUP}/crc",
+                key=f"/{layout.EPISODE_GROUP}/crc",
                 episode=first + episode,
                 remedy="copy the file again, or leave the episode out with on_bad='skip'",
             )

@@ -185,11 +185,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "text of variable length": (
         damage(lambda f: f.attrs.__setitem__("policy", "random")),
-        "@policy: the attribute is missing, or no text of fixed length",
+        "@policy: the attribute is missing, or not text of fixed length",
     ),
     "space no JSON": (
         set_attribute("action_space", "{"),
-        "@action_space: the attribute is no JSON",
+        "@action_space: the attribute is not JSON",
     ),
     "space of arrays": (set_attribute("action_space", [1, 2]), "@action_space"),
     "malformed space": (

@@ -284,6 +284,6 @@ def test_no_room_even_to_begin(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    assert "cannot be made" in done.stdout, done.stderr
+    assert "cannot be created" in done.stdout, done.stderr
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []

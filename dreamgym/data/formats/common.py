@@ -20,7 +20,7 @@ from dreamgym.data.hdf5.guard import (
     is_group,
     require_stored,
 )
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
 

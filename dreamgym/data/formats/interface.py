@@ -30,7 +30,7 @@ from dreamgym.data.hdf5.guard import (
     open_file,
     open_regular,
 )
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]

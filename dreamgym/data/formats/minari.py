@@ -28,7 +28,7 @@ from dreamgym.data.formats.common import (
 )
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.hdf5.guard import get_group, hdf5_errors, is_group, require_sound_heaps
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import DatasetError
 

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from gymnasium import spaces
 
+from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.registry import detect_format
-from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.encoding import episode_columns
 from dreamgym.data.hdf5.reader import open_native, open_shards
+from dreamgym.data.hdf5.schema import episode_columns
 from dreamgym.data.storage import Column, EpisodeColumn, EpisodeTable, MemoryColumn, Source
 from dreamgym.errors import DatasetError
 
@@ -74,7 +74,7 @@ def _read_foreign(
                 raise problem from error.__cause__
             skipped.append(str(problem))
             continue
-        observations = [name for name in columns if name.startswith(schema.OBSERVATION_GROUP)]
+        observations = [name for name in columns if name.startswith(layout.OBSERVATION_GROUP)]
         observation_bytes += sum(columns[name].nbytes for name in observations)
         if observation_bytes > memory and foreign.read_rows is None:
             raise DatasetError(
@@ -107,9 +107,9 @@ def _make_header(episode: Episode, start: int, columns: dict[str, Array]) -> dic
         "truncated": int(episode.truncated),
         "complete": int(episode.complete),
         "env_index": episode.env_index,
-        "seed": schema.NO_SEED if episode.seed is None else episode.seed,
+        "seed": layout.NO_SEED if episode.seed is None else episode.seed,
     }
-    return header | {"crc": schema.episode_crc(header, columns.values())}
+    return header | {"crc": layout.episode_crc(header, columns.values())}
 
 
 def _make_source(
@@ -124,7 +124,7 @@ def _make_source(
     table = EpisodeTable(
         **{
             name: np.array([header[name] for header in headers], dtype=dtype)
-            for name, dtype in schema.EPISODE_COLUMNS.items()
+            for name, dtype in layout.EPISODE_COLUMNS.items()
         }
     )
     boxes = foreign.metadata.observation_boxes()
@@ -132,9 +132,9 @@ def _make_source(
         path=path,
         metadata=foreign.metadata,
         table=table,
-        observations={key: columns[schema.observation_path(key)] for key in boxes},
-        action=columns[schema.ACTION_KEY],
-        reward=columns[schema.REWARD_KEY],
+        observations={key: columns[layout.observation_path(key)] for key in boxes},
+        action=columns[layout.ACTION_KEY],
+        reward=columns[layout.REWARD_KEY],
         convention=foreign.convention,
     )
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data import layout
 from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.guard import (
     get_dataset,
@@ -26,7 +27,7 @@ from dreamgym.data.hdf5.guard import (
     read_plain_attributes,
     require_stored,
 )
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.storage import (
     Column,
     EpisodeTable,
@@ -129,7 +130,7 @@ def _make_source(file: h5py.File, path: Path, memory: int, *, closed: bool) -> S
     if closed:  # while a file is being written, rows of the next episode may be there already
         _require_no_extra_rows(file, path, table)
     columns: dict[str, Column] = {}
-    observations = {key: schema.observation_path(key) for key in metadata.observation_boxes()}
+    observations = {key: layout.observation_path(key) for key in metadata.observation_boxes()}
     # Smallest first: one large camera must not push ten small sensors out of memory.
     for name in sorted(datasets, key=lambda name: _row_bytes(datasets[name])):
         size = num_rows * _row_bytes(datasets[name])
@@ -156,18 +157,18 @@ def _make_source(file: h5py.File, path: Path, memory: int, *, closed: bool) -> S
         metadata=metadata,
         table=table,
         observations={key: columns[name] for key, name in observations.items()},
-        action=columns[schema.ACTION_KEY],
-        reward=columns[schema.REWARD_KEY],
+        action=columns[layout.ACTION_KEY],
+        reward=columns[layout.REWARD_KEY],
         close=close,
     )
 
 
 def _require_no_extra_rows(file: h5py.File, path: Path, table: EpisodeTable) -> None:
     """Check that all columns of a closed file end with the last episode."""
-    group = get_group(file, schema.EPISODE_GROUP, path)
-    expected = {f"{schema.EPISODE_GROUP}/{name}": len(table) for name in group}
-    row_columns = [schema.ACTION_KEY, schema.REWARD_KEY]
-    row_columns += [f"{schema.OBSERVATION_GROUP}/{key}" for key in file[schema.OBSERVATION_GROUP]]
+    group = get_group(file, layout.EPISODE_GROUP, path)
+    expected = {f"{layout.EPISODE_GROUP}/{name}": len(table) for name in group}
+    row_columns = [layout.ACTION_KEY, layout.REWARD_KEY]
+    row_columns += [f"{layout.OBSERVATION_GROUP}/{key}" for key in file[layout.OBSERVATION_GROUP]]
     for name, count in (expected | dict.fromkeys(row_columns, table.num_rows)).items():
         found = len(get_dataset(file, name, path))
         if found != count:
@@ -257,7 +258,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
             path=path,
             remedy="upgrade dreamgym",
         )
-    return DatasetMetadata.from_attributes(attributes)
+    return schema.metadata_from_attributes(attributes)
 
 
 def read_table(file: h5py.File, path: Path) -> EpisodeTable:
@@ -270,10 +271,10 @@ def read_table(file: h5py.File, path: Path) -> EpisodeTable:
 
 def read_committed(file: h5py.File, path: Path) -> EpisodeTable:
     """Read the table of committed episodes, possibly empty: those that every column has."""
-    group = get_group(file, schema.EPISODE_GROUP, path)
-    columns = {name: get_dataset(group, name, path) for name in schema.EPISODE_COLUMNS}
+    group = get_group(file, layout.EPISODE_GROUP, path)
+    columns = {name: get_dataset(group, name, path) for name in layout.EPISODE_COLUMNS}
     for name, dataset in columns.items():
-        expected = schema.EPISODE_COLUMNS[name]
+        expected = layout.EPISODE_COLUMNS[name]
         if dataset.ndim != 1 or dataset.dtype != expected:
             raise DatasetError(
                 f"it is {dataset.dtype} with {dataset.ndim} dimensions; expected {expected} with 1",
@@ -294,11 +295,11 @@ def read_committed(file: h5py.File, path: Path) -> EpisodeTable:
 def open_columns(file: h5py.File, path: Path, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
     """Open the datasets of rows by name; shapes and dtypes must be those of the spaces."""
     expected = {
-        schema.observation_path(key): (box.shape, np.dtype(box.dtype))
+        layout.observation_path(key): (box.shape, np.dtype(box.dtype))
         for key, box in metadata.observation_boxes().items()
     }
-    expected[schema.ACTION_KEY] = schema.action_layout(metadata.action_space)
-    expected[schema.REWARD_KEY] = (), schema.REWARD_DTYPE
+    expected[layout.ACTION_KEY] = layout.action_layout(metadata.action_space)
+    expected[layout.REWARD_KEY] = (), layout.REWARD_DTYPE
     datasets = {}
     for name, (shape, dtype) in expected.items():
         dataset = get_dataset(file, name, path)
