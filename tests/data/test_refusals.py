@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from dreamgym.data import Dataset, DatasetError, DatasetMetadata, UnsupportedSpaceError, check
 from dreamgym.data.hdf5 import schema
-from tests.data.samples import write_random
+from tests.data.samples import assert_same_episode, write_random
 
 IMAGES = DatasetMetadata(
     observation_space=spaces.Box(0, 255, (8, 8, 3), np.uint8), action_space=spaces.Discrete(2)
@@ -294,6 +294,30 @@ def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(DatasetError, match="not a regular file"):
             Dataset(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("base", [0, 512])
+def test_a_file_after_a_user_block(tmp_path: Path, base: int) -> None:
+    """HDF5 itself writes its base address into the superblock; a prepended block leaves it 0."""
+    path = write_random(tmp_path / "plain.h5", [5, 3], IMAGES)
+    moved = tmp_path / "moved.h5"
+    if base:
+        with h5py.File(path) as plain, h5py.File(moved, "w", userblock_size=base) as file:
+            for name, value in plain.attrs.items():
+                schema.set_attribute(file, name, value.decode() if name != "schema_version" else 1)
+            for name in plain:
+                plain.copy(name, file)
+    else:
+        moved.write_bytes(bytes(512) + path.read_bytes())
+    for memory in (0, 1 << 30):
+        with Dataset(path) as dataset, Dataset(moved, memory=memory) as other:
+            assert dataset.checksum == other.checksum
+            for index in range(len(dataset)):
+                assert_same_episode(dataset.episode(index), other.episode(index))
+    with moved.open("r+b") as raw:
+        raw.truncate(moved.stat().st_size - 1)
+    with pytest.raises(DatasetError, match="truncated"):
+        Dataset(moved)
 
 
 @pytest.mark.parametrize("keep", [0.99, 0.5, 0.01])

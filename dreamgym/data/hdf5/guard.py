@@ -179,7 +179,8 @@ class Superblock:
         version: Version of the superblock, 0 to 3.
         offset: Position of the superblock in bytes: the size of the user block.
         flags: File consistency flags; zero after the file was closed.
-        end_of_file: Size in bytes that the file should have, counted from `offset`.
+        end_of_file: Size in bytes that the file should have, counted from `offset`; stored counted
+            from a base address, which HDF5 sets to the size of the user block.
         size: Size in bytes that the file has.
     """
 
@@ -252,10 +253,12 @@ def _parse_superblock(head: bytes, offset: int, size: int, path: Path) -> Superb
     try:
         if version in (2, 3):
             flags = head[11]
-            end_of_file, width = _read_address(head, 28), head[9]
+            base, end, width = _read_address(head, 12), _read_address(head, 28), head[9]
         elif version in (0, 1):
             flags = head[20] & (_WRITE_ACCESS | _SWMR_ACCESS)
-            end_of_file, width = _read_address(head, (24 if version == 0 else 28) + 2 * 8), head[13]
+            position = 24 if version == 0 else 28
+            base, end = _read_address(head, position), _read_address(head, position + 2 * 8)
+            width = head[13]
         else:
             raise DatasetError(
                 f"its HDF5 superblock has version {version}; expected 0 to 3", path=path
@@ -265,7 +268,7 @@ def _parse_superblock(head: bytes, offset: int, size: int, path: Path) -> Superb
     if width != 8:
         raise DatasetError(f"its HDF5 addresses have {width} bytes; expected 8", path=path)
     return Superblock(
-        version=version, offset=offset, flags=flags, end_of_file=end_of_file, size=size
+        version=version, offset=offset, flags=flags, end_of_file=end - base, size=size
     )
 
 

@@ -414,6 +414,8 @@ def _is_positioned(dataset: h5py.Dataset) -> bool:
     """Return whether a dataset can be read by position: plain bytes in the file, row after row."""
     if not PREADV_AVAILABLE or dataset.dtype.byteorder == ">":
         return False
+    if dataset.file.userblock_size:
+        return False  # HDF5's versions differ in whether offsets include the user block
     if dataset.chunks is None:
         return dataset.id.get_offset() is not None
     return (
@@ -424,18 +426,17 @@ def _is_positioned(dataset: h5py.Dataset) -> bool:
 
 def _chunk_offsets(dataset: h5py.Dataset, rows: int) -> tuple[int, Array]:
     """Return the number of rows in a chunk, and the position of each chunk in the file."""
-    user_block = dataset.file.userblock_size
     if dataset.chunks is None:
-        return rows, np.array([dataset.id.get_offset() + user_block])
+        return rows, np.array([dataset.id.get_offset()])
     offsets = np.full(-(-rows // dataset.chunks[0]), -1, dtype=np.int64)
 
     def visit(chunk: Any) -> None:
         number = chunk.chunk_offset[0] // dataset.chunks[0]
         if number < len(offsets) and chunk.filter_mask == 0:
-            offsets[number] = chunk.byte_offset + user_block
+            offsets[number] = chunk.byte_offset
 
     dataset.id.chunk_iter(visit)
-    end = dataset.file.id.get_filesize() + user_block
+    end = dataset.file.id.get_filesize()
     size = dataset.chunks[0] * _row_bytes(dataset)
     if (offsets < 0).any() or int(offsets.max(initial=0)) + size > end:
         raise DatasetError("a chunk is missing, or outside the file", key=str(dataset.name))
