@@ -502,20 +502,20 @@ def test_exactly_one_format_detects_each_sample(tmp_path: Path) -> None:
             assert name == detected.NAME
 
 
-def test_native_datasets_are_no_foreign_format(tmp_path: Path) -> None:
+def test_native_datasets_are_not_foreign(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     path = write_random(tmp_path / "shards" / "a.h5", [4, 5])
     for native in (path, path.parent):
         with Probe(native) as probe:
             assert detect_format(probe) is None
-    with h5py.File(path, "r+") as file:  # damaged, but still recognised: the reader says how
+    with h5py.File(path, "r+") as file:  # damaged, but still native: the reader reports it
         del file.attrs["format"]
     with Probe(path) as probe:
         assert detect_format(probe) is None
 
 
 def make_unknown(folder: Path) -> dict[str, Path]:
-    """Make files and folders that are no dataset, by what a message must say of them."""
+    """Make files and folders that are not datasets, by how the error must describe them."""
     for name in ("parquet", "empty"):
         (folder / name).mkdir()
     for number in range(2):
@@ -543,7 +543,7 @@ def test_unknown_formats_get_the_same_error_from_every_verb(tmp_path: Path) -> N
 
 
 class CsvFolder:
-    """A format whose container is known to nobody else: a folder of text files."""
+    """A format with a container that no other format uses: a folder of text files."""
 
     NAME = "CSV"
 

@@ -1,4 +1,4 @@
-"""What is refused, with an error that names path, key, episode and row, and says what to do."""
+"""Damaged and hostile files are refused; the error has path, key, episode, row and a remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def replace(path: Path, key: str, **kwargs: object) -> None:
-    """Put another dataset, or a link, in the place of one."""
+    """Replace a dataset by another one, or by a link."""
     with h5py.File(path, "r+") as file:
         del file[key]
         link = kwargs.pop("link", None)
@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         damage(lambda f: f.__delitem__("steps/action")),
         r"/steps/action: it is missing",
     ),
-    "no group": (damage(lambda f: f.__delitem__("episodes")), r"/episodes: it is missing"),
+    "missing group": (damage(lambda f: f.__delitem__("episodes")), r"/episodes: it is missing"),
     "negative start": (
         set_value("episodes/start", 0, -6),
         r"/episodes/start: episode 0: it is -6; it must not be negative",
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         damage(lambda f: f.attrs.__setitem__("policy", "random")),
         "@policy: the attribute is missing, or not text of fixed length",
     ),
-    "space no JSON": (
+    "space not JSON": (
         set_attribute("action_space", "{"),
         "@action_space: the attribute is not JSON",
     ),
@@ -196,7 +196,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         set_attribute("action_space", json.dumps({"type": "Discrete", "n": -1})),
         "@action_space",
     ),
-    "seed no number": (set_attribute("seed", '"x"'), "@seed: it is 'x'"),
+    "seed not a number": (set_attribute("seed", '"x"'), "@seed: it is 'x'"),
 }
 
 
@@ -209,14 +209,14 @@ def test_refused(good: Path, name: str) -> None:
     assert str(good) in str(caught.value)
 
 
-def test_an_unknown_kind_of_space(good: Path) -> None:
+def test_an_unknown_type_of_space(good: Path) -> None:
     set_attribute("action_space", json.dumps({"type": "Graph"}))(good)
     with pytest.raises(UnsupportedSpaceError, match="Graph"):
         Dataset(good)
 
 
-def test_nan_is_named_by_episode_and_row_when_the_checksum_fits(tmp_path: Path) -> None:
-    """A foreign writer may well compute the checksum of bad data."""
+def test_nan_with_a_valid_checksum_is_located(tmp_path: Path) -> None:
+    """Another writer may compute the checksum of bad data."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     set_value("steps/obs/observation", (8, 2), np.nan)(path)
     problems = check(path).problems
@@ -234,7 +234,7 @@ def test_actions_outside_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_a_zero_row_that_lies_outside_the_space_is_no_action(tmp_path: Path) -> None:
+def test_the_zero_row_of_an_episode_is_not_checked_as_an_action(tmp_path: Path) -> None:
     metadata = DatasetMetadata(
         observation_space=spaces.Box(-1, 1, (2,)), action_space=spaces.Box(1, 2, (1,))
     )
@@ -243,7 +243,7 @@ def test_a_zero_row_that_lies_outside_the_space_is_no_action(tmp_path: Path) -> 
     Dataset(path).close()
 
 
-def test_skipping_lists_what_it_skips_and_changes_nothing(good: Path) -> None:
+def test_skipped_episodes_are_listed_and_the_file_is_unchanged(good: Path) -> None:
     set_value("steps/obs/observation", (7, 1), 0.25)(good)
     before = good.read_bytes()
     with Dataset(good, on_bad="skip") as dataset:
@@ -277,7 +277,7 @@ NOT_HDF5: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_HDF5)
-def test_other_files_are_named(tmp_path: Path, name: str) -> None:
+def test_files_that_are_not_hdf5_are_recognised(tmp_path: Path, name: str) -> None:
     content, message = NOT_HDF5[name]
     path = tmp_path / "d.h5"
     path.write_bytes(content)
@@ -285,7 +285,7 @@ def test_other_files_are_named(tmp_path: Path, name: str) -> None:
         Dataset(path)
 
 
-def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         Dataset(tmp_path / "none.h5")
     with pytest.raises(DatasetError, match="folder"):
@@ -328,7 +328,7 @@ def test_a_truncated_file(good: Path, keep: float) -> None:
         Dataset(good)
 
 
-def test_hdf5_that_is_no_dataset(tmp_path: Path) -> None:
+def test_hdf5_that_is_not_a_dataset(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["x"] = 1
     with pytest.raises(
@@ -345,7 +345,7 @@ def test_a_dataset_without_episodes(good: Path) -> None:
         Dataset(good)
 
 
-def test_bit_rot_in_images_that_stay_in_the_file(tmp_path: Path) -> None:
+def test_bit_rot_in_images(tmp_path: Path) -> None:
     path = write_random(tmp_path / "d.h5", [5, 3, 8], IMAGES)
     set_value("steps/obs/observation", (7, 0, 0, 0), 77)(path)
     assert any("episode 1" in problem for problem in check(path).problems)
@@ -353,8 +353,8 @@ def test_bit_rot_in_images_that_stay_in_the_file(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_nothing_is_read_as_code(tmp_path: Path) -> None:
-    """An environment's spec is text until somebody makes the environment."""
+def test_an_env_spec_is_not_executed(tmp_path: Path) -> None:
+    """Reading a dataset treats the environment's spec as text."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     spec = '{"entry_point": "os:system", "kwargs": {"command": "touch hacked"}}'
     set_attribute("env_spec", spec)(path)
@@ -364,7 +364,7 @@ def test_nothing_is_read_as_code(tmp_path: Path) -> None:
 
 
 def test_a_missing_filter(tmp_path: Path) -> None:
-    """The message of an unknown compression names the way out; the file is made by hand."""
+    """The error for an unknown compression says what to install; the file is patched by hand."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     replace(path, "steps/reward", data=np.zeros(10, FLOAT), chunks=(5,), compression="gzip")
     raw = bytearray(path.read_bytes())
@@ -376,8 +376,8 @@ def test_a_missing_filter(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_reading_in_a_process_of_its_own_never_crashes(good: Path) -> None:
-    """A crash inside HDF5 would end this process, so one file is damaged where it hurts most."""
+def test_damaged_headers_do_not_crash_the_process(good: Path) -> None:
+    """A crash inside HDF5 would end this process, so the file is opened in another one."""
     content = bytearray(good.read_bytes())
     for position in range(48, 400, 8):
         content[position] ^= 0xFF

@@ -37,6 +37,7 @@ Array = NDArray[Any]
 Terminals = Literal["termination", "boundary"]
 
 _ZIP_SIGNATURE = b"PK\x03\x04"
+_HEAD_BYTES = 64  # enough to recognise the kind of a file
 _LISTED_NAMES = 12
 
 
@@ -128,11 +129,8 @@ class Probe:
         self._hdf5_files: dict[Path, h5py.File] = {}
         self._head = b""
         if not self.is_folder:
-            try:
-                with open_regular(path) as file:
-                    self._head = file.read(96)
-            except OSError as error:
-                raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
+            with open_regular(path) as file:
+                self._head = file.read(_HEAD_BYTES)
 
     def __enter__(self) -> Self:
         return self

@@ -65,23 +65,27 @@ _KNOWN_FILES = (
 # ---------------------------------------------------------------- files
 
 
-def open_regular(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file for reading; a pipe or device would block, or never end.
 
     Raises:
-        DatasetError: There is no such file, or it is not a regular file.
+        DatasetError: There is no such file, it is not a regular file, or it cannot be read.
     """
     try:
         mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise DatasetError(
+                "it is a folder; expected an HDF5 file", path=path, remedy="give the file itself"
+            )
+        if not stat.S_ISREG(mode):
+            raise DatasetError("it is not a regular file", path=path)
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise DatasetError("there is no such file", path=path) from None
-    if stat.S_ISDIR(mode):
-        raise DatasetError(
-            "it is a folder; expected an HDF5 file", path=path, remedy="give the file itself"
-        )
-    if not stat.S_ISREG(mode):
-        raise DatasetError("it is not a regular file", path=path)
-    return path.open("rb")
+    except OSError as error:
+        raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
 
 
 def describe_file(head: bytes) -> tuple[str, str | None]:
@@ -104,7 +108,7 @@ def is_hdf5(path: Path) -> bool:
     Raises:
         DatasetError: There is no such file, or it cannot be read.
     """
-    with _open_readable(path) as file:
+    with open_regular(path) as file:
         return _find_signature(file) is not None
 
 
@@ -214,7 +218,7 @@ def read_superblock(path: Path) -> Superblock:
         DatasetError: There is no such file, it is not HDF5 (the message says what it is), or its
             superblock has an unknown version.
     """
-    with _open_readable(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         offset = _find_signature(file)
         file.seek(offset or 0)
@@ -225,16 +229,6 @@ def read_superblock(path: Path) -> Superblock:
     raise DatasetError(
         f"it is {kind}, not an HDF5 file", path=path, remedy=remedy or "check the path"
     )
-
-
-@contextlib.contextmanager
-def _open_readable(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file; turn errors while it is read into `DatasetError`."""
-    try:
-        with open_regular(path) as file:
-            yield file
-    except OSError as error:
-        raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
 
 
 def _find_signature(file: BinaryIO) -> int | None:
@@ -265,6 +259,8 @@ def _parse_superblock(head: bytes, offset: int, size: int, path: Path) -> Superb
             )
     except (IndexError, struct.error) as error:
         raise DatasetError(f"it is truncated: {size} bytes", path=path) from error
+    if base > end:
+        raise DatasetError(f"its HDF5 superblock is damaged: it ends at byte {end:,}", path=path)
     if width != 8:
         raise DatasetError(f"its HDF5 addresses have {width} bytes; expected 8", path=path)
     return Superblock(
