@@ -124,8 +124,8 @@ class Probe:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_folder = path.is_dir()
+        # Closed with the probe; a format enters here what it opens itself.
         self.resources = contextlib.ExitStack()
-        """Closed with the probe; a format adds what it opens itself."""
         self._hdf5_files: dict[Path, h5py.File] = {}
         self._head = b""
         if not self.is_folder:
@@ -199,7 +199,9 @@ class Probe:
 
     def remedy(self) -> str | None:
         """Return what to do about a file of a well-known kind that is not a dataset."""
-        return None if self.is_folder or self.hdf5 or self.npz else describe_file(self._head)[1]
+        if self.is_folder or self.hdf5 is not None or self.npz is not None:
+            return None
+        return describe_file(self._head)[1]
 
 
 class NpzFile:
