@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from gymnasium import spaces
 
+from dreamgym._files import refuse_unfinished
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
@@ -21,9 +22,12 @@ from dreamgym.errors import DatasetError
 
 
 def open_source(
-    path: Path, memory: int, options: ForeignOptions, on_bad: Literal["raise", "skip"]
+    path: Path,
+    memory: int,
+    foreign: ForeignOptions | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
 ) -> tuple[Source, list[str]]:
-    """Open a native or foreign dataset.
+    """Open a dataset of any format: a native file, a folder of shards, or a foreign dataset.
 
     A foreign dataset is read from end to end, and its episodes are checked.
 
@@ -31,24 +35,28 @@ def open_source(
         path: A file or a folder.
         memory: Bytes of observations to hold in memory at most. Larger observations are read on
             demand, if the format can read single rows. Actions and rewards are always in memory.
-        options: What the user knows about a foreign dataset and the dataset does not say.
+        foreign: What the user knows about a foreign dataset and the dataset does not say.
         on_bad: What to do with a bad episode of a foreign dataset: `"raise"`, or `"skip"` it.
 
     Returns:
-        The source, and a message for each skipped episode (native episodes are not checked here).
+        The source, which the caller closes, and a message for each skipped episode (native episodes
+        are not checked here).
 
     Raises:
-        DatasetError: The format is unknown, an episode is bad, or the observations need more than
-            `memory` and the format can only read whole episodes.
+        DatasetError: The format is unknown, the dataset is still being written or damaged, an
+            episode is bad, or the observations need more than `memory` and the format can only read
+            whole episodes.
+        UnsupportedSpaceError: The dataset has a space that this version does not support.
     """
+    refuse_unfinished(path)
     probe = Probe(path)
     try:
         found = detect_format(probe)
         if found is not None:
-            foreign = found.read(probe, options)
-            source, skipped = _read_foreign(foreign, path, memory, on_bad)
+            dataset = found.read(probe, foreign or ForeignOptions())
+            source, skipped = _read_foreign(dataset, path, memory, on_bad)
             if source.in_memory:
-                foreign.close()
+                dataset.close()
             return source, skipped
     except BaseException:
         probe.close()
