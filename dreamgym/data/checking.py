@@ -295,25 +295,34 @@ def _summary(card: DatasetCard) -> list[tuple[str, str]]:
         ("length", _describe_distribution(card.lengths)),
         ("return", _describe_distribution(card.returns)),
     ]
-    for key, figures in card.observations.items():
-        text = (
-            f"{figures.get('channels', 0)} channels, {figures['min']:.4g} to {figures['max']:.4g}"
-        )
-        rows.append((key, text))
-    share = card.actions.get("share")
-    if share is not None:
-        dimensions = share if isinstance(share[0], list) else [share]
-        shares = (" ".join(f"{s:.1%}" for s in dimension[:12]) for dimension in dimensions)
-        rows.append(("actions", "; ".join(shares)))
-    else:
-        low, high = card.actions.get("share_at_low", []), card.actions.get("share_at_high", [])
-        ends = ", ".join(f"{a:.1%}/{b:.1%}" for a, b in zip(low[:8], high[:8], strict=True))
-        coverage = np.mean(card.actions["coverage"])
-        text = f"{card.actions['min']:.4g} to {card.actions['max']:.4g}, coverage {coverage:.0%}"
-        rows.append(("actions", f"{text}, at their bounds {ends}"))
+    rows += [(key, _describe_channels(figures)) for key, figures in card.observations.items()]
+    rows.append(("actions", _describe_actions(card.actions)))
     rows.append(("reading", f"{card.windows_per_second:,.0f} windows of 16 steps per second"))
     rows.append(("checksum", card.checksum[:16]))
     return rows
+
+
+def _describe_channels(figures: dict[str, Any]) -> str:
+    if not figures["rows"]:
+        return "no row is finite"
+    return f"{figures['channels']} channels, {figures['min']:.4g} to {figures['max']:.4g}"
+
+
+def _describe_actions(use: dict[str, Any]) -> str:
+    share = use.get("share")
+    if share is not None:
+        dimensions = share if isinstance(share[0], list) else [share]
+        return "; ".join(
+            " ".join(f"{value:.1%}" for value in dimension[:12]) for dimension in dimensions
+        )
+    if not use["rows"]:
+        return "no action is finite"
+    ends = ", ".join(
+        f"{low:.1%}/{high:.1%}"
+        for low, high in zip(use["share_at_low"][:8], use["share_at_high"][:8], strict=True)
+    )
+    coverage = f"coverage {np.mean(use['coverage']):.0%}"
+    return f"{use['min']:.4g} to {use['max']:.4g}, {coverage}, at their bounds {ends}"
 
 
 def _describe_distribution(figures: dict[str, float]) -> str:
