@@ -11,7 +11,7 @@ from typing import Any, Literal
 import h5py
 
 from dreamgym._files import new_dataset_path, partial_path, replace_path, sync
-from dreamgym.data.formats import Foreign, ForeignOptions, open_foreign
+from dreamgym.data.formats import ForeignDataset, ForeignOptions, open_foreign
 from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.guard import hdf5_errors, open_file
 from dreamgym.data.hdf5.reader import open_columns, open_native, read_metadata, read_table
@@ -99,7 +99,7 @@ def convert(
 
 def _write_episodes(
     writer: DatasetWriter,
-    foreign: Foreign,
+    foreign: ForeignDataset,
     source: str | os.PathLike[str],
     on_bad: str,
     progress: Callable[[int], None] | None,
