@@ -52,8 +52,7 @@ def convert(
     """Write a foreign dataset as a native one; the source is never changed.
 
     Args:
-        source: A file or folder of a known format: Minari, D4RL, robomimic, stable-worldmodel,
-            OGBench, Ha & Schmidhuber, or plain npz episodes.
+        source: A file or folder of a foreign format, see `dreamgym.data.formats.FORMATS`.
         out: The dataset to create.
         options: What the source does not say about itself: the meaning of its end flags, spaces,
             keys.
