@@ -136,7 +136,7 @@ class WorldModel(nn.Module, ABC):
         has_uncertainty: whether predictions carry an uncertainty; otherwise it is zero.
         presets: published configs by name.
         fit_defaults: fit settings for the default config, by the names that
-            `dreamgym.recommended` takes.
+            `dreamgym.default_config` takes.
         preset_fits: fit settings that the authors of a preset used, by the preset's name.
         fast_form: class of the form that `prepare` returns, called with the model on its device,
             the rows of every step and the dtype of matrix products; set in the family's package.
