@@ -63,7 +63,8 @@ class FastMDNRNN(FastForm):
         encoded, z = self.encode_action(action), state["z"]
         inputs = [z, encoded, state["restart"]] if self.restart_flag else [z, encoded]
         gates = self.linear["gates"](torch.cat([*inputs, state["h"]], -1))
-        h, c = lstm_cell(gates, state["c"], inplace=True)
+        # A compiler fuses the cell better without in-place operations on slices.
+        h, c = lstm_cell(gates, state["c"], inplace=not torch.compiler.is_compiling())
         outputs = self._mixture_outputs(h, z, encoded)
         new, unknown = self._move(z, self._sample_delta(outputs, noise, temperature))
         reward, termination = self._reward_termination(outputs, h, z, new, encoded)
