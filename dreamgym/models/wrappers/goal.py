@@ -121,10 +121,6 @@ class GoalReward(Wrapper):
         reached = distance <= self.config.threshold
         return prediction._replace(termination=torch.where(reached, 1.0, prediction.termination))
 
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.register_buffer("goal", other.goal)
-
     def _place(self, state: State) -> Tensor:
         if not self.config.leaves:
             return self.inner.features(state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -229,10 +229,6 @@ class KnownReward(Wrapper):
         """See `WorldModel.assumes_single_env_steps`: what is known by name."""
         return isinstance(self.config.function, str) or super().assumes_single_env_steps
 
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.function = other.function
-
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
     ) -> Prediction:
@@ -277,10 +273,6 @@ class KnownTermination(Wrapper):
         config = KnownTerminationConfig(inner=ModelSpec.of(inner), function=function)
         super().__init__(inner, config)
         self.function = _resolved(self, function, TERMINATIONS)
-
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.function = other.function
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
