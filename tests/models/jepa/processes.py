@@ -10,7 +10,7 @@ import torch.distributed as dist
 from dreamgym.models import Segment
 from dreamgym.models.jepa.model import JEPA
 from dreamgym.models.reduction import global_batch
-from tests.models.test_jepa import a_model, a_segment, noise_for, with_objective
+from tests.models.jepa.test_model import a_model, a_segment, noise_for, with_objective
 
 PROCESSES = 2
 

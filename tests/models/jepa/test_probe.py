@@ -13,7 +13,7 @@ from dreamgym.models import filter_states
 from dreamgym.models.jepa.loss import Losses
 from dreamgym.models.jepa.modules import ObservationCodec, Probe
 from dreamgym.models.observations import get_part
-from tests.models.test_jepa import (
+from tests.models.jepa.test_model import (
     BATCH,
     IMAGE,
     LENGTH,
