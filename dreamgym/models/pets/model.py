@@ -25,8 +25,8 @@ from dreamgym.models.nn.members import (
     bootstrap_counts,
     check_members,
     check_one_of,
-    member_of,
-    of_member,
+    draw_member,
+    select_member,
 )
 from dreamgym.models.observations import WHOLE, Observation, get_part
 from dreamgym.models.reduction import all_reduce_sum, masked_mean
@@ -184,10 +184,10 @@ class PETS(WorldModel):
         """See `WorldModel.step`."""
         z, vectors = state["z"], self.vectors
         mean, log_variance = self.predict(torch.cat([z, self.encode_action(action)], -1))
-        member = member_of(state.get("member", noise[:, -1]), self.elites)
-        sigma = (0.5 * of_member(log_variance, member)).exp()
+        member = draw_member(state.get("member", noise[:, -1]), self.elites)
+        sigma = (0.5 * select_member(log_variance, member)).exp()
         sigma = sigma * per_row(temperature, sigma) ** 0.5
-        sample = of_member(mean, member) + sigma * normal(noise[:, :-1])
+        sample = select_member(mean, member) + sigma * normal(noise[:, :-1])
         new, unknown = vectors.limit(z + sample[:, :-1] * vectors.delta_std)
         reward = sample[:, -1] * vectors.reward_std + vectors.reward_mean
         prediction = Prediction(

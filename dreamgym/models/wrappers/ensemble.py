@@ -20,7 +20,7 @@ from dreamgym.models.base import (
     WorldModel,
 )
 from dreamgym.models.base import stack as stack_states
-from dreamgym.models.nn.members import check_members, hashed, member_of, of_member
+from dreamgym.models.nn.members import check_members, draw_member, hashed_uniforms, select_member
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.statistics import Statistics
@@ -137,18 +137,18 @@ class Ensemble(WorldModel):
         own, drawn = self._split(state)
         following, said = self.all("step", own, action, noise[:, :-1], temperature)
         if self.decodes:
-            member = member_of(drawn.get("member", noise[:, -1]), self.elites)
+            member = draw_member(drawn.get("member", noise[:, -1]), self.elites)
             imagined = self.all("decode", following)
             happened = map_observation(
-                lambda leaf: of_member(leaf.transpose(0, 1), member), imagined
+                lambda leaf: select_member(leaf.transpose(0, 1), member), imagined
             )
             told = self.all("observe", own, action, happened, noise[:, :-1])
             following = _but_for(member, following, told)
         else:
             member, imagined = torch.full(action.shape[:1], LEAD, device=action.device), {}
         prediction = Prediction(
-            reward=of_member(said.reward.T, member),
-            termination=of_member(said.termination.T, member),
+            reward=select_member(said.reward.T, member),
+            termination=select_member(said.termination.T, member),
             uncertainty=self._disagreement(imagined, said.reward),
         )
         return {**following, **drawn}, prediction
@@ -164,7 +164,11 @@ class Ensemble(WorldModel):
         terms also say each member's own, under its number.
         """
         rows = len(segment.mask)
-        drawn = (hashed(noise[:, 0, -1:], self.config.members) * rows).long().clamp(max=rows - 1)
+        drawn = (
+            (hashed_uniforms(noise[:, 0, -1:], self.config.members) * rows)
+            .long()
+            .clamp(max=rows - 1)
+        )
         losses, terms = [], []
         for member, index in zip(self._members(), drawn, strict=True):
             own, own_noise = segment, noise[..., :-1]
