@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.jepa.model import CORRECTION, JEPA, predictor_inputs, push_frame
@@ -83,7 +83,8 @@ class FastJEPA(FastForm):
         if self._residual_ar1 is not None:
             probe_residual = state["unread"] * self._residual_ar1
         state = push_frame(state, encoded, new, probe_residual)
-        return state, model.to_prediction(reward, logit, outside)
+        prediction = model.to_prediction(reward, logit)
+        return state, end_outside_data(prediction, outside, model.worst_return)
 
 
 class FastPredictor:
@@ -263,7 +264,7 @@ class FastProbe:
     def __call__(self, sampled: Tensor) -> tuple[Tensor, Tensor]:
         """Return corrected embeddings (B, D), and where (B,) `sampled` (B, D) leaves the range."""
         vectors = self._decode(sampled)
-        outside = self.senses.outside_range(vectors, self.margin)
+        outside = self.senses.outside_data(vectors, self.margin)
         if not self.corrects:
             return sampled, outside
         once = self._embed(vectors)

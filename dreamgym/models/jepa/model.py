@@ -8,7 +8,7 @@ collapsing. LeWM is Maes et al. (2026), arXiv 2603.19312.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from dreamgym.models.base import (
     State,
     Temperature,
     WorldModel,
+    end_outside_data,
 )
 from dreamgym.models.jepa.config import FITS, PRESETS, REGULARISERS, JEPAConfig
 from dreamgym.models.jepa.loss import (
@@ -101,7 +102,6 @@ class JEPA(WorldModel):
         "weight_decay": 1e-3,
     }
     config: JEPAConfig
-    decode: Callable[[State], Observation]
     residual: Tensor
     reward_mean: Tensor
     reward_std: Tensor
@@ -125,9 +125,6 @@ class JEPA(WorldModel):
         self.inverse = mlp(2 * width, HEAD_WIDTH, actions) if config.objective.inverse else None
         has_probe = config.probe == "all" or (config.probe == "vectors" and self.senses.vector_keys)
         self.probe = Probe(self.senses, config) if has_probe else None
-        if self.probe is not None and self.probe.decodes_all:
-            # `Decodes` is detected by the presence of this method.
-            self.decode = self._decode
         encoder = nn.Sequential(self.senses, self.projector)
         self.target = deepcopy(encoder).requires_grad_(False) if config.objective.momentum else None
         self.register_buffer("residual", torch.ones(width))
@@ -188,17 +185,37 @@ class JEPA(WorldModel):
         outside = None
         if self.probe is not None and self.probe.vector_size:
             vectors = self.probe.vectors(sampled)
-            outside = self.senses.outside_range(vectors, self.config.range_margin)
+            outside = self.senses.outside_data(vectors, self.config.range_margin)
         probe_residual = None
         if self.residual_probe is not None:
             probe_residual = state["unread"] * self.residual_probe.residual_ar1
-        return push_frame(state, encoded, new, probe_residual), self.to_prediction(
-            reward, logit, outside
-        )
+        state = push_frame(state, encoded, new, probe_residual)
+        prediction = self.to_prediction(reward, logit)
+        return state, end_outside_data(prediction, outside, self.worst_return)
 
     def features(self, state: State) -> Tensor:
         """Return the newest embedding, (B, D)."""
         return state["embeddings"][:, -1]
+
+    @property
+    def decodes(self) -> bool:
+        """See `WorldModel.decodes`; true if the probe covers the whole observation."""
+        return self.probe is not None and self.probe.decodes_all
+
+    def decode(self, state: State) -> Observation:
+        """See `Decodes.decode`; the newest embedding as the probe decodes it, plus the residual.
+
+        Raises:
+            AttributeError: the probe does not cover the whole observation.
+        """
+        if self.probe is None or not self.probe.decodes_all:
+            raise AttributeError(
+                f"this JEPA cannot decode with probe={self.config.probe!r}; pass probe='all'"
+            )
+        vectors, images = self.probe.decode(self.features(state))
+        if vectors is not None:
+            vectors = vectors + state["unread"]
+        return self.senses.to_observation(vectors, images)
 
     @property
     def residual_probe(self) -> Probe | None:
@@ -234,19 +251,10 @@ class JEPA(WorldModel):
         reward, logit = self.heads(inputs).unbind(-1)
         return reward, logit
 
-    def to_prediction(self, reward: Tensor, logit: Tensor, outside: Tensor | None) -> Prediction:
-        """Convert the heads' outputs to real units; dreams outside the data's range terminate.
-
-        Args:
-            reward: (B,) standardised.
-            logit: (B,) of termination.
-            outside: (B,) bool, true where the dream has left the range; None for nowhere.
-        """
-        reward, termination = reward * self.reward_std + self.reward_mean, logit.sigmoid()
-        if outside is not None:
-            reward = torch.where(outside, self.worst_return, reward)
-            termination = torch.where(outside, 1.0, termination)
-        return Prediction(reward, termination, torch.zeros_like(reward))
+    def to_prediction(self, reward: Tensor, logit: Tensor) -> Prediction:
+        """Convert a standardised reward and a termination logit, (B,) each, to a prediction."""
+        reward = reward * self.reward_std + self.reward_mean
+        return Prediction(reward, logit.sigmoid(), torch.zeros_like(reward))
 
     def _expected_embedding(self, state: State, encoded: Tensor) -> Tensor:
         """Return the expected next embedding (B, D) after an encoded action (B, A)."""
@@ -269,15 +277,6 @@ class JEPA(WorldModel):
 
     def _reembed(self, probe: Probe, embeddings: Tensor) -> Tensor:
         return self.embed(self.senses.to_observation(*probe.decode(embeddings)))
-
-    def _decode(self, state: State) -> Observation:
-        """Return the observation (B, ...) decoded from the newest embedding and the residual."""
-        if self.probe is None:
-            raise AttributeError("this JEPA has no probe to decode with; pass probe='all'")
-        vectors, images = self.probe.decode(self.features(state))
-        if vectors is not None:
-            vectors = vectors + state["unread"]
-        return self.senses.to_observation(vectors, images)
 
     # ------------------------------------------------------------ fitting
 

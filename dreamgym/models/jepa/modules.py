@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamgym.models.jepa.config import JEPAConfig
 from dreamgym.models.jepa.pretrained import PREFIX, PretrainedEncoder
 from dreamgym.models.nn import vit
-from dreamgym.models.nn.codecs import Codec
+from dreamgym.models.nn.codecs import VectorCodec
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.layers import Linear
 from dreamgym.models.observations import (
@@ -276,7 +276,9 @@ class ObservationCodec(nn.Module):
         boxes = observation_boxes(space)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        self.vectors = nn.ModuleList(Codec(boxes[key], "standard") for key in self.vector_keys)
+        self.vectors = nn.ModuleList(
+            VectorCodec(boxes[key], "standard") for key in self.vector_keys
+        )
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.vector_sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
         self.dim = sum(encoder.dim for encoder in self.image_encoders.values())
@@ -294,9 +296,9 @@ class ObservationCodec(nn.Module):
         return sum(self.vector_sizes)
 
     @property
-    def vector_codecs(self) -> dict[str, Codec]:
+    def vector_codecs(self) -> dict[str, VectorCodec]:
         """The normalisers of the vector parts by key."""
-        return dict(zip(self.vector_keys, cast(list[Codec], list(self.vectors)), strict=True))
+        return dict(zip(self.vector_keys, cast(list[VectorCodec], list(self.vectors)), strict=True))
 
     @property
     def image_encoders(self) -> dict[str, ImageEncoder]:
@@ -319,7 +321,7 @@ class ObservationCodec(nn.Module):
 
     def standardise(self, observation: Observation) -> Tensor:
         """Return all vector parts (..., *shape), standardised and concatenated: (..., n)."""
-        parts = [c.inwards(get_part(observation, key)) for key, c in self.vector_codecs.items()]
+        parts = [c.encode(get_part(observation, key)) for key, c in self.vector_codecs.items()]
         return torch.cat(parts, -1)
 
     def float_images(self, observation: Observation) -> list[Tensor]:
@@ -340,17 +342,17 @@ class ObservationCodec(nn.Module):
         if vectors is not None:
             split = vectors.split(self.vector_sizes, -1)
             for (key, codec), values in zip(self.vector_codecs.items(), split, strict=True):
-                parts[key] = codec.shaped(codec.outwards(values))
+                parts[key] = codec.to_space(codec.decode(values))
         if images:
             for (key, encoder), pixels in zip(self.image_encoders.items(), images, strict=True):
                 parts[key] = encoder.pixels.to_bytes(pixels)
         return join_parts(parts)
 
-    def outside_range(self, vectors: Tensor, margin: float) -> Tensor:
+    def outside_data(self, vectors: Tensor, margin: float) -> Tensor:
         """Return where standardised vectors (B, n) leave the widened data range: (B,) bool."""
         split = vectors.split(self.vector_sizes, -1)
         outside = [
-            codec.unknown(codec.outwards(values), margin)
+            codec.outside_data(codec.decode(values), margin)
             for codec, values in zip(self.vector_codecs.values(), split, strict=True)
         ]
         return torch.stack(outside).any(0)

@@ -261,11 +261,14 @@ def test_a_model_decodes_if_its_probe_covers_the_whole_observation(probe):
         torch.manual_seed(0)
         model = JEPA(space, ACTION_SPACES["box"], replace(SMALL, probe=probe)).eval()
         assert isinstance(model, Decodes) == (name in decoding[probe])
-        assert hasattr(model, "decode") == (name in decoding[probe])
+        assert model.decodes == (name in decoding[probe])
         state = model.observe(
             model.initial(2), torch.zeros(2, 2), observations(space, 2), torch.rand(2, 8)
         )
-        if isinstance(model, Decodes):
+        if not model.decodes:
+            with pytest.raises(AttributeError, match="pass probe='all'"):
+                model.decode(state)
+        else:
             decoded = model.decode(state)
             rows = [decoded] if name != "both" else list(decoded.values())
             boxes = [space] if name != "both" else list(space.values())
