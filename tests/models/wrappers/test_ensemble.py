@@ -18,6 +18,7 @@ from dreamgym.models import (
     ModelSpec,
     Pessimistic,
     PETSConfig,
+    RSSMConfig,
     Segment,
     filter_states,
 )
@@ -33,6 +34,8 @@ from tests.small_worlds import (
 
 ROWS = 32
 MEMBERS = sorted({*FAMILIES} - {*SPECIAL})
+FEW_LAYERS = {"jepa": JEPAConfig(blocks=1), "rssm": RSSMConfig(layers=1)}
+"""Configs with fewer layers than the defaults, which take long to trace."""
 
 
 def an_ensemble(**settings) -> Ensemble:
@@ -42,7 +45,8 @@ def an_ensemble(**settings) -> Ensemble:
 
 def of_family(family: str, members: int = 2) -> Ensemble:
     torch.manual_seed(0)
-    config = EnsembleConfig(member=ModelSpec(family=family), members=members, elites=members)
+    member = ModelSpec(family=family, config=FEW_LAYERS.get(family))
+    config = EnsembleConfig(member=member, members=members, elites=members)
     return built(ModelSpec(family="ensemble", config=config), "box").eval().requires_grad_(False)
 
 
