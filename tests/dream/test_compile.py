@@ -120,7 +120,7 @@ def test_without_a_compiler_the_step_is_eager_after_one_warning(count, monkeypat
 def test_any_number_of_engines_can_be_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=1):  # which monkeypatch would not restore
-        for count in (3, 4, 5, 100, 101):
+        for count in (3, 4, 100):
             env = DreamVectorEnv(small_world(), count, compile=True, device="cpu")
             env.reset(seed=0)
             env.step(torch.zeros(count, dtype=torch.int64))
