@@ -1,4 +1,4 @@
-"""Small unfitted worlds: their weights are random, their shapes and behaviour are the real ones."""
+"""Small unfitted worlds: weights are random, shapes and behaviour are the real ones."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dreamgym.models import (
     PETSConfig,
     WorldModel,
 )
+from dreamgym.models.base import State, zero_action
 from dreamgym.models.observations import Observation
 from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.wrappers import EnsembleConfig
@@ -36,7 +37,7 @@ ACTION_SPACES = {
 MOMENTS = Moments(
     mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
     std=torch.tensor([1.0, 0.5, 2.0, 1.5]),
-    # So wide that no dream leaves it: episodes end as the tests say, and not before.
+    # So wide that no dream leaves it: episodes end when a test makes them end.
     low=torch.full((4,), -1e6),
     high=torch.full((4,), 1e6),
     delta_std=torch.tensor([0.1, 0.2, 0.3, 0.4]),
@@ -50,12 +51,12 @@ STATISTICS = Statistics(
 
 
 def small_model(kind: str, action: str = "discrete", seed: int = 0) -> WorldModel:
-    """A model of four numbers in [-3, 3] with random weights.
+    """Return a model of four numbers in [-3, 3] with random weights.
 
     Args:
-        kind: a family, with its default config, or one of `SPECIAL`.
-        action: one of `ACTION_SPACES`.
-        seed: of the weights.
+        kind: a family, with its default config, or a key of `SPECIAL`.
+        action: a key of `ACTION_SPACES`.
+        seed: seed of the weights.
     """
     torch.manual_seed(seed)
     model = SPECIAL[kind](action) if kind in SPECIAL else built(ModelSpec(family=kind), action)
@@ -97,28 +98,28 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),
     "nested": nested,
 }
-"""Families without a default config, smaller ones, and models around models, by what they are."""
+"""Families without a default config, small configs, and wrappers around models."""
 
 KINDS = [
     *((family, action) for family in sorted({*FAMILIES} - {*SPECIAL}) for action in ACTION_SPACES),
     *zip(SPECIAL, itertools.cycle(ACTION_SPACES)),
 ]
-"""What the contract is tested on: families on all action spaces, what is around them on one."""
+"""What the contract is tested on: families on every action space, wrappers on one."""
 
 ONE_EACH = list({kind: (kind, action) for kind, action in reversed(KINDS)}.values())
-"""Every kind once, for what takes seconds: a graph is captured alike for every action space."""
+"""Every kind once, for slow tests whose result does not depend on the action space."""
 
 
 def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 7) -> World:
-    """A world of a small model, with 64 starts of which the first 16 are beginnings."""
-    model = small_model(kind, action)
-    generator = torch.Generator().manual_seed(1)
-    states = {
-        key: torch.randn(leaf.shape, generator=generator) for key, leaf in model.initial(64).items()
-    }
+    """Return a world of a small model; see `world_of`."""
+    return world_of(small_model(kind, action), horizon)
+
+
+def world_of(model: WorldModel, horizon: int = 7) -> World:
+    """Return a world of a model with 64 random start states; the first 16 are episode starts."""
     return World(
         model=model,
-        starts=StartStates(states=states, beginnings=16),
+        starts=StartStates(states=random_state(model, 64, seed=1), beginnings=16),
         env_spec=None,
         horizon=horizon,
         provenance={"dataset": "none"},
@@ -127,14 +128,38 @@ def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 
     )
 
 
+def random_state(model: WorldModel, batch: int, seed: int = 0) -> State:
+    """Return a state with random leaves: standard normal floats, integers from observations.
+
+    Which integers make sense is the model's own affair (tokens, lengths), so these leaves are taken
+    from a state that has observed something.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, leaf in model.initial(batch).items():
+        if leaf.is_floating_point():
+            state[key] = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        else:
+            state[key] = observed_state(model, batch, seed)[key]
+    return state
+
+
+def observed_state(model: WorldModel, batch: int, seed: int = 0) -> State:
+    """Return the state after one random observation."""
+    noise = torch.rand(batch, model.noise_dim, generator=torch.Generator().manual_seed(seed))
+    observation = random_observations(model.observation_space, batch, seed)
+    action = zero_action(model.action_space, batch, "cpu")
+    return model.observe(model.initial(batch), action, observation, noise)
+
+
 def random_actions(space: gym.Space, batch: int, seed: int = 0) -> torch.Tensor:
-    """(batch, ...) random actions of a space."""
+    """Return (batch, ...) random actions of a space."""
     space.seed(seed)
     return torch.as_tensor(np.stack([space.sample() for _ in range(batch)]))
 
 
 def random_observations(space: gym.Space, batch: int, seed: int = 0) -> Observation:
-    """(batch, ...) random observations: bytes for images, standard normal numbers else."""
+    """Return (batch, ...) random observations: bytes for images, otherwise standard normals."""
     if isinstance(space, gym.spaces.Dict):
         return {key: random_observations(part, batch, seed) for key, part in space.spaces.items()}
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +170,7 @@ def random_observations(space: gym.Space, batch: int, seed: int = 0) -> Observat
 
 
 def rows(observation: Observation) -> list:
-    """A batch of observations as one NumPy observation, or dict of such, for each row."""
+    """Split a batch of observations into one NumPy observation, or dict of such, per row."""
     if isinstance(observation, dict):
         columns = {key: rows(values) for key, values in observation.items()}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,4 +1,4 @@
-"""World models: the contract, the families that keep it, and wrappers around them."""
+"""World models: the contract, the families that implement it, and wrappers around them."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -15,69 +17,20 @@ from dreamgym.data import SegmentBatch
 from dreamgym.models.observations import Observation, as_tensors, map_observation
 from dreamgym.models.statistics import Statistics
 
-
-class KLDiagnostic(NamedTuple):
-    """How much an observation says through a stochastic latent, where nothing else was known.
-
-    Attributes:
-        nats: (N, D) divergence of the posterior from the prior at N observations, of each
-            dimension (each categorical) of the latent.
-        free: nats that the loss grants for nothing; 0 where it grants none.
-        granted: whether they are free for each dimension ("each") or for all together ("all").
-        remedy: what to do where the latent says nothing, or no more than what is free.
-    """
-
-    nats: Tensor
-    free: float
-    granted: str
-    remedy: str
-
-
-class EmbeddingDiagnostic(NamedTuple):
-    """How far embeddings differ from each other.
-
-    Attributes:
-        std: () mean over dimensions of the standard deviation.
-        effective_rank: () of their covariance, between 1 and `width`.
-        width: of an embedding.
-        remedy: what to do where they do not differ.
-    """
-
-    std: Tensor
-    effective_rank: Tensor
-    width: int
-    remedy: str
-
-
-class LatentDiagnostics(NamedTuple):
-    """What a model shows of its latents on a batch, by the name of the latent.
-
-    A lone latent is called "", as a lone part of an observation is.
-
-    Attributes:
-        divergences: of stochastic latents.
-        spreads: of embeddings that nothing but the loss keeps from being all the same.
-    """
-
-    divergences: dict[str, KLDiagnostic]
-    spreads: dict[str, EmbeddingDiagnostic]
-
-
 State = dict[str, Tensor]
-
-"""What a model believes now. Every leaf is batch-first: (B, ...)."""
-
+"""What a model believes now. Leaves are batch-first, (B, ...), and float or integer."""
 
 Temperature = float | Tensor
+"""Sampling temperature, above 0: one number, or (B,) with one for each row."""
 
 
 class Prediction(NamedTuple):
-    """What one imagined step says, in the real environment's units.
+    """Prediction for one imagined step, in the real environment's units.
 
     Attributes:
         reward: (B,) reward.
         termination: (B,) probability in [0, 1] that the new state is terminal.
-        uncertainty: (B,) epistemic uncertainty, >= 0; zeros where a model has none.
+        uncertainty: (B,) epistemic uncertainty, >= 0; zeros for a model that has none.
     """
 
     reward: Tensor
@@ -86,14 +39,14 @@ class Prediction(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """B unbroken windows of L transitions, as the reader draws them.
+    """B windows of L consecutive transitions.
 
     Attributes:
         observation: (B, L + 1, ...) in the real environment's units and dtype, or a dict of such.
-        action: (B, L, ...); `action[:, t]` leaves `observation[:, t]`.
-        reward: (B, L); paid for `action[:, t]`.
-        terminated: (B, L) bool; true where `observation[:, t + 1]` is terminal. Truncation is not
-            here.
+        action: (B, L, ...); `action[:, t]` leads from `observation[:, t]` to the next.
+        reward: (B, L); `reward[:, t]` follows `action[:, t]`.
+        terminated: (B, L) bool; true where `observation[:, t + 1]` is terminal. A truncation is
+            not a termination.
         mask: (B, L) bool; false on the padding after an episode's end.
     """
 
@@ -104,23 +57,89 @@ class Segment(NamedTuple):
     mask: Tensor
 
 
+class KLDiagnostic(NamedTuple):
+    """Information that a stochastic latent carries about an observation.
+
+    Attributes:
+        nats: (N, D) KL divergence of the posterior from the prior at N observations, for each
+            dimension (each categorical) of the latent.
+        free: free nats of the loss; 0 if it has none.
+        granted: "each" if they are free for each dimension, "all" for the sum over dimensions.
+        remedy: advice if the latent carries nothing, or no more than the free nats.
+    """
+
+    nats: Tensor
+    free: float
+    granted: str
+    remedy: str
+
+
+class EmbeddingDiagnostic(NamedTuple):
+    """Spread of a batch of embeddings.
+
+    Attributes:
+        std: () standard deviation, mean over dimensions.
+        effective_rank: () effective rank of the covariance, between 1 and `width`.
+        width: dimensions of an embedding.
+        remedy: advice if the embeddings have collapsed.
+    """
+
+    std: Tensor
+    effective_rank: Tensor
+    width: int
+    remedy: str
+
+
+class LatentDiagnostics(NamedTuple):
+    """Diagnostics of a model's latents on one batch, by the name of the latent.
+
+    A model's only latent has the name "", as the only part of an observation has.
+
+    Attributes:
+        divergences: stochastic latents, which can collapse onto their prior.
+        spreads: embeddings, which can collapse onto one point.
+    """
+
+    divergences: dict[str, KLDiagnostic]
+    spreads: dict[str, EmbeddingDiagnostic]
+
+
 class WorldModel(nn.Module, ABC):
     """A model of one environment that can filter, step and score.
 
-    It holds parameters and normalisers, never a state: a state is a value that the caller keeps.
+    A family subclasses it, lists itself in `dreamgym/models/registry.py`, and keeps this contract,
+    which `tests/contract` checks for every family in the table:
+
+    - The constructor takes `(observation_space, action_space, config)` and raises TypeError for a
+      space that the family cannot model.
+    - A model holds parameters and normalisers (buffers, fitted on training episodes only), never a
+      state. A state is a value that the caller keeps; its leaves may be integers (tokens, lengths).
+    - `step` and `observe` are pure: they change neither their arguments nor the model, and draw
+      random numbers only from `noise`. A row does not depend on the other rows.
+    - A step never syncs with the host (no `.item()`, no `if tensor`) unless
+      `host_sync.host_sync_allowed` permits it, and it compiles to one graph.
+    - Rewards, observations and actions are in the real environment's units. `decode`, if there is
+      one, returns observations within the bounds of the space.
+    - A dream that leaves the data should end: compute a mask of those rows and pass it to
+      `end_outside_data`. Without it a policy drifts to where the model extrapolates.
+
+    The methods that are not abstract are optional hooks. Wrappers and ensembles forward all of them
+    (`HOOKS`, `forward_hooks`), so a new hook needs no further code there.
 
     Attributes:
-        observation_space: of one real environment.
-        action_space: of one real environment.
+        observation_space: space of one real environment.
+        action_space: space of one real environment.
+        config: the family's config, a frozen dataclass.
+        config_type: class of the config.
         feature_dim: width of `features`.
-        noise_dim: how many independent U(0, 1) numbers one row's step or observe uses.
-        has_uncertainty: whether predictions carry an uncertainty; zeros stand in them otherwise.
+        noise_dim: independent U(0, 1) numbers that one row needs for `step` or `observe`.
+        has_uncertainty: whether predictions carry an uncertainty; otherwise it is zero.
         presets: published configs by name.
-        fit_defaults: settings of a fit of the default config, by the names that
-            `dreamgym.recommended` takes.
-        fast_form: class of the form that `prepare` gives, made from a model on its device, the
-            rows of every step and the dtype of matrix products; set by the family's package.
-        preset_fits: those that the authors of a preset used, by the preset's name.
+        fit_defaults: fit settings for the default config, by the names that
+            `dreamgym.default_config` takes.
+        preset_fits: fit settings that the authors of a preset used, by the preset's name.
+        fast_form: class of the form that `prepare` returns, called with the model on its device,
+            the rows of every step and the dtype of matrix products; set in the family's package.
     """
 
     config_type: ClassVar[type]
@@ -142,18 +161,18 @@ class WorldModel(nn.Module, ABC):
     def from_config(
         cls, observation_space: gym.Space, action_space: gym.Space, config: Any
     ) -> Self:
-        """A model with fresh weights; a model around another one makes that one first.
+        """Build a model with fresh weights; a wrapper builds the model inside first.
 
         Args:
-            observation_space: of one real environment.
-            action_space: of one real environment.
+            observation_space: space of one real environment.
+            action_space: space of one real environment.
             config: a `config_type`.
         """
         return cls(observation_space, action_space, config)
 
     @abstractmethod
     def initial(self, batch_size: int) -> State:
-        """The state before anything was seen; leaves (batch_size, ...)."""
+        """Return the state before the first observation; leaves (batch_size, ...)."""
 
     @abstractmethod
     def observe(
@@ -163,9 +182,9 @@ class WorldModel(nn.Module, ABC):
 
         Args:
             state: the state before `action`; the initial state at an episode's first observation.
-            action: (B, ...) the action that led here, raw; zeros at an episode's first observation.
+            action: (B, ...) raw action that led to the observation; zeros at an episode's first.
             observation: (B, ...) in the real environment's units, or a dict of such.
-            noise: (B, noise_dim) uniforms.
+            noise: (B, noise_dim) uniforms in [0, 1).
         """
 
     @abstractmethod
@@ -186,11 +205,11 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def features(self, state: State) -> Tensor:
-        """The flat view of a state that a policy sees, (B, feature_dim)."""
+        """Return the flat view of a state that a policy sees, (B, feature_dim)."""
 
     @abstractmethod
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, and its named terms (scalars, detached).
+        """Return the loss to minimise, and its named terms (scalars, detached).
 
         Args:
             segment: B windows of L transitions.
@@ -198,50 +217,64 @@ class WorldModel(nn.Module, ABC):
         """
 
     @property
+    def decodes(self) -> bool:
+        """Whether the model can `decode` states; `isinstance(model, Decodes)` asks this.
+
+        By default a model decodes if it has the method. Override it where that depends on the
+        config, or on a model inside.
+        """
+        return callable(getattr(self, "decode", None))
+
+    @property
     def phase_starts(self) -> tuple[int, ...]:
-        """Updates at which another part of the model begins to be fitted; mostly there are none."""
+        """Update indices at which training switches to another sub-model; empty by default."""
         return ()
 
     @property
     def assumes_single_env_steps(self) -> bool:
-        """Whether it knows what holds for single steps of the real environment, not for several."""
+        """Whether reward or termination assume one environment step per model step.
+
+        Such a model cannot be combined with a frame skip.
+        """
         return False
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers; called once, before fitting, with training episodes only."""
 
     def before_fit(self) -> None:
-        """Called before a fit that goes on from these weights, which are unlike fresh ones."""
+        """Prepare for training that resumes from existing weights."""
 
     def after_fit(self) -> None:
-        """Called when a fit has ended: what was kept for it alone can go."""
+        """Release training-only caches; called once after training."""
 
     def after_update(self) -> None:
-        """Called after every optimiser update: EMA targets and the like."""
+        """Update EMA targets and the like; called after every optimiser update."""
 
     def after_evaluation(self, terms: dict[str, Tensor]) -> None:
-        """Called after each look at held-out episodes, before the best weights are kept.
+        """Use held-out losses, for example to choose elites.
+
+        Called after each evaluation, before the best weights are kept.
 
         Args:
             terms: the terms of `loss` in eval mode, each the mean over the held-out batches.
         """
 
     def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
-        """What the model shows of its latents, for the alarms of a fit; by default nothing.
+        """Return latent diagnostics for the training alarms; empty by default.
 
         Args:
-            segment: B windows of L transitions, held out.
+            segment: B held-out windows of L transitions.
             noise: (B, L + 1, noise_dim) uniforms.
         """
         return LatentDiagnostics({}, {})
 
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
-        """The same function arranged for speed, or the model itself on the device.
+        """Return the same function arranged for speed, or the model itself, on a device.
 
         Args:
-            num_envs: rows that every later step will have.
-            device: where it will run.
-            dtype: of matrix products; state, logits and sampling stay float32.
+            num_envs: rows of every later step.
+            device: device of every later step.
+            dtype: dtype of matrix products; state, logits and sampling stay float32.
 
         Raises:
             ValueError: the family has no fast form, and `dtype` is not float32.
@@ -256,13 +289,97 @@ class WorldModel(nn.Module, ABC):
         return self
 
 
+class _AsksTheModel(type(Protocol)):  # type: ignore[misc]
+    """Metaclass whose `isinstance` asks the model: a wrapper decodes if the model inside does."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return bool(getattr(instance, "decodes", False))
+
+
 @runtime_checkable
-class Decodes(Protocol):
-    """A model that can turn a state back into an observation."""
+class Decodes(Protocol, metaclass=_AsksTheModel):
+    """A model that can turn a state back into an observation; see `WorldModel.decodes`."""
 
     def decode(self, state: State) -> Observation:
-        """The observation (B, ...) that the state stands for, in the real environment's units."""
+        """Return the observation (B, ...) that a state stands for.
+
+        It is in the real environment's units and within the bounds of its space.
+        """
         ...
+
+
+def _is_hook(name: str, member: object) -> bool:
+    """Whether a member of `WorldModel` is an optional hook that a model around another forwards."""
+    return (
+        not name.startswith("_")
+        and (isinstance(member, property) or inspect.isfunction(member))
+        and not getattr(member, "__isabstractmethod__", False)
+        # A fast form of the model inside is not one of the model around it.
+        and name != "prepare"
+    )
+
+
+HOOKS: dict[str, Any] = {k: v for k, v in vars(WorldModel).items() if _is_hook(k, v)}
+"""The optional hooks of `WorldModel` by name: methods and properties with a default."""
+
+Model = TypeVar("Model", bound=WorldModel)
+
+
+def forward_hooks(
+    to: Callable[[Any], Iterable[WorldModel]],
+) -> Callable[[type[Model]], type[Model]]:
+    """Return a class decorator that forwards hooks to the models which an instance holds.
+
+    Hooks that the class defines itself stay. Of the others, a method is called on every inner
+    model and returns the first one's result; a property is read from the first.
+
+    Args:
+        to: the inner models of an instance, at least one.
+    """
+
+    def decorate(model_type: type[Model]) -> type[Model]:
+        for name, hook in HOOKS.items():
+            if name not in vars(model_type):
+                setattr(model_type, name, _forwarding(name, hook, to))
+        return model_type
+
+    return decorate
+
+
+def _forwarding(name: str, hook: Any, to: Callable[[Any], Iterable[WorldModel]]) -> Any:
+    """Return a method or property that forwards one hook."""
+    if isinstance(hook, property):
+        return property(lambda self: getattr(next(iter(to(self))), name), doc=hook.__doc__)
+
+    @wraps(hook)
+    def forward(self: WorldModel, *args: Any, **kwargs: Any) -> Any:
+        first, *_ = [getattr(inner, name)(*args, **kwargs) for inner in to(self)]
+        return first
+
+    return forward
+
+
+def end_outside_data(
+    prediction: Prediction, outside: Tensor | None, worst_return: Tensor
+) -> Prediction:
+    """End the dreams that left the training data, with the worst return that the data has shown.
+
+    This is the pessimistic MDP of MOReL (Kidambi et al. 2020, arXiv 2005.05951, definition 2), with
+    the family's own measure of what is unknown. A policy then gains nothing by going where the
+    model extrapolates. Every family calls it at the end of `step`.
+
+    Args:
+        prediction: the model's prediction, leaves (B,).
+        outside: (B,) bool, true where the new state is outside the data; None if the model cannot
+            tell, which changes nothing.
+        worst_return: () the lowest return from any step of the data (`Statistics.worst_return`).
+    """
+    if outside is None:
+        return prediction
+    return prediction._replace(
+        reward=torch.where(outside, worst_return, prediction.reward),
+        termination=torch.where(outside, 1.0, prediction.termination),
+    )
 
 
 def select(mask: Tensor, new: State, old: State) -> State:
@@ -277,30 +394,24 @@ def select(mask: Tensor, new: State, old: State) -> State:
 
 
 def stack(states: list[State]) -> State:
-    """Stack states along a new time axis: leaves (B, ...) become (B, L, ...)."""
+    """Stack states along a new second axis: leaves (B, ...) become (B, L, ...)."""
     return {key: torch.stack([state[key] for state in states], 1) for key in states[0]}
 
 
-def segment_to(segment: Segment, device: torch.device | str) -> Segment:
-    """The same segment on a device."""
-    rest = (leaf.to(device) for leaf in segment[1:])
-    return Segment(map_observation(lambda leaf: leaf.to(device), segment.observation), *rest)
-
-
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
-    """A batch of the reader as tensors on a device."""
+    """Convert a batch of the data reader to tensors on a device."""
     rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
     return Segment(as_tensors(batch.observation, device), *rest)
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:
-    """The action that is given with an episode's first observation: (batch_size, ...) zeros."""
+    """Return the action that comes with an episode's first observation: (batch_size, ...) zeros."""
     dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
     return torch.zeros((batch_size, *(space.shape or ())), dtype=dtype, device=device)
 
 
 def filter_states(model: WorldModel, segment: Segment, noise: Tensor) -> State:
-    """Feed real observations to the model, from the initial state on.
+    """Feed real observations to the model, starting from its initial state.
 
     Args:
         model: any world model.
@@ -308,7 +419,7 @@ def filter_states(model: WorldModel, segment: Segment, noise: Tensor) -> State:
         noise: (B, L + 1, noise_dim) uniforms.
 
     Returns:
-        The states after each observation; leaves (B, L + 1, ...). Those under padding mean nothing.
+        The states after each observation, leaves (B, L + 1, ...); meaningless under padding.
     """
     batch, length = segment.action.shape[:2]
     state = model.initial(batch)
@@ -334,7 +445,7 @@ def imagine(
 
     Args:
         model: any world model.
-        state: leaves (B, ...), where the dream begins.
+        state: start states, leaves (B, ...).
         actions: (B, L, ...) raw actions.
         noise: (B, L, noise_dim) uniforms.
         temperature: as in `WorldModel.step`.

@@ -1,7 +1,7 @@
-"""Whether a step may ask the device something, such as whether any row has ended.
+"""Whether data-dependent control flow (a host sync) is allowed in the current step.
 
-On a CPU nothing waits for an answer, and work that nobody needs can be left out. Elsewhere asking
-means waiting, and a step that is compiled or captured is the same whatever the numbers are.
+On a CPU, branching on a tensor's value costs nothing and can skip work. On a GPU it makes the host
+wait for the device, and a step that is compiled or captured must be the same for all values.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from contextlib import contextmanager
 import torch
 
 
-class _Asking(threading.local):
+class _HostSync(threading.local):
     forbidden = False
 
 
-_ASKING = _Asking()
+_HOST_SYNC = _HostSync()
 
 
 def host_sync_allowed(device: torch.device) -> bool:
-    """Whether a step on this device may ask it something now."""
+    """Return whether the current step on this device may branch on the values of tensors."""
     if torch.compiler.is_compiling():
         return False
-    return device.type == "cpu" and not _ASKING.forbidden
+    return device.type == "cpu" and not _HOST_SYNC.forbidden
 
 
 @contextmanager
 def forbid_host_sync() -> Iterator[None]:
-    """Have steps ask nothing within the block, on a CPU neither."""
-    before, _ASKING.forbidden = _ASKING.forbidden, True
+    """Forbid host syncs inside the block, on the CPU as well; for the current thread only."""
+    before, _HOST_SYNC.forbidden = _HOST_SYNC.forbidden, True
     try:
         yield
     finally:
-        _ASKING.forbidden = before
+        _HOST_SYNC.forbidden = before

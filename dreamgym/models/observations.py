@@ -1,4 +1,4 @@
-"""Observations of one Box, or of a Dict of them: one way to go over their parts."""
+"""Observations of one Box or of a Dict of Boxes: one way to iterate over their parts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ import torch
 from torch import Tensor
 
 Observation = Tensor | dict[str, Tensor]
-
-"""A batch of observations: a tensor, or one for each key of a Dict space."""
-
+"""A batch of observations: one tensor, or a dict with one for each key of a Dict space."""
 
 T = TypeVar("T")
 
-
 WHOLE = ""
-
-"""The key of the only part of an observation that is no Dict."""
+"""Key of the only part of an observation that is not a Dict."""
 
 
 def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
-    """The boxes of a space by key; a lone Box has the key `WHOLE`.
+    """Return the Boxes of a space by key; a single Box has the key `WHOLE`.
 
     Raises:
-        TypeError: a part is no Box; it is named.
+        TypeError: a part is not a Box; the message names it.
     """
     spaces = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {WHOLE: space}
     boxes = {}
@@ -40,24 +36,33 @@ def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
 
 
 def is_image(box: gym.spaces.Box) -> bool:
-    """Whether a box holds images: bytes of shape (height, width, channels)."""
+    """Return whether a Box holds images: uint8 of shape (height, width, channels)."""
     return box.dtype == np.uint8 and len(box.shape) == 3
 
 
 def get_part(observation: Observation, key: str) -> Tensor:
-    """One part of an observation, by its key."""
+    """Return one part of an observation by its key."""
     return observation if isinstance(observation, Tensor) else observation[key]
 
 
+def join_parts(values: dict[str, T]) -> T | dict[str, T]:
+    """Join values by key into an observation; the reverse of `get_part`.
+
+    Returns:
+        The value itself if its key is `WHOLE`, otherwise the dict.
+    """
+    return values.get(WHOLE, values)
+
+
 def map_observation(function: Callable[[Tensor], Tensor], observation: Observation) -> Observation:
-    """The observation with a function applied to every part."""
+    """Apply a function to every part of an observation."""
     if isinstance(observation, Tensor):
         return function(observation)
     return {key: function(value) for key, value in observation.items()}
 
 
 def as_tensors(observation: Any, device: torch.device | str = "cpu") -> Observation:
-    """An array, or a dict of them, as tensors on a device."""
+    """Convert an array, or a dict of arrays, to tensors on a device."""
     if isinstance(observation, dict):
         return {key: _as_tensor(value, device) for key, value in observation.items()}
     return _as_tensor(observation, device)
@@ -65,8 +70,3 @@ def as_tensors(observation: Any, device: torch.device | str = "cpu") -> Observat
 
 def _as_tensor(array: Any, device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
-def join_parts(values: dict[str, T]) -> T | dict[str, T]:
-    """What is made of these parts: the lone one itself, or the dict; the reverse of `part`."""
-    return values.get(WHOLE, values)

@@ -1,7 +1,8 @@
-"""Means over what is real in a batch of segments, wherever its parts are computed.
+"""Means over the valid rows of a batch, in one process or across several.
 
-Padding never counts. Where several processes share a batch (data parallelism), sums run over all
-of them, with their gradients: a statistic of the batch is that of the whole batch, not of a part.
+Padding never counts. If several processes share a batch (data parallelism), sums run over all of
+them, with their gradients: a statistic of the batch is that of the global batch, not of one
+process's part.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ _sharing = False
 
 @contextmanager
 def global_batch() -> Iterator[None]:
-    """Within the block, the batch that a process sees is its share of one that all of them see.
+    """Treat each process's batch as its share of one global batch, inside the block.
 
-    Without other processes this changes nothing. Outside of it, what a process computes is its own
-    affair, whether or not there are others.
+    Without a process group this changes nothing. Outside the block, sums stay within the process.
     """
     global _sharing
     before, _sharing = _sharing, dist.is_available() and dist.is_initialized()
@@ -32,12 +32,12 @@ def global_batch() -> Iterator[None]:
 
 
 def processes() -> int:
-    """How many processes share a batch now."""
+    """Return the number of processes that share the current batch."""
     return dist.get_world_size() if _sharing else 1
 
 
-class _Whole(torch.autograd.Function):
-    """Sum over processes, whose gradient is the sum of theirs."""
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over processes, with gradients summed over processes too."""
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
@@ -53,22 +53,22 @@ class _Whole(torch.autograd.Function):
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of a value over all processes that share a batch; of one process, the value itself.
+    """Sum a value over all processes that share the batch; with one process, return it unchanged.
 
-    Gradients are summed likewise, so that the mean of gradients that data parallelism takes is
-    the gradient that one process would have found on the whole batch.
+    Gradients are summed as well, so that averaging gradients over processes, as data parallelism
+    does, gives the gradient of one process on the global batch.
     """
     if processes() == 1:
         return value
-    result: Tensor = _Whole.apply(value)
+    result: Tensor = _AllReduceSum.apply(value)
     return result
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values (...) where mask is true: a scalar; what lies elsewhere does not count.
+    """Return the mean of values where the mask is true, as a scalar.
 
     Args:
-        values: (...); summed in float32 at least.
+        values: (...); summed in float32 or a wider dtype.
         mask: (...) bool, broadcast against values.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The table of model families: the one place that knows them all."""
+"""The table of model families. A new family is a package and one line here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Configs inside configs: how the config of one model names another model, and how JSON does.
+"""What a model is without its weights: family and config, and their form in JSON.
 
-Only plain values go to a file, and only names of the table of families come out of one: nothing
-that a file says is imported or executed.
+A config may contain the spec of another model, as those of wrappers and ensembles do. Only plain
+values go to a file, and a file names families as the table does: nothing that a file contains is
+imported or executed.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from dreamgym._files import nearest
 from dreamgym.models.base import WorldModel
 
 FAMILIES: dict[str, type[WorldModel]] = {}
-"""Every family by the name that files and the command line use; `models/registry.py` fills it."""
+"""Every family by its name in files and on the command line; filled by `models/registry.py`.
+
+It stands here because the configs of wrappers, which are families themselves, look families up.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What a model is, without its weights.
+    """Description of a model without its weights.
 
     Attributes:
-        family: a name of the table of families.
-        config: the family's own config; None for its defaults.
+        family: name in the table of families.
+        config: the family's config; None for its defaults.
     """
 
     family: str
@@ -39,78 +43,82 @@ class ModelSpec:
 
     @classmethod
     def of(cls, model: WorldModel) -> Self:
-        """The spec of a model.
+        """Return the spec of a model.
 
         Raises:
-            TypeError: it is no model.
-            ValueError: its class is not in the table of families.
+            TypeError: the argument is not a model.
+            ValueError: the model's class is not in the table of families.
         """
-        given: Any = model
-        if not isinstance(given, WorldModel):
-            raise TypeError(f"a {type(given).__name__} is no model; of a world give its `.model`")
+        value: Any = model
+        if not isinstance(value, WorldModel):
+            raise TypeError(
+                f"expected a WorldModel, got {type(value).__name__}; if it is a World, pass its "
+                "`.model`"
+            )
         return cls(family=family_name(model), config=model.config)
 
     @classmethod
-    def from_json(cls, given: Any) -> Self:
-        """The spec that `{"family": ..., "config": {...}}` says.
+    def from_json(cls, value: Any) -> Self:
+        """Return the spec that `{"family": ..., "config": {...}}` describes.
 
         Raises:
-            ValueError: an unknown family or setting, or a value that is refused.
-            TypeError: a setting is missing, or its value has another type.
+            ValueError: an unknown family or setting, or an invalid value.
+            TypeError: a setting is missing, or its value has the wrong type.
         """
-        if not isinstance(given, Mapping) or not {"family", "config"} <= set(given):
-            raise ValueError(f"{given!r} is no model: give its 'family' and its 'config'")
-        config_type = family_class(given["family"]).config_type
+        if not isinstance(value, Mapping) or not {"family", "config"} <= set(value):
+            raise ValueError(
+                f"{value!r} does not describe a model: give its 'family' and its 'config'"
+            )
+        config_type = family_class(value["family"]).config_type
         return cls(
-            family=given["family"],
-            config=config_from_json(config_type, given["config"], given["family"]),
+            family=value["family"],
+            config=config_from_json(config_type, value["config"], value["family"]),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as JSON-plain values.
+        """Return the spec as JSON-plain values.
 
         Raises:
-            ValueError: the config holds what no file can hold, such as a Python function.
+            ValueError: the config contains something that cannot be written, such as a function.
         """
         return {"family": self.family, "config": to_json(self.config)}
 
     def build(self, observation_space: gym.Space, action_space: gym.Space) -> WorldModel:
-        """A model of this kind with fresh weights."""
+        """Build a model of this kind with fresh weights."""
         return family_class(self.family).from_config(observation_space, action_space, self.config)
 
 
 def family_class(name: Any) -> type[WorldModel]:
-    """The family of a name.
+    """Return the family with a name.
 
     Raises:
-        ValueError: there is none; the message has the nearest.
+        ValueError: there is none; the message names the nearest.
     """
-    table = FAMILIES
-    if not isinstance(name, str) or name not in table:
-        raise ValueError(f"unknown family {name!r}: {nearest(str(name), table)}")
-    return table[name]
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"unknown family {name!r}: {nearest(str(name), FAMILIES)}")
+    return FAMILIES[name]
 
 
 def family_name(model: WorldModel) -> str:
-    """The name that the table of families has for a model.
+    """Return the name of a model's class in the table of families.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it is not in the table.
     """
     for name, family in FAMILIES.items():
         if type(model) is family:
             return name
     raise ValueError(
-        f"{type(model).__name__} is not in the table of families, so no file can name it; add it "
+        f"{type(model).__name__} is not in the table of families, so files cannot name it; add it "
         "to dreamgym.models.FAMILIES"
     )
 
 
 def family_config(family: str) -> Any:
-    """The config that a family has by itself.
+    """Return the default config of a family.
 
     Raises:
-        ValueError: an unknown family, or one with settings that only the user can choose.
+        ValueError: an unknown family, or one with settings that have no default.
     """
     config_type = family_class(family).config_type
     try:
@@ -122,10 +130,10 @@ def family_config(family: str) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """A config as JSON-plain values: dataclasses as dicts, tuples as lists.
+    """Return a config as JSON-plain values: dataclasses as dicts, tuples as lists.
 
     Raises:
-        ValueError: there is something in it that no file can hold.
+        ValueError: it contains something that cannot be written to a file.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
@@ -138,69 +146,71 @@ def to_json(value: Any) -> Any:
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
         raise ValueError(
-            f"the Python function {name!r} cannot be written to a file, for nothing in a world's "
-            "files is ever executed; save the world of the model inside and wrap it again after "
-            "loading, or use a ready-made function by its name"
+            f"the Python function {name!r} cannot be written to a file, because nothing in a "
+            "world's files is ever executed; save the world of the model inside and wrap it again "
+            "after loading, or use a built-in function by its name"
         )
-    raise ValueError(f"{value!r} is a {type(value).__name__}, which a config's file cannot hold")
+    raise ValueError(
+        f"{value!r} is a {type(value).__name__}, which cannot be written to a config file"
+    )
 
 
-def config_from_json(config_type: type, given: Any, name: str) -> Any:
-    """A config from JSON-plain values; the reverse of `plain`.
+def config_from_json(config_type: type, value: Any, family: str) -> Any:
+    """Build a config from JSON-plain values; the reverse of `to_json`.
 
     Args:
         config_type: a dataclass.
-        given: its fields.
-        name: the family, for messages.
+        value: its fields by name.
+        family: the family, for messages.
 
     Raises:
-        ValueError: a field that it does not have, or a value that it refuses.
-        TypeError: a field is missing, or a value has another type.
+        ValueError: an unknown field, or an invalid value.
+        TypeError: a field is missing, or a value has the wrong type.
     """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"the config of the {name} family is {given!r}; give its fields by name")
+    if not isinstance(value, Mapping):
+        raise ValueError(f"the config of the {family} family is {value!r}; give its fields by name")
     known = {field.name for field in fields(config_type)}
-    unknown = sorted(set(given) - known)
+    unknown = sorted(set(value) - known)
     if unknown:
         raise ValueError(
-            f"the setting {unknown[0]!r} is none of the {name} family of this dreamgym: "
+            f"{unknown[0]!r} is not a setting of the {family} family in this version: "
             f"{nearest(unknown[0], known)}; it may need a newer dreamgym"
         )
     hints = typing.get_type_hints(config_type)
-    return config_type(**{key: _typed(hints[key], value, name) for key, value in given.items()})
+    return config_type(**{key: _typed(hints[key], item, family) for key, item in value.items()})
 
 
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """A JSON-plain value as the type that a field has."""
+def _typed(hint: Any, value: Any, family: str) -> Any:
+    """Convert a JSON-plain value to the type of a field, if JSON has another form for it."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if union else (hint,)
     if value is None and types.NoneType in options:
         return None
     options = tuple(option for option in options if option is not types.NoneType)
     for option in options:
-        if _fits(option, value):
-            return _built(option, value, name)
+        if _is_form_of(option, value):
+            return _convert(option, value, family)
     if all(map(is_dataclass, options)):
-        raise ValueError(f"the config of the {name} family has {value!r} where a config belongs")
+        raise ValueError(f"the config of the {family} family has {value!r} where a config belongs")
     return value
 
 
-def _built(hint: Any, value: Any, name: str) -> Any:
-    """What a value that fits a hint says."""
+def _is_form_of(hint: Any, value: Any) -> bool:
+    """Return whether a value is the JSON form of a nested config or a tuple."""
+    if isinstance(value, Mapping):
+        return is_dataclass(hint)
+    return isinstance(value, list) and (hint is tuple or typing.get_origin(hint) is tuple)
+
+
+def _convert(hint: Any, value: Any, family: str) -> Any:
+    """Convert the JSON form of a nested config or a tuple to that type."""
     if hint is ModelSpec:
         return ModelSpec.from_json(value)
     if is_dataclass(hint):
-        return config_from_json(hint, value, name)  # type: ignore[arg-type]
+        return config_from_json(hint, value, family)  # type: ignore[arg-type]
     arguments = typing.get_args(hint)
     if len(arguments) == 2 and arguments[1] is ...:
         arguments = arguments[:1] * len(value)
     if len(arguments) != len(value):
         return tuple(value)
-    return tuple(_typed(h, v, name) for h, v in zip(arguments, value, strict=True))
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    """Whether the value is how JSON says a nested config or a tuple."""
-    if isinstance(value, Mapping):
-        return is_dataclass(hint)
-    return isinstance(value, list) and (hint is tuple or typing.get_origin(hint) is tuple)
+    return tuple(_typed(h, v, family) for h, v in zip(arguments, value, strict=True))

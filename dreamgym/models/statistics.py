@@ -1,4 +1,4 @@
-"""What a model's normalisers are fitted to: moments and ranges of the training episodes."""
+"""Moments and ranges of the training episodes, to which models fit their normalisers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from torch import Tensor
 
 from dreamgym.models.observations import WHOLE
 
-SMALLEST_SPREAD = 1e-6
-
-"""Channels that vary less than this are taken as constant: their spread is set to one."""
+MIN_STD = 1e-6
+"""Channels with a smaller standard deviation count as constant; their spread is set to one."""
 
 
 class Moments(NamedTuple):
     """Moments of one part of the observations, in its own units; all (n,) float32.
 
     Attributes:
-        mean: of every row.
-        std: of every row.
-        low: the least value.
-        high: the greatest value.
-        delta_std: root mean square of the change from one observation to the next.
+        mean: mean over all rows.
+        std: standard deviation over all rows.
+        low: smallest value.
+        high: largest value.
+        delta_std: root mean square of the change from one row to the next.
     """
 
     mean: Tensor
@@ -39,13 +38,12 @@ class Statistics(NamedTuple):
     """Moments of training data in the real environment's units, float32.
 
     Attributes:
-        observation: by key of a Dict space, or `WHOLE`; images have none.
-        reward_mean: scalar.
-        reward_std: scalar.
-        worst_return: scalar, the lowest sum of rewards from any step to its episode's end, or
-            zero where even the lowest is above it.
-        action: of the numbers of a Box's single actions, before any grouping into blocks; None
-            where actions are choices, or were not measured.
+        observation: moments of each part, by key of a Dict space or `WHOLE`; images have none.
+        reward_mean: () mean reward.
+        reward_std: () standard deviation of the rewards.
+        worst_return: () lowest return from any step to its episode's end, and at most zero.
+        action: moments of single Box actions, before any grouping into blocks; None if actions are
+            discrete, or were not measured.
     """
 
     observation: dict[str, Moments]
@@ -56,15 +54,15 @@ class Statistics(NamedTuple):
 
     @property
     def vector(self) -> Moments:
-        """Of observations that are one vector."""
+        """Moments of observations that are one vector."""
         return self.observation[WHOLE]
 
 
 class _Sums:
-    """Sums over rows of one part, in float64."""
+    """Running sums over the rows of one part, in float64."""
 
     def __init__(self, first: NDArray) -> None:
-        # Taken off before squaring: channels far from zero keep their digits.
+        # Subtracted before squaring, so that channels far from zero keep their digits.
         self.shift = np.asarray(first, dtype=np.float64).ravel()
         self.rows = self.steps = 0
         self.total = np.zeros_like(self.shift)
@@ -84,22 +82,22 @@ class _Sums:
         mean = self.total / self.rows
         return Moments(
             mean=_tensor(mean + self.shift),
-            std=_spread(self.square / self.rows - mean**2),
+            std=_std(self.square / self.rows - mean**2),
             low=_tensor(self.low),
             high=_tensor(self.high),
-            delta_std=_spread(self.delta / max(1, self.steps)),
+            delta_std=_std(self.delta / max(1, self.steps)),
         )
 
 
 def measure_statistics(
     episodes: Iterable[tuple[Any, NDArray]], actions: Iterable[NDArray] = ()
 ) -> Statistics:
-    """Statistics over whole episodes, in one pass, summed in float64.
+    """Compute statistics over whole episodes, in one pass and with float64 sums.
 
     Args:
         episodes: pairs of observations, (T + 1, ...) or a dict of such, and rewards (T,).
-        actions: (T, ...) of each episode, of the environment itself; whole numbers are choices and
-            have no moments.
+        actions: (T, ...) actions of each episode, as the environment takes them; integers are
+            discrete and have no moments.
 
     Raises:
         ValueError: there are no episodes.
@@ -107,17 +105,17 @@ def measure_statistics(
     parts: dict[str, _Sums] = {}
     rewards = _Sums(np.zeros(1))
     worst = 0.0
-    for observations, paid in episodes:
+    for observations, episode_rewards in episodes:
         by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
         for key, values in by_key.items():
             if values.dtype == np.uint8:
-                continue  # images need no moments: their range is known
+                continue  # images and other bytes are scaled by their known range
             if key not in parts:
                 parts[key] = _Sums(values[0])
             parts[key].add(values)
-        rewards.add(paid[:, None])
-        to_go = np.cumsum(paid[::-1].astype(np.float64))
-        worst = min(worst, float(to_go.min(initial=0.0)))
+        rewards.add(episode_rewards[:, None])
+        returns = np.cumsum(episode_rewards[::-1].astype(np.float64))
+        worst = min(worst, float(returns.min(initial=0.0)))
     if not rewards.rows:
         raise ValueError("no episodes to fit the normalisers on; give at least one")
     reward = rewards.moments()
@@ -126,11 +124,11 @@ def measure_statistics(
         reward_mean=reward.mean[0],
         reward_std=reward.std[0],
         worst_return=_tensor(worst),
-        action=_of_actions(actions),
+        action=_action_moments(actions),
     )
 
 
-def _of_actions(episodes: Iterable[NDArray]) -> Moments | None:
+def _action_moments(episodes: Iterable[NDArray]) -> Moments | None:
     sums: _Sums | None = None
     for actions in episodes:
         if actions.dtype.kind != "f":
@@ -144,6 +142,7 @@ def _tensor(value: NDArray | float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def _spread(variance: NDArray) -> Tensor:
+def _std(variance: NDArray) -> Tensor:
+    """Return the standard deviation, or one for channels that count as constant."""
     std = np.sqrt(np.maximum(variance, 0.0))
-    return _tensor(np.where(std < SMALLEST_SPREAD, 1.0, std))
+    return _tensor(np.where(std < MIN_STD, 1.0, std))

@@ -1,6 +1,6 @@
 """The contract of a world model on images, for every family that takes them.
 
-Which those are is not written down: a family that refuses a space says so by a TypeError.
+Which families do is not listed here: a family refuses a space with a TypeError.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from dreamgym.models import FAMILIES, WorldModel
-from tests.contract.test_models import (  # noqa: F401 - collected here with the models below
-    assert_it_compiles_whole,
+from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
+    assert_compiles_to_one_graph,
     test_a_row_does_not_depend_on_its_neighbours,
     test_a_step_draws_nothing_from_the_global_generator,
     test_a_step_leaves_its_arguments_as_they_were,
     test_a_temperature_for_each_row_is_that_number_in_its_row,
+    test_decoded_observations_are_in_the_space,
     test_every_leaf_is_batch_first_and_keeps_its_shape,
     test_imagine_is_repeated_steps,
     test_it_fits_with_products_in_bfloat16,
@@ -25,7 +26,6 @@ from tests.contract.test_models import (  # noqa: F401 - collected here with the
     test_prepare_is_the_same_function,
     test_same_noise_same_result_and_other_noise_another,
     test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding,
-    test_what_decodes_gives_observations_of_the_space,
 )
 from tests.small_worlds import STATISTICS
 
@@ -40,7 +40,7 @@ SPACES = {
 
 
 def build(family: str, space: str) -> WorldModel:
-    """A model with the family's default config and random weights."""
+    """Return a model with the family's default config and random weights."""
     torch.manual_seed(0)
     model = FAMILIES[family](SPACES[space], ACTIONS, FAMILIES[family].config_type())
     moments = {"joints": STATISTICS.vector} if space == "both" else {}
@@ -65,8 +65,8 @@ def model(request) -> WorldModel:
 
 
 @pytest.mark.parametrize("family", [family for family, space in CASES if space == "both"])
-def test_the_step_compiles_whole_on_images_and_numbers(family):
-    assert_it_compiles_whole(build(family, "both"))
+def test_the_step_compiles_to_one_graph_on_images_and_vectors(family):
+    assert_compiles_to_one_graph(build(family, "both"))
 
 
 def test_some_family_takes_each_of_them():

@@ -1,14 +1,20 @@
-"""What every family keeps: the contract of `WorldModel`, run over the table of families."""
+"""The contract of `WorldModel`, for every family in the table and every wrapper.
+
+Other modules import these tests and give them other models by a fixture `model` of their own.
+"""
 
 from __future__ import annotations
 
 import copy
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, filter_states, imagine
 from dreamgym.models.observations import map_observation
+from dreamgym.models.spec import family_config
 from tests.small_worlds import (
     KINDS,
     ONE_EACH,
@@ -19,6 +25,9 @@ from tests.small_worlds import (
 )
 
 BATCH, LENGTH = 5, 4
+
+BOX = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+BOXES = gym.spaces.Dict({"a": BOX})
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
@@ -112,10 +121,10 @@ def test_a_step_leaves_its_arguments_as_they_were(model):
 
 def test_same_noise_same_result_and_other_noise_another(model):
     state, action = a_state(model), act(model)
-    first, said = model.step(state, action, noise_for(model, BATCH))
-    second, said_again = model.step(state, action, noise_for(model, BATCH))
+    first, prediction = model.step(state, action, noise_for(model, BATCH))
+    second, repeated = model.step(state, action, noise_for(model, BATCH))
     assert_equal(first, second)
-    assert all(torch.equal(a, b) for a, b in zip(said, said_again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(prediction, repeated, strict=True))
     other, _ = model.step(state, action, noise_for(model, BATCH, seed=1))
     if model.noise_dim:
         assert not torch.equal(model.features(first), model.features(other))
@@ -125,13 +134,14 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
     state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
     changed = {key: leaf.clone() for key, leaf in state.items()}
     for leaf in changed.values():
-        leaf[1:] = leaf[1:].flip(0) * 0.5
+        scale = 0.5 if leaf.is_floating_point() else 1
+        leaf[1:] = leaf[1:].flip(0) * scale
     noise_changed = noise.clone()
     noise_changed[1:] = 1 - noise_changed[1:]
-    first, said = model.step(state, action, noise)
-    second, said_other = model.step(changed, action, noise_changed)
+    first, prediction = model.step(state, action, noise)
+    second, other = model.step(changed, action, noise_changed)
     assert torch.equal(model.features(first)[0], model.features(second)[0])
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(said, said_other, strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(prediction, other, strict=True))
 
 
 def test_a_step_draws_nothing_from_the_global_generator(model):
@@ -159,29 +169,29 @@ def test_imagine_is_repeated_steps(model):
         assert torch.equal(predictions.reward[:, t], prediction.reward)
 
 
-def assert_it_compiles_whole(model: WorldModel) -> None:
+def assert_compiles_to_one_graph(model: WorldModel) -> None:
     state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
     torch._dynamo.reset()
     compiled = torch.compile(model.step, fullgraph=True, backend="aot_eager")
-    got, said = compiled(state, action, noise)
-    wanted, said_plainly = model.step(state, action, noise)
-    torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(tuple(said), tuple(said_plainly))
+    got, prediction = compiled(state, action, noise)
+    expected, expected_prediction = model.step(state, action, noise)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(tuple(prediction), tuple(expected_prediction))
 
 
 @pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
-def test_the_step_compiles_whole_and_stays_the_same_function(kind):
-    assert_it_compiles_whole(small_model(*kind))
+def test_the_step_compiles_to_one_graph_and_stays_the_same_function(kind):
+    assert_compiles_to_one_graph(small_model(*kind))
 
 
 def test_prepare_is_the_same_function(model):
     state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
     prepared = model.prepare(BATCH, torch.device("cpu"), torch.float32)
-    got, said = prepared.step(state, action, noise)
-    wanted, said_plainly = model.step(state, action, noise)
-    torch.testing.assert_close(got, wanted)
-    torch.testing.assert_close(tuple(said), tuple(said_plainly))
-    assert list(got) == list(wanted) == list(model.initial(BATCH))
+    got, prediction = prepared.step(state, action, noise)
+    expected, expected_prediction = model.step(state, action, noise)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(tuple(prediction), tuple(expected_prediction))
+    assert list(got) == list(expected) == list(model.initial(BATCH))
 
 
 def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(model):
@@ -200,29 +210,46 @@ def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(model):
 
 
 def test_it_fits_with_products_in_bfloat16(model):
-    """As it does in float32, but for rounding; weights, states and losses stay float32."""
+    """The losses are those of float32 up to rounding; weights and losses stay float32."""
     model, other = (copy.deepcopy(model).train().requires_grad_(True) for _ in range(2))
     curves = []
-    for each_model, lower in ((model, False), (other, True)):
-        optimizer = torch.optim.AdamW(each_model.parameters(), lr=1e-4)
+    for fitted, lower in ((model, False), (other, True)):
+        optimizer = torch.optim.AdamW(fitted.parameters(), lr=1e-4)
         curves.append([])
         for k in range(3):
             segment, noise = a_segment(model, k), noise_for(model, BATCH, LENGTH + 1, seed=k)
             with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-                loss, terms = each_model.loss(segment, noise)
+                loss, terms = fitted.loss(segment, noise)
             assert all(term.dtype == torch.float32 for term in (loss, *terms.values()))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            each_model.after_update()
+            fitted.after_update()
             curves[-1].append(float(loss.detach()))
     assert all(p.dtype == torch.float32 for p in other.parameters())
     assert all(b.dtype != torch.bfloat16 for b in other.buffers())
     assert curves[1] == pytest.approx(curves[0], rel=0.03, abs=0.03)
 
 
-def test_what_decodes_gives_observations_of_the_space(model):
+def test_decoded_observations_are_in_the_space(model):
     if isinstance(model, Decodes):
-        seen = rows(model.decode(a_state(model)))
-        assert len(seen) == BATCH
-        assert all(model.observation_space.contains(row) for row in seen)
+        decoded = rows(model.decode(a_state(model)))
+        assert len(decoded) == BATCH
+        assert all(model.observation_space.contains(row) for row in decoded)
+
+
+NOT_MODELLED = [gym.spaces.Discrete(5), gym.spaces.Text(3), gym.spaces.Tuple((BOX, BOX))]
+"""Spaces that no world model takes."""
+
+
+@pytest.mark.parametrize("space", NOT_MODELLED, ids=lambda space: type(space).__name__)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_constructor_refuses_spaces_that_it_cannot_model_with_a_type_error(family, space):
+    try:
+        config = family_config(family)
+    except ValueError:
+        pytest.skip("a wrapper: the model inside decides")
+    with pytest.raises(TypeError):
+        FAMILIES[family](space, gym.spaces.Discrete(2), config)
+    with pytest.raises(TypeError):
+        FAMILIES[family](BOX, space if isinstance(space, gym.spaces.Text) else BOXES, config)

@@ -1,4 +1,4 @@
-"""What every family keeps as a world: on disk, and in the engine."""
+"""The contract of a world, for every family: on disk, and in the engine."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(world, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
-def test_what_a_policy_is_handed_is_never_memory_of_the_dream(kind, mode):
+def test_observations_never_share_memory_with_the_dream(kind, mode):
     env = DreamVectorEnv(small_world(*kind), ENVS, view="latent", autoreset_mode=mode)
     seen, _ = env.reset(seed=0)
-    for handed in (seen, env.step(random_actions(env.single_action_space, ENVS))[0]):
+    for observation in (seen, env.step(random_actions(env.single_action_space, ENVS))[0]):
         owned = {leaf.untyped_storage().data_ptr() for leaf in env.dreams.tensors().values()}
-        assert handed.untyped_storage().data_ptr() not in owned
+        assert observation.untyped_storage().data_ptr() not in owned
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_the_whole_engine_step_is_one_graph(kind, mode):
     actions = random_actions(world.action_space, ENVS)
     torch._dynamo.reset()
     compiled = torch.compile(engine.step, fullgraph=True, backend="aot_eager")
-    got, wanted = compiled(dreams, actions), engine.step(dreams, actions)
-    torch.testing.assert_close(got[0].model, wanted[0].model)
-    torch.testing.assert_close(tuple(got[1]), tuple(wanted[1]))
+    got, expected = compiled(dreams, actions), engine.step(dreams, actions)
+    torch.testing.assert_close(got[0].model, expected[0].model)
+    torch.testing.assert_close(tuple(got[1]), tuple(expected[1]))
 
 
 def test_a_reset_row_is_a_fresh_one_and_stays_so_bit_for_bit(world):
@@ -81,7 +81,7 @@ def test_a_reset_row_is_a_fresh_one_and_stays_so_bit_for_bit(world):
         dreams, outcome = engine.step(dreams, random_actions(world.action_space, ENVS, step))
     rows = outcome.terminated | outcome.truncated
     assert rows.any()
-    # The same episodes in an engine that has never dreamt anything else.
+    # The same episodes in an engine that has dreamt nothing before.
     fresh, _ = engine.begin(11)
     fresh = fresh._replace(episode=dreams.episode - 1)
     fresh, _ = engine.restart(fresh, torch.ones(ENVS, dtype=torch.bool))
@@ -97,7 +97,7 @@ def test_a_reset_row_is_a_fresh_one_and_stays_so_bit_for_bit(world):
 @pytest.mark.parametrize("mode", MODES)
 def test_truncation_and_termination_are_apart(world, mode):
     if world.family == "known-termination":
-        pytest.skip("a known termination is certain: no threshold keeps it away")
+        pytest.skip("a known termination has probability one: no threshold prevents it")
     never = an_engine(world, max_episode_steps=4, autoreset_mode=mode, termination=1.0)
     dreams, _ = never.begin(0)
     for step in range(1, 5):
@@ -119,6 +119,6 @@ def test_a_row_dreams_the_same_however_many_rows_there_are(world):
         actions = random_actions(world.action_space, ENVS, step)
         dreams_many, one = many.step(dreams_many, actions)
         dreams_few, two = few.step(dreams_few, actions[:4])
-        # Products of other sizes round otherwise: close, and the same events.
+        # Products of other sizes round differently: the values are close, the events equal.
         torch.testing.assert_close(one.observation[:4], two.observation, rtol=1e-4, atol=1e-4)
         assert torch.equal(one.terminated[:4], two.terminated)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamgym.models.jepa.config import JEPAConfig
 from dreamgym.models.jepa.pretrained import PREFIX, PretrainedEncoder
 from dreamgym.models.nn import vit
-from dreamgym.models.nn.codecs import Codec
+from dreamgym.models.nn.codecs import VectorCodec
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.layers import Linear
 from dreamgym.models.observations import (
@@ -291,7 +291,9 @@ class ObservationCodec(nn.Module):
         boxes = observation_boxes(space)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        self.vectors = nn.ModuleList(Codec(boxes[key], "standard") for key in self.vector_keys)
+        self.vectors = nn.ModuleList(
+            VectorCodec(boxes[key], "standard") for key in self.vector_keys
+        )
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
         self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
         self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)
@@ -312,7 +314,7 @@ class ObservationCodec(nn.Module):
     def standard(self, observation: Observation) -> Tensor:
         """All vectors (..., *shape) in one, standardised: (..., n)."""
         pairs = zip(self.vector_keys, self.vectors, strict=True)
-        inwards = [codec.inwards(get_part(observation, key)) for key, codec in pairs]  # type: ignore[operator]
+        inwards = [codec.encode(get_part(observation, key)) for key, codec in pairs]  # type: ignore[operator]
         return torch.cat(inwards, -1)
 
     def forward(self, observation: Observation) -> Tensor:
@@ -433,7 +435,7 @@ class Probe(nn.Module):
         senses = self._senses[0]
         flat = vectors.split(senses.sizes, -1)
         return {
-            key: codec.shaped(codec.outwards(values))  # type: ignore[operator]
+            key: codec.to_space(codec.decode(values))  # type: ignore[operator]
             for key, codec, values in zip(senses.vector_keys, senses.vectors, flat, strict=True)
         }
 
@@ -446,7 +448,7 @@ class Probe(nn.Module):
         senses = self._senses[0]
         flat = vectors.split(senses.sizes, -1)
         outside = [
-            codec.unknown(codec.outwards(values), margin)  # type: ignore[operator]
+            codec.outside_data(codec.decode(values), margin)  # type: ignore[operator]
             for codec, values in zip(senses.vectors, flat, strict=True)
         ]
         return torch.stack(outside).any(0)

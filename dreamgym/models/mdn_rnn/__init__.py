@@ -1,4 +1,4 @@
-"""MDN-RNN (Ha and Schmidhuber 2018, arXiv 1803.10122)."""
+"""MDN-RNN: the world model of Ha and Schmidhuber (2018), arXiv 1803.10122."""
 
 from __future__ import annotations
 

@@ -1,39 +1,41 @@
-"""Sizes of an MDN-RNN."""
+"""Sizes of an MDN-RNN, and the published ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LOG_SIGMA_MAX = 2.0
+"""Ceiling of a component's log standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MDNRNNConfig:
-    """Sizes of an MDN-RNN.
+    """Sizes of an MDN-RNN: V, the VAE of its images, and M, the recurrent model of V's latents.
 
     Attributes:
         hidden: width of the LSTM.
-        mixtures: components of each dimension's mixture.
-        trunk: width of the hidden layer between LSTM and mixtures, which sees z and the action
-            again; 0 for mixtures straight from the LSTM, as published.
-        head: width of the hidden layers of the reward and termination heads; 0 for linear heads on
-            h, as published. Both see the new z and the change to it, the termination head h too,
-            the reward head the action: see `TransitionHeads`.
-        log_sigma_min: floor of a component's log standard deviation, in units of the deltas'
-            spread.
-        range_margin: a dream that leaves the training data's range, widened on each side by this
-            share of it, ends there with the worst return that the data has seen.
-        restart_flag: M also sees whether an episode begins, as it does in Doom.
+        mixtures: components of the mixture that predicts each dimension of z.
+        trunk: width of the hidden layer between LSTM and mixtures, which also sees z and the
+            action; 0 for mixtures straight from the LSTM, as published.
+        head: width of the hidden layers of the reward and termination heads, which see the
+            predicted transition (`TransitionHeads`); 0 for linear heads on h, as published.
+        log_sigma_min: floor of a component's log standard deviation, in units of the standard
+            deviation of the deltas.
+        range_margin: share of the training data's range by which it is widened on each side; a
+            dream that leaves the widened range ends with the worst return in the data.
+        restart_flag: whether M also sees a flag that is one at an episode's start, as for Doom.
         image_size: height and width that images are resized to for the VAE.
         latent: width of an image's z.
-        width: multiplies the channels of the VAE; 1 is the paper's.
-        kl_tolerance: nats for each dimension of an image's z that the VAE may use freely.
-        kl_scale: weight of the VAE's divergence; 1 as published, less leaves z less noise.
-        foreground: how many times more the VAE's errors weigh where a frame differs by one from the
-            mean frame; 0 as published.
-        vision_frames: frames of each batch that the VAE is fitted on, at most.
-        vision_updates: updates that fit the VAE alone; it stays as it is from then on, and M is
-            fitted: so did the authors. 0 fits both in every update, the VAE by its own loss alone.
+        width: factor on the channels of the VAE; 1 is the paper's.
+        kl_tolerance: free nats for each dimension of an image's z.
+        kl_scale: weight of the VAE's KL divergence; 1 as published, less makes z less noisy.
+        foreground: additional weight of the VAE's errors, proportional to how far a pixel differs
+            from the mean frame; 0 as published.
+        vision_frames: largest number of frames of each batch that the VAE is fitted on.
+        vision_updates: updates that fit the VAE alone, after which it is frozen and M is fitted, as
+            the authors did; 0 fits both in every update, each by its own loss.
     """
 
     hidden: int = 64
@@ -53,17 +55,48 @@ class MDNRNNConfig:
     vision_updates: int = 0
 
     def __post_init__(self) -> None:
-        least = {"hidden": 1, "mixtures": 1, "trunk": 0, "head": 0, "latent": 1}
-        least |= {"image_size": 1, "vision_frames": 1, "vision_updates": 0}
-        for name, minimum in least.items():
+        minima = {"hidden": 1, "mixtures": 1, "trunk": 0, "head": 0, "latent": 1}
+        minima |= {"image_size": 1, "vision_frames": 1, "vision_updates": 0}
+        for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: give a whole number of at least {minimum}"
+                    f"{name}={getattr(self, name)}: expected an integer of at least {minimum}"
                 )
         for name in ("kl_tolerance", "kl_scale", "foreground", "range_margin"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
         if self.width <= 0:
-            raise ValueError(f"width={self.width}: give a number above 0")
+            raise ValueError(f"width={self.width}: expected a number above 0")
         if self.log_sigma_min >= LOG_SIGMA_MAX:
-            raise ValueError(f"log_sigma_min={self.log_sigma_min} must be below {LOG_SIGMA_MAX}")
+            raise ValueError(
+                f"log_sigma_min={self.log_sigma_min}: expected a number below {LOG_SIGMA_MAX}"
+            )
+
+
+PRESETS: Mapping[str, MDNRNNConfig] = {
+    "carracing": MDNRNNConfig(hidden=256, trunk=0, head=0, latent=32, width=1.0),
+    "doom": MDNRNNConfig(hidden=512, trunk=0, head=0, latent=64, width=1.0, restart_flag=True),
+}
+"""The models of Ha and Schmidhuber (arXiv 1803.10122, appendix A)."""
+
+_PUBLISHED_FIT: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "gradient_clip": 1.0,
+    "clip_by": "value",
+    "schedule": "constant",
+    "warm_up": 0,
+    "batch_size": 100,
+}
+
+PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
+    "carracing": _PUBLISHED_FIT,
+    "doom": _PUBLISHED_FIT,
+}
+"""How the authors fit M: in batches of 100 sequences.
+
+Their sequences are whole episodes (999 steps of CarRacing, 500 of Doom) of frames that V, fitted
+before with a learning rate of 1e-4, has encoded once. Here V encodes every batch, and sequences
+have the fit's `segment_length`.
+"""

@@ -1,4 +1,4 @@
-"""V of V-M-C: a convolutional variational autoencoder of images.
+"""V of V-M-C: a convolutional variational autoencoder, and the encoder of whole observations.
 
 Ha and Schmidhuber, "World Models" (2018), arXiv 1803.10122, appendix A.1.
 """
@@ -30,23 +30,29 @@ from dreamgym.models.observations import (
 from dreamgym.models.reduction import all_reduce_sum, processes
 from dreamgym.models.statistics import Statistics
 
+ENCODE_BATCH = 256
+"""Frames encoded in one call: more take more memory and no less time."""
+
+MAX_CACHED_IMAGES = 1 << 20
+"""Images in a `PosteriorCache`: half a gigabyte at 64 latents each."""
+
 
 class Posterior(NamedTuple):
-    """The Gaussian that an image is encoded to; leaves (..., latent)."""
+    """Diagonal Gaussian over the latents of an image; leaves (..., latent)."""
 
     mean: Tensor
     log_variance: Tensor
 
-    def sample(self, standard: Tensor) -> Tensor:
-        """Draw with standard normal numbers (..., latent)."""
-        return self.mean + (0.5 * self.log_variance).exp() * standard
+    def sample(self, epsilon: Tensor) -> Tensor:
+        """Return mean + std * epsilon, with epsilon (..., latent) standard normal."""
+        return self.mean + (0.5 * self.log_variance).exp() * epsilon
 
     def divergence(self) -> Tensor:
-        """Kullback-Leibler divergence from the standard normal, in nats: (...)."""
+        """Return the KL divergence from the standard normal, in nats: (...)."""
         return self.divergences().sum(-1)
 
     def divergences(self) -> Tensor:
-        """The same by dimension: (..., latent)."""
+        """Return the KL divergence of each dimension, in nats: (..., latent)."""
         return -0.5 * (1 + self.log_variance - self.mean.square() - self.log_variance.exp())
 
 
@@ -54,8 +60,8 @@ class VAELoss(NamedTuple):
     """Terms of the loss, each (B,).
 
     Attributes:
-        reconstruction: sum over pixels and channels of the squared errors, in [0, 1] units.
-        kl: divergence from the prior in nats, but at least the tolerance.
+        reconstruction: squared errors summed over pixels and channels, with pixels in [0, 1].
+        kl: divergence from the prior in nats, clamped from below at the tolerance.
     """
 
     reconstruction: Tensor
@@ -63,16 +69,16 @@ class VAELoss(NamedTuple):
 
 
 class VAE(nn.Module):
-    """Convolutions 32, 64, 128, 256 to a Gaussian z, and transposed ones back to the image.
+    """Four convolutions to a Gaussian z, and four transposed ones from z back to the image.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         size: (height, width) of the image; 64 by 64 in the paper.
         latent: width of z.
-        width: multiplies the channels of every layer; 1 is the paper's.
+        width: factor on the channels (32, 64, 128, 256) of every layer; 1 is the paper's.
 
     Raises:
-        ValueError: the size does not fit; the message says what would.
+        ValueError: the convolutions do not fit the size; the message names sizes that fit.
     """
 
     def __init__(
@@ -86,45 +92,45 @@ class VAE(nn.Module):
         self.apply(_initialise)
 
     def encode(self, images: Tensor) -> Posterior:
-        """The posterior of z for images (..., channels, height, width) in [0, 1]."""
+        """Return the posterior of images (..., channels, height, width) in [0, 1]."""
         features = self.encoder(images)
         return Posterior(self.mean(features), self.log_variance(features))
 
-    def encoding_weights(self) -> list[nn.Parameter]:
-        """The parameters that `encode` uses."""
-        parts = (self.encoder, self.mean, self.log_variance)
-        return [parameter for part in parts for parameter in part.parameters()]
+    def encoder_weights(self) -> list[nn.Parameter]:
+        """Return the parameters that `encode` uses."""
+        modules = (self.encoder, self.mean, self.log_variance)
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images (..., channels, height, width) in [0, 1] of z (..., latent)."""
+        """Return images (..., channels, height, width) in [0, 1] for z (..., latent)."""
         return self.decoder(z).sigmoid()
 
     def loss(
-        self, images: Tensor, standard: Tensor, *, tolerance: float, foreground: float = 0.0
+        self, images: Tensor, epsilon: Tensor, *, tolerance: float, foreground: float = 0.0
     ) -> VAELoss:
-        """The published loss: summed squared errors, and the divergence above a tolerance.
+        """Return the published loss: summed squared errors, and KL with a tolerance.
 
         Args:
             images: (B, channels, height, width) in [0, 1].
-            standard: (B, latent) standard normal numbers.
-            tolerance: nats for each dimension of z below which the divergence costs no more.
-            foreground: how many times more an error weighs where the image differs by one from the
-                mean of the batch. With a camera that stands still that is where things move.
+            epsilon: (B, latent) standard normal samples.
+            tolerance: free nats for each dimension of z.
+            foreground: additional weight of an error where the image differs by one from the mean
+                of the batch; with a camera that does not move, that is where things move.
         """
         posterior = self.encode(images)
-        error = (self.decode(posterior.sample(standard)) - images).square()
+        error = (self.decode(posterior.sample(epsilon)) - images).square()
         if foreground:
             mean = all_reduce_sum(images.sum(0, keepdim=True)) / (len(images) * processes())
-            differs = (images - mean).abs().amax(1, keepdim=True)
-            error = error * (1 + foreground * differs)
-        least = tolerance * standard.shape[-1]
-        return VAELoss(error.sum((1, 2, 3)), torch.clamp(posterior.divergence(), min=least))
+            difference = (images - mean).abs().amax(1, keepdim=True)
+            error = error * (1 + foreground * difference)
+        free_nats = tolerance * epsilon.shape[-1]
+        return VAELoss(error.sum((1, 2, 3)), torch.clamp(posterior.divergence(), min=free_nats))
 
 
 def _initialise(module: nn.Module) -> None:
-    """As TensorFlow does, and so the authors: torch's own weights are so small that z starts blind.
+    """Initialise as TensorFlow, and so the authors, do: Glorot and Bengio (2010), equation 16.
 
-    Glorot and Bengio (2010), equation 16, without biases.
+    With torch's default weights, which are much smaller, z carries no information at first.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
@@ -132,26 +138,24 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-LIMIT = 1 << 20
+class PosteriorCache:
+    """Cache of a frozen encoder's posteriors, keyed by image content.
 
-"""Images that are remembered at most: half a gigabyte of 64 latents."""
-
-
-class Remembered:
-    """Posteriors of images by their content, for as long as the encoder's weights do not change.
-
-    The authors of V-M-C encode all frames once, before M is fitted. Here M's segments come from the
-    one reader as images, and what was seen is known again by a digest of its bytes.
+    The authors of V-M-C encode all frames once, before M is fitted. Here the reader gives M's
+    segments as images, so a frame that was encoded before is recognised by a digest of its bytes.
     """
 
     def __init__(self) -> None:
         self._rows: dict[bytes, int] = {}
-        self._stamp: tuple[tuple[int, int], ...] = ()
-        self._kept: Posterior | None = None
+        self._weights_version: tuple[tuple[int, int], ...] = ()
+        self._posteriors: Posterior | None = None
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Remembered:
-        """A copy of the encoder, which may go elsewhere, remembers nothing."""
-        return Remembered()
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PosteriorCache:
+        """Return an empty cache: a copy of the encoder may be moved to another device."""
+        return PosteriorCache()
 
     def posterior(
         self,
@@ -159,49 +163,41 @@ class Remembered:
         weights: Sequence[nn.Parameter],
         encode: Callable[[Tensor], Posterior],
     ) -> Posterior:
-        """The posterior of every image, leaves (N, latent).
+        """Return the posterior of every image, leaves (N, latent).
 
         Args:
-            images: (N, height, width, channels) uint8.
-            weights: of the encoder; where they have changed since, all is forgotten.
-            encode: gives the posterior of some of the images.
+            images: (N, height, width, channels) uint8, at least one.
+            weights: the encoder's parameters; the cache is cleared if they have changed.
+            encode: function from some of the images to their posterior.
         """
-        stamp = tuple((weight.data_ptr(), weight._version) for weight in weights)
-        if stamp != self._stamp or len(self._rows) > LIMIT:
-            self._rows, self._kept, self._stamp = {}, None, stamp
-        keys = [hashlib.blake2b(image, digest_size=16).digest() for image in _bytes(images)]
-        unknown = {key: k for k, key in enumerate(keys) if key not in self._rows}
-        if unknown:
-            self._keep(encode(images[list(unknown.values())]))
-            self._rows |= {key: len(self._rows) + k for k, key in enumerate(unknown)}
-        if self._kept is None:
-            raise ValueError("there are no images to encode")
+        version = tuple((weight.data_ptr(), weight._version) for weight in weights)
+        if version != self._weights_version or len(self) > MAX_CACHED_IMAGES:
+            self._rows, self._posteriors, self._weights_version = {}, None, version
+        keys = [hashlib.blake2b(image, digest_size=16).digest() for image in _image_bytes(images)]
+        missing = {key: k for k, key in enumerate(keys) if key not in self._rows}
+        if missing:
+            self._append(encode(images[list(missing.values())]))
+            self._rows |= {key: len(self._rows) + k for k, key in enumerate(missing)}
+        if self._posteriors is None:
+            raise ValueError("expected at least one image to encode, got none")
         rows = torch.tensor([self._rows[key] for key in keys], device=images.device)
-        return Posterior(*(leaf[rows] for leaf in self._kept))
+        return Posterior(*(leaf[rows] for leaf in self._posteriors))
 
-    def _keep(self, found: Posterior) -> None:
-        if self._kept is None:
-            self._kept = found
+    def _append(self, new: Posterior) -> None:
+        if self._posteriors is None:
+            self._posteriors = new
         else:
-            both = zip(self._kept, found, strict=True)
-            self._kept = Posterior(*(torch.cat(leaves) for leaves in both))
+            pairs = zip(self._posteriors, new, strict=True)
+            self._posteriors = Posterior(*(torch.cat(leaves) for leaves in pairs))
 
 
-def _bytes(images: Tensor) -> list[memoryview]:
+def _image_bytes(images: Tensor) -> list[memoryview]:
     rows = images.flatten(1).cpu().contiguous().numpy()
     return [memoryview(row) for row in rows]
 
 
-CHUNK = 256
-
-"""Frames that are encoded at once: more only fills memory."""
-
-
-Encoder = Callable[[str, Tensor], Posterior]
-
-
 class ImageVAESizes(NamedTuple):
-    """What a VAE is made of, see `MDNRNNConfig`."""
+    """Sizes of the VAE of one image; see `MDNRNNConfig`."""
 
     image_size: int
     latent: int
@@ -209,7 +205,7 @@ class ImageVAESizes(NamedTuple):
 
 
 class ImageVAE(nn.Module):
-    """One part of an observation that is an image: its pixels at the working size, and its VAE."""
+    """The VAE of one part of an observation, and the conversion of its pixels."""
 
     def __init__(self, box: gym.spaces.Box, sizes: ImageVAESizes) -> None:
         super().__init__()
@@ -217,21 +213,42 @@ class ImageVAE(nn.Module):
         self.vae = VAE(box.shape[2], self.pixels.size, sizes.latent, sizes.width)
 
 
+class FrameBatch(NamedTuple):
+    """Frames to fit a VAE on.
+
+    Attributes:
+        vae: the VAE of these frames.
+        images: (F, channels, height, width) floats in [0, 1].
+        epsilon: (F, latent) standard normal samples.
+    """
+
+    vae: VAE
+    images: Tensor
+    epsilon: Tensor
+
+
 class ObservationEncoder(nn.Module):
-    """Between observations and z (..., size), the parts of a Dict in the order of its keys.
+    """Encodes observations as z (..., size) and back; a Dict's parts in the order of its keys.
+
+    A vector takes its own number of dimensions of z, standardised, and an image `latent` of them.
+
+    Args:
+        space: a Box of floats, an image, or a Dict of them.
+        sizes: sizes of the images' VAEs.
 
     Attributes:
         size: width of z.
-        mean: (size,) of a vector's numbers, in their units; zero for an image's latents.
-        std: (size,) likewise; one for latents.
-        low: (size,) the least that training data has shown, in z's units; infinite for latents.
-        high: (size,) the greatest.
-        space_low: (size,) lower bounds of the observation space, in its units.
-        space_high: (size,) upper bounds.
-        delta_std: (size,) spread of the change in a step, in z's units; one for latents.
-        carried: (size,) one where a step predicts the change of z, zero where z itself. Numbers of
-            a vector change little in a step. A latent is sampled anew from its posterior each time,
-            and a model that predicted its change would have to undo the last sample's noise.
+        mean: (size,) mean of a vector's dimensions in the environment's units; zero for latents.
+        std: (size,) their standard deviation; one for latents.
+        low: (size,) smallest value in the training data, widened, in units of z; infinite for
+            latents.
+        high: (size,) largest value likewise.
+        space_low: (size,) lower bounds of the observation space, in the environment's units.
+        space_high: (size,) upper bounds likewise.
+        delta_std: (size,) standard deviation of a step's change of z; one for latents.
+        carried: (size,) one where a step predicts the change of z, zero where it predicts z itself.
+            Vectors change little in a step. A latent is sampled from its posterior at every step,
+            and a model that predicted its change would have to undo the noise of the last sample.
     """
 
     mean: Tensor
@@ -248,23 +265,24 @@ class ObservationEncoder(nn.Module):
         self.places: dict[str, slice] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.images: dict[str, int] = {}
-        sights: list[ImageVAE] = []
+        vaes: list[ImageVAE] = []
         bounds, size = [], 0
         for key, box in observation_boxes(space).items():
             if is_image(box):
-                self.images[key] = len(sights)
-                sights.append(ImageVAE(box, sizes))
-                count = sizes.latent
-                bounds.append(np.full((2, count), np.inf) * [[-1], [1]])
+                self.images[key] = len(vaes)
+                vaes.append(ImageVAE(box, sizes))
+                width = sizes.latent
+                bounds.append(np.full((2, width), np.inf) * [[-1], [1]])
             else:
-                _refuse_no_floats(key, box)
-                count = int(np.prod(box.shape))
+                _check_float_box(key, box)
+                width = int(np.prod(box.shape))
                 bounds.append(np.stack([box.low.reshape(-1), box.high.reshape(-1)]))
-            self.places[key], self.shapes[key] = slice(size, size + count), box.shape
-            size += count
+            self.places[key], self.shapes[key] = slice(size, size + width), box.shape
+            size += width
         self.size = size
-        self.sights = nn.ModuleList(sights)
-        self.forget()
+        # A list by place: a key of a Dict may not be a valid module name.
+        self.sights = nn.ModuleList(vaes)
+        self.clear_cache()
         self._register(torch.tensor(np.concatenate(bounds, 1), dtype=torch.float32))
 
     def _register(self, bounds: Tensor) -> None:
@@ -272,12 +290,12 @@ class ObservationEncoder(nn.Module):
         carried = ones.clone()
         for key in self.images:
             carried[self.places[key]] = 0.0
-        unknown = torch.where(carried > 0, 0.0, torch.inf)
+        limit = torch.where(carried > 0, 0.0, torch.inf)
         values = {
             "mean": zeros,
             "std": ones,
-            "low": -unknown,
-            "high": unknown + carried,
+            "low": -limit,
+            "high": limit + carried,
             "space_low": bounds[0],
             "space_high": bounds[1],
             "delta_std": ones,
@@ -287,7 +305,12 @@ class ObservationEncoder(nn.Module):
             self.register_buffer(name, value.clone())
 
     def set_statistics(self, statistics: Statistics, range_margin: float) -> None:
-        """Fit what stands for vectors to training data; images need nothing."""
+        """Fit the normalisers of the vectors to training data; images have none.
+
+        Args:
+            statistics: statistics of the training episodes.
+            range_margin: share of the data's range by which it is widened on each side.
+        """
         for key, moments in statistics.observation.items():
             place = self.places[key]
             self.mean[place], self.std[place] = moments.mean, moments.std
@@ -295,7 +318,7 @@ class ObservationEncoder(nn.Module):
             self.delta_std[place] = moments.delta_std / moments.std
 
     def encode(self, observation: Observation, noise: Tensor) -> Tensor:
-        """Encode observations (..., *shape) as z (..., size); no gradient flows through the images.
+        """Encode observations (..., *shape) as z (..., size), without gradients in the VAEs.
 
         Args:
             observation: in the real environment's units.
@@ -303,17 +326,26 @@ class ObservationEncoder(nn.Module):
         """
         return self._encode(observation, noise, self._posterior)
 
-    def recall(self, observation: Observation, noise: Tensor) -> Tensor:
-        """`encode`, with each image's posterior computed once for as long as V stands still."""
-        return self._encode(observation, noise, self._posterior_once)
+    def encode_cached(self, observation: Observation, noise: Tensor) -> Tensor:
+        """Encode as `encode` does, with cached posteriors as long as the VAEs do not change."""
+        return self._encode(observation, noise, self._cached_posterior)
 
-    def _encode(self, observation: Observation, noise: Tensor, posterior: Encoder) -> Tensor:
+    def clear_cache(self) -> None:
+        """Release the posteriors that `encode_cached` keeps."""
+        self._caches = {key: PosteriorCache() for key in self.images}
+
+    def _encode(
+        self,
+        observation: Observation,
+        noise: Tensor,
+        posterior: Callable[[str, Tensor], Posterior],
+    ) -> Tensor:
         codes = []
         for key, place in self.places.items():
             values = get_part(observation, key)
             if key in self.images:
-                flat, standard = values.flatten(0, -4), normal(noise[..., place])
-                sampled = posterior(key, flat).sample(standard.flatten(0, -2))
+                images, epsilon = values.flatten(0, -4), normal(noise[..., place])
+                sampled = posterior(key, images).sample(epsilon.flatten(0, -2))
                 codes.append(sampled.unflatten(0, values.shape[:-3]))
             else:
                 flat = flattened(values, self.shapes[key]).float()
@@ -322,95 +354,84 @@ class ObservationEncoder(nn.Module):
 
     @torch.no_grad()
     def _posterior(self, key: str, images: Tensor) -> Posterior:
-        """Of images (N, height, width, channels)."""
-        sight = self._sight(key)
-        chunks = [sight.vae.encode(sight.pixels.to_float(frames)) for frames in images.split(CHUNK)]
-        means, log_variances = zip(*chunks, strict=True)
+        """Return the posterior of images (N, height, width, channels) uint8."""
+        part = self._image_vae(key)
+        posteriors = [
+            part.vae.encode(part.pixels.to_float(frames)) for frames in images.split(ENCODE_BATCH)
+        ]
+        means, log_variances = zip(*posteriors, strict=True)
         return Posterior(torch.cat(means), torch.cat(log_variances))
 
-    def _posterior_once(self, key: str, images: Tensor) -> Posterior:
-        weights = self._sight(key).vae.encoding_weights()
-        return self._remembered[key].posterior(
-            images, weights, lambda unknown: self._posterior(key, unknown)
+    def _cached_posterior(self, key: str, images: Tensor) -> Posterior:
+        weights = self._image_vae(key).vae.encoder_weights()
+        return self._caches[key].posterior(
+            images, weights, lambda missing: self._posterior(key, missing)
         )
 
-    def forget(self) -> None:
-        """Let go of what `recall` keeps."""
-        self._remembered = {key: Remembered() for key in self.images}
+    def _image_vae(self, key: str) -> ImageVAE:
+        return cast(ImageVAE, self.sights[self.images[key]])
 
     def decode(self, z: Tensor) -> Observation:
-        """Observations (..., *shape) of z (..., size), in the types and bounds of the space."""
+        """Return observations (..., *shape) for z (..., size), in the space's dtypes and bounds."""
         decoded = {}
         for key, place in self.places.items():
             if key in self.images:
-                sight = self._sight(key)
-                decoded[key] = sight.pixels.to_bytes(sight.vae.decode(z[..., place]))
+                part = self._image_vae(key)
+                decoded[key] = part.pixels.to_bytes(part.vae.decode(z[..., place]))
             else:
                 values = z[..., place] * self.std[place] + self.mean[place]
                 values = torch.clamp(values, self.space_low[place], self.space_high[place])
                 decoded[key] = values.reshape(*z.shape[:-1], *self.shapes[key])
         return join_parts(decoded)
 
-    def _sight(self, key: str) -> ImageVAE:
-        return cast(ImageVAE, self.sights[self.images[key]])
+    def clamp_to_space(self, z: Tensor) -> Tensor:
+        """Clamp z to the bounds of the observation space."""
+        low, high = self.standardised_space()
+        return torch.clamp(z, low, high)
 
-    def within_space(self, z: Tensor) -> Tensor:
-        """Cut z off at the bounds of the observation space."""
-        low = (self.space_low - self.mean) / self.std
-        return torch.clamp(z, low, (self.space_high - self.mean) / self.std)
+    def standardised_space(self) -> tuple[Tensor, Tensor]:
+        """Return the bounds of the observation space in units of z, (size,) each."""
+        return (self.space_low - self.mean) / self.std, (self.space_high - self.mean) / self.std
 
-    def frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
-        """At most `count` real frames of every image part, evenly spaced over a batch of segments.
+    def sample_frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
+        """Take at most `count` real frames of every image part, evenly spaced over the batch.
 
-        Segments begin anywhere, so that evenly spaced frames are frames from anywhere.
+        Segments start at random places of their episodes, so evenly spaced frames are a random
+        sample.
 
         Args:
-            segment: B windows of L transitions; what is under padding is never taken.
+            segment: B windows of L transitions; frames under padding are never taken.
             noise: (B, L + 1, size) uniforms.
-            count: of frames, in all processes that share the batch.
+            count: number of frames, over all processes that share the batch.
         """
         real = F.pad(segment.mask, (1, 0), value=True).flatten().nonzero().squeeze(1)
-        wanted = min(max(1, count // processes()), len(real))
-        rows = real[torch.arange(wanted, device=real.device) * len(real) // wanted]
+        taken = min(max(1, count // processes()), len(real))
+        rows = real[torch.arange(taken, device=real.device) * len(real) // taken]
         batches = {}
         for key in self.images:
-            sight = self._sight(key)
+            part = self._image_vae(key)
             images = get_part(segment.observation, key).flatten(0, 1)[rows]
-            standard = normal(noise[..., self.places[key]].flatten(0, 1)[rows])
-            batches[key] = FrameBatch(sight.vae, sight.pixels.to_float(images), standard)
+            epsilon = normal(noise[..., self.places[key]].flatten(0, 1)[rows])
+            batches[key] = FrameBatch(part.vae, part.pixels.to_float(images), epsilon)
         return batches
 
 
-class FrameBatch(NamedTuple):
-    """Frames to fit a VAE on.
-
-    Attributes:
-        vae: whose they are.
-        images: (F, channels, height, width) floats in [0, 1].
-        standard: (F, latent) standard normal numbers.
-    """
-
-    vae: VAE
-    images: Tensor
-    standard: Tensor
-
-
-def diagnostics(batches: dict[str, FrameBatch], free: float) -> LatentDiagnostics:
-    """What frames say through the latents of their VAEs.
+def kl_diagnostics(frames: dict[str, FrameBatch], free_nats: float) -> LatentDiagnostics:
+    """Return the KL divergence of each image's posterior from the prior.
 
     Args:
-        batches: of frames, as `Perception.frames` gives them.
-        free: nats that each dimension may use for nothing.
+        frames: frames of each image part, from `ObservationEncoder.sample_frames`.
+        free_nats: free nats of each dimension of z.
     """
     remedy = "lower kl_scale, or fit the VAE for longer"
-    found = {
-        key: KLDiagnostic(batch.vae.encode(batch.images).divergences(), free, "each", remedy)
-        for key, batch in batches.items()
+    divergences = {
+        key: KLDiagnostic(batch.vae.encode(batch.images).divergences(), free_nats, "each", remedy)
+        for key, batch in frames.items()
     }
-    return LatentDiagnostics(found, {})
+    return LatentDiagnostics(divergences, {})
 
 
-def _refuse_no_floats(key: str, box: gym.spaces.Box) -> None:
+def _check_float_box(key: str, box: gym.spaces.Box) -> None:
     if not np.issubdtype(box.dtype, np.floating):
         where = f"the part {key!r} of the observation" if key else "the observation"
         raise TypeError(

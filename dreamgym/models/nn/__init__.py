@@ -1,1 +1,1 @@
-"""Building blocks that several families share."""
+"""Layers and codecs that several families share."""

@@ -1,4 +1,4 @@
-"""Raw actions as the vectors that a network takes."""
+"""Encoding of raw actions as vectors for a network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 
 class ActionEncoder(nn.Module):
-    """Discrete and MultiDiscrete as one-hot, a bounded Box scaled to [-1, 1], others as they are.
+    """Encode actions: one-hot for discrete spaces, scaled to [-1, 1] for a bounded Box.
 
-    With `set_moments` a Box is standardised instead, in families whose authors do so.
+    Unbounded numbers of a Box stay as they are. `set_moments` standardises a Box instead, in
+    families whose authors do so.
+
+    Args:
+        space: space of the actions.
 
     Attributes:
         dim: width of the encoding.
+
+    Raises:
+        TypeError: the space is not a Box, Discrete or MultiDiscrete.
     """
 
     centre: Tensor
@@ -37,7 +44,7 @@ class ActionEncoder(nn.Module):
             counts = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
             sizes, starts = np.ravel(counts), np.ravel(space.start)
             self.dim = int(np.sum(sizes))
-            # One row of classes for all choices: each class knows which choice it belongs to.
+            # All classes side by side; `choice` is the index of the number that a class belongs to.
             choice = np.repeat(np.arange(len(sizes)), sizes)
             value = np.concatenate([np.arange(n) + s for n, s in zip(sizes, starts, strict=True)])
             self.register_buffer("choice", torch.tensor(choice, dtype=torch.int64))
@@ -49,16 +56,16 @@ class ActionEncoder(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Standardise the actions of a Box from now on.
+        """Standardise Box actions from now on.
 
         Args:
-            mean: (n,) of each number of a single action, in the environment's units; of a block of
-                k actions (`FrameSkip`), which has k * n numbers, all have the same.
-            std: (n,) likewise.
+            mean: (n,) mean of a single action, in the environment's units. It is repeated for a
+                block of k actions (`FrameSkip`), which has k * n numbers.
+            std: (n,) standard deviation of a single action.
 
         Raises:
-            TypeError: the actions are no Box.
-            ValueError: n does not divide the numbers of an action.
+            TypeError: the space is not a Box.
+            ValueError: n does not divide the size of an action.
         """
         if not isinstance(self.space, gym.spaces.Box):
             raise TypeError(f"actions from {self.space} have no mean; only a Box is standardised")
@@ -72,7 +79,7 @@ class ActionEncoder(nn.Module):
             getattr(self, name).copy_(values.flatten().repeat(self.dim // numbers))
 
     def forward(self, action: Tensor) -> Tensor:
-        """Encode.
+        """Encode raw actions.
 
         Args:
             action: (..., *space.shape).
@@ -84,5 +91,5 @@ class ActionEncoder(nn.Module):
         flat = action.reshape(*lead, -1)
         if isinstance(self.space, gym.spaces.Box):
             return (flat.to(self.centre.dtype) - self.centre) / self.scale
-        # An equality and no `one_hot`: nothing to check, so nothing is asked of the device.
+        # A comparison instead of `one_hot`, whose range check syncs with the host.
         return torch.eq(flat.long()[..., self.choice], self.value).float()

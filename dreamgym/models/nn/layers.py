@@ -52,6 +52,24 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     )
 
 
+def lstm_cell(gates: Tensor, c: Tensor, *, inplace: bool = False) -> tuple[Tensor, Tensor]:
+    """Apply the nonlinear part of an LSTM's step.
+
+    Args:
+        gates: (B, 4 hidden) before their activations, in torch's order i, f, g, o.
+        c: (B, hidden) previous cell.
+        inplace: whether `gates` may be overwritten, which saves memory traffic; only without
+            gradients.
+
+    Returns:
+        The next h and c.
+    """
+    sigmoid, tanh = (torch.sigmoid_, torch.tanh_) if inplace else (torch.sigmoid, torch.tanh)
+    i, f, g, o = gates.to(c.dtype).chunk(4, -1)
+    c = torch.addcmul(sigmoid(f) * c, sigmoid(i), tanh(g))
+    return sigmoid(o) * c.tanh(), c
+
+
 class LSTM(nn.Module):
     """Hochreiter and Schmidhuber (1997), with a forget gate; gates in torch's order i, f, g, o.
 
@@ -80,10 +98,7 @@ class LSTM(nn.Module):
         Returns:
             The next h and c.
         """
-        gates = F.linear(x, self.weight_ih, self.bias) + F.linear(h, self.weight_hh)
-        i, f, g, o = gates.chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
+        return lstm_cell(F.linear(x, self.weight_ih, self.bias) + F.linear(h, self.weight_hh), c)
 
     def unroll(self, x: Tensor) -> Tensor:
         """All steps from zero state at once, by the fused kernel of the device.

@@ -1,4 +1,4 @@
-"""PETS: an ensemble of probabilistic networks that predict how a vector changes, and the reward.
+"""PETS: an ensemble of probabilistic networks that predict the change of a vector and the reward.
 
 Chua et al. 2018, "Deep reinforcement learning in a handful of trials using probabilistic dynamics
 models", arXiv 1805.12114; with the sizes of MBPO (Janner et al. 2019, arXiv 1906.08253) and the
@@ -12,21 +12,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.base import (
+    Prediction,
+    Segment,
+    State,
+    Temperature,
+    WorldModel,
+    end_outside_data,
+)
 from dreamgym.models.nn.actions import ActionEncoder
-from dreamgym.models.nn.codecs import Vectors
+from dreamgym.models.nn.codecs import TransitionCodec
 from dreamgym.models.nn.distributions import normal, per_row
-from dreamgym.models.nn.layers import Linear
+from dreamgym.models.nn.layers import mlp
 from dreamgym.models.nn.members import (
     bootstrap_counts,
     check_members,
     check_one_of,
-    member_of,
-    of_member,
+    draw_member,
+    select_member,
 )
 from dreamgym.models.observations import WHOLE, Observation, get_part
 from dreamgym.models.reduction import all_reduce_sum, masked_mean
@@ -37,30 +45,30 @@ UNCERTAINTIES = ("disagreement", "max-sigma")
 
 @dataclass(frozen=True, kw_only=True)
 class PETSConfig:
-    """Sizes of an ensemble of probabilistic networks, and how a dream goes through it.
+    """Config of a PETS model: sizes, losses, and how a dream is propagated.
 
     Attributes:
         hidden: width of each hidden layer.
-        layers: hidden layers.
-        members: networks.
-        elites: how many of them are dreamt with: those of the least error on held-out episodes.
-        propagation: "ts1", a dream draws a member for every step, or "ts-inf", each dream keeps the
-            member that its start has drawn (arXiv 1805.12114, section 5.2).
-        uncertainty: "disagreement", the standard deviation over members of the mean predicted, in
-            units of the spread of deltas and rewards, root mean square over the dimensions: of no
-            unit, and small where data was plenty; or "max-sigma", MOPO's, the greatest norm over
-            members of the predicted standard deviation, in the real environment's units.
-        bootstrap: give each member a bootstrap of the transitions of its own (PETS, MBPO), or else
-            all the same ones, when only their first weights tell them apart.
+        layers: number of hidden layers.
+        members: number of networks.
+        elites: number of members used in dreams, those with the smallest held-out error.
+        propagation: "ts1" draws a member at every step; "ts-inf" draws one at the start state and
+            keeps it for the whole dream (arXiv 1805.12114, section 5.2).
+        uncertainty: "disagreement" is the standard deviation over members of the predicted mean, in
+            units of the spread of deltas and rewards, root mean square over the dimensions:
+            unitless, and small where there was much data. "max-sigma" is MOPO's: the largest norm
+            over members of the predicted standard deviation, in the real environment's units.
+        bootstrap: fit each member to its own bootstrap of the transitions (PETS, MBPO); otherwise
+            members differ by their initial weights only.
         head: width of the termination head.
-        log_variance_min: where the learned lower bound of the log variance begins.
-        log_variance_max: where the learned upper bound begins.
-        bound_weight: of the loss that draws the bounds together.
-        decay: of the output layer's squared weights; hidden layers have 1/4, 1/2, 3/4, 3/4, ... of
+        log_variance_min: initial value of the learned lower bound of the log variance.
+        log_variance_max: initial value of the learned upper bound.
+        bound_weight: weight of the loss that pulls the two bounds together.
+        decay: weight decay of the output layer; the hidden layers have 1/4, 1/2, 3/4, 3/4, ... of
             it, as in the published code.
-        range_margin: as in the MDN-RNN: a dream that leaves the training data's range, widened on
-            each side by this share of it, ends there with the worst return that the data has seen.
-            The published code has none and dreams a few steps only; infinity turns it off.
+        range_margin: a dream that leaves the training data's range, widened on each side by this
+            share of it, ends there with the worst return seen in the data (`end_outside_data`).
+            Infinity turns this off, as in the published code, which dreams a few steps only.
     """
 
     hidden: int = 200
@@ -91,37 +99,66 @@ class PETSConfig:
 
 
 class MembersLinear(nn.Module):
-    """One linear layer of every member, as one batched product; first weights as in PETS' code.
+    """One linear layer of all members as a batched product; initialised as in the PETS code.
 
     Args:
-        members: how many.
-        inputs: width in.
-        outputs: width out.
+        members: number of members.
+        inputs: input width.
+        outputs: output width.
     """
 
     def __init__(self, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-        spread = 0.5 * inputs**-0.5
-        nn.init.trunc_normal_(self.weight, std=spread, a=-2 * spread, b=2 * spread)
+        std = 0.5 * inputs**-0.5
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(members, N, inputs) to (members, N, outputs)."""
+        """Map (members, N, inputs) to (members, N, outputs)."""
         return torch.baddbmm(self.bias, x, self.weight).to(self.weight.dtype)
+
+
+class TransitionScales(TransitionCodec):
+    """The codec of the observations, with the scale of the rewards.
+
+    Attributes:
+        reward_mean: () mean reward of the training data.
+        reward_std: () standard deviation of the rewards.
+        worst_return: () see `Statistics.worst_return`.
+    """
+
+    reward_mean: Tensor
+    reward_std: Tensor
+    worst_return: Tensor
+
+    def __init__(self, box: gym.spaces.Box, margin: float) -> None:
+        super().__init__(box, margin)
+        self.register_buffer("reward_mean", torch.zeros(()))
+        self.register_buffer("reward_std", torch.ones(()))
+        self.register_buffer("worst_return", torch.zeros(()))
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Fit to training data."""
+        self.set_moments(statistics.vector)
+        for name in ("reward_mean", "reward_std", "worst_return"):
+            getattr(self, name).copy_(getattr(statistics, name))
 
 
 class PETS(WorldModel):
     """Probabilistic ensemble with trajectory sampling.
 
-    Every member predicts a Gaussian over the change of the observation and the reward together;
-    the targets are in units of their own spread, so the bounds of the variance mean the same in
-    every environment. All members are evaluated in one batched call, and a row of a dream goes on
-    with one elite's sample. Published code knows the termination function; here a head that sees
-    the new observation and the change is fitted to it.
+    Every member predicts a Gaussian over the change of the observation and the reward together.
+    Targets are in units of their own spread, so that the variance bounds mean the same in every
+    environment. All members are evaluated in one batched call, and each row continues with the
+    sample of one elite. The published code knows the termination function; here a head on the new
+    observation and the change is fitted to it.
 
-    State: `z` (B, n) the standardised observation; with "ts-inf" also `member` (B,), the uniform
-    number that says which elite the dream keeps. Features: z.
+    State: `z` (B, n), the standardised observation; with "ts-inf" also `member` (B,), the uniform
+    number that selects the elite of the whole dream. Features: z.
+
+    Raises:
+        TypeError: the observation space is not a Box of floats.
     """
 
     config_type = PETSConfig
@@ -140,27 +177,21 @@ class PETS(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: PETSConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        self.vectors = Vectors(observation_space, "pets", config.range_margin)
+        self.vectors = TransitionScales(_float_box(observation_space), config.range_margin)
         self.encode_action = ActionEncoder(action_space)
         size = self.vectors.size
-        # One for each number sampled, the reward among them, and one that draws the member.
+        # One uniform for each sampled number, including the reward, and one to draw the member.
         self.size, self.feature_dim, self.noise_dim = size, size, size + 2
         widths = [size + self.encode_action.dim, *[config.hidden] * config.layers]
         pairs = zip(widths, [*widths[1:], 2 * (size + 1)], strict=True)
         self.network = nn.ModuleList(MembersLinear(config.members, i, o) for i, o in pairs)
         self.log_variance_min = nn.Parameter(torch.full((size + 1,), config.log_variance_min))
         self.log_variance_max = nn.Parameter(torch.full((size + 1,), config.log_variance_max))
-        self.termination = nn.Sequential(
-            nn.Linear(2 * size, config.head),
-            nn.SiLU(),
-            nn.Linear(config.head, config.head),
-            nn.SiLU(),
-            Linear(config.head, 1),
-        )
+        self.termination = mlp(2 * size, config.head, 1)
         self.register_buffer("elites", torch.arange(config.elites))
 
     def set_statistics(self, statistics: Statistics) -> None:
-        """See `WorldModel.set_statistics`; inputs are standardised, the actions of a Box too."""
+        """See `WorldModel.set_statistics`; Box actions are standardised as well."""
         if statistics.action is not None:
             self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
         self.vectors.set_statistics(statistics)
@@ -175,8 +206,8 @@ class PETS(WorldModel):
     def observe(
         self, state: State, action: Tensor, observation: Observation, noise: Tensor
     ) -> State:
-        """See `WorldModel.observe`; a real observation is the whole state, but for the member."""
-        return {**state, "z": self.vectors.standardise(observation), **self._drawn(noise)}
+        """See `WorldModel.observe`; the observation is the state, except for the member."""
+        return {**state, "z": self._encode(observation), **self._drawn_member(noise)}
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
@@ -184,29 +215,28 @@ class PETS(WorldModel):
         """See `WorldModel.step`."""
         z, vectors = state["z"], self.vectors
         mean, log_variance = self.predict(torch.cat([z, self.encode_action(action)], -1))
-        member = member_of(state.get("member", noise[:, -1]), self.elites)
-        sigma = (0.5 * of_member(log_variance, member)).exp()
+        member = draw_member(state.get("member", noise[:, -1]), self.elites)
+        sigma = (0.5 * select_member(log_variance, member)).exp()
         sigma = sigma * per_row(temperature, sigma) ** 0.5
-        sample = of_member(mean, member) + sigma * normal(noise[:, :-1])
-        new, unknown = vectors.limit(z + sample[:, :-1] * vectors.delta_std)
-        reward = sample[:, -1] * vectors.reward_std + vectors.reward_mean
+        sample = select_member(mean, member) + sigma * normal(noise[:, :-1])
+        new, outside = vectors.limit(z + sample[:, :-1] * vectors.delta_std)
         prediction = Prediction(
-            reward=torch.where(unknown, vectors.worst_return, reward),
-            termination=torch.where(unknown, 1.0, self._ends(z, new).sigmoid()),
+            reward=sample[:, -1] * vectors.reward_std + vectors.reward_mean,
+            termination=self._termination_logit(z, new).sigmoid(),
             uncertainty=self._uncertainty(mean, log_variance),
         )
-        return {**state, "z": new}, prediction
+        return {**state, "z": new}, end_outside_data(prediction, outside, vectors.worst_return)
 
     def features(self, state: State) -> Tensor:
-        """The standardised observation, (B, n)."""
+        """Return the standardised observation, (B, n)."""
         return state["z"]
 
     def decode(self, state: State) -> Tensor:
-        """The observation (B, *shape), within the bounds of its space."""
-        return self.vectors.observation(state["z"])
+        """Return the observation (B, *shape), within the bounds of its space."""
+        return self.vectors.decode(state["z"]).reshape(-1, *self.vectors.box.shape)
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What every member says.
+        """Evaluate all members.
 
         Args:
             x: (N, n + action width) standardised observations and encoded actions.
@@ -219,17 +249,18 @@ class PETS(WorldModel):
         for layer in self.network[:-1]:
             hidden = F.silu(layer(hidden))
         mean, raw = self.network[-1](hidden).chunk(2, -1)
-        # Arxiv 1805.12114, appendix A.1: bounds that still let a gradient through.
+        # arXiv 1805.12114, appendix A.1: soft bounds, through which gradients still flow.
         below = self.log_variance_max - F.softplus(self.log_variance_max - raw)
         return mean, self.log_variance_min + F.softplus(below - self.log_variance_min)
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Negative log likelihood summed over members, the bounds' loss, decay, and termination.
+        """Return the sum of negative log likelihood, bound loss, weight decay and termination loss.
 
-        In training each member weighs the transitions by its bootstrap; in evaluation all have all,
-        and the terms say each member's squared error.
+        The likelihood is summed over members. In training mode each member weights the transitions
+        by its bootstrap. In eval mode all members see all transitions, and the terms include each
+        member's squared error (`member_0`, ...), from which `after_evaluation` chooses the elites.
         """
-        vectors, z = self.vectors, self.vectors.standardise(segment.observation)
+        vectors, z = self.vectors, self._encode(segment.observation)
         now, new = z[:, :-1], z[:, 1:]
         reward = (segment.reward - vectors.reward_mean) / vectors.reward_std
         target = torch.cat([(new - now) / vectors.delta_std, reward.unsqueeze(-1)], -1)
@@ -240,14 +271,15 @@ class PETS(WorldModel):
         mask = segment.mask.flatten().float()
         count = all_reduce_sum(mask.sum()).clamp(min=1.0)
         ended = segment.terminated.float()
-        ends = F.binary_cross_entropy_with_logits(self._ends(now, new), ended, reduction="none")
+        logit = self._termination_logit(now, new)
+        termination = F.binary_cross_entropy_with_logits(logit, ended, reduction="none")
         per_member = all_reduce_sum((nll * self._weights(segment, mask)).sum(-1)) / count
         bounds = self.config.bound_weight * (self.log_variance_max - self.log_variance_min).sum()
         terms = {
             "nll": per_member.sum(),
             "bounds": bounds,
-            "decay": self._decay(),
-            "termination": masked_mean(ends, segment.mask),
+            "decay": self._weight_decay(),
+            "termination": masked_mean(termination, segment.mask),
         }
         total = torch.stack(list(terms.values())).sum()
         if not self.training:
@@ -256,19 +288,25 @@ class PETS(WorldModel):
         return total, {name: term.detach() for name, term in terms.items()}
 
     def after_evaluation(self, terms: dict[str, Tensor]) -> None:
-        """Choose the elites: the members of the least squared error on held-out episodes."""
+        """Choose as elites the members with the smallest squared error on held-out episodes."""
         errors = torch.stack([terms[f"member_{k}"] for k in range(self.config.members)])
         self.elites.copy_(errors.argsort()[: self.config.elites])
 
-    def _drawn(self, noise: Tensor) -> State:
+    def _encode(self, observation: Observation) -> Tensor:
+        """Return the standardised observation (..., n)."""
+        return self.vectors.encode(get_part(observation, WHOLE))
+
+    def _drawn_member(self, noise: Tensor) -> State:
+        """Return the state's `member` leaf, drawn from noise (B, noise_dim), if there is one."""
         return {"member": noise[:, -1]} if self.config.propagation == "ts-inf" else {}
 
-    def _ends(self, z: Tensor, new: Tensor) -> Tensor:
-        """The termination logit of a transition, (...)."""
+    def _termination_logit(self, z: Tensor, new: Tensor) -> Tensor:
+        """Return the logit (...) that the transition from z (..., n) to `new` is terminal."""
         change = (new - z) / self.vectors.delta_std
         return self.termination(torch.cat([new, change], -1)).squeeze(-1)
 
     def _uncertainty(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Return the epistemic uncertainty (B,) of the members' predictions."""
         if self.config.uncertainty == "disagreement":
             return mean.var(0, correction=0).mean(-1).sqrt()
         vectors = self.vectors
@@ -276,16 +314,31 @@ class PETS(WorldModel):
         return ((0.5 * log_variance).exp() * units).norm(dim=-1).amax(0)
 
     def _weights(self, segment: Segment, mask: Tensor) -> Tensor:
-        """How much each transition counts for each member, (members, N) or (N,)."""
+        """Return each transition's weight for each member, (members, N), or for all, (N,)."""
         if not (self.training and self.config.bootstrap):
             return mask
-        seen = get_part(segment.observation, WHOLE).flatten(2).float()
-        content = [seen[:, :-1], seen[:, 1:], self.encode_action(segment.action)]
+        observed = get_part(segment.observation, WHOLE).flatten(2).float()
+        content = [observed[:, :-1], observed[:, 1:], self.encode_action(segment.action)]
         return mask * bootstrap_counts(torch.cat(content, -1).flatten(0, 1), self.config.members)
 
-    def _decay(self) -> Tensor:
-        """Half the squared weights of each layer at its own strength, as in the published code."""
+    def _weight_decay(self) -> Tensor:
+        """Return half the squared weights, each layer at its own strength (see `PETSConfig`)."""
         shares = [min(0.25 * (depth + 1), 0.75) for depth in range(self.config.layers)] + [1.0]
-        named = self.network.named_parameters()
-        squares = torch.stack([w.square().sum() for name, w in named if name.endswith("weight")])
+        weights = [w for name, w in self.network.named_parameters() if name.endswith("weight")]
+        squares = torch.stack([weight.square().sum() for weight in weights])
         return 0.5 * self.config.decay * (squares * squares.new_tensor(shares)).sum()
+
+
+def _float_box(space: gym.Space) -> gym.spaces.Box:
+    """Return the observation space if it is a Box of floats.
+
+    Raises:
+        TypeError: it is another space.
+    """
+    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise TypeError(
+            f"the pets family takes observations from a Box of floats, not {space}; wrap the "
+            "environment so that it gives a float vector (for example FlattenObservation), or use "
+            "a family that takes images"
+        )
+    return space

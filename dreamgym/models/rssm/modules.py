@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.base import Temperature
-from dreamgym.models.nn.codecs import Codec
+from dreamgym.models.nn.codecs import VectorCodec
 from dreamgym.models.nn.conv import (
     ACTIVATIONS,
     VMC_DECODER,
@@ -392,7 +392,7 @@ class ObservationCodec(nn.Module):
         self.config, self.keys = config, list(boxes)
         units = config.objective.vectors
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
-        self.vectors = [Codec(boxes[key], units) for key in self.vector_keys]
+        self.vectors = [VectorCodec(boxes[key], units) for key in self.vector_keys]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
         side = config.objective.image_size
         self.pixels = [Pixels(boxes[key], (side, side)) for key in self.image_keys]
@@ -429,7 +429,7 @@ class ObservationCodec(nn.Module):
         if self.sizes:
             pairs = zip(self.vector_keys, self.vectors, strict=True)
             made.append(
-                torch.cat([codec.inwards(get_part(observation, k)) for k, codec in pairs], -1)
+                torch.cat([codec.encode(get_part(observation, k)) for k, codec in pairs], -1)
             )
         images = zip(self.image_keys, self.pixels, strict=True)
         return made + [pixels.to_float(get_part(observation, key)) - GREY for key, pixels in images]
@@ -476,7 +476,7 @@ class ObservationCodec(nn.Module):
         if self.sizes:
             flat = predicted.pop(0).split(self.sizes, -1)
             for key, codec, values in zip(self.vector_keys, self.vectors, flat, strict=True):
-                made[key] = codec.shaped(codec.outwards(values))
+                made[key] = codec.to_space(codec.decode(values))
         for key, pixels, values in zip(self.image_keys, self.pixels, predicted, strict=True):
             made[key] = pixels.to_bytes(values + GREY)
         return join_parts({key: made[key] for key in self.keys})
@@ -489,7 +489,7 @@ class ObservationCodec(nn.Module):
         """Where (B,) vectors (B, n), as `decode_vectors` gives them, leave the data's range."""
         flat = vectors.split(self.sizes, -1)
         pairs = zip(self.vectors, flat, strict=True)
-        outside = [codec.unknown(codec.outwards(values), margin) for codec, values in pairs]
+        outside = [codec.outside_data(codec.decode(values), margin) for codec, values in pairs]
         return torch.stack(outside).any(0)
 
 

@@ -1,4 +1,4 @@
-"""World models around other world models."""
+"""World models around other world models: wrappers and ensembles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from dreamgym.models.wrappers.known import (
     KnownRewardConfig,
     KnownTermination,
     KnownTerminationConfig,
-    Pessimistic,
-    PessimisticConfig,
 )
+from dreamgym.models.wrappers.pessimistic import Pessimistic, PessimisticConfig
 
 Ensemble.fast_form = FastEnsemble
 

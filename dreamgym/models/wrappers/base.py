@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import gymnasium as gym
 import torch
@@ -12,46 +12,43 @@ from torch import Tensor
 
 from dreamgym.models.base import (
     Decodes,
-    LatentDiagnostics,
     Prediction,
     Segment,
     State,
     Temperature,
     WorldModel,
+    forward_hooks,
 )
 from dreamgym.models.observations import Observation
-from dreamgym.models.statistics import Statistics
 
 
+@forward_hooks(lambda wrapper: [wrapper.inner])
 class Wrapper(WorldModel):
-    """The model inside, unchanged but for what a subclass changes.
+    """The model inside, except for what a subclass changes.
 
-    States, features, noise and fitting are those of the model inside, so its starts begin dreams of
-    the composition too. It decodes where the model inside does. A subclass has a config whose
-    first field is `inner`, takes the model inside and the other fields as keywords, and overrides
-    `step`, or `predict` where only the prediction changes.
+    States, features, noise and fitting are those of the model inside, so that its start states
+    begin dreams of the wrapper too. Hooks that a subclass does not define are forwarded. A subclass
+    has a config whose first field is `inner`, takes the model inside and the other fields as
+    keywords, and overrides `step`, or `predict` if only the prediction changes.
 
     Args:
         inner: the model inside.
-        config: a `config_type` that says so.
+        config: a `config_type` that describes the wrapper and the model inside.
     """
 
     inner: WorldModel
-    decode: Callable[[State], Observation]
 
     def __init__(self, inner: WorldModel, config: Any) -> None:
         super().__init__(inner.observation_space, inner.action_space, config)
         self.inner = inner
         self.feature_dim, self.noise_dim = inner.feature_dim, inner.noise_dim
         self.has_uncertainty = inner.has_uncertainty
-        if isinstance(inner, Decodes):
-            self.decode = inner.decode
 
     @classmethod
     def from_config(
         cls, observation_space: gym.Space, action_space: gym.Space, config: Any
     ) -> Self:
-        """The composition around a model inside with fresh weights."""
+        """Build the wrapper around a model inside with fresh weights."""
         inner = config.inner.build(observation_space, action_space)
         settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "inner"}
         return cls(inner, **settings)
@@ -59,20 +56,15 @@ class Wrapper(WorldModel):
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
     ) -> Prediction:
-        """What is said of a step, given what the model inside says.
+        """Return the wrapper's prediction for a step.
 
         Args:
-            state: before the step.
+            state: the state before the step.
             action: (B, ...) raw.
-            following: the state after it.
-            prediction: of the model inside.
+            following: the state after the step.
+            prediction: prediction of the model inside.
         """
         return prediction
-
-    @property
-    def assumes_single_env_steps(self) -> bool:
-        """See `WorldModel.assumes_single_env_steps`."""
-        return self.inner.assumes_single_env_steps
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""
@@ -95,45 +87,19 @@ class Wrapper(WorldModel):
         """See `WorldModel.features`."""
         return self.inner.features(state)
 
+    def decode(self, state: State) -> Observation:
+        """See `Decodes.decode`; available if the model inside decodes (`decodes`)."""
+        return cast(Decodes, self.inner).decode(state)
+
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the model inside."""
+        """Return the loss of the model inside."""
         return self.inner.loss(segment, noise)
 
-    @property
-    def phase_starts(self) -> tuple[int, ...]:
-        """See `WorldModel.phase_starts`."""
-        return self.inner.phase_starts
-
-    def before_fit(self) -> None:
-        """See `WorldModel.before_fit`."""
-        self.inner.before_fit()
-
-    def after_fit(self) -> None:
-        """See `WorldModel.after_fit`."""
-        self.inner.after_fit()
-
-    def set_statistics(self, statistics: Statistics) -> None:
-        """See `WorldModel.set_statistics`."""
-        self.inner.set_statistics(statistics)
-
-    def after_update(self) -> None:
-        """See `WorldModel.after_update`."""
-        self.inner.after_update()
-
-    def after_evaluation(self, terms: dict[str, Tensor]) -> None:
-        """See `WorldModel.after_evaluation`."""
-        self.inner.after_evaluation(terms)
-
-    def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
-        """See `WorldModel.diagnostics`."""
-        return self.inner.diagnostics(segment, noise)
-
     def prepare(self, num_envs: int, device: torch.device, dtype: torch.dtype) -> WorldModel:
-        """The same composition around the model inside, arranged for speed."""
-        again = type(self).__new__(type(self))
-        Wrapper.__init__(again, self.inner.prepare(num_envs, device, dtype), self.config)
-        again.adopt(self)
-        return again.to(device).eval()
-
-    def adopt(self, other: Self) -> None:
-        """Take over what a subclass holds besides the model inside and the config."""
+        """Return a copy of the wrapper around the prepared form of the model inside."""
+        prepared = self.inner.prepare(num_envs, device, dtype)
+        # A deep copy takes the objects of its memo instead of copying them: the prepared form in
+        # place of the model inside, and spaces, config and functions as they are.
+        memo = {id(value): value for name, value in vars(self).items() if not name.startswith("_")}
+        wrapper = copy.deepcopy(self, memo | {id(self.inner): prepared})
+        return wrapper.to(device).eval()

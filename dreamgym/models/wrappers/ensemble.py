@@ -1,10 +1,10 @@
-"""An ensemble of any family: its members share one dream and disagree about it."""
+"""An ensemble of any family: its members share one dream, and disagree about it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -18,32 +18,33 @@ from dreamgym.models.base import (
     State,
     Temperature,
     WorldModel,
+    forward_hooks,
 )
 from dreamgym.models.base import stack as stack_states
-from dreamgym.models.nn.members import check_members, hashed, member_of, of_member
+from dreamgym.models.nn.members import check_members, draw_member, hashed_uniforms, select_member
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.statistics import Statistics
 
 DEFAULT_MEMBER = "mdn-rnn"
 
-
 LEAD = 0
-
 """The member whose features and images stand for the ensemble's."""
 
+BYTE_RANGE = 255.0
 
-BYTES = 255.0
+CallMembers = Callable[..., Any]
+"""Calls a method of all members; see `Ensemble.call_members`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig:
-    """An ensemble of one family.
+    """Config of an ensemble of one family.
 
     Attributes:
         member: what each member is.
-        members: how many.
-        elites: how many of them are dreamt with: those of the least loss on held-out episodes.
+        members: number of members.
+        elites: number of members used in dreams, those with the smallest held-out loss.
         propagation: "ts1" or "ts-inf", as in PETS.
     """
 
@@ -56,29 +57,34 @@ class EnsembleConfig:
         check_members(self.members, self.elites, self.propagation)
 
 
+@forward_hooks(lambda ensemble: ensemble.members)
 class Ensemble(WorldModel):
-    """Members of one family, each with a state of its own, that all believe the same history.
+    """Members of one family, each with its own state, that share one history.
 
-    Each member keeps a state, for its memory is in its own language. In a step all members imagine;
-    one elite's observation is taken for what happened (trajectory sampling, arXiv 1805.12114), and
-    every other member observes it as if it were real. So they never drift apart, and what they
-    disagree about is one step. They imagine with the same noise: they differ by what they have
-    learned. Members that do not decode cannot tell each other what they dreamt: then each dreams
-    on by itself, the first one's dream is the ensemble's, and they disagree about the reward.
+    In a step all members imagine. The observation of one elite becomes what happened (trajectory
+    sampling, arXiv 1805.12114), and every other member observes it as if it were real. So members
+    never drift apart, and they disagree about one step only. They imagine with the same noise, so
+    that they differ by what they have learned. Members that do not decode cannot share what they
+    dreamt: each continues by itself, the first one's dream is the ensemble's, and they disagree
+    about the reward.
 
-    Uncertainty: the standard deviation over members of the imagined observation and reward, in
-    units of the spread of deltas and rewards (images: of the range of a byte, and a whole image
-    counts as one number), root mean square over the numbers.
+    Uncertainty: the standard deviation over members of the imagined observation and reward, root
+    mean square over the numbers, in units of the spread of deltas and rewards. Images are in units
+    of the range of a byte, and a whole image counts as one number.
 
-    Fitting gives each member its own weights to begin with, and its own resample, with replacement,
-    of every batch.
+    In fitting, each member has its own initial weights and its own resample, with replacement, of
+    every batch.
 
     State: the members' leaves (B, members, ...), and with "ts-inf" also `member` (B,), the uniform
-    number that says which elite the dream follows. Features: the first member's.
+    number that selects the elite of the whole dream. Features: the first member's.
+
+    Raises:
+        ValueError: ensemble and members both keep a drawn member in their state ("ts-inf").
     """
 
     config_type = EnsembleConfig
     config: EnsembleConfig
+    members: nn.ModuleList
     elites: Tensor
     reward_spread: Tensor
     has_uncertainty = True
@@ -92,32 +98,29 @@ class Ensemble(WorldModel):
         self.members = nn.ModuleList(built)
         lead = built[LEAD]
         self.feature_dim, self.noise_dim = lead.feature_dim, lead.noise_dim + 1
-        self.decodes = isinstance(lead, Decodes)
-        if self.decodes:
-            self.decode = self._decode
         if config.propagation == "ts-inf" and "member" in lead.initial(1):
             raise ValueError(
-                "members that keep a member of their own for a whole dream cannot be in an "
-                "ensemble that does, too: give one of both propagation='ts1'"
+                "members with propagation='ts-inf' cannot be in an ensemble with "
+                "propagation='ts-inf': give one of them propagation='ts1'"
             )
         self.register_buffer("elites", torch.arange(config.elites))
         self.register_buffer("reward_spread", torch.ones(()))
         for key, box in observation_boxes(observation_space).items():
-            unit = torch.full((), BYTES) if box.dtype == "uint8" else torch.ones(box.shape)
-            self.register_buffer(_spread_of(key), unit)
+            unit = torch.full((), BYTE_RANGE) if box.dtype == "uint8" else torch.ones(box.shape)
+            self.register_buffer(_spread_name(key), unit)
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
-        for member in self._members():
+        for member in self._models():
             member.set_statistics(statistics)
         self.reward_spread.copy_(statistics.reward_std)
         for key, moments in statistics.observation.items():
-            spread = getattr(self, _spread_of(key))
+            spread = getattr(self, _spread_name(key))
             spread.copy_(moments.delta_std.view_as(spread))
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""
-        state = stack_states([member.initial(batch_size) for member in self._members()])
+        state = stack_states([member.initial(batch_size) for member in self._models()])
         if self.config.propagation == "ts-inf":
             state["member"] = self.reward_spread.new_zeros(batch_size)
         return state
@@ -125,167 +128,172 @@ class Ensemble(WorldModel):
     def observe(
         self, state: State, action: Tensor, observation: Observation, noise: Tensor
     ) -> State:
-        """See `WorldModel.observe`; every member observes, and a dream's elite is drawn."""
-        own, drawn = self._split(state)
-        seen = self.all("observe", own, action, observation, noise[:, :-1])
-        return {**seen, **dict.fromkeys(drawn, noise[:, -1])}
+        """See `WorldModel.observe`; every member observes, and the dream's elite is drawn."""
+        return self.observe_with(self.call_members, state, action, observation, noise)
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
-        own, drawn = self._split(state)
-        following, said = self.all("step", own, action, noise[:, :-1], temperature)
-        if self.decodes:
-            member = member_of(drawn.get("member", noise[:, -1]), self.elites)
-            imagined = self.all("decode", following)
-            happened = map_observation(
-                lambda leaf: of_member(leaf.transpose(0, 1), member), imagined
-            )
-            told = self.all("observe", own, action, happened, noise[:, :-1])
-            following = _but_for(member, following, told)
-        else:
-            member, imagined = torch.full(action.shape[:1], LEAD, device=action.device), {}
-        prediction = Prediction(
-            reward=of_member(said.reward.T, member),
-            termination=of_member(said.termination.T, member),
-            uncertainty=self._disagreement(imagined, said.reward),
-        )
-        return {**following, **drawn}, prediction
+        return self.step_with(self.call_members, state, action, noise, temperature)
 
     def features(self, state: State) -> Tensor:
-        """The first member's, (B, feature_dim)."""
-        return self._lead().features(self._of_lead(state))
+        """Return the first member's features, (B, feature_dim)."""
+        return self._lead().features(self._lead_state(state))
+
+    def decode(self, state: State) -> Observation:
+        """Return the first member's decoding; the members agree on what has happened."""
+        return cast(Decodes, self._lead()).decode(self._lead_state(state))
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The members' losses added up, and the mean of their terms.
+        """Return the sum of the members' losses, and the mean of their terms.
 
-        In training each has its own resample of the rows; in evaluation all have all rows, and the
-        terms also say each member's own, under its number.
+        In training mode each member has its own resample of the rows. In eval mode all members have
+        all rows, and the terms include each member's own, as "0/loss" and so on.
         """
         rows = len(segment.mask)
-        drawn = (hashed(noise[:, 0, -1:], self.config.members) * rows).long().clamp(max=rows - 1)
+        uniform = hashed_uniforms(noise[:, 0, -1:], self.config.members)
+        resamples = (uniform * rows).long().clamp(max=rows - 1)
         losses, terms = [], []
-        for member, index in zip(self._members(), drawn, strict=True):
-            own, own_noise = segment, noise[..., :-1]
+        for member, index in zip(self._models(), resamples, strict=True):
+            batch, batch_noise = segment, noise[..., :-1]
             if self.training:
-                own = Segment(
+                batch = Segment(
                     map_observation(lambda leaf, index=index: leaf[index], segment.observation),  # type: ignore[misc]
                     *(leaf[index] for leaf in segment[1:]),
                 )
-                own_noise = own_noise[index]
-            loss, said = member.loss(own, own_noise)
+                batch_noise = batch_noise[index]
+            loss, member_terms = member.loss(batch, batch_noise)
             losses.append(loss)
-            terms.append(said)
-        mean = {name: torch.stack([said[name] for said in terms]).mean() for name in terms[0]}
+            terms.append(member_terms)
+        result = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
         if not self.training:
-            for k, (loss, said) in enumerate(zip(losses, terms, strict=True)):
-                mean |= {f"{k}/{name}": term for name, term in said.items()}
-                mean[f"{k}/loss"] = loss.detach()
-        return torch.stack(losses).sum(), mean
-
-    @property
-    def phase_starts(self) -> tuple[int, ...]:
-        """See `WorldModel.phase_starts`: the members', who are all of one kind."""
-        return self._lead().phase_starts
-
-    @property
-    def assumes_single_env_steps(self) -> bool:
-        """See `WorldModel.assumes_single_env_steps`."""
-        return self._lead().assumes_single_env_steps
-
-    def before_fit(self) -> None:
-        """See `WorldModel.before_fit`."""
-        for member in self._members():
-            member.before_fit()
-
-    def after_fit(self) -> None:
-        """See `WorldModel.after_fit`."""
-        for member in self._members():
-            member.after_fit()
-
-    def after_update(self) -> None:
-        """See `WorldModel.after_update`."""
-        for member in self._members():
-            member.after_update()
+            for k, (loss, member_terms) in enumerate(zip(losses, terms, strict=True)):
+                result |= {f"{k}/{name}": term for name, term in member_terms.items()}
+                result[f"{k}/loss"] = loss.detach()
+        return torch.stack(losses).sum(), result
 
     def after_evaluation(self, terms: dict[str, Tensor]) -> None:
-        """Choose the elites: the members of the least loss on held-out episodes."""
+        """Choose as elites the members with the smallest loss on held-out episodes."""
         losses = torch.stack([terms[f"{k}/loss"] for k in range(self.config.members)])
         self.elites.copy_(losses.argsort()[: self.config.elites])
-        for k, member in enumerate(self._members()):
-            own = f"{k}/"
-            said = {key.removeprefix(own): v for key, v in terms.items() if key.startswith(own)}
-            member.after_evaluation(said)
+        for k, member in enumerate(self._models()):
+            prefix = f"{k}/"
+            own = {
+                key.removeprefix(prefix): v for key, v in terms.items() if key.startswith(prefix)
+            }
+            member.after_evaluation(own)
 
     def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
-        """The members', each under its number."""
-        found = LatentDiagnostics({}, {})
-        for k, member in enumerate(self._members()):
+        """Return the members' diagnostics, named by the member's number: "0/" and so on."""
+        result = LatentDiagnostics({}, {})
+        for k, member in enumerate(self._models()):
             own = member.diagnostics(segment, noise[..., :-1])
-            found.divergences.update({f"{k}/{key}": v for key, v in own.divergences.items()})
-            found.spreads.update({f"{k}/{key}": v for key, v in own.spreads.items()})
-        return found
+            result.divergences.update({f"{k}/{key}": v for key, v in own.divergences.items()})
+            result.spreads.update({f"{k}/{key}": v for key, v in own.spreads.items()})
+        return result
 
-    def all(self, method: str, state: State, *arguments: Any) -> Any:
-        """What every member's method gives; here, one member after the other.
+    def call_members(self, method: str, state: State, *arguments: Any) -> Any:
+        """Call a method of every member, one after the other.
 
         Args:
-            method: of the members; the state is its first argument.
+            method: name of a method whose first argument is the member's state.
             state: leaves (B, members, ...).
-            *arguments: the same for all.
+            *arguments: the other arguments, the same for all members.
 
         Returns:
-            What the method returns, with leaves (B, members, ...).
+            The results as one, with leaves (B, members, ...).
         """
         results = [
             getattr(member, method)({key: leaf[:, k] for key, leaf in state.items()}, *arguments)
-            for k, member in enumerate(self._members())
+            for k, member in enumerate(self._models())
         ]
         return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves, 1), *results)
 
-    def _decode(self, state: State) -> Observation:
-        """The first member's decoding; the members agree on what has happened."""
-        lead: Any = self._lead()
-        decoded: Observation = lead.decode(self._of_lead(state))
-        return decoded
+    def observe_with(
+        self,
+        call: CallMembers,
+        state: State,
+        action: Tensor,
+        observation: Observation,
+        noise: Tensor,
+    ) -> State:
+        """Observe, with the members called by `call` (see `call_members`)."""
+        member_states, drawn = self._split(state)
+        observed = call("observe", member_states, action, observation, noise[:, :-1])
+        return {**observed, **dict.fromkeys(drawn, noise[:, -1])}
 
-    def _members(self) -> Iterator[WorldModel]:
-        yield from self.members  # type: ignore[misc]
+    def step_with(
+        self,
+        call: CallMembers,
+        state: State,
+        action: Tensor,
+        noise: Tensor,
+        temperature: Temperature,
+    ) -> tuple[State, Prediction]:
+        """Step, with the members called by `call` (see `call_members`)."""
+        member_states, drawn = self._split(state)
+        following, predictions = call("step", member_states, action, noise[:, :-1], temperature)
+        if self.decodes:
+            member = draw_member(drawn.get("member", noise[:, -1]), self.elites)
+            imagined = call("decode", following)
+            happened = map_observation(
+                lambda leaf: select_member(leaf.transpose(0, 1), member), imagined
+            )
+            observed = call("observe", member_states, action, happened, noise[:, :-1])
+            following = _keep_own(member, following, observed)
+        else:
+            member, imagined = torch.full(action.shape[:1], LEAD, device=action.device), {}
+        prediction = Prediction(
+            reward=select_member(predictions.reward.T, member),
+            termination=select_member(predictions.termination.T, member),
+            uncertainty=self._disagreement(imagined, predictions.reward),
+        )
+        return {**following, **drawn}, prediction
+
+    def _models(self) -> list[WorldModel]:
+        return [cast(WorldModel, member) for member in self.members]
 
     def _lead(self) -> WorldModel:
-        return next(self._members())
+        return cast(WorldModel, self.members[LEAD])
 
-    def _of_lead(self, state: State) -> State:
+    def _lead_state(self, state: State) -> State:
+        """Return the first member's state."""
         return {key: leaf[:, LEAD] for key, leaf in self._split(state)[0].items()}
 
     def _split(self, state: State) -> tuple[State, State]:
-        """The members' leaves, and the ensemble's own."""
+        """Split a state into the members' leaves and the ensemble's own."""
         if self.config.propagation != "ts-inf":
             return state, {}
-        own = {key: leaf for key, leaf in state.items() if key != "member"}
-        return own, {"member": state["member"]}
+        members = {key: leaf for key, leaf in state.items() if key != "member"}
+        return members, {"member": state["member"]}
 
     def _disagreement(self, imagined: Observation, reward: Tensor) -> Tensor:
-        """(B,) of what the members imagined, leaves (B, members, ...)."""
+        """Return the uncertainty (B,) from imagined observations, leaves (B, members, ...)."""
         variances = [(reward / self.reward_spread).var(1, correction=0).unsqueeze(-1)]
         for key in observation_boxes(self.observation_space) if self.decodes else ():
-            spread = getattr(self, _spread_of(key))
+            spread = getattr(self, _spread_name(key))
             variance = (get_part(imagined, key).float() / spread).var(1, correction=0).flatten(1)
             variances.append(variance if spread.ndim else variance.mean(-1, keepdim=True))
         return torch.cat(variances, -1).mean(-1).sqrt()
 
 
-def _spread_of(key: str) -> str:
-    """The buffer's name: a module's may have no dot in it."""
+def _spread_name(key: str) -> str:
+    """Return the name of the buffer with the spread of one part; buffer names may have no dot."""
     return f"spread_{key}".replace("%", "%25").replace(".", "%2E")
 
 
-def _but_for(member: Tensor, own: State, told: State) -> State:
-    """What the drawn member imagined itself, and what the others were told; (B, members, ...)."""
+def _keep_own(member: Tensor, imagined: State, observed: State) -> State:
+    """Keep the imagined state of each row's member, and take the observed states of the others.
+
+    Args:
+        member: (B,) int64, the member whose observation happened.
+        imagined: leaves (B, members, ...).
+        observed: leaves (B, members, ...).
+    """
     following = {}
-    for key, leaf in told.items():
+    for key, leaf in observed.items():
         index = torch.arange(leaf.shape[1], device=leaf.device)
         mask = (index == member.unsqueeze(-1)).view(*leaf.shape[:2], *[1] * (leaf.ndim - 2))
-        following[key] = torch.where(mask, own[key], leaf)
+        following[key] = torch.where(mask, imagined[key], leaf)
     return following

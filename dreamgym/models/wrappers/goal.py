@@ -1,4 +1,4 @@
-"""Reaching a goal: the reward is the distance that is left, in the model's own features."""
+"""Goal rewards: minus the distance to a goal, in the model's own features."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from dreamgym.models.wrappers.base import Wrapper
 
 @dataclass(frozen=True, kw_only=True)
 class GoalRewardConfig:
-    """A reward for reaching a goal; the goal itself is kept with the weights.
+    """Config of a goal reward; the goal itself is a buffer, saved with the weights.
 
     Attributes:
         inner: the model inside.
-        leaves: names of the leaves of the state that are compared; empty for the whole features.
-            Features of a recurrent model hold its memory too, in which two ways to one place
-            differ: name the leaf that says the place (`("z",)` for the MDN-RNN).
-        threshold: the distance at which the goal is reached and the dream terminates; None for
-            never.
+        leaves: names of the state leaves to compare; empty for the features. The features of a
+            recurrent model include its memory, which depends on the way to a place: for such a
+            model name the leaf that describes the place (`("z",)` for the MDN-RNN).
+        threshold: distance at which the goal is reached and the dream terminates; None for never.
     """
 
     inner: ModelSpec
@@ -48,19 +47,19 @@ class GoalRewardConfig:
 
 
 class GoalReward(Wrapper):
-    """Minus the Euclidean distance of the new state's features to those of a goal.
+    """The reward is minus the Euclidean distance of the new state's features to those of a goal.
 
-    The goal's features are what the model makes of the goal as an episode's first observation.
-    Where a threshold is given, a state within it is terminal.
+    The goal's features are those of the state after the goal as an episode's first observation.
+    With a threshold, states within it are terminal.
 
     Args:
-        inner: a fitted model; fit it before it is wrapped, for the goal is encoded once.
-        goal: an observation of the real environment, in its units: an array, or a dict of them.
+        inner: a fitted model; it must be fitted first, because the goal is encoded here, once.
+        goal: one observation of the real environment, in its units: an array, or a dict of arrays.
         leaves: see `GoalRewardConfig`.
         threshold: see `GoalRewardConfig`.
 
     Raises:
-        ValueError: the goal is no observation of the model's space, or an unknown leaf.
+        ValueError: the goal is not an observation of the model's space, or an unknown leaf.
     """
 
     config_type = GoalRewardConfig
@@ -81,16 +80,16 @@ class GoalReward(Wrapper):
         unknown = [leaf for leaf in config.leaves if leaf not in state]
         if unknown:
             raise ValueError(
-                f"a state of a {type(inner).__name__} has no leaf {unknown[0]!r}: "
+                f"the state of {type(inner).__name__} has no leaf {unknown[0]!r}: "
                 f"{nearest(unknown[0], state)}"
             )
-        self.register_buffer("goal", self._encoded(goal))
+        self.register_buffer("goal", self._encode(goal))
 
     @classmethod
     def from_config(
         cls, observation_space: gym.Space, action_space: gym.Space, config: Any
     ) -> Self:
-        """The composition with a goal still to be loaded: an observation of zeros."""
+        """Build the wrapper around fresh weights; the goal is zeros until weights are loaded."""
         inner = config.inner.build(observation_space, action_space)
         zeros = {
             key: np.zeros(box.shape, box.dtype)
@@ -99,21 +98,21 @@ class GoalReward(Wrapper):
         return cls(inner, join_parts(zeros), leaves=config.leaves, threshold=config.threshold)
 
     def set_statistics(self, statistics: Any) -> None:
-        """Refused: the goal was encoded by a model that is fitted already.
+        """Refuse to be fitted: the goal has been encoded with the normalisers as they were.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("a GoalReward is not fitted: fit the model inside, and wrap it then")
+        raise ValueError("a GoalReward cannot be fitted: fit the model inside, then wrap it")
 
     def distance(self, state: State) -> Tensor:
-        """Euclidean distance to the goal, (B,)."""
-        return (self._place(state) - self.goal).norm(dim=-1)
+        """Return the Euclidean distance to the goal, (B,)."""
+        return (self._compared(state) - self.goal).norm(dim=-1)
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
     ) -> Prediction:
-        """The reward is replaced; with a threshold, what lies within it is terminal."""
+        """Replace the reward; with a threshold, make states within it terminal."""
         distance = self.distance(following)
         prediction = prediction._replace(reward=-distance)
         if self.config.threshold is None:
@@ -121,42 +120,40 @@ class GoalReward(Wrapper):
         reached = distance <= self.config.threshold
         return prediction._replace(termination=torch.where(reached, 1.0, prediction.termination))
 
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.register_buffer("goal", other.goal)
-
-    def _place(self, state: State) -> Tensor:
+    def _compared(self, state: State) -> Tensor:
+        """Return the numbers (B, d) that are compared with the goal's."""
         if not self.config.leaves:
             return self.inner.features(state)
         return torch.cat([state[leaf].flatten(1) for leaf in self.config.leaves], -1)
 
     @torch.no_grad()
-    def _encoded(self, goal: Any) -> Tensor:
-        """The place (1, d) of a goal as an episode's first observation."""
+    def _encode(self, goal: Any) -> Tensor:
+        """Return the compared numbers (1, d) of a goal as an episode's first observation."""
         self._check(goal)
         training, device = self.inner.training, next(self.inner.parameters()).device
         tensors = as_tensors(goal, device)
         batch = map_observation(lambda leaf: leaf.unsqueeze(0), tensors)
-        # A half is the middle of every distribution that noise is turned into.
+        # Noise of one half gives the median of whatever is sampled from it.
         noise = torch.full((1, self.inner.noise_dim), 0.5, device=device)
         action = zero_action(self.action_space, 1, device)
         self.inner.eval()
         state = self.inner.observe(self.inner.initial(1), action, batch, noise)
         self.inner.train(training)
-        return self._place(state).clone()
+        return self._compared(state).clone()
 
     def _check(self, goal: Any) -> None:
-        given = goal if isinstance(goal, dict) else {WHOLE: goal}
+        """Check that a goal has the shapes and image dtypes of the observation space."""
+        parts = goal if isinstance(goal, dict) else {WHOLE: goal}
         for key, box in observation_boxes(self.observation_space).items():
-            shape = np.shape(given[key]) if key in given else None
+            shape = np.shape(parts[key]) if key in parts else None
             if shape != box.shape:
                 where = f" at {key!r}" if key else ""
                 raise ValueError(
-                    f"the goal has shape {shape}{where}, an observation {box.shape}; give one "
+                    f"the goal has shape {shape}{where}, expected {box.shape}; give one "
                     "observation of the real environment, in its units"
                 )
-            if is_image(box) and np.asarray(given[key]).dtype != np.uint8:
+            if is_image(box) and np.asarray(parts[key]).dtype != np.uint8:
                 raise ValueError(
-                    f"the goal has {np.asarray(given[key]).dtype} pixels, an observation bytes "
-                    "from 0 to 255; give the image as the environment gives it"
+                    f"the goal has {np.asarray(parts[key]).dtype} pixels, expected uint8 from 0 to "
+                    "255; give the image as the environment returns it"
                 )

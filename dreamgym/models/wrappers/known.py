@@ -1,7 +1,7 @@
-"""Reward and termination functions that are known, by the id of their environment.
+"""Known rewards and terminations: wrappers, and the functions of common environments.
 
-Each is written from Gymnasium's own source, for torch and for many rows at once, in the real
-environment's units, with the environment's default arguments.
+The known functions, by the id of their environment, are written after Gymnasium's own source, for
+torch and batched, in the real environment's units and with the environment's default arguments.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,17 +20,16 @@ from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
 
 Function = Callable[[Any, Tensor, Any], Tensor]
-
 """(observation, action, next observation), each (B, ...), to (B,); observations may be dicts."""
 
 
 class Known(NamedTuple):
-    """A function that is known for some shapes of observations.
+    """A known function, and the widths of observations that it can read.
 
     Attributes:
-        function: what it is.
-        widths: numbers in the observations that it reads.
-        advice: what to do when a model's observations have another width.
+        function: the function.
+        widths: widths of the observations that it can read.
+        advice: what to do if a model's observations have another width.
     """
 
     function: Function
@@ -39,73 +38,75 @@ class Known(NamedTuple):
 
 
 def never(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """No observation is terminal: zeros (B,)."""
+    """Return zeros (B,): no observation is terminal."""
     return torch.zeros(len(following), device=following.device)
 
 
 def cart_pole_reward(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """One for every step, the last one too."""
+    """Return one for every step, including the last."""
     return torch.ones(len(following), device=following.device)
 
 
 def cart_pole_termination(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """The cart is beyond 2.4 of the middle, or the pole beyond 12 degrees."""
+    """Return whether the cart is more than 2.4 from the centre, or the pole beyond 12 degrees."""
     return (following[:, 0].abs() > 2.4) | (following[:, 2].abs() > 12 * 2 * math.pi / 360)
 
 
 def pendulum_reward(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """Minus the angle's square, a tenth of the speed's, and a thousandth of the torque's."""
+    """Return -(angle^2 + 0.1 speed^2 + 0.001 torque^2)."""
     angle = torch.atan2(observation[:, 1], observation[:, 0])
     torque = action[:, 0].clamp(-2.0, 2.0)
     return -(angle**2 + 0.1 * observation[:, 2] ** 2 + 0.001 * torque**2)
 
 
 def hopper_unhealthy(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """The torso is at 0.7 or below or tilted by 0.2 or more, or a number is at 100 or beyond."""
+    """Return whether height <= 0.7, |tilt| >= 0.2, or any other number has magnitude >= 100."""
     z, angle, others = _torso(following, with_x=12)
     healthy = (z > 0.7) & (angle.abs() < 0.2) & (others.abs() < 100).all(-1)
     return ~healthy
 
 
 def walker_unhealthy(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """The torso is not between 0.8 and 2, or tilted by 1 or more."""
+    """Return whether the height is outside (0.8, 2), or |tilt| >= 1."""
     z, angle, _ = _torso(following, with_x=18)
     return ~((z > 0.8) & (z < 2.0) & (angle.abs() < 1.0))
 
 
 def hopper_reward(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """Speed along x, plus one while healthy, less the control cost."""
+    """Return speed along x, plus one while healthy, minus the control cost."""
     alive = (~hopper_unhealthy(observation, action, following)).float()
-    return _speed(observation, following, 0.008) + alive - _effort(action, 1e-3)
+    return _speed(observation, following, 0.008) + alive - _control_cost(action, 1e-3)
 
 
 def walker_reward(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """Speed along x, plus one while healthy, less the control cost."""
+    """Return speed along x, plus one while healthy, minus the control cost."""
     alive = (~walker_unhealthy(observation, action, following)).float()
-    return _speed(observation, following, 0.008) + alive - _effort(action, 1e-3)
+    return _speed(observation, following, 0.008) + alive - _control_cost(action, 1e-3)
 
 
 def half_cheetah_reward(observation: Tensor, action: Tensor, following: Tensor) -> Tensor:
-    """Speed along x, less the control cost."""
-    return _speed(observation, following, 0.05) - _effort(action, 0.1)
+    """Return speed along x minus the control cost."""
+    return _speed(observation, following, 0.05) - _control_cost(action, 0.1)
 
 
 def _torso(observation: Tensor, with_x: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Height and tilt, and all numbers from the tilt on; x comes first where it is observed."""
+    """Return height, tilt, and all numbers from the tilt onwards; x comes first if observed."""
     first = 1 if observation.shape[-1] == with_x else 0
     return observation[:, first], observation[:, first + 1], observation[:, first + 1 :]
 
 
 def _speed(observation: Tensor, following: Tensor, seconds: float) -> Tensor:
+    """Return the speed along x, (B,)."""
     return (following[:, 0] - observation[:, 0]) / seconds
 
 
-def _effort(action: Tensor, weight: float) -> Tensor:
+def _control_cost(action: Tensor, weight: float) -> Tensor:
+    """Return the control cost, (B,)."""
     return weight * action.square().sum(-1)
 
 
 _SHOW_X = (
-    "the reward is the way gone along x, so x must be observed: record with "
+    "the reward is the distance moved along x, so x must be observed: record with "
     "exclude_current_positions_from_observation=False, or let the model predict the reward"
 )
 
@@ -117,7 +118,6 @@ REWARDS: dict[str, Known] = {
     "Hopper-v5": Known(hopper_reward, (12,), _SHOW_X),
     "Walker2d-v5": Known(walker_reward, (18,), _SHOW_X),
 }
-
 """Known rewards by the id of the environment."""
 
 
@@ -128,73 +128,22 @@ TERMINATIONS: dict[str, Known] = {
     "Hopper-v5": Known(hopper_unhealthy, (11, 12)),
     "Walker2d-v5": Known(walker_unhealthy, (17, 18)),
 }
-
 """Known terminations by the id of the environment."""
 
 
 PROBE_ROWS = 2
-
-"""Rows that a user's function is tried on when it is given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PessimisticConfig:
-    """A pessimistic reward.
-
-    Attributes:
-        inner: the model inside.
-        weight: lambda, >= 0: rewards that a unit of uncertainty costs.
-    """
-
-    inner: ModelSpec
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight={self.weight}: give a number of at least 0")
-
-
-class Pessimistic(Wrapper):
-    """Reward minus lambda times uncertainty: MOPO (Yu et al. 2020, arXiv 2005.13239, equation 4).
-
-    Args:
-        inner: a model whose predictions carry an uncertainty.
-        weight: lambda.
-
-    Raises:
-        TypeError: the model has no uncertainty.
-        ValueError: a negative weight.
-    """
-
-    config_type = PessimisticConfig
-    config: PessimisticConfig
-
-    def __init__(self, inner: WorldModel, *, weight: float = 1.0) -> None:
-        spec = ModelSpec.of(inner)
-        if not inner.has_uncertainty:
-            raise TypeError(
-                f"a {type(inner).__name__} says nothing of its uncertainty, so there is nothing to "
-                "be pessimistic about; fit the family 'pets', or 'ensemble' of any family"
-            )
-        super().__init__(inner, PessimisticConfig(inner=spec, weight=weight))
-
-    def predict(
-        self, state: State, action: Tensor, following: State, prediction: Prediction
-    ) -> Prediction:
-        """The reward is lowered; the uncertainty stays to be seen."""
-        penalty = self.config.weight * prediction.uncertainty
-        return prediction._replace(reward=prediction.reward - penalty)
+"""Rows on which a user's function is tried at construction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRewardConfig:
-    """A known reward.
+    """Config of a known reward.
 
     Attributes:
         inner: the model inside.
-        function: the id of an environment whose reward is known (`dreamgym.models.REWARDS`), or a
-            function of (observation, action, next observation), each (B, ...) in the real
-            environment's units, to (B,). A world with a Python function cannot be saved.
+        function: id of an environment with a known reward (`dreamgym.models.wrappers.REWARDS`),
+            or a function of (observation, action, next observation), each (B, ...) in the real
+            environment's units, that returns (B,). A world with a Python function cannot be saved.
     """
 
     inner: ModelSpec
@@ -204,9 +153,9 @@ class KnownRewardConfig:
 class KnownReward(Wrapper):
     """The reward is computed from the dreamt observations instead of predicted.
 
-    Nothing else changes. A model that ends dreams which leave its data with a low reward, as the
-    MDN-RNN does, ends them still, and the known reward stands there too. Under a frame skip, whose
-    rewards are sums over several real steps, the names of known rewards do not hold.
+    Nothing else changes. Dreams that leave the data still end (`end_outside_data`), but with the
+    known reward instead of the worst return. Known rewards by name do not hold under a frame skip,
+    where a reward is the sum over several environment steps.
 
     Args:
         inner: a model that decodes observations.
@@ -222,33 +171,29 @@ class KnownReward(Wrapper):
 
     def __init__(self, inner: WorldModel, function: str | Function) -> None:
         super().__init__(inner, KnownRewardConfig(inner=ModelSpec.of(inner), function=function))
-        self.function = _resolved(self, function, REWARDS)
+        self.function = _resolve(self, function, REWARDS)
 
     @property
     def assumes_single_env_steps(self) -> bool:
-        """See `WorldModel.assumes_single_env_steps`: what is known by name."""
+        """See `WorldModel.assumes_single_env_steps`; true for known rewards by name."""
         return isinstance(self.config.function, str) or super().assumes_single_env_steps
-
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.function = other.function
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
     ) -> Prediction:
-        """The reward is replaced."""
+        """Replace the reward."""
         reward = self.function(self.decode(state), action, self.decode(following))
         return prediction._replace(reward=reward.float())
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTerminationConfig:
-    """A known termination.
+    """Config of a known termination.
 
     Attributes:
         inner: the model inside.
-        function: as in `KnownRewardConfig` (`dreamgym.models.TERMINATIONS`), to (B,) bools or
-            probabilities.
+        function: as in `KnownRewardConfig`, with ids from `dreamgym.models.wrappers.TERMINATIONS`;
+            returns (B,) bools or probabilities.
     """
 
     inner: ModelSpec
@@ -256,10 +201,10 @@ class KnownTerminationConfig:
 
 
 class KnownTermination(Wrapper):
-    """Whether a dream ends is computed from the dreamt observations instead of predicted.
+    """The termination is computed from the dreamt observations instead of predicted.
 
-    Nothing else changes. So it also stands where a model would end a dream that leaves its data,
-    and the low reward of that end is paid in every step for as long as the dream is out there.
+    Nothing else changes. Dreams that leave the data therefore do not end there, and receive the
+    worst return as reward in every step outside (`end_outside_data`).
 
     Args:
         inner: a model that decodes observations.
@@ -276,47 +221,44 @@ class KnownTermination(Wrapper):
     def __init__(self, inner: WorldModel, function: str | Function) -> None:
         config = KnownTerminationConfig(inner=ModelSpec.of(inner), function=function)
         super().__init__(inner, config)
-        self.function = _resolved(self, function, TERMINATIONS)
-
-    def adopt(self, other: Self) -> None:
-        """See `Composition.adopt`."""
-        self.function = other.function
+        self.function = _resolve(self, function, TERMINATIONS)
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
     ) -> Prediction:
-        """The probability of termination is replaced."""
-        ended = self.function(self.decode(state), action, self.decode(following))
-        return prediction._replace(termination=ended.float())
+        """Replace the termination probability."""
+        terminated = self.function(self.decode(state), action, self.decode(following))
+        return prediction._replace(termination=terminated.float())
 
 
-def _resolved(model: Wrapper, function: str | Function, table: Mapping[str, Known]) -> Function:
-    """The function of a name, or the given one, tried on a state of the model."""
-    kind = type(model).__name__
+def _resolve(model: Wrapper, function: str | Function, table: Mapping[str, Known]) -> Function:
+    """Look up a function by name, or check a user's function on a state of the model."""
+    wrapper = type(model).__name__
     if not isinstance(model, Decodes):
         raise TypeError(
-            f"{kind} reads observations, which a {type(model.inner).__name__} does not decode; "
-            "take a family with a decoder, or GoalReward, which reads features"
+            f"{wrapper} needs observations, which {type(model.inner).__name__} does not decode; "
+            "use a family with a decoder, or GoalReward, which needs features only"
         )
     space = model.observation_space
     if isinstance(function, str):
         if function not in table:
-            raise ValueError(f"no function is known as {function!r}: {nearest(function, table)}")
+            raise ValueError(f"no known function {function!r}: {nearest(function, table)}")
         known = table[function]
         if space.shape not in [(width,) for width in known.widths]:
             raise ValueError(
                 f"{function!r} reads observations of {' or '.join(map(str, known.widths))} "
-                f"numbers, and the model's are {space}; {known.advice}"
+                f"numbers, got a model of {space}; {known.advice}"
             )
         return known.function
     device = next(model.parameters()).device
     with torch.no_grad():
-        seen = model.decode(model.initial(PROBE_ROWS))
-        said = function(seen, zero_action(model.action_space, PROBE_ROWS, device), seen)
-    if not isinstance(said, Tensor) or said.shape != (PROBE_ROWS,):
-        what = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        observation = model.decode(model.initial(PROBE_ROWS))
+        action = zero_action(model.action_space, PROBE_ROWS, device)
+        values = function(observation, action, observation)
+    if not isinstance(values, Tensor) or values.shape != (PROBE_ROWS,):
+        what = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"the function of {kind} gives {what} for {PROBE_ROWS} rows; give a tensor of shape "
-            f"({PROBE_ROWS},): one number for each row, computed with torch"
+            f"the function of {wrapper} gives {what} for {PROBE_ROWS} rows; return a tensor of "
+            f"shape ({PROBE_ROWS},): one number for each row, computed with torch"
         )
     return function

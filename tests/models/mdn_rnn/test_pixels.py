@@ -109,7 +109,7 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step(space, restart):
         wanted = (z[:, 1:] - z[:, :-1] * model.vision.carried) / model.vision.delta_std
         likelihood = model._mixture(h, z[:, :-1], encoded).log_prob(wanted)
         torch.testing.assert_close(terms["nll"], -likelihood[mask].mean(), rtol=1e-4, atol=1e-4)
-        said, at_end, logit = model._judge(h, z[:, :-1], z[:, 1:], encoded)
+        said, at_end, logit = model._predict_reward_termination(h, z[:, :-1], z[:, 1:], encoded)
         error = torch.where(segment.terminated, said + at_end, said)
         error = error - (segment.reward - model.reward_mean) / model.reward_std
         torch.testing.assert_close(terms["reward"], error[mask].square().mean())
@@ -160,16 +160,16 @@ def test_what_v_made_of_a_frame_is_recalled_until_v_changes(monkeypatch):
     plain = vision._posterior
     monkeypatch.setattr(vision, "_posterior", lambda key, x: asked.append(len(x)) or plain(key, x))
     for k in range(3):
-        recalled = vision.recall(segment.observation, noise)
+        recalled = vision.encode_cached(segment.observation, noise)
         torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
         assert asked == [BATCH * (LENGTH + 1)] * (k + 2)  # `encode` always, `recall` once
     camera = segment.observation["camera"].clone()
     camera[0, 0] = 7
-    vision.recall({**segment.observation, "camera": camera}, noise)
+    vision.encode_cached({**segment.observation, "camera": camera}, noise)
     assert asked[-1] == 1
     with torch.no_grad():
         vision.sights[0].vae.mean.weight.mul_(2.0)
-    recalled = vision.recall(segment.observation, noise)
+    recalled = vision.encode_cached(segment.observation, noise)
     torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
 
 
@@ -200,11 +200,11 @@ def test_padding_counts_in_no_term_of_v():
 def test_v_is_fitted_on_real_frames_only_spread_over_the_batch():
     model, segment = a_model(), a_segment()
     real = torch.nn.functional.pad(segment.mask, (1, 0), value=True)
-    frames = model.vision.frames(segment, noise_for(model)[..., :6], 8)[""]
+    frames = model.vision.sample_frames(segment, noise_for(model)[..., :6], 8)[""]
     wanted = model.vision.sights[0].pixels.to_float(segment.observation[real])
     places = [next(k for k, w in enumerate(wanted) if torch.equal(w, i)) for i in frames.images]
     assert places == [k * 16 // 8 for k in range(8)]
-    everything = model.vision.frames(segment, noise_for(model)[..., :6], 99)[""]
+    everything = model.vision.sample_frames(segment, noise_for(model)[..., :6], 99)[""]
     assert torch.equal(everything.images, wanted)
 
 
@@ -215,7 +215,7 @@ def test_latents_are_samples_of_their_posterior_and_depend_on_their_noise_alone(
     first, again = (model.observe(state, action, seen, noise)["z"] for _ in range(2))
     assert torch.equal(first, again)
     middle = model.observe(state, action, seen, torch.full_like(noise, 0.5))["z"]
-    sight = model.vision._sight("")
+    sight = model.vision._image_vae("")
     torch.testing.assert_close(middle, sight.vae.encode(sight.pixels.to_float(seen)).mean)
     assert not torch.equal(first, middle)
 
@@ -248,8 +248,8 @@ def test_what_was_kept_for_a_fit_goes_with_it():
     model.after_update()
     segment, noise = a_segment(), noise_for(model)
     model.loss(segment, noise)
-    kept = model.vision._remembered[""]
-    assert kept._rows
-    assert not copy.deepcopy(model).vision._remembered[""]._rows
+    kept = model.vision._caches[""]
+    assert kept
+    assert not copy.deepcopy(model).vision._caches[""]
     model.after_fit()
-    assert not model.vision._remembered[""]._rows
+    assert not model.vision._caches[""]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dreamgym.models import RSSM, RSSMConfig, Segment
-from dreamgym.models.nn.codecs import Codec, Units
+from dreamgym.models.nn.codecs import Units, VectorCodec
 from dreamgym.models.observations import as_tensors, get_part
 from dreamgym.models.rssm import RSSMObjective
 from dreamgym.models.rssm.modules import ObservationCodec, image_stacks
@@ -86,30 +86,30 @@ def test_it_learns_from_and_decodes_to_observations_of_its_space(name, units, bl
 @pytest.mark.parametrize("units", get_args(Units))
 @pytest.mark.parametrize("box", [FLOATS, BYTES, WHOLES])
 def test_vectors_come_out_as_they_went_in(units, box):
-    codec = Codec(box, units)
+    codec = VectorCodec(box, units)
     seen = torch.from_numpy(observations(box, 50))
     if box is not BYTES:
         codec.set_moments(measure_statistics([(seen.numpy(), np.zeros(49))]).observation[""])
-    back = codec.shaped(codec.outwards(codec.inwards(seen)))
+    back = codec.to_space(codec.decode(codec.encode(seen)))
     assert back.dtype == seen.dtype
     torch.testing.assert_close(back, seen, rtol=1e-5, atol=1e-5)
 
 
 def test_standard_vectors_have_the_moments_of_the_training_data():
-    codec = Codec(FLOATS, "standard")
+    codec = VectorCodec(FLOATS, "standard")
     seen = observations(FLOATS, 200)
     codec.set_moments(measure_statistics([(seen, np.zeros(199))]).observation[""])
-    standard = codec.inwards(torch.from_numpy(seen))
+    standard = codec.encode(torch.from_numpy(seen))
     torch.testing.assert_close(standard.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std(0, correction=0), torch.ones(3))
 
 
 def test_unknown_is_what_lies_beyond_the_widened_range():
-    codec = Codec(FLOATS, "standard")
+    codec = VectorCodec(FLOATS, "standard")
     codec.low.copy_(torch.tensor([-0.5, -0.5, -2.0]))
     codec.high.copy_(torch.tensor([0.5, 0.5, 2.0]))
     at = torch.tensor([[0.0, 0.0, 0.0], [0.69, 0.0, 0.0], [0.71, 0.0, 0.0], [0.0, 0.0, -2.81]])
-    assert codec.unknown(at, 0.2).tolist() == [False, False, True, True]
+    assert codec.outside_data(at, 0.2).tolist() == [False, False, True, True]
 
 
 def test_images_are_the_sum_of_squares_over_their_full_range():

@@ -180,7 +180,7 @@ def inner(**changes) -> dict:
 
 
 SPOILT = [
-    (inner() | {"function": "os.system"}, "no function is known as 'os.system'"),
+    (inner() | {"function": "os.system"}, "no known function 'os.system'"),
     (inner() | {"function": 5}, "not callable"),
     (inner(family="mdn"), "did you mean 'mdn-rnn'"),
     (inner(config={"hiden": 2}), "did you mean 'hidden'"),
@@ -234,7 +234,7 @@ def test_a_model_of_other_states_or_spaces_does_not_take_the_starts():
 
 
 REFUSED = [
-    (lambda m: Pessimistic(m), TypeError, "says nothing of its uncertainty"),
+    (lambda m: Pessimistic(m), TypeError, "MDNRNN has no uncertainty"),
     (lambda m: Pessimistic(small_pets("box"), weight=-1), ValueError, "weight=-1"),
     (lambda m: KnownReward(m, "CartPole-v0"), ValueError, "did you mean 'CartPole-v1'"),
     (lambda m: KnownReward(m, "Pendulum-v1"), ValueError, "reads observations of 3"),
