@@ -19,9 +19,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from dreamgym.dream.episodes import Episodes
-from dreamgym.dream.noise import env_keys
+from dreamgym.dream.noise import Noise, draw_noise, env_keys
 from dreamgym.dream.options import DTYPES, DreamOptions
-from dreamgym.dream.prefetch import Noise, NoisePrefetcher, draw_noise
+from dreamgym.dream.prefetch import NoisePrefetcher
 from dreamgym.dream.state import Dreams, Outcome, features_share_memory, merge, unshare
 from dreamgym.models import Decodes, Prediction, State, WorldModel
 from dreamgym.models.base import Temperature

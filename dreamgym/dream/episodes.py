@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dreamgym._files import nearest
 from dreamgym.data import Dataset, skipping
-from dreamgym.dream.noise import step_keys, uniforms
+from dreamgym.dream.noise import step_keys
 from dreamgym.models import State
+from dreamgym.models.splitmix import uniforms
 from dreamgym.world.start_states import StartStates, burn_in
 from dreamgym.world.world import World
 

@@ -8,16 +8,12 @@ part of the block is drawn again.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from dreamgym.dream.noise import env_keys, step_keys, uniforms
+from dreamgym.dream.noise import TERMINATION_LANES, Noise, env_keys, step_keys
 from dreamgym.dream.state import Dreams
-
-TERMINATION_LANES = 1
-"""Uniforms of a row and step that the engine itself uses; those of the model come after them."""
+from dreamgym.models.splitmix import uniforms
 
 BLOCK_NUMBERS = 2**16
 """Uniforms in a block, about: below this size a draw is dominated by per-call overhead."""
@@ -28,30 +24,6 @@ that a caller who often restores an earlier state does not draw much in vain."""
 
 MAX_ROWS = 128
 """Rows up to which noise is prefetched: with more of them, some are reset in most steps."""
-
-
-class Noise(NamedTuple):
-    """The uniforms of one step of N rows.
-
-    Attributes:
-        termination: (N,) uniforms that decide whether an episode terminates.
-        model: (N, noise_dim) uniforms of the model.
-    """
-
-    termination: Tensor
-    model: Tensor
-
-
-def draw_noise(keys: Tensor, episode: Tensor, age: Tensor, noise_dim: int) -> Noise:
-    """Draw the noise of one step.
-
-    Args:
-        keys: (N,) int64 keys from `env_keys`.
-        episode: (N,) int64 episode numbers.
-        age: (N,) int64 steps since the episodes began.
-        noise_dim: uniforms that the model uses.
-    """
-    return _split(uniforms(step_keys(keys, episode, age), TERMINATION_LANES + noise_dim))
 
 
 class NoisePrefetcher:
@@ -115,13 +87,8 @@ class NoisePrefetcher:
     def _draw_block(self, dreams: Dreams, steps: int) -> None:
         age = dreams.age + self._offsets[: min(steps, self._max_steps)]
         self._block = uniforms(step_keys(self._keys, dreams.episode, age), self._lanes)
-        self._steps = [_split(lanes) for lanes in self._block.unbind()]
+        self._steps = [Noise.from_lanes(lanes) for lanes in self._block.unbind()]
         self._position = 0
-
-
-def _split(lanes: Tensor) -> Noise:
-    """Split the uniforms (N, lanes) of a step."""
-    return Noise(lanes[:, 0], lanes[:, TERMINATION_LANES:])
 
 
 def _versions(dreams: Dreams) -> tuple[int, ...] | None:

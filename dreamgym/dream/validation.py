@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import row_keys
 from dreamgym.dream.state import MODEL_PREFIX, Dreams
 from dreamgym.models import Decodes
+from dreamgym.models.splitmix import uniforms
 from dreamgym.world.world import World
 
 MAX_PYTHON_NUMBERS = 16

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import dreamgym
 from dreamgym.dream import capture
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import row_keys
 from dreamgym.dream.state import Dreams
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
+from dreamgym.models.splitmix import uniforms
 from tests.dream.recorded_graph import RecordedGraph
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 

@@ -73,7 +73,8 @@ def test_the_next_process_finds_what_was_compiled(tmp_path):
 
 LANES = """
 import torch
-from dreamgym.dream.noise import step_keys, uniforms
+from dreamgym.dream.noise import step_keys
+from dreamgym.models.splitmix import uniforms
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,9 @@ import torch
 
 from dreamgym._device import resolve_device
 from dreamgym.dream import validation
-from dreamgym.dream.noise import uniforms
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.splitmix import uniforms
 from tests.small_worlds import small_world
 
 ENVS = 4

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dreamgym.dream.engine import Engine
-from dreamgym.dream.noise import row_keys, uniforms
-from dreamgym.dream.prefetch import TERMINATION_LANES
+from dreamgym.dream.noise import TERMINATION_LANES, row_keys
 from dreamgym.dream.state import Dreams, unshare
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync
+from dreamgym.models.splitmix import uniforms
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
 ENVS, STEPS = 6, 12
