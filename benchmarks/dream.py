@@ -87,7 +87,7 @@ def compiled(subject: Subject, timing: dict[str, Any]) -> list[Row]:
         env = a_dream(world, count, dtype=dtype, device="cpu", compile=True, **subject.options)
         step = stepping(env)
         step()
-        if env.stepper.way != "compiled":
+        if env.stepper.execution != "compiled":
             print("no rows for compile=True: see the warning above")
             return []
         with plain_apart(subject, count) as plain:
@@ -173,7 +173,7 @@ def _stepping_so(world: World, count: int, dtype: str, compiles: bool) -> Call |
     env = a_dream(world, count, device="cpu", dtype=dtype, compile=compiles)
     step = stepping(env)
     step()
-    if compiles and env.stepper.way != "compiled":
+    if compiles and env.stepper.execution != "compiled":
         print("no rows for compile=True: see the warning above")
         return None
     return step

@@ -1,4 +1,4 @@
-"""Where to compute: device, precision that it has, threads."""
+"""Torch's device, the precision that it has, threads, seeds and inference mode."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
-PROCESS = os.getpid()
+_IMPORTING_PROCESS = os.getpid()
+"""Process that imported this module; in its forks `os.getpid()` differs."""
 
-"""Where this module was imported: elsewhere it is a fork of that process."""
+_NO_CHANGE = nullcontext()
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device that a name stands for; "auto" is CUDA where there is one, else the CPU.
+    """Return the device of a name; "auto" is CUDA where available, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: This machine or this torch has no such device.
     """
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        # The device that memory is really on: "cuda" is "cuda:0", and tensors say so.
+        # Tensors report "cuda:0" where "cuda" was asked for, and devices are compared.
         return torch.empty(0, device=torch.device(name)).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
@@ -112,24 +114,24 @@ def _runs(trial: Callable[[], object]) -> bool:
 
 
 def limit_threads_after_fork() -> None:
-    """In a fork use one thread: the parent's others are not there, and would be waited for forever.
+    """Use a single thread in forked children.
 
-    A process that has computed with several threads of OpenMP and then forks leaves its children
-    with a pool of threads that do not exist; the first operation that needs them hangs.
+    The OpenMP threads of the parent do not survive a fork, and the first operation that waits for
+    them would deadlock.
     """
-    if os.getpid() != PROCESS and torch.get_num_threads() > 1:
+    if os.getpid() != _IMPORTING_PROCESS and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Use `count` threads inside torch's operations, and what it was before afterwards.
+    """Use `count` threads inside torch's operations, and restore the number afterwards.
 
-    Small products gain nothing from a second thread, and fall to a third of their speed when
-    another process has the core.
+    Small products gain nothing from a second thread, and take three times as long when another
+    process uses its core.
 
     Args:
-        count: threads; None leaves torch's own choice.
+        count: number of threads; None for torch's own choice.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
@@ -141,16 +143,40 @@ def threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for a block, and leave them as they were.
+    """Seed the global generators inside the block, and restore their states afterwards.
 
-    Weights and dropout draw from them. (`torch.manual_seed` would seed every CUDA device.)
+    Weight initialisation and dropout draw from them. (`torch.manual_seed` would seed every CUDA
+    device.)
 
     Args:
-        seed: of the block's random numbers.
-        device: the only one whose generator is used, beside the CPU's.
+        seed: seed of the block's random numbers.
+        device: device whose generator is seeded, beside the CPU's.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield
+
+
+def leave_inference_mode(*, grad: bool | None = None) -> AbstractContextManager[Any]:
+    """Leave inference mode inside the block, without changing whether gradients are recorded.
+
+    Tensors made in inference mode could never again take part in a step under gradients.
+    `torch.inference_mode(False)` alone would also turn gradients on.
+
+    Args:
+        grad: whether to record gradients; None for what the caller has set.
+    """
+    enabled = torch.is_grad_enabled()
+    target = enabled if grad is None else grad
+    if torch.is_inference_mode_enabled():
+        return _normal_mode(target)
+    # Most steps need at most one change, and each change costs as much as an operation.
+    return _NO_CHANGE if enabled == target else torch.set_grad_enabled(target)
+
+
+@contextmanager
+def _normal_mode(grad: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
         yield

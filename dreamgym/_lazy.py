@@ -8,12 +8,12 @@ from typing import Any
 
 
 def lazy_names(package: str, names_of: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A module-level `__getattr__` (PEP 562) that imports a name when it is first asked for.
+    """Return a module-level `__getattr__` (PEP 562) that imports names on first access.
 
     Args:
         package: full name of the package.
-        names_of: public names by the submodule that defines them; the submodules themselves can be
-            reached as attributes, too.
+        names_of: public names by the submodule that defines them. The submodules can be accessed
+            as attributes, too.
     """
     module_of = {name: module for module, names in names_of.items() for name in names}
 

@@ -1,9 +1,13 @@
-"""The engine: one step of N dreams as a pure function of tensors, resets and all.
+"""The engine: one step of N dreams, resets included, as a pure function of tensors.
 
-Nothing here asks the device anything: no `.item()`, no branch on a tensor, no index by a mask.
-Which autoreset mode, view and rule of termination apply is fixed when the engine is made, so the
-whole step is one graph. Only on a CPU, where nothing waits for an answer, rows that begin anew are
-looked for and written by index, and noise is drawn ahead; what comes out is the same.
+A step takes the noise of the step, runs the world model, counts and ends episodes, and resets the
+rows that ended. Autoreset mode, view and termination rule are fixed when the engine is made, so
+the step has no data-dependent control flow and never syncs with the host: it can be compiled or
+captured as one graph.
+
+On a CPU a sync costs nothing. There, without gradients, two things are done otherwise, with equal
+results: noise is prefetched for several steps, and rows that ended are found and written by index
+("indexed") instead of computing a reset of every row and selecting ("masked").
 """
 
 from __future__ import annotations
@@ -15,45 +19,43 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from dreamgym.dream.episodes import Episodes
-from dreamgym.dream.noise import env_keys, step_keys, uniforms
+from dreamgym.dream.noise import Noise, draw_noise, env_keys
 from dreamgym.dream.options import DTYPES, DreamOptions
-from dreamgym.dream.prefetch import ENDING, NoisePrefetcher
-from dreamgym.dream.state import Dreams, Outcome, features_are_new, merge, writable
+from dreamgym.dream.prefetch import NoisePrefetcher
+from dreamgym.dream.state import Dreams, Outcome, features_share_memory, merge, unshare
 from dreamgym.models import Decodes, Prediction, State, WorldModel
 from dreamgym.models.base import Temperature
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.observations import WHOLE, Observation, get_part, map_observation
 
 
-class Stepped(NamedTuple):
-    """What the model made of every row, before any of them begins anew.
+class Transition(NamedTuple):
+    """One step of every row.
 
     Attributes:
-        dreams: a step further.
-        prediction: the model's.
+        dreams: state after the step.
+        reward: (N,) float32.
+        uncertainty: (N,) float32.
         terminated: (N,) bool.
         truncated: (N,) bool.
-        done: (N,) bool, either of them, in memory of its own.
-        length: (N,) int64 of the episode so far, in memory of its own.
     """
 
     dreams: Dreams
-    prediction: Prediction
+    reward: Tensor
+    uncertainty: Tensor
     terminated: Tensor
     truncated: Tensor
-    done: Tensor
-    length: Tensor
 
 
 class Engine:
     """Steps and resets N dreams of one model.
 
     Args:
-        model: in eval mode, on its device; it is arranged for speed, and the plain one kept for
-            steps under gradients.
+        model: world model in eval mode, on its device. Its prepared (fast) form takes the steps;
+            under gradients the model itself does.
         episodes: how new episodes are drawn; its tensors on the same device.
-        options: how to dream.
-        num_envs: rows.
+        options: options of the dream.
+        num_envs: number of rows.
     """
 
     def __init__(
@@ -61,152 +63,171 @@ class Engine:
     ) -> None:
         self.plain, self.episodes, self.options = model, episodes, options
         self.num_envs = num_envs
-        self.device = episodes.sources.first.device
+        self.device = episodes.starts.first.device
         self.model = model.prepare(num_envs, self.device, DTYPES[options.dtype])
-        self.temperature = _constant(episodes.temperature)
-        self._ahead = NoisePrefetcher(self.model, episodes, num_envs)
-        self._features_are_new = features_are_new(self.model)
+        self.prefetcher = NoisePrefetcher(self.model.noise_dim, num_envs)
+        self._temperature = _common_temperature(episodes.temperature)
+        self._features_share_memory = features_share_memory(self.model)
         self._leaves = tuple(model.initial(1))
 
     def view(self, state: State) -> Observation:
-        """What the policy sees of a state, (N, ...); never memory of the state itself."""
+        """Return what the policy sees of a state, (N, ...), in memory of its own."""
         if self.options.view == "latent" or not isinstance(self.model, Decodes):
             features = self.model.features(state)
-            # Some features are leaves of the state: what is handed out is always a copy.
-            return features if self._features_are_new else features.clone()
+            return features.clone() if self._features_share_memory else features
         return self.model.decode(state)
 
     def begin(self, seed: int) -> tuple[Dreams, Observation]:
-        """All rows at the start of episode 0 of a seed, and what the policy sees."""
+        """Start episode 0 in every row.
+
+        Args:
+            seed: key of all randomness.
+
+        Returns:
+            The dreams, and what the policy sees of them.
+        """
         key = torch.tensor(seed, dtype=torch.int64, device=self.device)
         env = torch.arange(self.num_envs, device=self.device)
-        dreams = self._fresh(key, env, torch.zeros_like(env))
+        dreams = self._start_episodes(key, env, torch.zeros_like(env))
         return dreams, self.view(dreams.model)
 
     def restart(self, dreams: Dreams, mask: Tensor) -> tuple[Dreams, Observation]:
-        """Begin a new episode in the rows where `mask` (N,) is true."""
-        dreams = self._reset_rows(dreams, mask)
+        """Start a new episode in the rows where `mask` (N,) is true."""
+        dreams = self._reset_masked(dreams, mask)
         return dreams, self.view(dreams.model)
 
     def step(self, dreams: Dreams, action: Tensor) -> tuple[Dreams, Outcome]:
-        """One step of every row.
+        """Take one step in every row, and reset the rows that the autoreset mode resets.
 
         Args:
-            dreams: where the rows stand; left as they are.
+            dreams: state before the step; not written.
             action: (N, ...) raw actions.
+
+        Returns:
+            The state after the step, and its outcome, which shares no memory with the state.
         """
-        # What autograd has traced must not be written over.
-        by_index = host_sync_allowed(self.device) and not torch.is_grad_enabled()
-        stepped = self._ahead_step(dreams, action) if by_index else self._step(dreams, action)
+        # Tensors that autograd has recorded must not be written in place.
+        indexed = host_sync_allowed(self.device) and not torch.is_grad_enabled()
+        stepped = self._advance(dreams, action, indexed)
         if self.options.mode is AutoresetMode.NEXT_STEP:
-            stepped = self._begun_late(dreams, stepped, by_index)
+            stepped = self._autoreset_next_step(stepped, dreams.done, indexed)
         after = stepped.dreams
-        first = seen = self.view(after.model)
-        # Copies: what a caller is handed is never memory of the dream itself.
+        final_observation = observation = self.view(after.model)
+        # Cloned before a reset writes into them.
+        done, length = after.done.clone(), after.age.clone()
         episode_return = after.episode_return.clone()
         if self.options.mode is AutoresetMode.SAME_STEP:
-            begun = self._begun_by_index if by_index else self._begun_by_mask
-            after, first = begun(after, seen)
-        if by_index:
-            self._ahead.went_on(after)
+            autoreset = self._autoreset_indexed if indexed else self._autoreset_masked
+            after, observation = autoreset(after, final_observation)
+        if indexed:
+            self.prefetcher.advance(after)
         return after, Outcome(
-            observation=first,
-            reward=stepped.prediction.reward,
+            observation=observation,
+            reward=stepped.reward,
             terminated=stepped.terminated,
             truncated=stepped.truncated,
-            done=stepped.done,
-            final_observation=seen,
+            done=done,
+            final_observation=final_observation,
             episode_return=episode_return,
-            episode_length=stepped.length,
-            uncertainty=stepped.prediction.uncertainty,
+            episode_length=length,
+            uncertainty=stepped.uncertainty,
         )
 
-    def _step(self, dreams: Dreams, action: Tensor) -> Stepped:
-        """The model's step, with the noise of this one."""
-        keys = step_keys(env_keys(dreams.seed, dreams.env), dreams.episode, dreams.age)
-        lanes = uniforms(keys, ENDING + self.model.noise_dim)
+    def _advance(self, dreams: Dreams, action: Tensor, indexed: bool) -> Transition:
+        """Step the model, count, and end episodes; nothing is reset yet.
+
+        Where `indexed`, the memory of the new state belongs to it alone, so that a reset may write
+        into it.
+        """
         model = self.plain if torch.is_grad_enabled() else self.model
-        temperature: Temperature = self.temperature or dreams.temperature
-        said = model.step(dreams.model, action, lanes[:, ENDING:], temperature)
-        return self._counted(dreams, *said, lanes[:, 0])
-
-    def _ahead_step(self, dreams: Dreams, action: Tensor) -> Stepped:
-        """The same, with noise that was drawn ahead, in a state that may be written into."""
-        noise = self._ahead.take(dreams)
-        temperature: Temperature = self.temperature or dreams.temperature
-        state, prediction = self.model.step(dreams.model, action, noise.model, temperature)
-        return self._counted(dreams, writable(state, dreams.model), prediction, noise.ending)
-
-    def _counted(
-        self, dreams: Dreams, state: State, prediction: Prediction, ending: Tensor
-    ) -> Stepped:
-        """The rows a step further: ages, returns, and which of them end."""
+        noise = self.prefetcher.take(dreams) if indexed else self._draw_noise(dreams)
+        temperature: Temperature = self._temperature or dreams.temperature
+        state, prediction = model.step(dreams.model, action, noise.model, temperature)
+        if indexed:
+            state = unshare(state, dreams.model)
         age = dreams.age + 1
-        terminated = self._ends(prediction.termination, ending)
-        truncated = (age >= dreams.horizon) > terminated
-        stepped = dreams._replace(
+        terminated = self._terminates(prediction, noise)
+        truncated = (age >= dreams.horizon) > terminated  # and not terminated
+        after = dreams._replace(
             model=state,
             age=age,
             episode_return=dreams.episode_return + prediction.reward,
             done=terminated | truncated,
         )
-        done = stepped.done.clone()
-        return Stepped(stepped, prediction, terminated, truncated, done, age.clone())
+        return Transition(after, prediction.reward, prediction.uncertainty, terminated, truncated)
 
-    def _begun_late(self, dreams: Dreams, stepped: Stepped, by_index: bool) -> Stepped:
-        """NextStep: rows that ended in the step before begin anew now; their action is ignored."""
-        waiting = dreams.done
-        if by_index:
+    def _draw_noise(self, dreams: Dreams) -> Noise:
+        keys = env_keys(dreams.seed, dreams.env)
+        return draw_noise(keys, dreams.episode, dreams.age, self.model.noise_dim)
+
+    def _terminates(self, prediction: Prediction, noise: Noise) -> Tensor:
+        threshold = self.options.threshold
+        if threshold is None:
+            return noise.termination < prediction.termination
+        return prediction.termination >= threshold
+
+    def _autoreset_next_step(
+        self, stepped: Transition, waiting: Tensor, indexed: bool
+    ) -> Transition:
+        """NextStep: reset the rows that ended in the step before, in place of their step."""
+        if indexed:
             rows = waiting.nonzero().squeeze(1)
             if not len(rows):
                 return stepped
-            after, _ = self._written(stepped.dreams, rows)
+            after, _ = self._write_resets(stepped.dreams, rows)
         else:
-            after = merge(waiting, self._reset_rows(dreams, waiting), stepped.dreams)
-        prediction = stepped.prediction
-        prediction = prediction._replace(
-            reward=torch.where(waiting, 0.0, prediction.reward),
-            uncertainty=torch.where(waiting, 0.0, prediction.uncertainty),
-        )
-        terminated, truncated = stepped.terminated > waiting, stepped.truncated > waiting
-        done = terminated | truncated
-        return Stepped(after, prediction, terminated, truncated, done, after.age.clone())
-
-    def _begun_by_mask(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
-        """SameStep: rows that are done begin anew; all rows and their first observations."""
-        dreams = self._reset_rows(stepped, stepped.done)
-        return dreams, map_observation(torch.clone, seen) if dreams is stepped else self.view(
-            dreams.model
+            after = self._reset_masked(stepped.dreams, waiting)
+        return Transition(
+            dreams=after,
+            reward=torch.where(waiting, 0.0, stepped.reward),
+            uncertainty=torch.where(waiting, 0.0, stepped.uncertainty),
+            terminated=stepped.terminated > waiting,  # and not waiting
+            truncated=stepped.truncated > waiting,
         )
 
-    def _begun_by_index(self, stepped: Dreams, seen: Observation) -> tuple[Dreams, Observation]:
-        """The same where asking costs nothing: only the rows that are done are drawn and seen."""
-        first = map_observation(torch.clone, seen)
-        rows = stepped.done.nonzero()
+    def _autoreset_masked(self, after: Dreams, final: Observation) -> tuple[Dreams, Observation]:
+        """SameStep: reset the rows that are done; return the dreams and their observations."""
+        dreams = self._reset_masked(after, after.done)
+        if dreams is after:
+            return after, map_observation(torch.clone, final)
+        return dreams, self.view(dreams.model)
+
+    def _autoreset_indexed(self, after: Dreams, final: Observation) -> tuple[Dreams, Observation]:
+        """The same by index: only rows that are done are drawn and decoded."""
+        observation = map_observation(torch.clone, final)
+        rows = after.done.nonzero().squeeze(1)
         if not len(rows):
-            return stepped, first
-        rows = rows.squeeze(1)
-        dreams, begun = self._written(stepped, rows)
-        fresh = self.view(begun)
-        for key in fresh if isinstance(fresh, dict) else (WHOLE,):
-            get_part(first, key).index_copy_(0, rows, get_part(fresh, key))
-        return dreams, first
+            return after, observation
+        dreams, starts = self._write_resets(after, rows)
+        first = self.view(starts)
+        for key in first if isinstance(first, dict) else (WHOLE,):
+            get_part(observation, key).index_copy_(0, rows, get_part(first, key))
+        return dreams, observation
 
-    def _written(self, dreams: Dreams, rows: Tensor) -> tuple[Dreams, State]:
-        """New episodes written into some rows of dreams whose memory is nobody else's.
+    def _reset_masked(self, dreams: Dreams, mask: Tensor) -> Dreams:
+        """Start a new episode in the rows where `mask` (N,) is true."""
+        # Start states for nobody cost as much as the step of a small model.
+        if host_sync_allowed(self.device) and not mask.any():
+            return dreams
+        fresh = self._start_episodes(dreams.seed, dreams.env, dreams.episode + mask)
+        return merge(mask, fresh, dreams)
+
+    def _write_resets(self, dreams: Dreams, rows: Tensor) -> tuple[Dreams, State]:
+        """Write new episodes into some rows, in place.
 
         Args:
-            dreams: of which the model's leaves, ages and returns are written over.
-            rows: (R,) which.
+            dreams: dreams whose model state, ages and returns may be overwritten.
+            rows: (R,) int64 row numbers.
 
         Returns:
-            The dreams, and the starts (R, ...).
+            The dreams, and the start states of the rows, leaves (R, ...).
         """
         episode = dreams.episode[rows] + 1
-        drawn = self._ahead.began(dreams, rows, episode)
-        begun = self.episodes.starts(drawn.row)
+        self.prefetcher.on_reset(rows, episode)
+        drawn = self.episodes.draw(self.prefetcher.keys(rows), episode)
+        starts = self.episodes.start_states(drawn.start)
         for key, leaf in dreams.model.items():
-            leaf.index_copy_(0, rows, begun[key])
+            leaf.index_copy_(0, rows, starts[key])
         dreams.age.index_fill_(0, rows, 0)
         dreams.episode_return.index_fill_(0, rows, 0.0)
         horizon = self.episodes.horizons(drawn.horizon)
@@ -217,14 +238,14 @@ class Engine:
             temperature=dreams.temperature.index_copy(0, rows, temperature),
             done=dreams.done.index_fill(0, rows, False),
         )
-        return after, begun
+        return after, starts
 
-    def _fresh(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
-        """Every row at the start of its episode."""
+    def _start_episodes(self, seed: Tensor, env: Tensor, episode: Tensor) -> Dreams:
+        """Return every row at the start of its episode."""
         drawn = self.episodes.draw(env_keys(seed, env), episode)
-        starts = self.episodes.starts(drawn.row)
+        starts = self.episodes.start_states(drawn.start)
         return Dreams(
-            # In the order that a step gives: a compiler takes another one for another function.
+            # In the order of the model: a compiler specialises on the order of a dict.
             model={name: starts[name] for name in self._leaves},
             seed=seed,
             env=env,
@@ -236,21 +257,12 @@ class Engine:
             done=torch.zeros(env.shape, dtype=torch.bool, device=self.device),
         )
 
-    def _reset_rows(self, dreams: Dreams, mask: Tensor) -> Dreams:
-        # On a CPU nothing waits for an answer, and drawing starts for nobody costs as much as a
-        # small model's step. Elsewhere, and in a graph, everything is drawn and masked.
-        if host_sync_allowed(self.device) and not mask.any():
-            return dreams
-        fresh = self._fresh(dreams.seed, dreams.env, dreams.episode + mask)
-        return merge(mask, fresh, dreams)
 
-    def _ends(self, probability: Tensor, uniform: Tensor) -> Tensor:
-        threshold = self.options.threshold
-        return uniform < probability if threshold is None else probability >= threshold
+def _common_temperature(temperature: tuple[float, float] | Tensor) -> float | None:
+    """Return the temperature that all rows share, or None.
 
-
-def _constant(temperature: tuple[float, float] | Tensor) -> float | None:
-    """The one temperature of all rows, or None: a number costs a step less than a tensor."""
+    A Python number makes a step cheaper than a tensor of equal numbers does.
+    """
     if isinstance(temperature, Tensor) or temperature[0] != temperature[1]:
         return None
     return temperature[0]

@@ -14,32 +14,29 @@ from dreamgym.world.world import World
 
 
 class DreamEnv(gym.Env):
-    """One dream of a world; observations, actions and rewards are NumPy and Python scalars.
+    """One dream of a world; observations are NumPy arrays, rewards and flags Python scalars.
 
     Args:
-        world: a world, its folder, or the name of one that ships.
-        **options: see `DreamOptions`; `output` and `autoreset_mode` are a vector environment's.
+        world: world, its folder, or the name of one that ships.
+        **options: see `DreamOptions`; `output`, `autoreset_mode` and `debug` have no effect.
 
     Raises:
-        TypeError: an unknown option; the message has the nearest right one.
-        ValueError: an option's value that is not allowed, or that this world cannot give.
-        WorldError: the world cannot be loaded.
+        TypeError: Unknown option; the message names the nearest known one.
+        ValueError: Value that is not allowed, or that this world does not support.
+        WorldError: The world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(self, world: World | str | None = None, **options: Any) -> None:
         parse_options(options)
-        # A single environment always gives NumPy and never resets itself: both keywords are
-        # accepted, so that one set of keywords does for `make` and `make_vec`.
-        # It waits for the device in every step anyway: so it looks at actions everywhere.
+        # Overridden and not refused, so that the same keywords work for `make` and `make_vec`.
+        # Each step copies its results to the host anyway, so checks cost nothing on any device.
         fixed = {"output": "numpy", "autoreset_mode": "Disabled", "debug": True}
         self.dreams = DreamVectorEnv(world, 1, **{**options, **fixed})
-        self.world, self.view, self.horizon = (
-            self.dreams.world,
-            self.dreams.view,
-            self.dreams.horizon,
-        )
+        self.world = self.dreams.world
+        self.view = self.dreams.view
+        self.horizon = self.dreams.horizon
         self.observation_space = self.dreams.single_observation_space
         self.action_space = self.dreams.single_action_space
         self.render_mode = self.dreams.render_mode
@@ -47,30 +44,30 @@ class DreamEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin a new episode.
+        """Start a new episode.
 
         Args:
             seed: the same seed and actions give the same episodes, bit for bit.
-            options: none are known; given for Gymnasium's sake.
+            options: ignored; there are none.
 
         Returns:
             The observation and an empty info.
         """
         super().reset(seed=seed)
         observation, _ = self.dreams.reset(seed=int(self.np_random.integers(SEED_RANGE)))
-        return _first(observation), {}
+        return _first_row(observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One step; `info` holds the model's `uncertainty`.
+        """Take one step; `info` holds the model's `uncertainty`.
 
         Raises:
-            RuntimeError: the environment was not reset, the episode has ended, or it is closed.
-            ValueError: an action outside the space.
+            RuntimeError: The environment was not reset, the episode has ended, or it is closed.
+            ValueError: The action is not in the space.
         """
         batch = np.asarray(action)[np.newaxis]
         observation, reward, terminated, truncated, info = self.dreams.step(batch)
         return (
-            _first(observation),
+            _first_row(observation),
             float(reward[0]),
             bool(terminated[0]),
             bool(truncated[0]),
@@ -78,37 +75,38 @@ class DreamEnv(gym.Env):
         )
 
     def render(self) -> Any:
-        """The frame (height, width, 3) uint8 of where the dream stands, or None."""
+        """Return a frame (height, width, 3) uint8 of the current state, or None."""
         frames = self.dreams.render()
         return None if frames is None else frames[0]
 
     def close(self) -> None:
-        """Let go of the dream."""
+        """Release the dream."""
         self.dreams.close()
 
 
-def _first(observation: Any) -> Any:
-    """The only row of a batch of one."""
+def _first_row(observation: Any) -> Any:
     if isinstance(observation, dict):
         return {key: part[0] for key, part in observation.items()}
     return observation[0]
 
 
 def make_single(world: World | str | None = None, **options: Any) -> DreamEnv:
-    """What the registered ids make: a `DreamEnv` whose horizon is what `gym.make` was asked for.
+    """Make the `DreamEnv` of a registered id, with the `max_episode_steps` given to `gym.make`.
 
-    `gym.make` keeps `max_episode_steps` for a TimeLimit of its own and tells the environment
-    nothing. A dream that is asked to be longer than its world recommends would still end at the
-    recommendation: so the argument is read where it is, in the caller.
+    `gym.make(id, max_episode_steps=n)` adds a TimeLimit wrapper and does not pass `n` on: neither
+    to this entry point nor in the spec that it later sets. A TimeLimit can only shorten: a dream
+    that is to be longer than its world recommends would still be truncated at the recommendation.
+    So `n` is read where it is: among the local variables of `gym.make`, the caller of this
+    function. Called by anything else, this is `DreamEnv`.
     """
     caller = sys._getframe(1)
     if "max_episode_steps" not in options and caller.f_code is gym.make.__code__:
-        asked = caller.f_locals.get("max_episode_steps")
-        if asked is None:  # made again from a spec, which kept what was asked for
-            asked = getattr(caller.f_locals.get("env_spec"), "max_episode_steps", None)
-        if asked is not None:
-            # -1 is Gymnasium's word for "no limit".
-            options["max_episode_steps"] = sys.maxsize if asked == -1 else asked
+        limit = caller.f_locals.get("max_episode_steps")
+        if limit is None:  # made from a spec, which holds the number
+            limit = getattr(caller.f_locals.get("env_spec"), "max_episode_steps", None)
+        if limit is not None:
+            # In Gymnasium -1 means no limit.
+            options["max_episode_steps"] = sys.maxsize if limit == -1 else limit
     return DreamEnv(world, **options)
 
 

@@ -1,4 +1,4 @@
-"""What is drawn anew for each episode: its start, its horizon, its temperature."""
+"""What is drawn for each new episode: its start state, its horizon and its temperature."""
 
 from __future__ import annotations
 
@@ -12,162 +12,152 @@ from torch import Tensor
 
 from dreamgym._files import nearest
 from dreamgym.data import Dataset, with_frame_skip
-from dreamgym.dream.noise import step_keys, uniforms
+from dreamgym.dream.noise import step_keys
 from dreamgym.models import State
+from dreamgym.models.splitmix import uniforms
 from dreamgym.world.start_states import StartStates, burn_in
 from dreamgym.world.world import World
 
-START_STEP = -1
+START_AGE = -1
+"""Step counter that keys the draws of an episode: the one before its first step."""
 
-"""The step counter under which an episode is drawn: before its first action."""
+DRAWS = 4
+"""Uniforms of an episode: for the bank of its start, the row there, its horizon, temperature."""
+
+BANK_NAMES = ("bank", "beginnings")
+"""Start states that every world has: all of its bank, and those at the beginning of episodes."""
 
 
-LANES = 4
-
-
-COMPONENT, PLACE, HORIZON, TEMPERATURE = range(LANES)
-
-
-class Sources(NamedTuple):
-    """Starts to draw from: ranges of rows of one bank, each with a weight.
+class StartSources(NamedTuple):
+    """A weighted mixture of K banks of start states, which lie one after the other in one bank.
 
     Attributes:
-        states: the bank; leaves (S, ...).
-        first: (K,) int64 first row of each range.
-        size: (K,) int64 rows of each range.
-        until: (K,) float32 cumulative weights, the last one 1.
+        states: start states; leaves (S, ...).
+        first: (K,) int64, first row of each bank.
+        size: (K,) int64, rows of each bank.
+        cumulative: (K,) float32, cumulative weights; the last one is 1.
     """
 
     states: State
     first: Tensor
     size: Tensor
-    until: Tensor
+    cumulative: Tensor
 
 
-def mixed(banks: list[tuple[float, StartStates]], device: torch.device) -> Sources:
-    """Starts that are drawn from several banks, by weight.
-
-    Args:
-        banks: (weight, starts) pairs; weights above 0, in any unit.
-        device: where to hold them.
-    """
-    sizes = torch.tensor([starts.size for _, starts in banks])
-    weights = torch.tensor([weight for weight, _ in banks], dtype=torch.float64)
-    until = (weights.cumsum(0) / weights.sum()).float()
-    states = {
-        key: torch.cat([starts.states[key] for _, starts in banks]).to(device)
-        for key in banks[0][1].states
-    }
-    return Sources(
-        states=states,
-        first=(sizes.cumsum(0) - sizes).to(device),
-        size=sizes.to(device),
-        until=until.to(device),
-    )
-
-
-class Drawn(NamedTuple):
-    """What is drawn for an episode.
+class EpisodeDraw(NamedTuple):
+    """What is drawn for episodes; every leaf has the shape of their numbers.
 
     Attributes:
-        row: of the bank of starts, int64.
-        horizon: uniform number that its horizon is made of.
-        temperature: likewise.
+        start: int64 row of the start states.
+        horizon: uniforms from which the horizons are made.
+        temperature: uniforms from which the temperatures are made.
     """
 
-    row: Tensor
+    start: Tensor
     horizon: Tensor
     temperature: Tensor
 
 
 class Episodes(NamedTuple):
-    """How each new episode is drawn.
+    """The distribution of new episodes.
 
     Attributes:
-        sources: its start.
-        horizon: steps after which it is truncated; least and greatest whole number, all alike
-            likely.
-        temperature: of its dream; least and greatest, or (N,) one for each environment.
+        starts: start states.
+        horizon: least and greatest horizon, drawn uniformly from the integers between.
+        temperature: least and greatest temperature, drawn uniformly; or (N,), one for each row.
     """
 
-    sources: Sources
+    starts: StartSources
     horizon: tuple[int, int]
     temperature: tuple[float, float] | Tensor
 
-    def draw(self, keys: Tensor, episode: Tensor) -> Drawn:
-        """What is drawn for episodes.
+    def draw(self, keys: Tensor, episode: Tensor) -> EpisodeDraw:
+        """Draw episodes.
 
         Args:
-            keys: (N,) int64 of `env_keys`.
-            episode: (N,) or (K, N) int64.
+            keys: (R,) int64 keys from `env_keys`.
+            episode: (R,) int64 episode numbers.
         """
-        lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_STEP)), LANES)
-        # Each in a piece, which a view of one row is not: a step is compiled for the layout that it
-        # is first given.
-        apart = lanes.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
-        component, place, horizon, temperature = apart
-        return Drawn(self._row(component, place), horizon, temperature)
+        lanes = uniforms(step_keys(keys, episode, torch.full_like(episode, START_AGE)), DRAWS)
+        # Contiguous, which the columns are not for one row only: a compiled step is specialised
+        # on strides.
+        columns = lanes.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+        bank, place, horizon, temperature = columns
+        return EpisodeDraw(self._start_row(bank, place), horizon, temperature)
 
-    def starts(self, row: Tensor) -> State:
-        """States (R, ...) of rows (R,) of the bank."""
-        return {key: leaf[row] for key, leaf in self.sources.states.items()}
+    def start_states(self, row: Tensor) -> State:
+        """Return the start states, leaves (R, ...), of rows (R,)."""
+        return {key: leaf[row] for key, leaf in self.starts.states.items()}
 
     def horizons(self, uniform: Tensor) -> Tensor:
-        """(R,) int64 from uniforms (R,)."""
+        """Return horizons, (R,) int64, made from uniforms (R,)."""
         low, high = self.horizon
         if low == high:
             return torch.full_like(uniform, low, dtype=torch.int64)
         return (uniform * (high - low + 1)).long() + low
 
     def temperatures(self, uniform: Tensor, rows: Tensor | slice) -> Tensor:
-        """(R,) float32 from uniforms (R,), for these rows of all."""
+        """Return the temperatures, (R,) float32, of some rows, made from uniforms (R,)."""
         if isinstance(self.temperature, Tensor):
             return self.temperature[rows].clone()
         low, high = self.temperature
         return torch.full_like(uniform, low) if low == high else low + uniform * (high - low)
 
-    def _row(self, component: Tensor, place: Tensor) -> Tensor:
-        """Rows of the bank, int64."""
-        _, first, size, until = self.sources
-        if len(first) == 1:
-            return torch.minimum((place * size).long(), size - 1)
-        chosen = (component.unsqueeze(-1) >= until[:-1]).sum(-1)
-        size = size[chosen]
-        # Rounding must not reach past the last row of a bank of millions.
-        return first[chosen] + torch.minimum((place * size).long(), size - 1)
+    def _start_row(self, bank: Tensor, place: Tensor) -> Tensor:
+        """Return rows of the start states, int64, made from two uniforms each."""
+        _, first, size, cumulative = self.starts
+        if len(first) > 1:
+            chosen = (bank.unsqueeze(-1) >= cumulative[:-1]).sum(-1)
+            first, size = first[chosen], size[chosen]
+        # In float32 the product of a uniform below 1 and a size of millions can round up to it.
+        return first + torch.minimum((place * size).long(), size - 1)
 
 
-NAMED = ("bank", "beginnings")
-
-
-def find_sources(world: World, starts: Any, device: Any) -> Sources:
-    """Starts to draw from.
+def resolve_starts(world: World, starts: Any, device: Any) -> StartSources:
+    """Return the start states that the option `starts` names.
 
     Args:
-        world: whose model states are for.
-        starts: as `DreamOptions.starts`.
-        device: where to hold them.
+        world: world whose model the states belong to.
+        starts: value of `DreamOptions.starts`.
+        device: device of the result.
 
     Raises:
-        ValueError: nothing goes by that name, a weight is not above 0, or states do not fit.
-        DatasetError: the dataset cannot be read.
+        ValueError: Unknown name, weight not above 0, or states that do not fit the model.
+        DatasetError: The dataset cannot be read.
     """
     if isinstance(starts, Mapping) and not _is_state(starts):
-        weights = {name: _weight(name, weight) for name, weight in starts.items()}
-        banks = [(weight, _bank(world, name)) for name, weight in weights.items()]
+        weights = {name: _check_weight(name, weight) for name, weight in starts.items()}
+        banks = [(weight, _find_bank(world, name)) for name, weight in weights.items()]
     else:
-        banks = [(1.0, _bank(world, starts))]
+        banks = [(1.0, _find_bank(world, starts))]
     if not banks:
         raise ValueError("starts is empty: give at least one source and its weight")
-    return mixed(banks, device)
+    return _mix(banks, device)
 
 
-def _bank(world: World, source: Any) -> StartStates:
+def _mix(banks: list[tuple[float, StartStates]], device: torch.device) -> StartSources:
+    """Join banks of start states, given with positive weights in any unit."""
+    sizes = torch.tensor([starts.size for _, starts in banks])
+    weights = torch.tensor([weight for weight, _ in banks], dtype=torch.float64)
+    states = {
+        key: torch.cat([starts.states[key] for _, starts in banks]).to(device)
+        for key in banks[0][1].states
+    }
+    return StartSources(
+        states=states,
+        first=(sizes.cumsum(0) - sizes).to(device),
+        size=sizes.to(device),
+        cumulative=(weights.cumsum(0) / weights.sum()).float().to(device),
+    )
+
+
+def _find_bank(world: World, source: Any) -> StartStates:
+    """Return the start states that one source names or holds."""
     if isinstance(source, StartStates):
-        return _fitting(world, source)
+        return _check_states(world, source)
     if isinstance(source, Mapping):
         rows = len(next(iter(source.values())))
-        return _fitting(world, StartStates(states=dict(source), beginnings=rows))
+        return _check_states(world, StartStates(states=dict(source), beginnings=rows))
     if source == "bank":
         return world.starts
     if source == "beginnings":
@@ -175,59 +165,61 @@ def _bank(world: World, source: Any) -> StartStates:
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
         return StartStates(states=states, beginnings=count)
     if isinstance(source, str | Path) and Path(source).exists():
-        return _from_dataset(world, Path(source))
+        return _filter_dataset(world, Path(source))
     raise ValueError(
-        f"starts={source!r} is neither a name nor the path of a dataset: "
-        f"{nearest(str(source), NAMED)}"
+        f"starts={source!r} is neither a known name nor the path of a dataset: "
+        f"{nearest(str(source), BANK_NAMES)}"
     )
 
 
-def _from_dataset(world: World, path: Path) -> StartStates:
-    """Starts burnt in on every episode of a dataset."""
+def _filter_dataset(world: World, path: Path) -> StartStates:
+    """Filter start states from every episode of a dataset."""
     with Dataset(path) as opened:
         dataset = with_frame_skip(opened, world.frame_skip)
         for role in ("observation_space", "action_space"):
-            theirs, ours = getattr(dataset, role), getattr(world, role)
-            if theirs != ours:
+            actual, expected = getattr(dataset, role), getattr(world, role)
+            if actual != expected:
                 raise ValueError(
-                    f"starts={str(path)!r}: the dataset's {role} is {theirs}, the world's {ours}; "
-                    "give a dataset of the same environment"
+                    f"starts={str(path)!r}: the dataset's {role} is {actual}, the world's "
+                    f"{expected}; give a dataset of the same environment"
                 )
-        dataset.verify()  # fitting did so of its own dataset
+        dataset.verify()  # as fitting verified the world's own dataset
         return burn_in(world.model, dataset, np.arange(dataset.num_episodes))
 
 
-def _fitting(world: World, starts: StartStates) -> StartStates:
-    """The starts in the precision of the world's own."""
-    ours = world.starts.states
-    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in ours.items()}
-    given = {key: tuple(leaf.shape[1:]) for key, leaf in starts.states.items()}
-    if wanted != given:
-        raise ValueError(f"starts have leaves of shapes {given}; this world's states have {wanted}")
+def _check_states(world: World, starts: StartStates) -> StartStates:
+    """Check that start states fit the world's model, and cast them to its precision."""
+    bank = world.starts.states
+    expected = {key: tuple(leaf.shape[1:]) for key, leaf in bank.items()}
+    actual = {key: tuple(leaf.shape[1:]) for key, leaf in starts.states.items()}
+    if expected != actual:
+        raise ValueError(
+            f"starts have leaves of shapes {actual}; this world's states have {expected}"
+        )
     for key, leaf in starts.states.items():
-        if _kind(leaf) != _kind(ours[key]):
+        if _number_kind(leaf) != _number_kind(bank[key]):
             raise ValueError(
                 f"starts: the leaf {key!r} holds {leaf.dtype}, this world's states "
-                f"{ours[key].dtype}; give {_kind(ours[key])}"
+                f"{bank[key].dtype}; give {_number_kind(bank[key])}"
             )
-    cast = {key: leaf.to(ours[key].dtype) for key, leaf in starts.states.items()}
+    cast = {key: leaf.to(bank[key].dtype) for key, leaf in starts.states.items()}
     return StartStates(states=cast, beginnings=starts.beginnings)
 
 
-def _kind(leaf: Tensor) -> str:
-    """What sort of numbers a leaf holds, whatever their precision."""
+def _number_kind(leaf: Tensor) -> str:
+    """Name the kind of numbers in a leaf, whatever their precision."""
     if leaf.is_complex():
         return "complex numbers"
     if leaf.is_floating_point():
         return "floating-point numbers"
-    return "bools" if leaf.dtype == torch.bool else "whole numbers"
+    return "bools" if leaf.dtype == torch.bool else "integers"
 
 
 def _is_state(mapping: Mapping[str, Any]) -> bool:
     return bool(mapping) and all(isinstance(value, Tensor) for value in mapping.values())
 
 
-def _weight(name: str, weight: Any) -> float:
+def _check_weight(name: str, weight: Any) -> float:
     if isinstance(weight, int | float) and weight > 0:
         return float(weight)
     raise ValueError(f"starts: the weight of {name!r} is {weight!r}; give a number above 0")

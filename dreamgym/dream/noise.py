@@ -1,112 +1,80 @@
-"""Counter-based random numbers: a function of seed, environment, episode and step.
+"""The noise of a step: a function of seed, environment, episode and step.
 
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as a hash: a key is made for each row by mixing the
-counters in, one after the other, and a row's numbers are its key's SplitMix64 stream. So what a
-row draws does not depend on how many rows there are, on masks, or on the device; and no
-generator has a state that could leak.
+A key is made for each row by mixing in one counter after the other; the row's numbers are the
+SplitMix64 stream of its key. So what a row draws does not depend on the number of rows, on masks or
+on the device, and there is no generator whose state could leak.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
+from dreamgym.models.splitmix import GOLDEN, mix, uniforms
 
-def _signed(value: int) -> int:
-    """The same 64 bits as a signed integer, which is what torch has."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-GOLDEN = _signed(0x9E3779B97F4A7C15)
+TERMINATION_LANES = 1
+"""Uniforms of a row and step that the engine itself uses; those of the model come after them."""
 
 
-MIX_1 = _signed(0xBF58476D1CE4E5B9)
+class Noise(NamedTuple):
+    """The uniforms of one step of N rows.
+
+    Attributes:
+        termination: (N,) uniforms that decide whether an episode terminates.
+        model: (N, noise_dim) uniforms of the model.
+    """
+
+    termination: Tensor
+    model: Tensor
+
+    @classmethod
+    def from_lanes(cls, lanes: Tensor) -> Noise:
+        """Split the uniforms (N, lanes) of a step."""
+        return cls(lanes[:, 0], lanes[:, TERMINATION_LANES:])
 
 
-MIX_2 = _signed(0x94D049BB133111EB)
+def draw_noise(keys: Tensor, episode: Tensor, step: Tensor, noise_dim: int) -> Noise:
+    """Draw the noise of one step.
 
-
-BITS = 24
-
-"""Of one number: what a float32 holds exactly."""
-
-
-def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: torch's own keeps the sign."""
-    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def mix(value: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64 bits; int64 in, int64 out."""
-    value = (value ^ _shift(value, 30)).mul_(MIX_1)
-    value = value.bitwise_xor_(_shift(value, 27)).mul_(MIX_2)
-    return value.bitwise_xor_(_shift(value, 31))
+    Args:
+        keys: (N,) int64 keys from `env_keys`.
+        episode: (N,) int64 episode numbers.
+        step: (N,) int64 steps since the episode began.
+        noise_dim: uniforms that the model uses.
+    """
+    lanes = uniforms(step_keys(keys, episode, step), TERMINATION_LANES + noise_dim)
+    return Noise.from_lanes(lanes)
 
 
 def env_keys(seed: Tensor, env: Tensor) -> Tensor:
-    """A key for each environment, (N,) int64, of which `step_keys` makes those of its steps.
+    """Return a key for each environment, (N,) int64, from which `step_keys` makes those of steps.
 
     Args:
         seed: () int64.
-        env: (N,) int64 index of each row's environment.
+        env: (N,) int64 indices of the environments.
     """
-    return _chained(mix(seed + GOLDEN), env)
+    return _mix_in(mix(seed + GOLDEN), env)
 
 
 def step_keys(keys: Tensor, episode: Tensor, step: Tensor) -> Tensor:
-    """A key for each step.
+    """Return a key for each step.
 
     Args:
-        keys: (N,) of `env_keys`.
-        episode: (N,) int64 episodes begun before this one.
+        keys: (N,) int64 keys from `env_keys`.
+        episode: (N,) int64 episode numbers.
         step: (N,) or (T, N) int64 steps since the episode began.
 
     Returns:
         int64 of the shape of `step`.
     """
-    return _chained(_chained(keys, episode), step)
+    return _mix_in(_mix_in(keys, episode), step)
 
 
 def row_keys(seed: Tensor, env: Tensor, episode: Tensor, step: Tensor) -> Tensor:
-    """A key for each row: `step_keys` of `env_keys`."""
+    """Return a key for each row: `step_keys` of `env_keys`."""
     return step_keys(env_keys(seed, env), episode, step)
 
 
-def _chained(key: Tensor, counter: Tensor) -> Tensor:
+def _mix_in(key: Tensor, counter: Tensor) -> Tensor:
     return mix((key ^ counter).add_(GOLDEN))
-
-
-def uniforms(keys: Tensor, lanes: int) -> Tensor:
-    """Uniform numbers in [0, 1) with 24 bits each.
-
-    Args:
-        keys: (...) int64.
-        lanes: numbers for each key.
-
-    Returns:
-        (..., lanes) float32; the first lanes do not depend on how many there are.
-    """
-    pairs = (lanes + 1) // 2
-    counter = _counters(pairs, keys.device)
-    # Each word of 64 bits gives two numbers, from the lower 24 bits of its halves.
-    halves = _halves(mix(keys.unsqueeze(-1) + counter))[..., :lanes]
-    return (halves & ((1 << BITS) - 1)).to(torch.float32).mul_(2.0**-BITS)
-
-
-def _counters(pairs: int, device: torch.device) -> Tensor:
-    """GOLDEN times 1, 2, 3 and so on, (pairs,) int64."""
-    if torch.compiler.is_compiling() and device.type == "cpu":
-        # Numbers and no product: PyTorch's compiler would write arithmetic of an index in C++. It
-        # overflows, from which g++ concludes that there are no such indices, leaves the end of the
-        # loop out, and memory is written beyond its end.
-        wrapped = [_signed(place * GOLDEN % 2**64) for place in range(1, pairs + 1)]
-        return torch.tensor(wrapped, dtype=torch.int64)
-    return torch.arange(1, pairs + 1, device=device, dtype=torch.int64) * GOLDEN
-
-
-def _halves(words: Tensor) -> Tensor:
-    """The halves of (..., W) words, the lower ones first: (..., 2 W)."""
-    if torch.compiler.is_compiling():
-        # A view of other widths would be an operation of its own, and this is part of a loop.
-        return torch.stack([words, words >> 32], -1).flatten(-2)
-    return words.view(torch.int32)

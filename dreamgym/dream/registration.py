@@ -1,4 +1,4 @@
-"""Registers the ids: one for any world, and one for each world that ships."""
+"""Gymnasium ids: one for any world, and one for each world that ships."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ANY_WORLD = f"{zoo.NAMESPACE}/World-v0"
 
 
 def register_worlds() -> None:
-    """Register `dreamgym/World-v0` and `dreamgym/<name>` for the folders of `pretrained/`.
+    """Register `dreamgym/World-v0`, and `dreamgym/<name>` for each folder of `pretrained/`.
 
-    Only folder names are read: no weights, and no torch.
+    Only folder names are read: no weights are loaded, and torch is not imported.
     """
     _register(ANY_WORLD)
     for name in zoo.names():

@@ -1,4 +1,4 @@
-"""Frames of a dream: decoded and drawn one by one, when somebody reads them."""
+"""Frames of dreams, each decoded and drawn when it is read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym.dream.inference import leave_inference_mode
+from dreamgym._device import leave_inference_mode
 from dreamgym.errors import WorldError
 from dreamgym.models import Decodes, State, WorldModel
 from dreamgym.models.observations import Observation, get_part, is_image, observation_boxes
 from dreamgym.world.world import World
 
 Frame = NDArray[np.uint8]
-
 
 BAR_HEIGHT, BAR_WIDTH, BAR_GAP = 120, 24, 8
 
@@ -51,12 +50,11 @@ STATE_SETTERS: dict[str, Callable[[Any, NDArray[np.floating]], None]] = {
     "MountainCarContinuous": _set_mountain_car,
     "Pendulum": _set_pendulum,
 }
-
-"""Environments, by name without version, whose own renderer can be put into an observed state."""
+"""Environments whose renderer can be set to an observed state, by name without version."""
 
 
 class Frames(Sequence[Frame]):
-    """A frame (height, width, 3) for each dream, drawn when it is read."""
+    """A sequence of one frame (height, width, 3) for each dream, drawn when it is read."""
 
     def __init__(self, draw: Callable[[int], Frame], count: int) -> None:
         self._draw, self._count = draw, count
@@ -80,17 +78,21 @@ class Frames(Sequence[Frame]):
 class Renderer:
     """Draws decoded observations.
 
-    Images as they are, known vectors by their environment's own renderer where it can be had, other
-    vectors as bars within the range of the starts.
+    Images are shown as they are. Vectors of the environments of `STATE_SETTERS` are drawn by the
+    environment's own renderer, if it is installed; other vectors are drawn as bars, scaled to the
+    range of the start states.
+
+    Args:
+        world: world whose model decodes.
 
     Raises:
-        ValueError: the world has no decoder.
+        ValueError: The world has no decoder.
     """
 
     def __init__(self, world: World) -> None:
         if not isinstance(world.model, Decodes):
             raise ValueError(
-                f"render_mode='rgb_array' needs a decoder, which a {world.family} world has not; "
+                f"render_mode='rgb_array' needs a decoder, and a {world.family} world has none; "
                 "pass render_mode=None"
             )
         self.env: gym.Env | None = None
@@ -100,28 +102,33 @@ class Renderer:
         if self.image is None:
             name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
             if name in STATE_SETTERS:
-                self.env = _own_renderer(world)
+                self.env = _make_real_env(world)
             if self.env is not None:
                 self.set_state = STATE_SETTERS[name]
-            begun = _flat(world.model.decode(world.starts.states))
-            self.low, self.high = begun.amin(0).numpy(), begun.amax(0).numpy()
+            starts = _flatten(world.model.decode(world.starts.states))
+            self.low, self.high = starts.amin(0).numpy(), starts.amax(0).numpy()
 
     def frames(self, model: WorldModel, state: State) -> Frames:
-        """Frames of every row of a state, which is kept as it is now."""
+        """Return frames of every row of a state.
+
+        Args:
+            model: model that decodes.
+            state: leaves (N, ...); kept, so it must not be overwritten later.
+        """
         rows = len(next(iter(state.values())))
 
         def draw(row: int) -> Frame:
-            one = {key: leaf[row : row + 1] for key, leaf in state.items()}
-            with leave_inference_mode(traced=False):
-                return self.draw(model.decode(one))  # type: ignore[operator]
+            row_state = {key: leaf[row : row + 1] for key, leaf in state.items()}
+            with leave_inference_mode(grad=False):
+                return self.draw(model.decode(row_state))  # type: ignore[operator]
 
         return Frames(draw, rows)
 
     def draw(self, observation: Observation) -> Frame:
-        """A batch of one observation as a frame (height, width, 3) uint8."""
+        """Return a frame (height, width, 3) uint8 of a batch of one observation."""
         if self.image is not None:
             return _three_channels(get_part(observation, self.image)[0].cpu().numpy())
-        values = _flat(observation)[0].cpu().numpy()
+        values = _flatten(observation)[0].cpu().numpy()
         if self.env is not None and self.set_state is not None:
             self.set_state(self.env.unwrapped, values)
             frame: Any = self.env.render()
@@ -134,7 +141,7 @@ class Renderer:
             self.env.close()
 
     def _bars(self, values: NDArray[Any]) -> Frame:
-        """A bar for each value, its height the place between the starts' extremes."""
+        """Draw a bar for each value, its height the position in the range of the start states."""
         pitch = BAR_WIDTH + BAR_GAP
         frame = np.full((BAR_HEIGHT, BAR_GAP + pitch * len(values), 3), 255, np.uint8)
         share = (values - self.low) / np.maximum(self.high - self.low, 1e-9)
@@ -144,15 +151,15 @@ class Renderer:
         return frame
 
 
-def _own_renderer(world: World) -> gym.Env | None:
-    """The real environment, having drawn once; None and a warning where it cannot be had here."""
+def _make_real_env(world: World) -> gym.Env | None:
+    """Return the real environment if it can render here; else warn and return None."""
     try:
         env = world.real_env(render_mode="rgb_array")
         env.reset(seed=0)
-        env.render()  # only now does Gymnasium look for pygame
+        env.render()  # Gymnasium imports pygame only here
     except (WorldError, gym.error.Error) as error:
         warnings.warn(
-            f"frames are plots, for the real environment's own cannot be had ({error})",
+            f"frames are plots, since the real environment cannot render here ({error})",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -161,15 +168,15 @@ def _own_renderer(world: World) -> gym.Env | None:
 
 
 def _three_channels(image: Frame) -> Frame:
-    """An image (height, width, channels) in three: the last ones, or the last one three times."""
+    """Return an image of 3 channels: the last 3, or where there are fewer the last one repeated."""
     channels = image.shape[2]
     if channels < 3:
         return np.repeat(image[..., -1:], 3, axis=2)
     return image if channels == 3 else np.ascontiguousarray(image[..., -3:])
 
 
-def _flat(observation: Observation) -> Tensor:
-    """Every number of an observation, (B, n)."""
+def _flatten(observation: Observation) -> Tensor:
+    """Return all numbers of an observation, (B, n)."""
     if isinstance(observation, dict):
         return torch.cat([leaf.flatten(1) for leaf in observation.values()], 1)
     return observation.flatten(1)

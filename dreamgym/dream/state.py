@@ -1,4 +1,4 @@
-"""Where dreams stand, and what a step of them gives: plain values of tensors."""
+"""`Dreams`, the state of N running dreams, and `Outcome`, the result of one step: plain tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MODEL_PREFIX = "model."
 
 
 class Dreams(NamedTuple):
-    """Where N dreams stand: a value, which can be kept, copied and gone back to.
+    """The state of N running dreams: a value that can be kept, copied and restored.
 
     Attributes:
-        model: the model's state; leaves (N, ...).
-        seed: () int64 that keys all randomness.
-        env: (N,) int64, the index that keys a row's own noise.
-        episode: (N,) int64, how many episodes each row has begun before this one.
-        age: (N,) int64 steps since the episode began.
-        horizon: (N,) int64 steps after which this episode is truncated.
-        temperature: (N,) float32 of this episode.
-        episode_return: (N,) float32 sum of rewards since the episode began.
-        done: (N,) bool; the episode has ended and the row waits for its reset.
+        model: state of the world model; leaves (N, ...).
+        seed: () int64, the key of all randomness.
+        env: (N,) int64, index of the environment; keys the row's own noise.
+        episode: (N,) int64, number of the row's current episode, from 0.
+        age: (N,) int64, steps since the episode began.
+        horizon: (N,) int64, step at which the episode is truncated.
+        temperature: (N,) float32, temperature of the episode.
+        episode_return: (N,) float32, sum of rewards since the episode began.
+        done: (N,) bool, the episode has ended and the row waits for its reset.
     """
 
     model: State
@@ -40,18 +40,18 @@ class Dreams(NamedTuple):
     done: Tensor
 
     def clone(self) -> Dreams:
-        """A copy that shares no memory."""
+        """Return a copy that shares no memory."""
         return Dreams.from_tensors({key: leaf.clone() for key, leaf in self.tensors().items()})
 
     def detach(self) -> Dreams:
-        """The same values, cut off from the graph of gradients."""
+        """Return the same values, detached from the autograd graph."""
         return Dreams.from_tensors({key: leaf.detach() for key, leaf in self.tensors().items()})
 
     def rows(self, index: Tensor) -> Dreams:
-        """The given rows, copied: with their noise, so the same actions give the same futures.
+        """Return copies of some rows, with their noise: equal actions give equal futures.
 
         Args:
-            index: (M,) int64; a row may be taken more than once.
+            index: (M,) int64 row numbers; a row may be repeated.
         """
         leaves = {
             key: leaf if leaf.ndim == 0 else leaf[index] for key, leaf in self.tensors().items()
@@ -59,20 +59,26 @@ class Dreams(NamedTuple):
         return Dreams.from_tensors(leaves)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every leaf by name, as safetensors files hold them; the model's are `model.<name>`."""
-        own = {name: getattr(self, name) for name in self._fields if name != "model"}
-        return {**{f"{MODEL_PREFIX}{key}": leaf for key, leaf in self.model.items()}, **own}
+        """Return every leaf by name, as a safetensors file holds them.
+
+        Leaves of the model's state are called `model.<name>`.
+        """
+        counters = {name: getattr(self, name) for name in self._fields if name != "model"}
+        return {**{f"{MODEL_PREFIX}{key}": leaf for key, leaf in self.model.items()}, **counters}
 
     @classmethod
     def from_tensors(cls, leaves: dict[str, Tensor]) -> Dreams:
-        """The reverse of `tensors`.
+        """Build dreams from the leaves that `tensors` returned.
 
         Raises:
-            ValueError: a leaf is missing.
+            ValueError: A leaf is missing.
         """
         missing = [name for name in cls._fields[1:] if name not in leaves]
         if missing:
-            raise ValueError(f"these are no dreams: {', '.join(missing)} is missing")
+            raise ValueError(
+                f"these tensors are not Dreams: {', '.join(missing)} is missing; pass all that "
+                "Dreams.tensors() returned"
+            )
         model = {
             key.removeprefix(MODEL_PREFIX): leaf
             for key, leaf in leaves.items()
@@ -81,56 +87,20 @@ class Dreams(NamedTuple):
         return cls(model, *(leaves[name] for name in cls._fields[1:]))
 
 
-def merge(mask: Tensor, new: Dreams, old: Dreams) -> Dreams:
-    """The rows of `new` where `mask` (N,) is true, those of `old` elsewhere."""
-    rows = {
-        name: torch.where(mask, getattr(new, name), getattr(old, name))
-        for name in ("env", "episode", "age", "horizon", "temperature", "episode_return", "done")
-    }
-    return old._replace(model=select(mask, new.model, old.model), **rows)
-
-
-def writable(state: State, before: State) -> State:
-    """A state that may be written into: leaves in the memory of `before` or of others are copied.
-
-    So are leaves that are not all of a piece, of which rows may lie in the same place.
-    """
-    taken = {leaf.untyped_storage().data_ptr() for leaf in before.values()}
-    leaves = {}
-    for key, leaf in state.items():
-        place = leaf.untyped_storage().data_ptr()
-        leaves[key] = leaf if place not in taken and leaf.is_contiguous() else leaf.clone()
-        taken.add(place)
-    return leaves
-
-
-def features_are_new(model: WorldModel) -> bool:
-    """Whether features never are memory of the state: tried on one that is all of a piece."""
-    with torch.no_grad():
-        state = {key: leaf.clone().contiguous() for key, leaf in model.initial(2).items()}
-        features = model.features(state).untyped_storage().data_ptr()
-    return features not in {leaf.untyped_storage().data_ptr() for leaf in state.values()}
-
-
-def requires_grad(actions: Any, dreams: Dreams) -> bool:
-    """Whether a step from here has gradients to carry."""
-    asked = isinstance(actions, Tensor) and actions.requires_grad
-    return asked or any(leaf.requires_grad for leaf in dreams.model.values())
-
-
 class Outcome(NamedTuple):
-    """What a step gives; every leaf is (N, ...).
+    """The result of one step; every leaf is (N, ...).
 
     Attributes:
-        observation: what the policy sees next; after a SameStep reset, the new episode's first.
+        observation: next observation for the policy; after a SameStep reset, the first
+            observation of the new episode.
         reward: float32; zero where NextStep reset the row.
         terminated: bool.
-        truncated: bool; never together with `terminated`.
-        done: bool, either of them.
-        final_observation: the true last observation of rows that are done.
-        episode_return: of the episode that this step belongs to, this step included.
-        episode_length: likewise.
-        uncertainty: the model's own, >= 0.
+        truncated: bool; never true together with `terminated`.
+        done: bool, terminated or truncated.
+        final_observation: last observation of the episode where `done`, else the next one.
+        episode_return: float32, return of the episode up to and including this step.
+        episode_length: int64, length of the episode up to and including this step.
+        uncertainty: float32, the model's epistemic uncertainty, >= 0.
     """
 
     observation: Observation
@@ -142,3 +112,42 @@ class Outcome(NamedTuple):
     episode_return: Tensor
     episode_length: Tensor
     uncertainty: Tensor
+
+
+def merge(mask: Tensor, new: Dreams, old: Dreams) -> Dreams:
+    """Return the rows of `new` where `mask` (N,) is true and those of `old` elsewhere."""
+    rows = {
+        name: torch.where(mask, getattr(new, name), getattr(old, name))
+        for name in ("env", "episode", "age", "horizon", "temperature", "episode_return", "done")
+    }
+    return old._replace(model=select(mask, new.model, old.model), **rows)
+
+
+def unshare(state: State, before: State) -> State:
+    """Return a state whose leaves can be written in place without changing any other tensor.
+
+    Leaves that share memory with `before` or with each other are copied. So are leaves that are
+    not contiguous: rows of an expanded tensor share memory.
+    """
+    used = {leaf.untyped_storage().data_ptr() for leaf in before.values()}
+    leaves = {}
+    for key, leaf in state.items():
+        address = leaf.untyped_storage().data_ptr()
+        leaves[key] = leaf if address not in used and leaf.is_contiguous() else leaf.clone()
+        used.add(address)
+    return leaves
+
+
+def features_share_memory(model: WorldModel) -> bool:
+    """Check whether `features` may return memory of the state, by trying it on one state."""
+    with torch.no_grad():
+        state = {key: leaf.clone().contiguous() for key, leaf in model.initial(2).items()}
+        features = model.features(state).untyped_storage().data_ptr()
+    return features in {leaf.untyped_storage().data_ptr() for leaf in state.values()}
+
+
+def requires_grad(actions: Any, dreams: Dreams) -> bool:
+    """Check whether a step with these actions has gradients to propagate."""
+    if isinstance(actions, Tensor) and actions.requires_grad:
+        return True
+    return any(leaf.requires_grad for leaf in dreams.model.values())

@@ -1,4 +1,4 @@
-"""Taking in actions: shape, kind and range, checked before the engine sees them."""
+"""Checks and conversions of what callers pass in, before the engine sees it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import row_keys
 from dreamgym.dream.state import MODEL_PREFIX, Dreams
 from dreamgym.models import Decodes
+from dreamgym.models.splitmix import uniforms
 from dreamgym.world.world import World
 
-FEW = 16
-
-"""Up to so many numbers, Python compares them faster than torch can be asked to."""
-
+MAX_PYTHON_NUMBERS = 16
+"""Numbers up to which comparing them in Python is faster than calling torch."""
 
 TOLERANCE = 1e-5
-
-"""How far outside its bounds a Box action may lie, relative to the width: rounding, no more."""
+"""How far outside its bounds a Box action may lie, relative to their width: rounding only."""
 
 
 class ActionValidator:
-    """Turns what a caller gives into the tensor that a model takes.
+    """Checks actions and converts them to the tensor that a model takes.
 
     Args:
         space: action space of one environment.
-        num_envs: rows.
-        device: where the dreams are.
-        looks: whether to refuse actions outside the space, which asks the device.
+        num_envs: number of rows.
+        device: device of the dreams.
+        check_bounds: whether to refuse actions outside the space, which is a host sync.
     """
 
     def __init__(
-        self, space: gym.Space, num_envs: int, device: torch.device, *, looks: bool
+        self, space: gym.Space, num_envs: int, device: torch.device, *, check_bounds: bool
     ) -> None:
-        self.space, self.device, self.looks = space, device, looks
+        self.space, self.device, self.check_bounds = space, device, check_bounds
         self.shape = (num_envs, *(space.shape or ()))
         self.continuous = isinstance(space, gym.spaces.Box)
         if isinstance(space, gym.spaces.Box):
             low, high = space.low, space.high
-            # An infinite bound has no width to be relative to, and needs none.
+            # No tolerance for an infinite bound, whose width is not a number.
             slack = TOLERANCE * np.where(np.isfinite(high - low), high - low, 0.0)
             low, high = low - slack, high + slack
         elif isinstance(space, gym.spaces.Discrete):
@@ -51,15 +49,18 @@ class ActionValidator:
         elif isinstance(space, gym.spaces.MultiDiscrete):
             low, high = np.asarray(space.start), np.asarray(space.start + space.nvec - 1)
         else:
-            raise TypeError(f"actions from {space} cannot be dreamt")
+            raise TypeError(
+                f"expected a Box, Discrete or MultiDiscrete action space, got {space}; wrap the "
+                "environment so that its actions are one of these"
+            )
         self.dtype = torch.float32 if self.continuous else torch.int64
-        # Of every row: a comparison with bounds that are broadcast takes six times as long.
+        # One for each row: a comparison with broadcast bounds takes six times as long.
         self.low, self.high = (
             torch.as_tensor(bound, device=device).to(self.dtype).expand(self.shape).contiguous()
             for bound in (low, high)
         )
-        count = int(np.prod(self.shape))
-        self._bounds = self._bounds_of_all() if looks and count <= FEW else None
+        few = int(np.prod(self.shape)) <= MAX_PYTHON_NUMBERS
+        self._python_bounds = self._bounds_in_python() if check_bounds and few else None
 
     def __call__(self, actions: Any) -> Tensor:
         """Check and convert.
@@ -68,61 +69,59 @@ class ActionValidator:
             actions: (N, ...) tensor, array or list.
 
         Raises:
-            ValueError: another shape, kind or device, or (where it looks) outside the space.
+            ValueError: Wrong shape, kind of numbers or device; with `check_bounds`, an action
+                outside the space.
         """
-        if isinstance(actions, Tensor) and self._is_as_wanted(actions):
-            taken = actions
+        if isinstance(actions, Tensor) and self._needs_no_conversion(actions):
+            converted = actions
         else:
-            taken = self._converted(actions)
-        if self.looks:
-            self._check_range(taken)
-        return taken
+            converted = self._convert(actions)
+        if self.check_bounds:
+            self._check_range(converted)
+        return converted
 
-    def _is_as_wanted(self, actions: Tensor) -> bool:
+    def _needs_no_conversion(self, actions: Tensor) -> bool:
         return (
             actions.dtype is self.dtype
             and actions.device == self.device
             and actions.shape == self.shape
         )
 
-    def _converted(self, actions: Any) -> Tensor:
-        """The same as a tensor of the wanted dtype; see `__call__`."""
+    def _convert(self, actions: Any) -> Tensor:
+        """Return the actions as a tensor of the expected dtype; see `__call__`."""
+        expected = f"give {self.shape}: one of {self.space} for each environment"
         try:
-            given = actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
+            tensor = (
+                actions if isinstance(actions, Tensor) else torch.as_tensor(np.asarray(actions))
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"actions of type {type(actions).__name__} are no numbers ({error}); give "
-                f"{self.shape}: one of {self.space} for each environment"
+                f"actions of type {type(actions).__name__} are not numbers ({error}); {expected}"
             ) from error
-        if given.shape != self.shape:
+        if tensor.shape != self.shape:
+            raise ValueError(f"actions have shape {tuple(tensor.shape)}; {expected}")
+        right_kind = tensor.dtype.is_floating_point == self.continuous and not tensor.is_complex()
+        if not right_kind or tensor.dtype == torch.bool:
+            numbers = "floating-point numbers" if self.continuous else "integers"
+            raise ValueError(f"actions have dtype {tensor.dtype}; give {numbers} for {self.space}")
+        if isinstance(actions, Tensor) and tensor.device != self.device:
             raise ValueError(
-                f"actions have shape {tuple(given.shape)}; give {self.shape}: one of "
-                f"{self.space} for each environment"
-            )
-        kind_fits = given.dtype.is_floating_point == self.continuous and not given.is_complex()
-        if not kind_fits or given.dtype == torch.bool:
-            wanted = "floating-point numbers" if self.continuous else "whole numbers"
-            raise ValueError(f"actions have dtype {given.dtype}; give {wanted} for {self.space}")
-        if isinstance(actions, Tensor) and given.device != self.device:
-            raise ValueError(
-                f"actions are on {given.device} and the dream on {self.device}; "
+                f"actions are on {tensor.device} and the dream is on {self.device}; "
                 f"move them with .to({str(self.device)!r})"
             )
-        return given.to(self.device, self.dtype)
+        return tensor.to(self.device, self.dtype)
 
-    def _bounds_of_all(self) -> list[tuple[float, float]]:
-        """The least and the greatest of each number of all rows, in order."""
+    def _bounds_in_python(self) -> list[tuple[float, float]]:
+        """Return the lower and the upper bound of each number of all rows, in order."""
         low, high = (bound.reshape(-1).tolist() for bound in (self.low, self.high))
         return list(zip(low, high, strict=True))
 
     def _check_range(self, actions: Tensor) -> None:
-        if self._bounds is not None:
-            for x, (low, high) in zip(actions.reshape(-1).tolist(), self._bounds, strict=True):
-                if not low <= x <= high:
-                    break
-            else:
+        if self._python_bounds is not None:
+            numbers = zip(actions.reshape(-1).tolist(), self._python_bounds, strict=True)
+            if all(low <= x <= high for x, (low, high) in numbers):
                 return
-        # Two calls where nothing is wrong; what is no number equals nothing.
+        # Two calls where all are inside; NaN is not equal to itself.
         if not torch.equal(torch.clamp(actions, self.low, self.high), actions):
             inside = (actions >= self.low) & (actions <= self.high)
             row = int((~inside).reshape(len(actions), -1).any(1).nonzero()[0])
@@ -136,58 +135,70 @@ class ActionValidator:
 
 @cache
 def check_noise(device: torch.device) -> None:
-    """Refuse a device that draws other random numbers than a CPU; looks once in a process.
+    """Check that a device draws the same noise as a CPU; once a process.
 
-    They come from products of whole numbers of 64 bits, which not every kind of device has.
+    Noise needs 64-bit integer products, which not every kind of device computes.
 
     Raises:
-        ValueError: its numbers are others, or it cannot draw them.
+        ValueError: Its numbers differ, or it cannot draw them.
     """
     counters = torch.tensor([[0, 1, 2**40], [3, 2**50, 2**62]])
 
-    def drawn(where: torch.device) -> Tensor:
+    def draw(where: torch.device) -> Tensor:
         env, step = counters.to(where)
         seed = torch.tensor(2**62 + 1, device=where)
         return uniforms(row_keys(seed, env, step, env + step), 5).cpu()
 
     try:
-        right = torch.equal(drawn(device), drawn(torch.device("cpu")))
+        equal = torch.equal(draw(device), draw(torch.device("cpu")))
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device={str(device)!r} cannot draw this dream's random numbers "
             f"({str(error).splitlines()[0]}); give device='cpu'"
         ) from error
-    if not right:
+    if not equal:
         raise ValueError(
-            f"device={str(device)!r} computes other whole numbers of 64 bits than a CPU, so its "
-            "random numbers would be wrong; give device='cpu'"
+            f"device={str(device)!r} computes other 64-bit integers than a CPU, so its random "
+            "numbers would be wrong; give device='cpu'"
         )
 
 
 def check_view(world: World, view: str) -> None:
-    """Refuse to show observations of a world that cannot decode them."""
+    """Check that a world can show this view.
+
+    Raises:
+        ValueError: The view is "observation", and the model has no decoder.
+    """
     if view == "observation" and not isinstance(world.model, Decodes):
         raise ValueError(
-            f"view='observation' needs a decoder, which a {world.family} world has not; "
+            f"view='observation' needs a decoder, and a {world.family} world has none; "
             "pass view='latent'"
         )
 
 
 def check_not_done(dreams: Dreams) -> None:
-    """Refuse to go on with an episode that ended; asks the device."""
+    """Check that no row has ended; this is a host sync.
+
+    Raises:
+        RuntimeError: A row has ended and was not reset.
+    """
     if bool(dreams.done.any()):
         rows = dreams.done.nonzero().flatten().tolist()
         raise RuntimeError(
-            f"step after the end of rows {rows[:8]}, which do not reset themselves: call reset() "
-            "first, or in a vector environment reset(options={'reset_mask': mask}) with those "
-            "rows true"
+            f"step after the end of the episodes of rows {rows[:8]}, which are not reset "
+            "automatically: call reset() first, or in a vector environment "
+            "reset(options={'reset_mask': mask}) with those rows true"
         )
 
 
-def reset_mask(
+def parse_reset_mask(
     options: dict[str, Any], dreams: Dreams | None, num_envs: int, device: torch.device
 ) -> Tensor | None:
-    """The rows that a reset is asked for, (N,) bool; None for all."""
+    """Return the rows that the options of a reset ask for, (N,) bool; None for all.
+
+    Raises:
+        ValueError: Unknown option, wrong shape or dtype, or a mask before the first reset.
+    """
     unknown = sorted(set(options) - {"reset_mask"})
     if unknown:
         raise ValueError(f"reset has no option {unknown[0]!r}; known: reset_mask")
@@ -204,58 +215,68 @@ def reset_mask(
     return mask
 
 
-def row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
-    """Rows to copy from, (N,) int64."""
+def parse_row_index(rows: Any, num_envs: int, device: torch.device) -> Tensor:
+    """Return row numbers to copy from, (N,) int64.
+
+    Raises:
+        ValueError: Wrong shape or dtype, or a number outside [0, N).
+    """
     index = torch.as_tensor(rows, device=device)
     if index.shape != (num_envs,) or index.dtype.is_floating_point or index.dtype == torch.bool:
         raise ValueError(
             f"rows have dtype {index.dtype} and shape {tuple(index.shape)}; "
-            f"give whole numbers of shape ({num_envs},)"
+            f"give integers of shape ({num_envs},)"
         )
     if not bool(((index >= 0) & (index < num_envs)).all()):
         raise ValueError(f"rows must be at least 0 and below {num_envs}")
     return index.long()
 
 
-def check_compatible(given: Any, wanted: Dreams) -> None:
-    """Refuse what is no dreams, or those of another model, number, or dtype of states.
+def check_compatible(dreams: Any, expected: Dreams) -> None:
+    """Check that dreams have the leaves, shapes and dtypes of those of an environment.
+
+    Args:
+        dreams: what a caller passed.
+        expected: dreams of the environment.
 
     Raises:
-        TypeError: it is something else.
-        ValueError: they are of another kind.
+        TypeError: Not a `Dreams`.
+        ValueError: Dreams of another model, number of rows, or dtype.
     """
-    if not isinstance(given, Dreams):
+    if not isinstance(dreams, Dreams):
         raise TypeError(
-            f"these are no dreams but a {type(given).__name__}; give what get_state() gives, or "
+            f"expected Dreams, got {type(dreams).__name__}; pass what get_state() returned, or "
             "Dreams.from_tensors(...) of tensors by name"
         )
-    there, here = (
-        {key: _kind(key, leaf) for key, leaf in dreams.tensors().items()}
-        for dreams in (given, wanted)
+    actual_leaves, expected_leaves = (
+        {key: _describe_leaf(key, leaf) for key, leaf in value.tensors().items()}
+        for value in (dreams, expected)
     )
-    if there != here:
-        differ = sorted(key for key in there | here if there.get(key) != here.get(key))
+    if actual_leaves != expected_leaves:
+        names = actual_leaves | expected_leaves
+        name = min(key for key in names if actual_leaves.get(key) != expected_leaves.get(key))
         raise ValueError(
-            f"these dreams are of another kind: {there.get(differ[0], f'no {differ[0]}')}, wanted "
-            f"{here.get(differ[0], f'no {differ[0]}')}; give dreams of this world, as many as "
-            "there are environments, as get_state() gives them"
+            f"these dreams do not fit this environment: got "
+            f"{actual_leaves.get(name, f'no {name}')}, expected "
+            f"{expected_leaves.get(name, f'no {name}')}; pass dreams of this world, as many as "
+            "there are environments, as get_state() returns them"
         )
 
 
-def _kind(name: str, leaf: Tensor) -> str:
-    """What a leaf is, said; counters may be of any dtype."""
+def _describe_leaf(name: str, leaf: Tensor) -> str:
+    """Describe the shape of a leaf, and its dtype if it is the model's; counters may differ."""
     dtype = f" and {leaf.dtype}" if name.startswith(MODEL_PREFIX) else ""
     return f"{name} of shape {tuple(leaf.shape)}{dtype}"
 
 
-def temperature_rows(given: Any, num_envs: int, device: torch.device) -> Tensor:
-    """A temperature for each environment, (N,) float32, in memory of its own.
+def parse_temperatures(temperatures: Any, num_envs: int, device: torch.device) -> Tensor:
+    """Return a temperature for each environment, (N,) float32, in memory of its own.
 
     Raises:
-        ValueError: another shape, or a number that is not above 0 or not finite.
+        ValueError: Wrong shape, or a number that is not finite and above 0.
     """
-    # What the caller writes into it later must not change the dream.
-    tensor = torch.as_tensor(given, dtype=torch.float32, device=device).clone()
+    # Cloned: what the caller later writes into it must not change the dream.
+    tensor = torch.as_tensor(temperatures, dtype=torch.float32, device=device).clone()
     if tensor.shape != (num_envs,):
         raise ValueError(
             f"temperature has shape {tuple(tensor.shape)}; give ({num_envs},) numbers, one for "

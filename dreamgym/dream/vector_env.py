@@ -14,46 +14,47 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym._device import limit_threads_after_fork, resolve_device
+from dreamgym._device import leave_inference_mode, limit_threads_after_fork, resolve_device
 from dreamgym.dream import validation
 from dreamgym.dream.compile import Stepper
 from dreamgym.dream.engine import Engine
-from dreamgym.dream.episodes import Episodes, find_sources
-from dreamgym.dream.inference import leave_inference_mode
-from dreamgym.dream.memory import check_memory, check_states, keep_freed_memory
-from dreamgym.dream.options import is_array, parse_options
-from dreamgym.dream.output import OutputAdapter, StepResult
+from dreamgym.dream.episodes import Episodes, resolve_starts
+from dreamgym.dream.memory import check_memory, check_state_memory, keep_freed_memory
+from dreamgym.dream.options import DreamOptions, is_array, parse_options
 from dreamgym.dream.rendering import Frames, Renderer
 from dreamgym.dream.rollout import Rollout, roll_out
-from dreamgym.dream.state import Dreams, requires_grad
+from dreamgym.dream.state import Dreams, Outcome, requires_grad
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.models.observations import Observation
 from dreamgym.world.world import World, load
 
 SEED_RANGE = 2**63
 
+StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
+"""Observations, rewards, terminated, truncated and infos."""
+
 
 class DreamVectorEnv(VectorEnv):
     """N dreams of one world, stepped together.
 
     Args:
-        world: a world, its folder, or the name of one that ships.
-        num_envs: how many dreams.
+        world: world, its folder, or the name of one that ships.
+        num_envs: number of dreams.
         **options: see `DreamOptions`.
 
     Attributes:
-        world: the world that is dreamt.
-        horizon: greatest number of steps after which a dream is truncated.
+        world: world of the dreams.
+        horizon: largest number of steps after which a dream is truncated.
         view: "observation" or "latent".
-        device: where the dreams are.
-        dreams: where they stand; None before the first reset. A step may overwrite them:
-            `get_state` gives a copy.
+        device: device of the dreams.
+        dreams: their state; None before the first reset. A step may overwrite it: `get_state`
+            returns a copy.
 
     Raises:
-        TypeError: an unknown option; the message has the nearest right one.
-        ValueError: an option's value that is not allowed, that this world cannot give, or more
-            environments than there is memory for.
-        WorldError: the world cannot be loaded.
+        TypeError: Unknown option; the message names the nearest known one.
+        ValueError: Value that is not allowed, that this world does not support, or more
+            environments than fit into memory.
+        WorldError: The world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - each instance gets its own
@@ -63,7 +64,7 @@ class DreamVectorEnv(VectorEnv):
     }
 
     def __init__(self, world: World | str | None = None, num_envs: int = 1, **options: Any) -> None:
-        # Closing works also after a refusal below.
+        # `close` must work also where one of the checks below raises.
         self.dreams: Dreams | None = None
         self.renderer: Renderer | None = None
         limit_threads_after_fork()  # before anything is computed
@@ -71,7 +72,7 @@ class DreamVectorEnv(VectorEnv):
         if world is None:
             raise TypeError("a dream needs a world: give world=, a folder or a name that ships")
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r}: give a whole number of at least 1")
+            raise ValueError(f"num_envs={num_envs!r}: give an integer of at least 1")
         with leave_inference_mode():
             self.world = world if isinstance(world, World) else load(world)
         self.num_envs = int(num_envs)
@@ -79,199 +80,201 @@ class DreamVectorEnv(VectorEnv):
         validation.check_noise(self.device)
         self.view = parsed.view or self.world.default_view
         validation.check_view(self.world, self.view)
-        ends = self.world.termination if parsed.termination is None else parsed.termination
-        self.options = replace(parsed, view=self.view, termination=ends)
+        termination = self.world.termination if parsed.termination is None else parsed.termination
+        self.options = replace(parsed, view=self.view, termination=termination)
         self.horizon = parsed.horizon_range(self.world.horizon)[1]
         self.render_mode = parsed.render_mode
         self.autoreset_mode = parsed.mode
         self.metadata = {**self.metadata, "autoreset_mode": parsed.mode}
-        check_states(self.world.model, self.num_envs, self.device)
+        check_state_memory(self.world.model, self.num_envs, self.device)
         self._set_spaces()
         if self.device.type == "cpu":
             keep_freed_memory()
         with leave_inference_mode():
-            self.engine = self._engine()
+            self.engine = self._make_engine()
         check_memory(self.engine)
         self.stepper = Stepper(self.engine)
         if parsed.render_mode:
             self.renderer = Renderer(self.world)
-        self.looks = parsed.debug or self.device.type == "cpu"
-        self.intake = ActionValidator(
-            self.single_action_space, self.num_envs, self.device, looks=self.looks
+        # On a CPU a host sync costs nothing.
+        self.checks_values = parsed.debug or self.device.type == "cpu"
+        self.validate_actions = ActionValidator(
+            self.single_action_space, self.num_envs, self.device, check_bounds=self.checks_values
         )
-        self.giver = OutputAdapter(self.options, self.single_observation_space)
+        self._output = OutputAdapter(self.options, self.single_observation_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes.
+        """Start new episodes.
 
         Args:
-            seed: begins the run anew: the same seed and actions give the same run, bit for bit.
-            options: `{"reset_mask": (N,) bool}` begins new episodes in those rows only.
+            seed: restarts the run: the same seed and actions give the same run, bit for bit.
+            options: `{"reset_mask": (N,) bool}` starts new episodes in those rows only.
 
         Returns:
             Observations (N, ...) and an empty info.
 
         Raises:
-            ValueError: an unknown option, a mask of another shape, or a mask before any reset.
+            TypeError: The seed is not an integer.
+            ValueError: Unknown option, mask of another shape, or a mask before the first reset.
         """
         self._check_open()
-        mask = validation.reset_mask(options or {}, self.dreams, self.num_envs, self.device)
+        mask = validation.parse_reset_mask(options or {}, self.dreams, self.num_envs, self.device)
         if seed is not None and mask is not None:
-            raise ValueError("a seed begins all rows anew: give a seed or a reset_mask, not both")
+            raise ValueError("a seed restarts all rows: give a seed or a reset_mask, not both")
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(
-                f"seed={seed!r}: give one whole number; the rows' own noise is keyed by their index"
+                f"seed={seed!r}: give one integer; the noise of each row is keyed by its index"
             )
         super().reset(seed=None if seed is None else int(seed))
-        with leave_inference_mode(traced=False):
+        with leave_inference_mode(grad=False):
             if self.dreams is None or seed is not None:
-                self.dreams, seen = self.engine.begin(int(self.np_random.integers(SEED_RANGE)))
+                key = int(self.np_random.integers(SEED_RANGE))
+                self.dreams, observation = self.engine.begin(key)
             else:
                 rows = torch.ones_like(self.dreams.done) if mask is None else mask
-                self.dreams, seen = self.engine.restart(self.dreams, rows)
-        return self.giver.observation(seen), {}
+                self.dreams, observation = self.engine.restart(self.dreams, rows)
+        return self._output.observation(observation), {}
 
     def step(self, actions: Any) -> StepResult:
-        """One step of every dream.
+        """Take one step in every dream.
 
-        Gradients flow through it, from rewards and observations to the actions, where the actions
-        are a tensor that requires them.
+        Where the actions are a tensor that requires gradients, these flow through the step, from
+        rewards and observations to the actions.
 
         Args:
-            actions: (N, ...) in the real environment's action space, tensor or array.
+            actions: (N, ...) actions of the real environment's action space, tensor or array.
 
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,), and infos:
             `final_obs` with its mask `_final_obs` (in SameStep), `episode` ("r" return, "l"
-            length, so far) with the mask `_episode` of rows that ended, and `uncertainty`.
+            length, up to this step) with the mask `_episode` of rows that ended, and `uncertainty`.
 
         Raises:
-            RuntimeError: the environment was not reset, or is closed.
-            ValueError: actions of another shape, kind or device, or outside the space (the last
-                on a CPU, where looking costs nothing, and elsewhere with `debug=True`).
+            RuntimeError: The environment was not reset, or is closed.
+            ValueError: Actions of another shape, kind of numbers or device, or outside the space
+                (the last is checked on a CPU, and elsewhere with `debug=True`).
         """
-        dreams = self._standing()
-        traced = torch.is_grad_enabled() and requires_grad(actions, dreams)
-        with leave_inference_mode(traced=traced):
-            taken = self.intake(actions)
-            if self.looks and self.autoreset_mode is AutoresetMode.DISABLED:
+        dreams = self._current_dreams()
+        grad = torch.is_grad_enabled() and requires_grad(actions, dreams)
+        with leave_inference_mode(grad=grad):
+            validated = self.validate_actions(actions)
+            if self.checks_values and self.autoreset_mode is AutoresetMode.DISABLED:
                 validation.check_not_done(dreams)
-            self.dreams, outcome = self.stepper.step(dreams, taken)
-            return self.giver.step(outcome)
+            self.dreams, outcome = self.stepper.step(dreams, validated)
+            return self._output.step(outcome)
 
     def rollout(self, policy: Callable[[Observation], Tensor], steps: int) -> Rollout:
-        """Let a torch policy act for some steps; everything stays on the device.
+        """Step under a torch policy, with everything on the device.
 
-        Under `torch.no_grad()` nothing is traced. Else gradients flow from the rewards to the
-        policy's parameters; the dreams themselves are cut off from them at the end.
+        Gradients flow from the rewards to the policy's parameters, unless called under
+        `torch.no_grad()`. The dreams are detached at the end.
 
         Args:
-            policy: from observations (N, ...) on the device to actions (N, ...).
-            steps: how many.
+            policy: function from observations (N, ...) on the device to actions (N, ...).
+            steps: number of steps.
 
         Raises:
-            RuntimeError: the environment was not reset, or is closed; or in Disabled mode, in
-                which nobody would reset the rows.
-            ValueError: fewer than one step, or actions that `step` would refuse.
+            RuntimeError: The environment was not reset, is closed, or is not in SameStep mode.
+            ValueError: `steps` is below 1, or the policy returns actions that `step` would refuse.
         """
-        dreams = self._standing()
+        dreams = self._current_dreams()
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise RuntimeError(
                 f"a rollout needs autoreset_mode='SameStep', not {self.options.autoreset_mode!r}"
             )
 
-        def act(seen: Observation) -> Tensor:
-            return self.intake(policy(seen))
+        def act(observation: Observation) -> Tensor:
+            return self.validate_actions(policy(observation))
 
         with leave_inference_mode():
-            self.dreams, rolled = roll_out(self.stepper, dreams, act, steps)
-        return rolled
+            self.dreams, rollout = roll_out(self.stepper, dreams, act, steps)
+        return rollout
 
     def get_state(self) -> Dreams:
-        """Where the dreams stand, copied: `set_state` brings them back there, bit for bit."""
+        """Return a copy of the dreams' state; `set_state` restores it, bit for bit."""
         with leave_inference_mode():
-            return self._standing().clone()
+            return self._current_dreams().clone()
 
     def set_state(self, dreams: Dreams) -> Any:
-        """Go on from where dreams stood: these, or those of another environment of this world.
+        """Continue from a state of this or of another environment of this world.
 
-        They go on under this environment's options: where its temperature is one number, that one
-        holds for what is left of their episodes too.
+        The options of this environment apply: where its temperature is one number, that number
+        also holds for the rest of the restored episodes.
 
         Args:
-            dreams: N rows, of `get_state` or `Dreams.rows`.
+            dreams: N rows, from `get_state` or `Dreams.rows`; copied.
 
         Returns:
             What the policy sees of them, (N, ...).
 
         Raises:
-            TypeError: no dreams, such as a dict of their tensors.
-            ValueError: another number of rows, the state of another model, or of another dtype.
+            TypeError: Not a `Dreams`, such as a dict of tensors.
+            ValueError: Another number of rows, or states of another model or dtype.
         """
         self._check_open()
         validation.check_compatible(dreams, self.dreams or self.engine.begin(0)[0])
-        # Of inference mode, tensors could never again be stepped under gradients.
         with leave_inference_mode():
             moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
         self.dreams = Dreams.from_tensors(moved)
-        with leave_inference_mode(traced=False):
-            return self.giver.observation(self.engine.view(self.dreams.model))
+        with leave_inference_mode(grad=False):
+            return self._output.observation(self.engine.view(self.dreams.model))
 
     def branch(self, rows: Any) -> Any:
-        """Fork dreams, mid-episode: every environment goes on from where row `rows[i]` stands.
+        """Fork dreams in mid-episode: environment i continues from the state of row `rows[i]`.
 
-        Each keeps its own noise, so the forks of one row part. To give them one future under the
-        same actions, use `set_state(get_state().rows(rows))`.
+        Each environment keeps its own noise, so that the forks of one row diverge. For forks with
+        one future under equal actions, use `set_state(get_state().rows(rows))`.
 
         Args:
-            rows: (N,) whole numbers below N.
+            rows: (N,) integers below N.
 
         Returns:
             What the policy sees, (N, ...).
 
         Raises:
-            ValueError: another shape, or a row that there is not.
+            ValueError: Another shape, or a row number outside [0, N).
         """
-        dreams = self._standing()
-        index = validation.row_index(rows, self.num_envs, self.device)
+        dreams = self._current_dreams()
+        index = validation.parse_row_index(rows, self.num_envs, self.device)
         with leave_inference_mode():
             copied = dreams.rows(index)
-            # An episode that the row has not been in: its old noise must not come again.
+            # An episode number that is new to the row, so that no noise is drawn twice.
             episode = torch.maximum(copied.episode, dreams.episode) + 1
         return self.set_state(copied._replace(env=dreams.env, episode=episode))
 
     def render(self) -> Frames | None:  # type: ignore[override]
-        """Frames (height, width, 3) uint8 of every dream, decoded one by one as they are read."""
+        """Return frames (height, width, 3) uint8 of all dreams, each decoded when it is read."""
         if self.renderer is None or self.dreams is None:
             return None
-        # Frames are drawn when they are read, which may be after the next step.
+        # Frames may be read after the next step, which may overwrite the dreams.
         return self.renderer.frames(self.engine.model, self.stepper.owned(self.dreams).model)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Let go of the renderer and of the dreams."""
+        """Release the renderer and the dreams."""
         if self.renderer is not None:
             self.renderer.close()
         self.dreams = None
 
-    def _engine(self) -> Engine:
+    def _make_engine(self) -> Engine:
         model = self.world.model
         if self.device.type != "cpu" or self.options.compile is True:
-            # The world keeps its own, for other dreams of it; what is compiled trusts in this one.
+            # A copy: the world's own model stays where it is for other dreams of it, and a
+            # compiled step relies on a model that nobody changes.
             model = copy.deepcopy(model).to(self.device)
         episodes = Episodes(
-            sources=find_sources(self.world, self.options.starts, self.device),
+            starts=resolve_starts(self.world, self.options.starts, self.device),
             horizon=self.options.horizon_range(self.world.horizon),
             temperature=self._temperature(),
         )
         return Engine(model, episodes, self.options, self.num_envs)
 
     def _temperature(self) -> tuple[float, float] | Tensor:
-        given = self.options.temperature
-        if not is_array(given):
+        temperature = self.options.temperature
+        if not is_array(temperature):
             return self.options.temperature_range()
-        return validation.temperature_rows(given, self.num_envs, self.device)
+        return validation.parse_temperatures(temperature, self.num_envs, self.device)
 
     def _set_spaces(self) -> None:
         model = self.world.model
@@ -285,13 +288,60 @@ class DreamVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
-    def _standing(self) -> Dreams:
-        """Where the dreams stand, if they do."""
+    def _current_dreams(self) -> Dreams:
         self._check_open()
         if self.dreams is None:
-            raise RuntimeError("this dream has not begun: call reset() first")
+            raise RuntimeError("this dream has not been reset: call reset() first")
         return self.dreams
 
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError("this dream is closed: make a new one")
+
+
+class OutputAdapter:
+    """Converts outcomes to what Gymnasium's vector environments return, as tensors or in NumPy.
+
+    Args:
+        options: options of the dream; `output` and the autoreset mode are read.
+        space: observation space of one environment.
+    """
+
+    def __init__(self, options: DreamOptions, space: gym.Space) -> None:
+        self.numpy, self.mode, self.space = options.output == "numpy", options.mode, space
+
+    def observation(self, observation: Observation) -> Any:
+        """Convert observations (N, ...), or a dict of them."""
+        if isinstance(observation, dict):
+            boxes: Any = self.space
+            return {key: self._part(part, boxes[key]) for key, part in observation.items()}
+        return self._part(observation, self.space)
+
+    def step(self, outcome: Outcome) -> StepResult:
+        """Convert the outcome of a step."""
+        info = {
+            "uncertainty": self._array(outcome.uncertainty),
+            "episode": {
+                "r": self._array(outcome.episode_return),
+                "l": self._array(outcome.episode_length),
+            },
+            "_episode": self._array(outcome.done),
+        }
+        if self.mode is AutoresetMode.SAME_STEP:
+            info["final_obs"] = self.observation(outcome.final_observation)
+            info["_final_obs"] = self._array(outcome.done.clone())
+        return (
+            self.observation(outcome.observation),
+            self._array(outcome.reward),
+            self._array(outcome.terminated),
+            self._array(outcome.truncated),
+            info,
+        )
+
+    def _part(self, part: Tensor, space: gym.Space) -> Any:
+        array = self._array(part)
+        # Models compute in float32; NumPy callers expect the dtype of the space.
+        return array.astype(space.dtype, copy=False) if self.numpy else array
+
+    def _array(self, tensor: Tensor) -> Any:
+        return np.asarray(tensor.detach().cpu()) if self.numpy else tensor

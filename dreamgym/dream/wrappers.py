@@ -1,6 +1,6 @@
-"""Vector wrappers on tensors: what Gymnasium's own do with NumPy, on the device and without a sync.
+"""Vector wrappers on tensors: counterparts of Gymnasium's NumPy wrappers, without host syncs.
 
-They stand around a `DreamVectorEnv` with output="torch" in SameStep mode, in any order.
+They wrap a `DreamVectorEnv` with output="torch" in SameStep mode, and each other in any order.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym.dream.inference import leave_inference_mode
+from dreamgym._device import leave_inference_mode
+
+StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
+"""Observations, rewards, terminated, truncated and infos."""
 
 
 class RunningMoments:
-    """Mean and variance of all rows so far, merged batch by batch.
+    """Running mean and variance of rows, merged batch by batch.
 
     (Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", eq. 2.1.)
 
     Args:
-        shape: of one row.
-        device: where rows come from.
-        epsilon: added to the variance before a root is taken.
+        shape: shape of one row.
+        device: device of the rows.
+        epsilon: added to the variance before a square root is taken.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device, epsilon: float = 1e-8) -> None:
@@ -35,14 +38,14 @@ class RunningMoments:
         self.mean = torch.zeros(shape, device=device)
         self.variance = torch.ones(shape, device=device)
 
-    def update(self, rows: Tensor, weight: Tensor | None = None) -> None:
-        """Take in rows.
+    def update(self, rows: Tensor, mask: Tensor | None = None) -> None:
+        """Add rows.
 
         Args:
             rows: (N, *shape).
-            weight: (N,) bool, which of them count; None for all. If none does, nothing changes.
+            mask: (N,) bool, rows to add; None for all. If none is true, nothing changes.
         """
-        count, mean, variance = _moments(rows, weight)
+        count, mean, variance = _batch_moments(rows, mask)
         total = self.count + count
         share = count / total.clamp(min=1)
         shift = mean - self.mean
@@ -52,51 +55,52 @@ class RunningMoments:
         self.count = total
 
     def standardise(self, rows: Tensor) -> Tensor:
-        """Rows less the mean, over the standard deviation."""
+        """Subtract the mean and divide by the standard deviation."""
         return (rows - self.mean) / (self.variance + self.epsilon).sqrt()
 
     def scale(self, rows: Tensor) -> Tensor:
-        """Rows over the standard deviation, not shifted."""
+        """Divide by the standard deviation, without a shift."""
         return rows / (self.variance + self.epsilon).sqrt()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What to save with the agent."""
+        """Return the tensors to save with the agent."""
         return {"count": self.count, "mean": self.mean, "variance": self.variance}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from what was saved.
+        """Continue from saved tensors.
 
         Raises:
-            ValueError: something is missing or of another shape.
+            ValueError: A tensor is missing or has another shape.
         """
-        for name, mine in self.state_dict().items():
-            if name not in state or state[name].shape != mine.shape:
-                given = tuple(state[name].shape) if name in state else "missing"
-                raise ValueError(f"{name} is {given}; wanted shape {tuple(mine.shape)}")
-            setattr(self, name, state[name].to(mine.device, mine.dtype).clone())
+        for name, current in self.state_dict().items():
+            if name not in state or state[name].shape != current.shape:
+                actual = tuple(state[name].shape) if name in state else "missing"
+                raise ValueError(f"{name} is {actual}; expected shape {tuple(current.shape)}")
+            setattr(self, name, state[name].to(current.device, current.dtype).clone())
 
 
-def _moments(rows: Tensor, weight: Tensor | None) -> tuple[Tensor | int, Tensor, Tensor]:
-    """How many rows (N, *shape) count, their mean and variance; zeros where none does."""
-    if weight is None:
+def _batch_moments(rows: Tensor, mask: Tensor | None) -> tuple[Tensor | int, Tensor, Tensor]:
+    """Return number, mean and variance of the masked rows (N, *shape); zeros if there are none."""
+    if mask is None:
         return rows.shape[0], rows.mean(0), rows.var(0, unbiased=False)
-    counted = weight.view(-1, *[1] * (rows.ndim - 1))
-    count = weight.sum()
+    counted = mask.view(-1, *[1] * (rows.ndim - 1))
+    count = mask.sum()
     divisor = count.clamp(min=1)
     mean = torch.where(counted, rows, 0.0).sum(0) / divisor
-    # Chosen, not multiplied: a row that does not count may hold anything, NaN included.
+    # Selected and not multiplied: rows that do not count may hold NaN.
     squares = torch.where(counted, (rows - mean).square(), 0.0)
     return count, mean, squares.sum(0) / divisor
 
 
-Step = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
-
-
 class TensorWrapper(VectorWrapper):
-    """Base of the wrappers here.
+    """Base class of the wrappers: override `on_reset` and `on_step`.
+
+    Args:
+        env: environment to wrap.
 
     Raises:
-        ValueError: the environment gives NumPy, another mode than SameStep, or a Dict.
+        ValueError: The environment returns NumPy arrays, is not in SameStep mode, or has a Dict
+            observation space.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -108,62 +112,73 @@ class TensorWrapper(VectorWrapper):
             )
         if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"{type(self).__name__} needs autoreset_mode='SameStep': the true last observation "
-                "comes with the step that ends an episode"
+                f"{type(self).__name__} needs autoreset_mode='SameStep', in which the last "
+                "observation comes with the step that ends an episode"
             )
         if env.single_observation_space.shape is None:
-            raise ValueError(f"{type(self).__name__} works on one tensor, not on a Dict of them")
+            raise ValueError(
+                f"{type(self).__name__} works on one tensor, and the observation space is "
+                f"{env.single_observation_space}"
+            )
         self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
 
     def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Reset, and change the first observations."""
+        """Reset, and apply `on_reset` to the observations."""
         mask = (arguments.get("options") or {}).get("reset_mask")
         rows = None if mask is None else torch.as_tensor(mask, device=self.device)
         with leave_inference_mode():
             observation, info = self.env.reset(**arguments)
-            return self.begun(observation, rows), info
+            return self.on_reset(observation, rows), info
 
-    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
-        """What is made of first observations; `rows` (N,) bool were reset, or all (None)."""
+    def step(self, actions: Any) -> StepResult:
+        """Step, and apply `on_step` to the result."""
+        with leave_inference_mode():
+            return self.on_step(*self.env.step(actions))
+
+    def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Transform the observations after a reset.
+
+        Args:
+            observation: (N, ...).
+            rows: (N,) bool, rows that were reset; None for all.
+        """
         return observation
 
-    def _wide(self, rows: Tensor) -> Tensor:
-        """Rows (N,) against observations (N, ...)."""
-        return rows.view(-1, *[1] * len(self.single_observation_space.shape or ()))
-
-    def step(self, actions: Any) -> Step:
-        """Step, and change what came of it."""
-        with leave_inference_mode():
-            return self.after(*self.env.step(actions))
-
-    def after(
+    def on_step(
         self,
         observation: Tensor,
         reward: Tensor,
         terminated: Tensor,
         truncated: Tensor,
         info: dict[str, Any],
-    ) -> Step:
-        """What is made of a step's result."""
+    ) -> StepResult:
+        """Transform the result of a step."""
         return observation, reward, terminated, truncated, info
+
+    def _expand(self, rows: Tensor) -> Tensor:
+        """Reshape (N,) to broadcast against observations (N, ...)."""
+        return rows.view(-1, *[1] * len(self.single_observation_space.shape or ()))
 
 
 class EpisodeStatistics(TensorWrapper):
-    """Mean return and length of the episodes that ended, summed up on the device.
+    """Mean return and length of the episodes that ended, summed on the device.
 
-    The dream itself says the return and the length of each episode in `info["episode"]`.
+    Dreams report return and length of each episode themselves, in `info["episode"]`.
+
+    Args:
+        env: environment to wrap.
     """
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
         self._sums = torch.zeros(3, device=self.device)
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
+    ) -> StepResult:
         """Add the episodes that ended."""
         ended = info["_episode"].float()
-        # Sums that go on for ever must not hold the graph of every step behind them.
+        # Detached: running sums would keep the autograd graph of every step.
         returns, lengths = info["episode"]["r"].detach(), info["episode"]["l"]
         self._sums = self._sums + torch.stack(
             [ended.sum(), (returns * ended).sum(), (lengths * ended).sum()]
@@ -171,18 +186,25 @@ class EpisodeStatistics(TensorWrapper):
         return observation, reward, terminated, truncated, info
 
     def pop(self) -> dict[str, Tensor]:
-        """`episodes` since last asked, and their mean `return` and `length` (NaN if none ended)."""
+        """Return and clear `episodes`, their number, and their mean `return` and `length`.
+
+        The means are NaN if no episode ended since the last call.
+        """
         episodes, returns, lengths = self._sums.unbind()
         self._sums = torch.zeros_like(self._sums)
         return {"episodes": episodes, "return": returns / episodes, "length": lengths / episodes}
 
 
 class NormalizeObservation(TensorWrapper):
-    """Observations less their running mean, over their running standard deviation.
+    """Observations minus their running mean, divided by their running standard deviation.
+
+    Args:
+        env: environment to wrap.
+        epsilon: added to the variance.
 
     Attributes:
         moments: running mean and variance; save its `state_dict` with the agent.
-        update_running_mean: whether further observations change them; as in Gymnasium.
+        update_running_mean: whether new observations update them; as in Gymnasium.
     """
 
     def __init__(self, env: VectorEnv, epsilon: float = 1e-8) -> None:
@@ -194,32 +216,29 @@ class NormalizeObservation(TensorWrapper):
         self.single_observation_space = space
         self.observation_space = batch_space(space, self.num_envs)
 
-    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
-        """Normalise; the first observations of the rows that were reset count."""
+    def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Count the rows that were reset, and normalise."""
         if self.update_running_mean:
-            # Rows that go on were counted when they were given.
+            # The observations of other rows were counted when their step returned them.
             self.moments.update(observation.float(), rows)
         return self.moments.standardise(observation.float())
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
-        """Normalise the observation and the true last one, by the same moments."""
-        observation = self._normal(observation)
+    ) -> StepResult:
+        """Normalise the observation, and the last one of episodes that ended, alike."""
+        if self.update_running_mean:
+            self.moments.update(observation.detach().float())
+        observation = self.moments.standardise(observation.float())
         info = {**info, "final_obs": self.moments.standardise(info["final_obs"])}
         return observation, reward, terminated, truncated, info
 
-    def _normal(self, observation: Tensor) -> Tensor:
-        if self.update_running_mean:
-            self.moments.update(observation.detach().float())
-        return self.moments.standardise(observation.float())
-
 
 class NormalizeReward(TensorWrapper):
-    """Rewards over the running standard deviation of the discounted return, never shifted.
+    """Rewards divided by the running standard deviation of the discounted return.
 
     Args:
-        env: to wrap.
+        env: environment to wrap.
         gamma: discount of the return.
         epsilon: added to the variance.
     """
@@ -231,15 +250,15 @@ class NormalizeReward(TensorWrapper):
         self.update_running_mean = True
         self._discounted = torch.zeros(self.num_envs, device=self.device)
 
-    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
-        """Returns of the rows that were reset begin anew."""
-        again = torch.ones_like(self._discounted, dtype=torch.bool) if rows is None else rows
-        self._discounted = torch.where(again, 0.0, self._discounted)
+    def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Restart the returns of the rows that were reset."""
+        reset = torch.ones_like(self._discounted, dtype=torch.bool) if rows is None else rows
+        self._discounted = torch.where(reset, 0.0, self._discounted)
         return observation
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
+    ) -> StepResult:
         """Scale the reward by the spread of returns, this step's included."""
         discounted = self._discounted * self.gamma + reward.detach()
         if self.update_running_mean:
@@ -249,28 +268,36 @@ class NormalizeReward(TensorWrapper):
 
 
 class ScaleReward(TensorWrapper):
-    """Rewards times a fixed number."""
+    """Rewards times a constant.
+
+    Args:
+        env: environment to wrap.
+        factor: the constant.
+    """
 
     def __init__(self, env: VectorEnv, factor: float) -> None:
         super().__init__(env)
         self.factor = factor
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
-        """Scale."""
+    ) -> StepResult:
+        """Scale the reward."""
         return observation, reward * self.factor, terminated, truncated, info
 
 
 class TruncationBootstrap(TensorWrapper):
-    """For learners that take a truncation for an end: the value of what was cut off is paid out.
+    """Bootstraps truncated episodes, for learners that treat a truncation as a termination.
 
-    `reward + gamma * V(final_obs)` where an episode is truncated, which is then marked terminated.
+    Where an episode is truncated, the reward becomes `reward + gamma * V(final_obs)`, and the
+    episode is marked as terminated.
     (Pardo et al. 2018, "Time Limits in Reinforcement Learning", arXiv 1712.00378, eq. 6.)
 
     Args:
-        env: to wrap; outermost, so that rewards are on the scale that the value is learnt on.
-        value: from observations (N, ...) to values (N,) or (N, 1); called without gradients.
+        env: environment to wrap. This should be the outermost wrapper, so that rewards have the
+            scale on which the value is learned.
+        value: function from observations (N, ...) to values (N,) or (N, 1); called without
+            gradients.
         gamma: the learner's discount.
     """
 
@@ -278,52 +305,60 @@ class TruncationBootstrap(TensorWrapper):
         super().__init__(env)
         self.value, self.gamma = value, gamma
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
-        """Pay out, and mark."""
+    ) -> StepResult:
+        """Add the value where an episode is truncated, and mark it as terminated."""
         with torch.no_grad():
-            worth = self.value(info["final_obs"]).reshape(reward.shape)
-        paid = torch.where(truncated, reward + self.gamma * worth, reward)
-        return observation, paid, terminated | truncated, torch.zeros_like(truncated), info
+            value = self.value(info["final_obs"]).reshape(reward.shape)
+        reward = torch.where(truncated, reward + self.gamma * value, reward)
+        return observation, reward, terminated | truncated, torch.zeros_like(truncated), info
 
 
 class FrameStack(TensorWrapper):
-    """The last k observations, oldest first, along a new axis after the environments.
+    """The last k observations, oldest first, along a new axis after that of the environments.
 
-    At an episode's start the first observation fills the places of those that never were.
+    At the start of an episode the first observation fills the whole stack.
+
+    Args:
+        env: environment to wrap.
+        stack_size: number of observations, k.
+
+    Raises:
+        ValueError: `stack_size` is below 1; see also `TensorWrapper`.
     """
 
     def __init__(self, env: VectorEnv, stack_size: int) -> None:
         super().__init__(env)
         if stack_size < 1:
-            raise ValueError(f"stack_size={stack_size!r}: give a whole number of at least 1")
+            raise ValueError(f"stack_size={stack_size!r}: give an integer of at least 1")
         self.stack_size = stack_size
         box: Any = env.single_observation_space
-        low, high = (np.repeat(end[None], stack_size, 0) for end in (box.low, box.high))
+        low, high = (np.repeat(bound[None], stack_size, 0) for bound in (box.low, box.high))
         self.single_observation_space = gym.spaces.Box(low, high, dtype=box.dtype)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._frames: Tensor | None = None
 
-    def begun(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+    def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
         """Fill the stacks of the rows that were reset."""
-        fresh = self._filled(observation)
+        stacks = self._repeat(observation)
         if rows is not None and self._frames is not None:
-            fresh = torch.where(self._wide(rows), fresh, self._frames)
-        self._frames = fresh
-        return fresh.clone()
+            stacks = torch.where(self._expand(rows), stacks, self._frames)
+        self._frames = stacks
+        return stacks.clone()
 
-    def after(
+    def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
-    ) -> Step:
-        """Push the observation; rows that ended begin their stack anew."""
+    ) -> StepResult:
+        """Push the observation; refill the stacks of rows whose episode ended."""
         if self._frames is None:
             raise RuntimeError("step before reset: call reset() first")
-        last = torch.cat([self._frames[:, 1:], info["final_obs"][:, None]], 1)
-        done = self._wide(terminated | truncated)
-        self._frames = torch.where(done, self._filled(observation), last)
-        info = {**info, "final_obs": last}
+        final = torch.cat([self._frames[:, 1:], info["final_obs"][:, None]], 1)
+        done = self._expand(terminated | truncated)
+        self._frames = torch.where(done, self._repeat(observation), final)
+        info = {**info, "final_obs": final}
         return self._frames.clone(), reward, terminated, truncated, info
 
-    def _filled(self, observation: Tensor) -> Tensor:
+    def _repeat(self, observation: Tensor) -> Tensor:
+        """Return stacks (N, k, ...) of one observation each."""
         return observation[:, None].expand(-1, self.stack_size, *observation.shape[1:]).clone()

@@ -1,4 +1,4 @@
-"""The captured step: the same numbers as the step as it is written, and memory of the caller's own.
+"""The captured step: equal to the eager step, and its outputs belong to the caller.
 
 The same tests run on recorded operations on a CPU, and on CUDA graphs where there is a GPU.
 """
@@ -13,15 +13,16 @@ from torch import Tensor
 
 import dreamgym
 from dreamgym.dream import capture
-from dreamgym.dream.noise import row_keys, uniforms
+from dreamgym.dream.noise import row_keys
 from dreamgym.dream.state import Dreams
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
+from dreamgym.models.splitmix import uniforms
 from tests.dream.recorded_graph import RecordedGraph
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
 ENVS = 64
-"""As many as are computed alike where a step may ask the device, and where it may not."""
+"""So many that products are computed alike where host syncs are allowed and where they are not."""
 
 needs_cuda = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -29,14 +30,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch) -> str:
-    """A device with graphs: a CPU that has been given some, or a GPU."""
+    """A device with graphs: a CPU with recorded operations, or a GPU."""
     if request.param == "cpu":
         monkeypatch.setitem(capture.GRAPHS, "cpu", RecordedGraph)
     return request.param
 
 
-def a_pair(device: str, kind="mdn-rnn", action="discrete", **options) -> list[DreamVectorEnv]:
-    """One environment whose step is captured, and one whose step is not."""
+def make_pair(device: str, kind="mdn-rnn", action="discrete", **options) -> list[DreamVectorEnv]:
+    """Return one environment with a captured step, and one with an eager step."""
     world = small_world(kind, action)
     return [
         DreamVectorEnv(world, ENVS, device=device, compile=compile, **options)
@@ -48,9 +49,9 @@ def acts(env: DreamVectorEnv, step: int) -> Tensor:
     return random_actions(env.single_action_space, ENVS, seed=step).to(env.device)
 
 
-def tensors(given) -> list[Tensor]:
-    """Every tensor of what a step gives, in one order."""
-    *parts, info = given
+def tensors(result) -> list[Tensor]:
+    """Return every tensor of a step's result, in a fixed order."""
+    *parts, info = result
     infos = [info[key] for key in ("uncertainty", "_episode")] + [*info["episode"].values()]
     final = [info[key] for key in ("final_obs", "_final_obs") if key in info]
     return [*parts, *infos, *final]
@@ -67,30 +68,30 @@ def step_both(pair: list[DreamVectorEnv], steps: range) -> None:
 
 
 @pytest.mark.parametrize(("kind", "action"), ONE_EACH)
-def test_a_captured_step_gives_what_the_step_gives(device, kind, action):
-    pair = a_pair(device, kind, action, view="latent")
+def test_a_captured_step_equals_the_eager_step(device, kind, action):
+    pair = make_pair(device, kind, action, view="latent")
     for env in pair:
         env.reset(seed=0)
     step_both(pair, range(12))
-    assert [env.stepper.way for env in pair] == ["captured", "eager"]
+    assert [env.stepper.execution for env in pair] == ["captured", "eager"]
 
 
 @pytest.mark.parametrize("kind", ["mdn-rnn", "rssm", "jepa", "pets"])
-def test_worlds_from_a_folder_are_captured(device, kind, tmp_path):
-    # Their starts have the leaves of a state in the order of names.
+def test_steps_of_loaded_worlds_are_captured(device, kind, tmp_path):
+    # Their start states have leaves sorted by name.
     world = dreamgym.load(small_world(kind).save(tmp_path / "world"))
     envs = [DreamVectorEnv(world, ENVS, device=device, compile=c) for c in ("auto", False)]
     for env in envs:
         env.reset(seed=0)
     step_both(envs, range(8))
-    assert [env.stepper.way for env in envs] == ["captured", "eager"]
+    assert [env.stepper.execution for env in envs] == ["captured", "eager"]
 
 
 @pytest.mark.parametrize("view", ["observation", "latent"])
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
 def test_every_autoreset_mode_and_view_is_captured(device, mode, view):
     options = {"autoreset_mode": mode, "view": view, "temperature": [0.5, 1.5]}
-    pair = a_pair(device, **options, max_episode_steps=[2, 5])
+    pair = make_pair(device, **options, max_episode_steps=[2, 5])
     for env in pair:
         env.reset(seed=0)
     for step in range(12):
@@ -100,35 +101,35 @@ def test_every_autoreset_mode_and_view_is_captured(device, mode, view):
         if mode == "Disabled":
             first, second = (env.reset(options={"reset_mask": done})[0] for env in pair)
             assert torch.equal(first, second)
-    assert pair[0].stepper.way == "captured"
+    assert pair[0].stepper.execution == "captured"
 
 
-def test_what_is_handed_out_is_the_callers_own(device):
-    env, other = a_pair(device)
+def test_outputs_belong_to_the_caller(device):
+    env, other = make_pair(device)
     env.reset(seed=0)
     other.reset(seed=0)
-    given, seen = [], []
+    results, copies = [], []
     for step in range(6):
-        # As rsl_rl calls, and writes as skrl does.
+        # Called as rsl_rl does, and written to as skrl does.
         with torch.inference_mode():
             out = env.step(acts(env, step))
             assert same(out, other.step(acts(other, step)))
-        given.append(tensors(out))
-        seen.append([tensor.clone() for tensor in given[-1]])
-    for before, after in zip(seen, given, strict=True):
+        results.append(tensors(out))
+        copies.append([tensor.clone() for tensor in results[-1]])
+    for before, after in zip(copies, results, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         for tensor in after:
             assert not tensor.is_inference()
             tensor.fill_(1)
-    places = [tensor.data_ptr() for out in given for tensor in out]
-    assert len(set(places)) == len(places)
-    reward = given[-1][1]
-    reward += torch.ones(ENVS, device=device, requires_grad=True)  # a bootstrapped value, say
+    addresses = [tensor.data_ptr() for out in results for tensor in out]
+    assert len(set(addresses)) == len(addresses)
+    reward = results[-1][1]
+    reward += torch.ones(ENVS, device=device, requires_grad=True)  # such as a bootstrapped value
     assert same(env.step(acts(env, 6)), other.step(acts(other, 6)))
 
 
-def test_dreams_stay_values_between_replays(device):
-    pair = a_pair(device)
+def test_states_can_be_restored_forked_and_reset_between_replays(device):
+    pair = make_pair(device)
     kept, fork = [], [3, 3, 0, 1] * (ENVS // 4)
     for env in pair:
         env.reset(seed=0)
@@ -154,7 +155,7 @@ def test_dreams_stay_values_between_replays(device):
 
 
 def test_gradients_and_frames_are_not_overwritten_by_later_steps(device):
-    pair = a_pair(device, action="box", render_mode="rgb_array")
+    pair = make_pair(device, action="box", render_mode="rgb_array")
     gradients, pictures = [], []
     for env in pair:
         env.reset(seed=0)
@@ -173,20 +174,22 @@ def test_gradients_and_frames_are_not_overwritten_by_later_steps(device):
     step_both(pair, range(5, 8))
 
 
-def test_a_captured_rollout_is_repeated_steps(device):
-    pair = a_pair(device, action="box")
-    rolled = []
+def test_a_captured_rollout_equals_the_eager_rollout(device):
+    pair = make_pair(device, action="box")
+    rollouts = []
     for env in pair:
         weight = torch.full((4, 2), 0.1, device=env.device)
         env.reset(seed=0)
         with torch.no_grad():
-            rolled.append(env.rollout(lambda seen, w=weight: torch.sigmoid(seen @ w), 10))
-    assert all(torch.equal(a, b) for a, b in zip(*rolled, strict=True))
+            rollouts.append(
+                env.rollout(lambda observation, w=weight: torch.sigmoid(observation @ w), 10)
+            )
+    assert all(torch.equal(a, b) for a, b in zip(*rollouts, strict=True))
     step_both(pair, range(3))
 
 
-def test_leaves_that_change_places_do_not_overwrite_each_other(device):
-    env, _ = a_pair(device)
+def test_leaves_that_are_swapped_do_not_overwrite_each_other(device):
+    env, _ = make_pair(device)
     env.reset(seed=0)
     start = env.get_state()
     graph = capture.GRAPHS[env.device.type](env.device)
@@ -205,7 +208,7 @@ def test_leaves_that_change_places_do_not_overwrite_each_other(device):
 
 
 def test_actions_of_another_shape_are_refused_and_not_broadcast(device):
-    env, _ = a_pair(device, action="box")
+    env, _ = make_pair(device, action="box")
     env.reset(seed=0)
     env.step(acts(env, 0))
     wrong = torch.zeros(1, 2, device=env.device)
@@ -214,69 +217,77 @@ def test_actions_of_another_shape_are_refused_and_not_broadcast(device):
 
 
 def test_a_rollout_refuses_what_a_step_refuses(device):
-    env, _ = a_pair(device, action="box")
+    env, _ = make_pair(device, action="box")
     env.reset(seed=0)
     with pytest.raises(ValueError, match="shape"):
-        env.rollout(lambda seen: torch.zeros(1, 2, device=device), 2)
+        env.rollout(lambda observation: torch.zeros(1, 2, device=device), 2)
 
 
 class BrokenGraph(RecordedGraph):
-    """A device on which the last warm-up fails."""
+    """A device whose capture fails after a warm-up."""
 
     def record(self, work) -> None:
         work()
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
-def test_a_capture_that_fails_is_told_of_once_and_changes_no_number(monkeypatch):
-    monkeypatch.setitem(capture.GRAPHS, "cpu", BrokenGraph)
-    pair = a_pair("cpu")
+def missing_graph(device: torch.device):
+    """A device of a torch that was built without graphs."""
+    raise RuntimeError("graphs are not permitted in this build\nand more")
+
+
+@pytest.mark.parametrize("graph", [BrokenGraph, missing_graph])
+def test_a_capture_that_fails_warns_once_and_changes_no_result(graph, monkeypatch):
+    monkeypatch.setitem(capture.GRAPHS, "cpu", graph)
+    pair = make_pair("cpu")
     for env in pair:
         env.reset(seed=0)
-    with pytest.warns(RuntimeWarning, match="cannot be captured here .*not permitted") as told:
+    with pytest.warns(RuntimeWarning, match="cannot be captured here .*not permitted") as caught:
         step_both(pair, range(4))
-    assert len(told) == 1
-    assert str(told[0].message).count("\n") == 0
-    assert pair[0].stepper.way == "eager"
+    assert len(caught) == 1
+    assert str(caught[0].message).count("\n") == 0
+    assert pair[0].stepper.execution == "eager"
     assert host_sync_allowed(pair[0].device)
 
 
-def test_a_model_that_asks_the_device_falls_back(device):
-    pair = a_pair(device)
+def test_a_model_with_a_host_sync_falls_back(device):
+    pair = make_pair(device)
     for env in pair:
-        whole = env.engine.model.step
+        model_step = env.engine.model.step
 
-        def asking(state, action, noise, temperature=1.0, whole=whole):
-            return whole(state, action, noise, temperature) if noise.sum() > -1 else None
+        def syncing(state, action, noise, temperature=1.0, model_step=model_step):
+            return model_step(state, action, noise, temperature) if noise.sum() > -1 else None
 
-        env.engine.model.step = asking
+        env.engine.model.step = syncing
         env.reset(seed=0)
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         step_both(pair, range(5))
 
 
-def test_a_cpu_captures_nothing_by_itself():
+def test_a_device_without_graphs_steps_eagerly_without_a_warning():
     env = DreamVectorEnv(small_world(), ENVS, device="cpu")
     env.reset(seed=0)
-    env.step(acts(env, 0))
-    assert env.stepper.way == "eager"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.step(acts(env, 0))
+    assert env.stepper.execution == "eager"
 
 
 @needs_cuda
 def test_noise_is_the_same_on_every_device():
     env = torch.arange(1000)
     keys = row_keys(torch.tensor(2**62 + 5), env, env * 3, env * 7)
-    there = row_keys(
+    on_gpu = row_keys(
         *(tensor.cuda() for tensor in (torch.tensor(2**62 + 5), env, env * 3, env * 7))
     )
-    assert torch.equal(there.cpu(), keys)
-    assert torch.equal(uniforms(there, 33).cpu(), uniforms(keys, 33))
+    assert torch.equal(on_gpu.cpu(), keys)
+    assert torch.equal(uniforms(on_gpu, 33).cpu(), uniforms(keys, 33))
 
 
 @needs_cuda
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 @pytest.mark.parametrize(("kind", "action"), ONE_EACH)
-def test_a_step_on_cuda_waits_for_nothing(kind, action, mode):
+def test_a_step_on_cuda_never_syncs(kind, action, mode):
     world = small_world(kind, action)
     env = DreamVectorEnv(world, ENVS, device="cuda", view="latent", autoreset_mode=mode)
     env.reset(seed=0)
@@ -290,7 +301,7 @@ def test_a_step_on_cuda_waits_for_nothing(kind, action, mode):
             env.step(action_)
         if mode == "SameStep":
             with torch.no_grad():
-                env.rollout(lambda seen: actions[0], 5)
+                env.rollout(lambda observation: actions[0], 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert env.stepper.way == "captured"
+    assert env.stepper.execution == "captured"

@@ -1,4 +1,4 @@
-"""Devices that are not there, that cannot draw, and what is only looked at when it is asked for."""
+"""Devices that are missing or cannot draw the noise, and checks that are host syncs."""
 
 from __future__ import annotations
 
@@ -7,68 +7,65 @@ import torch
 
 from dreamgym._device import resolve_device
 from dreamgym.dream import validation
-from dreamgym.dream.noise import uniforms
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.splitmix import uniforms
 from tests.small_worlds import small_world
 
 ENVS = 4
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps:7", "xpu", "gpu", "cpu:zero", "cuda:-1"])
-def test_a_device_that_is_not_there_is_named(name):
+def test_a_missing_device_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"device='{name}' cannot be used here"):
         DreamVectorEnv(small_world(), ENVS, device=name)
 
 
-def test_auto_is_a_device_that_is_there():
-    wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    assert resolve_device("auto").type == wanted
+def test_auto_is_an_available_device():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto").type == expected
 
 
-def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
+def test_a_device_that_draws_other_noise_is_refused(monkeypatch):
     validation.check_noise.cache_clear()
-    wrong = torch.device("meta")  # tensors without numbers stand in for it
+    wrong = torch.device("meta")  # as a stand-in: its tensors have no data
     with pytest.raises(ValueError, match="cannot draw this dream's random numbers"):
         validation.check_noise(wrong)
 
     calls = []
 
-    def rounded(keys, lanes):  # as a device does that computes 64 bits in floating point
+    def rounded(keys, lanes):  # as on a device that computes int64 in floating point
         calls.append(keys)
         return uniforms(keys if len(calls) % 2 else (keys.double() / 8).long() * 8, lanes)
 
     monkeypatch.setattr(validation, "uniforms", rounded)
-    with pytest.raises(ValueError, match="whole numbers of 64 bits"):
+    with pytest.raises(ValueError, match="other 64-bit integers than a CPU"):
         validation.check_noise(torch.device("cpu"))
     validation.check_noise.cache_clear()
 
 
-def test_only_where_it_is_asked_for_are_actions_looked_at():
+def test_bounds_of_actions_are_checked_only_on_request():
     space = small_world().action_space
     outside = torch.full((ENVS,), 9)
-    for looks in (True, False):
-        intake = ActionValidator(space, ENVS, torch.device("cpu"), looks=looks)
-        if looks:
+    for check_bounds in (True, False):
+        validate = ActionValidator(space, ENVS, torch.device("cpu"), check_bounds=check_bounds)
+        if check_bounds:
             with pytest.raises(ValueError, match="outside"):
-                intake(outside)
+                validate(outside)
         else:
-            assert intake(outside) is outside
+            assert validate(outside) is outside
         with pytest.raises(ValueError, match="shape"):
-            intake(outside[:2])
+            validate(outside[:2])
 
 
-def test_debug_is_json_plain_and_checked():
+def test_debug_must_be_a_bool():
     for wrong in ("yes", 1, None):
         with pytest.raises(ValueError, match="debug="):
             DreamVectorEnv(small_world(), ENVS, debug=wrong)
 
 
-needs_cuda = pytest.mark.gpu
-
-
-@needs_cuda
-def test_on_cuda_actions_are_looked_at_with_debug_only():
+@pytest.mark.gpu
+def test_on_cuda_bounds_of_actions_are_checked_only_with_debug():
     outside = torch.full((ENVS,), 9, device="cuda")
     for debug in (False, True):
         env = DreamVectorEnv(small_world(), ENVS, device="cuda", debug=debug)
@@ -80,8 +77,8 @@ def test_on_cuda_actions_are_looked_at_with_debug_only():
             env.step(outside)
 
 
-@needs_cuda
-def test_actions_of_another_device_are_refused():
+@pytest.mark.gpu
+def test_actions_on_another_device_are_refused():
     env = DreamVectorEnv(small_world(), ENVS, device="cuda")
     env.reset(seed=0)
     with pytest.raises(ValueError, match="move them with"):

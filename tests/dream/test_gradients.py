@@ -1,4 +1,4 @@
-"""Gradients through dreams, against finite differences; and none where none are asked for."""
+"""Gradients through dreams, against finite differences, and none where none are required."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tests.small_worlds import small_world
 ENVS, STEPS = 3, 4
 
 
-def an_env() -> DreamVectorEnv:
-    """In float64, where finite differences are exact enough to compare with."""
+def make_env() -> DreamVectorEnv:
+    """Return an environment in float64, which finite differences need."""
     world = small_world(action="box", horizon=100)
     world.model = copy.deepcopy(world.model).double()
     states = {key: leaf.double() for key, leaf in world.starts.states.items()}
     world.starts = type(world.starts)(states=states, beginnings=world.starts.beginnings)
     env = DreamVectorEnv(world, ENVS, view="latent", termination=1.0)
-    env.intake = lambda actions: actions  # it would round the actions to float32
+    env.validate_actions = lambda actions: actions  # which would round the actions to float32
     return env
 
 
-def test_the_reward_has_its_gradient_to_every_action():
-    env = an_env()
+def test_gradients_of_rewards_with_respect_to_actions():
+    env = make_env()
     env.reset(seed=0)
-    begun = env.get_state()
+    start = env.get_state()
 
     def total(actions: torch.Tensor) -> torch.Tensor:
-        env.set_state(begun)
+        env.set_state(start)
         return sum(env.step(actions[t])[1].sum() for t in range(STEPS))
 
     generator = torch.Generator().manual_seed(0)
@@ -40,15 +40,15 @@ def test_the_reward_has_its_gradient_to_every_action():
     assert (gradient.abs().sum((0, 2)) > 0).all()
 
 
-def test_the_return_of_a_rollout_has_its_gradient_to_the_policy():
-    env = an_env()
+def test_the_gradient_of_a_rollouts_return_with_respect_to_the_policy():
+    env = make_env()
     env.reset(seed=0)
-    begun = env.get_state()
+    start = env.get_state()
     width = env.world.model.feature_dim
 
     def total(weight: torch.Tensor) -> torch.Tensor:
-        env.set_state(begun)
-        return env.rollout(lambda seen: torch.tanh(seen @ weight), STEPS).reward.sum()
+        env.set_state(start)
+        return env.rollout(lambda observation: torch.tanh(observation @ weight), STEPS).reward.sum()
 
     weight = torch.full((width, 2), 0.01, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(total(weight), weight)
@@ -62,58 +62,59 @@ def test_the_return_of_a_rollout_has_its_gradient_to_the_policy():
     assert not any(leaf.requires_grad for leaf in env.dreams.model.values())
 
 
-def test_nothing_is_traced_where_no_gradient_is_asked_for():
+def test_no_gradients_are_recorded_where_none_are_required():
     env = DreamVectorEnv(small_world(action="box"), ENVS)
     env.reset(seed=0)
     _, reward, *_ = env.step(torch.zeros(ENVS, 2))
     assert not reward.requires_grad
     with torch.no_grad():
         _, reward, *_ = env.step(torch.zeros(ENVS, 2, requires_grad=True))
-        rolled = env.rollout(lambda seen: torch.zeros(ENVS, 2), 3)
+        rollout = env.rollout(lambda observation: torch.zeros(ENVS, 2), 3)
     assert not reward.requires_grad
-    assert not rolled.reward.requires_grad
+    assert not rollout.reward.requires_grad
 
 
-def test_a_rollout_is_repeated_steps():
+def test_a_rollout_equals_repeated_steps():
     one, two = (DreamVectorEnv(small_world(action="box"), ENVS) for _ in range(2))
-    (seen, _), _ = one.reset(seed=0), two.reset(seed=0)
+    (observation, _), _ = one.reset(seed=0), two.reset(seed=0)
 
     def policy(observation: torch.Tensor) -> torch.Tensor:
         return observation[:, :2].tanh() * 0.5 + 0.5
 
     with torch.no_grad():
-        rolled = two.rollout(policy, 12)
+        rollout = two.rollout(policy, 12)
     for t in range(12):
-        assert torch.equal(rolled.observation[t], seen)
-        assert torch.equal(rolled.action[t], policy(seen))
-        seen, reward, terminated, truncated, info = one.step(policy(seen))
-        assert torch.equal(rolled.reward[t], reward)
-        assert torch.equal(rolled.terminated[t], terminated)
-        assert torch.equal(rolled.truncated[t], truncated)
-        assert torch.equal(rolled.next_observation[t], info["final_obs"])
+        assert torch.equal(rollout.observation[t], observation)
+        assert torch.equal(rollout.action[t], policy(observation))
+        observation, reward, terminated, truncated, info = one.step(policy(observation))
+        assert torch.equal(rollout.reward[t], reward)
+        assert torch.equal(rollout.terminated[t], terminated)
+        assert torch.equal(rollout.truncated[t], truncated)
+        assert torch.equal(rollout.next_observation[t], info["final_obs"])
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_a_rollout_of_no_steps_is_refused_and_the_dreams_stay(steps):
+def test_a_rollout_of_no_steps_is_refused_and_changes_nothing(steps):
     env = DreamVectorEnv(small_world(), ENVS)
     env.reset(seed=0)
     before = env.dreams
-    with pytest.raises(ValueError, match=f"steps={steps}: give a whole number of at least 1"):
-        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), steps)
+    with pytest.raises(ValueError, match=f"steps={steps}: give an integer of at least 1"):
+        env.rollout(lambda observation: torch.zeros(ENVS, dtype=torch.int64), steps)
     assert env.dreams is before
 
 
-def test_a_rollout_needs_rows_that_reset_themselves():
+def test_a_rollout_needs_same_step_autoreset():
     env = DreamVectorEnv(small_world(), ENVS, autoreset_mode="Disabled")
     with pytest.raises(RuntimeError, match="reset"):
-        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), 2)
+        env.rollout(lambda observation: torch.zeros(ENVS, dtype=torch.int64), 2)
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match="SameStep"):
-        env.rollout(lambda seen: torch.zeros(ENVS, dtype=torch.int64), 2)
+        env.rollout(lambda observation: torch.zeros(ENVS, dtype=torch.int64), 2)
 
 
-def test_what_is_handed_out_can_be_part_of_a_callers_graph_for_many_steps():
-    # Autograd counts writes into a tensor; those into other steps' must not count.
+def test_outputs_can_be_part_of_a_callers_autograd_graph_for_many_steps():
+    # Autograd refuses tensors that were written in place; outputs of a step must share no
+    # version counter with those of other steps.
     env = DreamVectorEnv(small_world(), 4, device="cpu", max_episode_steps=[2, 5])
     env.reset(seed=0)
     weight, lengths = torch.ones(4, requires_grad=True), torch.zeros(4, dtype=torch.int64)

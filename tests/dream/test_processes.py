@@ -1,4 +1,4 @@
-"""Dreams in forked processes, whose parent has computed with several threads before."""
+"""Dreams in forked processes whose parent has used several threads before."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from dreamgym import _device
 
 PARENT = """
 import gymnasium as gym
@@ -15,14 +18,14 @@ import torch
 import dreamgym
 
 torch.set_num_threads(2)
-torch.rand(2000, 2000).sum()  # threads that a fork will not have
+torch.rand(2000, 2000).sum()  # starts threads that a fork does not have
 name = "dreamgym/CartPole-MDNRNN-v0"
 envs = gym.make_vec(name, num_envs=2, vectorization_mode="async", device="cpu")
 envs.reset(seed=0)
 for _ in range(3):
     observation, *_ = envs.step(envs.action_space.sample())
 envs.close()
-assert torch.get_num_threads() == 2  # only the children use one
+assert torch.get_num_threads() == 2  # only forked children are limited to one
 print(observation.shape)
 """
 
@@ -31,9 +34,18 @@ print(observation.shape)
 @pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
 )
-def test_async_vectorisation_after_the_parent_has_computed_does_not_hang():
+def test_async_vectorisation_does_not_hang_after_the_parent_has_used_threads():
     done = subprocess.run(
         [sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(2, 4)"
+
+
+def test_only_a_fork_is_limited_to_one_thread(monkeypatch):
+    with _device.threads(2):
+        _device.limit_threads_after_fork()
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(_device, "_IMPORTING_PROCESS", -1)
+        _device.limit_threads_after_fork()
+        assert torch.get_num_threads() == 1

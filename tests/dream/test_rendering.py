@@ -1,4 +1,4 @@
-"""Frames: the environment's own where it can be set to a state, and only those that are read."""
+"""Frames: drawn by the real environment where possible, and only when they are read."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ENVS = 4096
 
 
 def build_world(env: gym.Env) -> World:
-    """A world of a real environment, its model not fitted."""
+    """Return a world of a real environment with an unfitted model."""
     return world_on(env.observation_space, env.action_space, env.spec.to_json())
 
 
-def world_on(seen: gym.Space, actions: gym.Space, env_spec: str | None = None) -> World:
-    """A world on these spaces, its model not fitted."""
+def world_on(observations: gym.Space, actions: gym.Space, env_spec: str | None = None) -> World:
+    """Return a world on these spaces with an unfitted model."""
     spec = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
-    model = spec.build(seen, actions).eval()
+    model = spec.build(observations, actions).eval()
     return World(
         model=model.requires_grad_(False),
         starts=StartStates(states=model.initial(4), beginnings=4),
@@ -50,7 +50,7 @@ def test_an_observation_is_drawn_as_its_environment_draws_it(name):
     for _ in range(4):
         observation, *_ = env.step(env.action_space.sample())
         drawn = renderer.draw(torch.as_tensor(observation).unsqueeze(0))
-        env.unwrapped.last_u = None  # Pendulum's arrow: an observation does not tell the torque
+        env.unwrapped.last_u = None  # Pendulum's arrow: the torque is not in the observation
         assert np.array_equal(drawn, env.render())
     renderer.close()
     env.close()
@@ -111,10 +111,10 @@ def test_a_video_of_one_of_many_dreams_decodes_one_row_a_step(tmp_path):
     video.close()
     assert list(tmp_path.glob("*.mp4"))
     assert set(decoded) == {1}
-    assert 5 <= len(decoded) <= 6  # a frame a step, and that of the reset
+    assert 5 <= len(decoded) <= 6  # one frame a step, and one for the reset
 
 
-def test_frames_are_of_when_they_were_asked_for_and_not_of_when_they_are_read():
+def test_frames_show_the_state_at_render_and_not_when_they_are_read():
     envs = [
         DreamVectorEnv(small_world(), 4, render_mode="rgb_array", device="cpu") for _ in range(2)
     ]

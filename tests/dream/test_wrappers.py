@@ -1,4 +1,4 @@
-"""The wrappers on tensors against Gymnasium's own on NumPy, and against their definitions."""
+"""Tensor wrappers against Gymnasium's NumPy wrappers, and against their definitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.small_worlds import small_world
 ENVS = 8
 
 
-def a_dream(**options) -> DreamVectorEnv:
+def make_dream(**options) -> DreamVectorEnv:
     return DreamVectorEnv(small_world(horizon=4), ENVS, **options)
 
 
@@ -36,45 +36,45 @@ def test_running_moments_are_those_of_all_rows():
     )
 
 
-def test_moments_of_some_rows_are_as_if_the_others_were_not_there():
+def test_masked_rows_do_not_change_the_moments():
     generator = torch.Generator().manual_seed(0)
     some, all_rows = (RunningMoments((2, 3), torch.device("cpu")) for _ in range(2))
     for n in (7, 64, 5):
         rows = torch.randn(n, 2, 3, generator=generator) * 5 + 100
-        weight = torch.rand(n, generator=generator) < 0.5
-        all_rows.update(rows[weight])
-        some.update(torch.where(weight[:, None, None], rows, torch.nan), weight)
-        some.update(rows, torch.zeros(n, dtype=torch.bool))  # nobody: nothing changes
+        mask = torch.rand(n, generator=generator) < 0.5
+        all_rows.update(rows[mask])
+        some.update(torch.where(mask[:, None, None], rows, torch.nan), mask)
+        some.update(rows, torch.zeros(n, dtype=torch.bool))  # none: nothing changes
     assert some.count == all_rows.count
     torch.testing.assert_close(some.mean, all_rows.mean)
     torch.testing.assert_close(some.variance, all_rows.variance)
 
 
-def test_moments_that_have_seen_nobody_stay_as_they_were():
+def test_moments_of_no_rows_keep_their_initial_values():
     moments = RunningMoments((3,), torch.device("cpu"))
     moments.update(torch.randn(4, 3), torch.zeros(4, dtype=torch.bool))
     assert torch.equal(moments.mean, torch.zeros(3))
     assert torch.equal(moments.variance, torch.ones(3))
 
 
-def test_moments_of_some_rows_ask_the_device_nothing():
-    meta = torch.device("meta")  # no numbers there: whoever asks for one fails
+def test_moments_of_masked_rows_need_no_host_sync():
+    meta = torch.device("meta")  # has no data: reading a value raises
     moments = RunningMoments((3,), meta)
     moments.update(torch.zeros(4, 3, device=meta), torch.ones(4, dtype=torch.bool, device=meta))
     assert moments.variance.device == meta
 
 
-def test_resets_of_one_row_count_that_row_only():
+def test_a_masked_reset_counts_only_the_rows_of_the_mask():
     env = wrappers.NormalizeObservation(DreamVectorEnv(small_world(), 64))
     plain = DreamVectorEnv(small_world(), 64)
     env.reset(seed=0)
-    seen = [plain.reset(seed=0)[0]]
+    observations = [plain.reset(seed=0)[0]]
     mask = torch.arange(64) == 5
     for _ in range(10):
         env.reset(options={"reset_mask": mask})
-        seen.append(plain.reset(options={"reset_mask": mask})[0][mask])
+        observations.append(plain.reset(options={"reset_mask": mask})[0][mask])
     assert env.moments.count == 74
-    rows = torch.cat(seen)
+    rows = torch.cat(observations)
     torch.testing.assert_close(env.moments.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
         env.moments.variance, rows.var(0, unbiased=False), rtol=1e-4, atol=1e-5
@@ -82,9 +82,9 @@ def test_resets_of_one_row_count_that_row_only():
 
 
 def test_moments_are_saved_with_the_agent():
-    env = wrappers.NormalizeObservation(a_dream())
+    env = wrappers.NormalizeObservation(make_dream())
     env.reset(seed=0)
-    other = wrappers.NormalizeObservation(a_dream())
+    other = wrappers.NormalizeObservation(make_dream())
     other.moments.load_state_dict(env.moments.state_dict())
     other.update_running_mean = False
     assert torch.equal(other.moments.mean, env.moments.mean)
@@ -96,45 +96,47 @@ def test_moments_are_saved_with_the_agent():
 
 
 def test_observations_are_normalised_as_by_gymnasium():
-    # Gymnasium's own does not take SameStep: so in dreams that do not end, where modes are one.
+    # Gymnasium's wrapper does not support SameStep; in dreams that never end the modes are equal.
     endless = {"max_episode_steps": 100, "termination": 1.0}
-    ours = wrappers.NormalizeObservation(a_dream(**endless))
-    numpy = a_dream(output="numpy", autoreset_mode="NextStep", **endless)
+    ours = wrappers.NormalizeObservation(make_dream(**endless))
+    numpy = make_dream(output="numpy", autoreset_mode="NextStep", **endless)
     theirs = gym.wrappers.vector.NormalizeObservation(numpy)
-    (seen, _), (wanted, _) = ours.reset(seed=0), theirs.reset(seed=0)
-    # Gymnasium begins from a made-up row of zeros with a weight of 1e-4.
-    np.testing.assert_allclose(seen, wanted, rtol=1e-2, atol=1e-2)
+    (actual, _), (expected, _) = ours.reset(seed=0), theirs.reset(seed=0)
+    # Gymnasium starts from a row of zeros with a weight of 1e-4.
+    np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-2)
     for step in range(6):
-        seen, *_ = ours.step(act(step))
-        wanted, *_ = theirs.step(act(step))
-        np.testing.assert_allclose(seen, wanted, rtol=1e-2, atol=1e-2)
+        actual, *_ = ours.step(act(step))
+        expected, *_ = theirs.step(act(step))
+        np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_rewards_are_scaled_by_the_spread_of_discounted_returns():
-    env = wrappers.NormalizeReward(a_dream(), gamma=0.9)
-    plain = a_dream()
+    env = wrappers.NormalizeReward(make_dream(), gamma=0.9)
+    plain = make_dream()
     env.reset(seed=0), plain.reset(seed=0)
-    returns, seen = torch.zeros(ENVS), []
+    returns, history = torch.zeros(ENVS), []
     for step in range(8):
         _, scaled, *_ = env.step(act(step))
         _, reward, terminated, truncated, _ = plain.step(act(step))
         returns = returns * 0.9 + reward
-        seen.append(returns)
-        spread = torch.cat(seen).var(unbiased=False).sqrt()
+        history.append(returns)
+        spread = torch.cat(history).var(unbiased=False).sqrt()
         torch.testing.assert_close(scaled, reward / spread, rtol=1e-3, atol=1e-4)
         returns = torch.where(terminated | truncated, 0.0, returns)
 
 
-def test_truncation_is_bootstrapped_and_then_an_end_and_termination_is_not():
-    env = wrappers.TruncationBootstrap(a_dream(), lambda seen: seen.sum(1, keepdim=True), 0.5)
-    plain = a_dream()
+def test_truncations_are_bootstrapped_and_terminations_are_not():
+    env = wrappers.TruncationBootstrap(
+        make_dream(), lambda observation: observation.sum(1, keepdim=True), 0.5
+    )
+    plain = make_dream()
     env.reset(seed=0), plain.reset(seed=0)
     cut_off = 0
     for step in range(8):
-        _, paid, terminated, truncated, _ = env.step(act(step))
+        _, bootstrapped, terminated, truncated, _ = env.step(act(step))
         _, reward, ended, cut, info = plain.step(act(step))
-        worth = 0.5 * info["final_obs"].sum(1)
-        torch.testing.assert_close(paid, torch.where(cut, reward + worth, reward))
+        value = 0.5 * info["final_obs"].sum(1)
+        torch.testing.assert_close(bootstrapped, torch.where(cut, reward + value, reward))
         assert torch.equal(terminated, ended | cut)
         assert not truncated.any()
         cut_off += int(cut.sum())
@@ -142,22 +144,22 @@ def test_truncation_is_bootstrapped_and_then_an_end_and_termination_is_not():
 
 
 def test_frames_are_stacked_oldest_first_and_never_across_episodes():
-    env, plain = wrappers.FrameStack(a_dream(), 3), a_dream()
+    env, plain = wrappers.FrameStack(make_dream(), 3), make_dream()
     (stacked, _), (first, _) = env.reset(seed=0), plain.reset(seed=0)
     assert stacked.shape == (ENVS, 3, 4) == env.observation_space.shape
     rows = [[first[i]] * 3 for i in range(ENVS)]
     for step in range(10):
         stacked, _, _, _, info = env.step(act(step))
-        seen, _, terminated, truncated, plain_info = plain.step(act(step))
+        observation, _, terminated, truncated, plain_info = plain.step(act(step))
         for i in range(ENVS):
             last = [*rows[i][1:], plain_info["final_obs"][i]]
             assert torch.equal(info["final_obs"][i], torch.stack(last))
-            rows[i] = [seen[i]] * 3 if bool(terminated[i] | truncated[i]) else last
+            rows[i] = [observation[i]] * 3 if bool(terminated[i] | truncated[i]) else last
             assert torch.equal(stacked[i], torch.stack(rows[i]))
 
 
 def test_a_masked_reset_leaves_the_frames_of_the_other_rows():
-    env = wrappers.FrameStack(a_dream(termination=1.0), 2)
+    env = wrappers.FrameStack(make_dream(termination=1.0), 2)
     env.reset(seed=0)
     before, *_ = env.step(act(0))
     mask = torch.arange(ENVS) < 3
@@ -167,7 +169,7 @@ def test_a_masked_reset_leaves_the_frames_of_the_other_rows():
 
 
 def test_episode_statistics_are_means_over_the_episodes_that_ended():
-    env, plain = wrappers.EpisodeStatistics(a_dream()), a_dream()
+    env, plain = wrappers.EpisodeStatistics(make_dream()), make_dream()
     env.reset(seed=0), plain.reset(seed=0)
     returns, lengths = [], []
     for step in range(12):
@@ -176,14 +178,14 @@ def test_episode_statistics_are_means_over_the_episodes_that_ended():
         ended = info["_episode"]
         returns += info["episode"]["r"][ended].tolist()
         lengths += info["episode"]["l"][ended].tolist()
-    given = env.pop()
-    assert given["episodes"] == len(returns)
-    assert float(given["return"]) == pytest.approx(np.mean(returns), rel=1e-5)
-    assert float(given["length"]) == pytest.approx(np.mean(lengths), rel=1e-5)
+    statistics = env.pop()
+    assert statistics["episodes"] == len(returns)
+    assert float(statistics["return"]) == pytest.approx(np.mean(returns), rel=1e-5)
+    assert float(statistics["length"]) == pytest.approx(np.mean(lengths), rel=1e-5)
     assert env.pop()["episodes"] == 0
 
 
-def test_episode_statistics_hold_nothing_for_gradients():
+def test_episode_statistics_hold_no_autograd_graph():
     env = wrappers.EpisodeStatistics(DreamVectorEnv(small_world(action="box"), ENVS))
     env.reset(seed=0)
     for _ in range(8):
@@ -192,8 +194,8 @@ def test_episode_statistics_hold_nothing_for_gradients():
     assert not any(number.requires_grad for number in env.pop().values())
 
 
-def test_they_stand_around_each_other():
-    env = wrappers.ScaleReward(a_dream(), 0.5)
+def test_wrappers_can_be_nested():
+    env = wrappers.ScaleReward(make_dream(), 0.5)
     env = wrappers.NormalizeReward(wrappers.NormalizeObservation(wrappers.FrameStack(env, 2)))
     env = wrappers.EpisodeStatistics(env)
     observation, _ = env.reset(seed=0)
@@ -204,10 +206,10 @@ def test_they_stand_around_each_other():
     assert reward.isfinite().all()
 
 
-def test_what_they_cannot_stand_around_is_refused():
+def test_environments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="output='torch'"):
-        wrappers.ScaleReward(a_dream(output="numpy"), 1.0)
+        wrappers.ScaleReward(make_dream(output="numpy"), 1.0)
     with pytest.raises(ValueError, match="SameStep"):
-        wrappers.ScaleReward(a_dream(autoreset_mode="NextStep"), 1.0)
+        wrappers.ScaleReward(make_dream(autoreset_mode="NextStep"), 1.0)
     with pytest.raises(ValueError, match="stack_size"):
-        wrappers.FrameStack(a_dream(), 0)
+        wrappers.FrameStack(make_dream(), 0)

@@ -1,4 +1,4 @@
-"""What a CPU's step does otherwise changes nothing: noise drawn ahead, and rows by index."""
+"""The CPU's step, with prefetched noise and indexed resets, against the masked step."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dreamgym.dream.engine import Engine
-from dreamgym.dream.noise import row_keys, uniforms
-from dreamgym.dream.prefetch import ENDING
-from dreamgym.dream.state import Dreams, writable
+from dreamgym.dream.noise import TERMINATION_LANES, row_keys
+from dreamgym.dream.state import Dreams, unshare
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync
+from dreamgym.models.splitmix import uniforms
 from tests.small_worlds import ONE_EACH, random_actions, small_world
 
 ENVS, STEPS = 6, 12
@@ -22,7 +22,7 @@ def no_gradients():
         yield
 
 
-def an_engine(kind: str = "mdn-rnn", action: str = "discrete", **options) -> Engine:
+def make_engine(kind: str = "mdn-rnn", action: str = "discrete", **options) -> Engine:
     options = {"max_episode_steps": [2, 5], "temperature": [0.5, 1.5]} | options
     world = small_world(kind, action)
     return DreamVectorEnv(world, ENVS, view="latent", device="cpu", **options).engine
@@ -34,22 +34,25 @@ def leaves(dreams: Dreams, outcome) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 @pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
-def test_rows_by_index_are_rows_by_mask(kind, mode):
-    asking, masked = an_engine(*kind, autoreset_mode=mode), an_engine(*kind, autoreset_mode=mode)
-    (one, _), (two, _) = asking.begin(4), masked.begin(4)
+def test_the_indexed_step_equals_the_masked_step(kind, mode):
+    indexed, masked = (
+        make_engine(*kind, autoreset_mode=mode),
+        make_engine(*kind, autoreset_mode=mode),
+    )
+    (one, _), (two, _) = indexed.begin(4), masked.begin(4)
     for step in range(STEPS):
-        actions = random_actions(asking.plain.action_space, ENVS, step)
-        one, given = asking.step(one, actions)
+        actions = random_actions(indexed.plain.action_space, ENVS, step)
+        one, outcome = indexed.step(one, actions)
         with forbid_host_sync():
-            two, wanted = masked.step(two, actions)
-        for key, leaf in leaves(one, given).items():
-            # Some families' arranged steps round otherwise where they may not ask.
-            torch.testing.assert_close(leaf, leaves(two, wanted)[key], msg=f"{step} {key}")
+            two, expected = masked.step(two, actions)
+        for key, leaf in leaves(one, outcome).items():
+            # Fast steps of some families round differently where host syncs are forbidden.
+            torch.testing.assert_close(leaf, leaves(two, expected)[key], msg=f"{step} {key}")
     assert int(one.episode.min()) > 0
 
 
-def test_a_step_leaves_the_dreams_that_it_was_given_as_they_were():
-    engine = an_engine()
+def test_a_step_does_not_write_into_the_dreams_that_it_takes():
+    engine = make_engine()
     dreams, _ = engine.begin(0)
     for step in range(STEPS):
         before = dreams.clone()
@@ -59,16 +62,16 @@ def test_a_step_leaves_the_dreams_that_it_was_given_as_they_were():
         dreams = after
 
 
-def uniforms_of(engine: Engine, dreams: Dreams) -> torch.Tensor:
+def expected_noise(engine: Engine, dreams: Dreams) -> torch.Tensor:
     keys = row_keys(dreams.seed, dreams.env, dreams.episode, dreams.age)
-    return uniforms(keys, ENDING + engine.model.noise_dim)
+    return uniforms(keys, TERMINATION_LANES + engine.model.noise_dim)
 
 
-def test_noise_drawn_ahead_is_that_of_the_counters_whatever_happens_between():
-    engine = an_engine()
+def test_prefetched_noise_is_that_of_the_counters_also_after_jumps():
+    engine = make_engine()
     taken = []
-    take = engine._ahead.take
-    engine._ahead.take = lambda dreams: taken.append((dreams, take(dreams))) or taken[-1][1]
+    take = engine.prefetcher.take
+    engine.prefetcher.take = lambda dreams: taken.append((dreams, take(dreams))) or taken[-1][1]
     dreams, _ = engine.begin(0)
     kept = None
     for step in range(3 * STEPS):
@@ -79,17 +82,17 @@ def test_noise_drawn_ahead_is_that_of_the_counters_whatever_happens_between():
         if step == 20:
             dreams = dreams._replace(episode=dreams.episode + 3)
         if step == 25:
-            dreams.age.add_(1)  # the same tensor, with other numbers in it
-        wanted = uniforms_of(engine, dreams)
+            dreams.age.add_(1)  # the same tensor with other contents
+        expected = expected_noise(engine, dreams)
         before = len(taken)
         dreams, _ = engine.step(dreams, random_actions(engine.plain.action_space, ENVS, step))
         assert len(taken) == before + 1
         noise = taken[-1][1]
-        assert torch.equal(noise.ending, wanted[:, 0])
-        assert torch.equal(noise.model, wanted[:, ENDING:])
+        assert torch.equal(noise.termination, expected[:, 0])
+        assert torch.equal(noise.model, expected[:, TERMINATION_LANES:])
 
 
-def test_what_may_be_written_into_is_nobody_elses():
+def test_unshared_leaves_can_be_written_without_changing_other_tensors():
     before = {"a": torch.zeros(4, 3), "b": torch.zeros(1, 6)}
     row = torch.ones(3)
     after = {
@@ -99,10 +102,10 @@ def test_what_may_be_written_into_is_nobody_elses():
         "new": torch.ones(4, 3),
     }
     after["twice"] = after["new"]
-    given = writable(after, before)
-    for leaf in given.values():
+    unshared = unshare(after, before)
+    for leaf in unshared.values():
         leaf.fill_(7)
     assert not any(leaf.any() for leaf in before.values())
     assert torch.equal(row, torch.ones(3))
-    assert given["new"] is after["new"]
-    assert given["twice"].data_ptr() != given["new"].data_ptr()
+    assert unshared["new"] is after["new"]
+    assert unshared["twice"].data_ptr() != unshared["new"].data_ptr()

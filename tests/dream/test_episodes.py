@@ -1,4 +1,4 @@
-"""What is drawn anew for each episode: horizons, temperatures, starts."""
+"""What is drawn for each episode: horizons, temperatures and start states."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.small_worlds import small_world
 ENVS = 4096
 
 
-def an_env(num_envs: int = ENVS, **options) -> DreamVectorEnv:
+def make_env(num_envs: int = ENVS, **options) -> DreamVectorEnv:
     env = DreamVectorEnv(small_world(), num_envs, view="latent", **options)
     env.reset(seed=0)
     return env
 
 
-def test_horizons_are_drawn_evenly_from_the_range_and_anew():
-    env = an_env(max_episode_steps=[2, 5], termination=1.0)
+def test_horizons_are_uniform_on_the_range_and_drawn_for_each_episode():
+    env = make_env(max_episode_steps=[2, 5], termination=1.0)
     first = env.dreams.horizon
     counts = torch.bincount(first, minlength=6)[2:]
     assert counts.sum() == ENVS
@@ -34,8 +34,8 @@ def test_horizons_are_drawn_evenly_from_the_range_and_anew():
     assert len(set(env.dreams.horizon[truncated].tolist())) == 4
 
 
-def test_temperatures_are_drawn_evenly_from_the_range_for_each_episode():
-    env = an_env(temperature=[0.5, 1.5], max_episode_steps=1)
+def test_temperatures_are_uniform_on_the_range_and_drawn_for_each_episode():
+    env = make_env(temperature=[0.5, 1.5], max_episode_steps=1)
     first = env.dreams.temperature
     assert stats.kstest(first.numpy(), stats.uniform(0.5, 1.0).cdf).pvalue > 1e-4
     env.step(np.zeros(ENVS, int))
@@ -43,25 +43,25 @@ def test_temperatures_are_drawn_evenly_from_the_range_for_each_episode():
 
 
 @pytest.mark.parametrize("given", [1.3, "range", "rows"])
-def test_a_temperature_is_the_same_however_it_is_given(given):
-    plain = an_env(16, temperature=1.3)
+def test_one_temperature_can_be_given_as_a_number_a_range_or_rows(given):
+    plain = make_env(16, temperature=1.3)
     given = {"range": [1.3, 1.3], "rows": np.full(16, 1.3)}.get(given, given)
-    other = an_env(16, temperature=given)
+    other = make_env(16, temperature=given)
     actions = np.zeros(16, int)
     torch.testing.assert_close(plain.step(actions)[0], other.step(actions)[0])
 
 
-def test_rows_keep_the_temperature_that_they_were_given():
+def test_rows_keep_their_temperatures_across_episodes():
     temperatures = torch.linspace(0.5, 2.0, 64)
-    env = an_env(64, temperature=temperatures, max_episode_steps=1)
+    env = make_env(64, temperature=temperatures, max_episode_steps=1)
     for _ in range(3):
         env.step(np.zeros(64, int))
         assert torch.equal(env.dreams.temperature, temperatures)
 
 
 @pytest.mark.parametrize("given", [torch.full((16,), 1.3), np.full(16, 1.3, np.float32)])
-def test_temperatures_that_the_caller_writes_over_are_not_the_dreams(given):
-    env = an_env(16, temperature=given, max_episode_steps=1)
+def test_temperatures_that_the_caller_overwrites_do_not_change_the_dream(given):
+    env = make_env(16, temperature=given, max_episode_steps=1)
     given[:] = 9.0
     env.step(np.zeros(16, int))
     assert torch.equal(env.dreams.temperature, torch.full((16,), 1.3))
@@ -69,28 +69,28 @@ def test_temperatures_that_the_caller_writes_over_are_not_the_dreams(given):
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["temperature", "max_episode_steps"])
-def test_what_is_not_finite_is_refused(name, number):
+def test_numbers_that_are_not_finite_are_refused(name, number):
     for given in (number, [1, number]):
         with pytest.raises(ValueError, match=f"{name}=.*give a finite number"):
-            an_env(16, **{name: given})
+            make_env(16, **{name: given})
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])
-def test_a_temperature_of_a_row_that_is_not_finite_is_refused(number):
+def test_a_row_temperature_that_is_not_finite_is_refused(number):
     temperatures = torch.ones(16)
     temperatures[3] = number
     with pytest.raises(ValueError, match=f"holds {number}; give finite numbers"):
-        an_env(16, temperature=temperatures)
+        make_env(16, temperature=temperatures)
 
 
 def start_rows(env: DreamVectorEnv) -> torch.Tensor:
-    """Which row of the world's bank each environment began from."""
+    """Return the row of the world's bank from which each environment started."""
     bank = env.world.starts.states["z"]
     return (env.dreams.model["z"][:, None] == bank[None]).all(-1).int().argmax(1)
 
 
-def test_a_mixture_of_starts_keeps_its_weights_and_is_even_within():
-    env = an_env(starts={"beginnings": 3, "bank": 1})
+def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
+    env = make_env(starts={"beginnings": 3, "bank": 1})
     rows = start_rows(env)
     beginnings = env.world.starts.beginnings
     share = (rows < beginnings).float().mean()
@@ -108,7 +108,7 @@ def test_starts_can_be_given_as_states():
         assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
 
 
-def test_starts_of_another_precision_are_cast_and_of_another_kind_refused():
+def test_starts_of_another_precision_are_cast_and_those_of_another_kind_refused():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
     double = {key: leaf.double() for key, leaf in one.items()}
@@ -118,9 +118,9 @@ def test_starts_of_another_precision_are_cast_and_of_another_kind_refused():
         assert env.dreams.model["z"].dtype == torch.float32
         actions = np.zeros(5, int)
         assert torch.equal(env.step(actions)[0], plain.step(actions)[0])
-    whole = {**one, "z": one["z"].long()}
+    integers = {**one, "z": one["z"].long()}
     with pytest.raises(ValueError, match=r"'z' holds torch.int64.*give floating-point numbers"):
-        DreamVectorEnv(world, 5, starts=whole)
+        DreamVectorEnv(world, 5, starts=integers)
 
 
 def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
@@ -129,12 +129,12 @@ def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
     config = dreamgym.FitConfig(updates=2, starts=8)
     world = dreamgym.fit(data, config=config)
     env = gym.make_vec("dreamgym/World-v0", world=world, num_envs=64, starts=str(other))
-    seen, _ = env.reset(seed=0)
+    observations, _ = env.reset(seed=0)
     with dreamgym.Dataset(other) as dataset:
         real = np.concatenate(
             [dataset.episode(i).observations for i in range(len(dataset.lengths))]
         )
-    distance = (seen[:, None] - torch.from_numpy(real)[None]).abs().amax(-1).amin(1)
+    distance = (observations[:, None] - torch.from_numpy(real)[None]).abs().amax(-1).amin(1)
     assert float(distance.max()) < 1e-5
     pendulum = dreamgym.record("Pendulum-v1", steps=400, out=tmp_path / "c.h5", seed=0)
     with pytest.raises(ValueError, match="same environment"):

@@ -1,4 +1,4 @@
-"""The single environment and the ids: both `check_env`s, specs, horizons, fresh processes."""
+"""The single environment and its ids: env checkers, specs, horizons, fresh processes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def box_folder(tmp_path_factory) -> str:
 @pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend.*")
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m.*")
 @pytest.mark.parametrize("view", ["observation", "latent"])
-def test_both_libraries_accept_it(folder, view):
+def test_both_env_checkers_pass(folder, view):
     env = gym.make("dreamgym/World-v0", world=folder, view=view, render_mode="rgb_array")
     check_env(env.unwrapped)
     check_env_sb3(env.unwrapped)
 
 
 @pytest.mark.filterwarnings("ignore:.*recommend.*")
-def test_both_libraries_accept_box_actions(box_folder):
+def test_both_env_checkers_pass_with_box_actions(box_folder):
     env = gym.make("dreamgym/World-v0", world=box_folder)
     check_env(env.unwrapped, skip_render_check=True)
     check_env_sb3(env.unwrapped)
 
 
-def test_it_gives_numpy_and_python_scalars(folder):
+def test_it_returns_numpy_and_python_scalars(folder):
     env = DreamEnv(folder)
     observation, info = env.reset(seed=0)
     assert isinstance(observation, np.ndarray)
@@ -66,13 +66,13 @@ def steps_until_the_end(env: gym.Env) -> int:
     return 1000
 
 
-@pytest.mark.parametrize(("asked", "got"), [(None, 7), (3, 3), (20, 20)])
-def test_max_episode_steps_shortens_and_lengthens(folder, asked, got):
-    options = {} if asked is None else {"max_episode_steps": asked}
+@pytest.mark.parametrize(("requested", "horizon"), [(None, 7), (3, 3), (20, 20)])
+def test_max_episode_steps_shortens_and_lengthens(folder, requested, horizon):
+    options = {} if requested is None else {"max_episode_steps": requested}
     env = gym.make("dreamgym/World-v0", world=folder, termination=1.0, **options)
-    assert steps_until_the_end(env) == got
+    assert steps_until_the_end(env) == horizon
     envs = gym.make_vec("dreamgym/World-v0", world=folder, num_envs=2, **options)
-    assert envs.unwrapped.horizon == got
+    assert envs.unwrapped.horizon == horizon
 
 
 def test_minus_one_is_no_limit(folder):
@@ -90,7 +90,7 @@ def test_make_vec_makes_the_vector_env_and_sync_the_single_one(folder):
     sync.step(np.zeros(2, int))
 
 
-def test_specs_go_through_json_and_pickle(folder):
+def test_specs_survive_json_and_pickle(folder):
     options = {"world": folder, "temperature": 1.5, "view": "latent", "termination": 0.5}
     spec = gym.make("dreamgym/World-v0", **options).spec
     for copied in (
@@ -105,13 +105,13 @@ def test_specs_go_through_json_and_pickle(folder):
     assert gym.make_vec(spec).num_envs == 4
 
 
-def test_a_spec_keeps_the_horizon_that_was_asked_for(folder):
+def test_a_spec_keeps_the_requested_horizon(folder):
     env = gym.make("dreamgym/World-v0", world=folder, termination=1.0, max_episode_steps=20)
-    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
-    assert steps_until_the_end(again) == 20
+    remade = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert steps_until_the_end(remade) == 20
 
 
-def test_a_world_that_is_not_given_or_misspelt_is_asked_for(folder):
+def test_a_missing_or_misspelt_world_is_refused(folder):
     for make in (gym.make, gym.make_vec):
         with pytest.raises(TypeError, match="did you mean 'world'"):
             make("dreamgym/World-v0", wrold=folder)
@@ -145,8 +145,8 @@ def test_a_step_after_the_end_is_refused(folder):
 
 
 @pytest.mark.parametrize("action", ["left", None, [[1], [2, 3]]], ids=str)
-def test_what_is_no_number_is_refused_as_an_action(action):
+def test_actions_that_are_not_numbers_are_refused(action):
     env = DreamEnv(small_world())
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"no numbers|inhomogeneous"):
+    with pytest.raises(ValueError, match=r"not numbers|inhomogeneous"):
         env.step(action)
