@@ -120,3 +120,11 @@ class TransferError(DreamgymError, ValueError):
 
     The message names what was given, what was wanted and what to do.
     """
+
+
+class PolicyError(TransferError):
+    """A policy that cannot act in an environment.
+
+    It is not a policy, its spaces or frame skip are not the environment's, or what it returned is
+    not an action.
+    """

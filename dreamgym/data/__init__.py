@@ -11,7 +11,7 @@ from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.html_report import write_page
 from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, opened
-from dreamgym.data.policies import Policy
+from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy
 from dreamgym.data.recorder import Recorder, VectorRecorder
 from dreamgym.data.recording import ShardPlan, record, record_shards, resume, resume_shards
 from dreamgym.data.segments import SegmentBatch, SegmentSampler, draw_ahead, prefetch
@@ -33,6 +33,8 @@ __all__ = [
     "MixedDataset",
     "Mixture",
     "Policy",
+    "PolicyLike",
+    "PredictPolicy",
     "Recorder",
     "Recovery",
     "SegmentBatch",

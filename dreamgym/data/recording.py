@@ -49,8 +49,9 @@ def record(
         env: Id of a Gymnasium environment, or an environment, which is left open.
         steps: Steps to record, at least 1.
         out: The dataset to make; must not exist.
-        policy: `"random"`, `"sticky-random"`, `"sticky:0.8"` (the probability of repeating the last
-            action), a function from an observation to an action, or a `Policy`, which is seeded.
+        policy: A name such as `"random"` or `"sticky:0.8"`, a function from an observation to an
+            action, an object with `predict` (whose actions are sampled), or a `Policy`; see
+            `dreamgym.data.policies.make_policy`.
         seed: Of the recording, at least 0.
         progress: Called now and then with the steps done and the steps wanted.
 
@@ -71,7 +72,7 @@ def record(
     refuse_existing(out)
     made = make_env(env) if isinstance(env, str) else env
     try:
-        chosen = make_policy(policy, made.action_space)
+        chosen = make_policy(policy, made)
         recorder = Recorder(made, out, policy=chosen.name, seed=seed)
         try:
             run(recorder, chosen, steps=steps, seed=seed, progress=progress)
@@ -113,7 +114,7 @@ def resume(
     out = Path(out)
     made = make_env(env) if isinstance(env, str) else env
     try:
-        chosen = make_policy(policy, made.action_space)
+        chosen = make_policy(policy, made)
         with DatasetWriter.extend(out) as writer:
             seed = require_same(writer, made, chosen)
             recorder = Recorder(made, writer)
@@ -171,11 +172,13 @@ def run(
     while done_steps < steps:
         reset_seed, policy_seed = episode_seeds(seed, number, recorder.env_index)
         observation, _ = recorder.reset(seed=reset_seed)
-        policy.begin(policy_seed)
+        policy.reset([0], [policy_seed])
         number += 1
         ended = False
         while not ended and done_steps < steps:
-            observation, _, terminated, truncated, _ = recorder.step(policy.act(observation))
+            observation, _, terminated, truncated, _ = recorder.step(
+                policy.act([observation], [0])[0]
+            )
             ended = terminated or truncated
             done_steps += 1
             if progress is not None and done_steps % _PROGRESS_EVERY == 0:
@@ -384,7 +387,7 @@ def _work(
 
     try:
         env, path = make_env(env_id), shard_path(folder, number)
-        policy = make_policy(plan.policy, env.action_space)
+        policy = make_policy(plan.policy, env)
         if path.exists():
             with DatasetWriter.extend(path) as writer:
                 require_same(writer, env, policy)
