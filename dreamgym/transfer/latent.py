@@ -126,7 +126,7 @@ def _check_spaces(env: gym.Env[Any, Any], world: World) -> None:
 
 
 class LatentAgent:
-    """A policy of the latent view as a `Policy` of real observations, with sampled actions.
+    """A policy of the latent view as a `Policy` of real observations.
 
     It filters the observations of each row through the world's model and gives the policy the
     features. Pass it to `dreamgym.record` to record with a latent policy, and fit to the result in
@@ -141,7 +141,12 @@ class LatentAgent:
     view = "observation"
 
     def __init__(
-        self, policy: TrainedPolicy, world: World | str | Path, *, name: str | None = None
+        self,
+        policy: TrainedPolicy,
+        world: World | str | Path,
+        *,
+        name: str | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Make an agent.
 
@@ -149,6 +154,7 @@ class LatentAgent:
             policy: a policy of the latent view.
             world: the world that it was trained in.
             name: name for datasets; by default the policy's own.
+            deterministic: whether to take the most likely action; else actions are sampled.
 
         Raises:
             ValueError: the policy sees observations and needs no filter.
@@ -158,7 +164,8 @@ class LatentAgent:
                 f"the policy sees the {policy.view} view; LatentAgent is for policies of the "
                 "latent view, others act on observations as they are"
             )
-        self.name = name or f"{policy.name} sampled"
+        self.name = name or f"{policy.name} {'deterministic' if deterministic else 'sampled'}"
+        self._deterministic = deterministic
         self._policy, self._model = policy, as_world(world).model.eval()
         self._rows: dict[int, _FilteredRow] = {}
 
@@ -197,7 +204,7 @@ class LatentAgent:
             features = self._model.features(row.state).to("cpu", torch.float32).numpy()
         seed = int(torch.randint(2**62, (), generator=row.generator))
         with self._policy.seeded(seed):
-            actions, _ = self._policy.predict(features, deterministic=False)
+            actions, _ = self._policy.predict(features, deterministic=self._deterministic)
         action = np.asarray(actions[0], self._model.action_space.dtype)[()]
         row.action[0] = torch.as_tensor(np.asarray(action), dtype=row.action.dtype)
         return action

@@ -39,8 +39,8 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
         return _from_spec(json.loads(env.to_json()))
     if isinstance(env, gym.Env):
         raise TransferError(
-            f"got an environment object ({env}); episodes run side by side in several environments, "
-            "so pass its id, its EnvSpec, or a function that makes a new one, e.g. "
+            f"got an environment object ({env}), but episodes run in several environments side by "
+            "side; pass its id, its EnvSpec, or a function that makes a new one, e.g. "
             "lambda: gym.make('CartPole-v1')"
         )
     if callable(env):
@@ -75,7 +75,8 @@ def _parse_spec(text: str) -> dict[str, Any]:
         ) from None
     if not isinstance(spec.get("id"), str):
         raise TransferError(
-            "the JSON given as env has no 'id'; expected that of a gymnasium EnvSpec (spec.to_json())"
+            "the JSON given as env has no 'id'; expected that of a gymnasium EnvSpec "
+            "(spec.to_json())"
         )
     return spec
 

@@ -201,10 +201,11 @@ class SB3VecEnv(VecEnv):
         return list(self._get_indices(indices))
 
     def _require_all(self, indices: Indices, what: str) -> None:
-        if sorted(self._row_list(indices)) != list(range(self.num_envs)):
+        rows = self._row_list(indices)
+        if sorted(rows) != list(range(self.num_envs)):
             raise TrainingError(
-                f"cannot {what} on rows {self._row_list(indices)} only: all {self.num_envs} rows are "
-                "one environment; leave indices out"
+                f"cannot {what} on rows {rows} only: all {self.num_envs} rows are one environment; "
+                "leave indices out"
             )
 
 
