@@ -506,7 +506,7 @@ def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: 
     out = tmp_path / "long.h5"
     done = interrupt(
         f"record CartPole-v1 --steps 50000000 --out {out}",
-        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()),
         cwd=tmp_path,
     )
     assert done.code == 130, done.err
@@ -531,7 +531,7 @@ def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "killed.h5"
     done = interrupt(
         f"record CartPole-v1 --steps 50000000 --out {out}",
-        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()),
         cwd=tmp_path,
         how=signal.SIGKILL,
     )
