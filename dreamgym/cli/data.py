@@ -19,7 +19,7 @@ from dreamgym.cli.options import (
     Terminals,
     foreign_options,
 )
-from dreamgym.cli.output import number, progress_bar, replacing, say, show_table, write_json
+from dreamgym.cli.output import number, progress_bar, say, show_table, write_json
 from dreamgym.cli.policies import POLICY_HELP, recording_policy
 
 FORMATS = "Minari, D4RL, robomimic, stable-worldmodel, OGBench or npz"
@@ -70,6 +70,7 @@ def record(
         bool,
         typer.Option("--resume", help="Continue the recording in --out until it has --steps."),
     ] = False,
+    overwrite: OverwriteDataset = False,
     json_file: JsonFile = None,
 ) -> None:
     """Record real steps of ENV into a dataset, one HDF5 file of episodes.
@@ -86,7 +87,13 @@ def record(
         workers = max(workers, len(list(path.glob("shard-*.h5"))))
     acting = recording_policy(policy, env, algo=algo, world=world, sample=sample)
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+
     def kept() -> str:
+        new = path.with_name(f"{path.name}.new")
+        if overwrite and new.exists():
+            return f"{path} is unchanged; the finished episodes are in {new}"
         if not path.exists():
             return "nothing was written"
         return f"the finished episodes are in {path}; --resume continues it"
@@ -99,12 +106,22 @@ def record(
     with keeping(kept), progress_bar("record") as report:
         if workers > 1:
             plan = data.ShardPlan(steps=steps, policy=acting, seed=seed, workers=workers)
-            record_all = data.resume_shards if resume else data.record_shards
-            record_all(env, path, plan, progress=report)
+            if resume:
+                data.resume_shards(env, path, plan, progress=report)
+            else:
+                data.record_shards(env, path, plan, overwrite=overwrite, progress=report)
         elif resume:
             data.resume(env, steps=steps, out=path, policy=acting, progress=report)
         else:
-            data.record(env, steps=steps, out=path, policy=acting, seed=seed, progress=report)
+            data.record(
+                env,
+                steps=steps,
+                out=path,
+                policy=acting,
+                seed=seed,
+                overwrite=overwrite,
+                progress=report,
+            )
     seconds = time.perf_counter() - start
     with data.Dataset(path) as dataset:
         episodes, total = int(dataset.num_episodes), int(dataset.num_steps)
@@ -225,13 +242,18 @@ def convert(
     from dreamgym.data import convert as convert_dataset
 
     options = foreign_options(terminals, env, keys)
-    on_bad = "skip" if skip_bad else "raise"
-    with keeping(lambda: f"{source} is unchanged"), replacing(out, overwrite) as target:
-        done = convert_dataset(source, target, options=options, on_bad=on_bad)
+    with keeping(lambda: f"{source} is unchanged"):
+        done = convert_dataset(
+            source,
+            out,
+            options=options,
+            on_bad="skip" if skip_bad else "raise",
+            overwrite=overwrite,
+        )
     write_json(
         json_file,
         {
-            "dataset": str(out),
+            "dataset": str(done.path),
             "format": done.format,
             "convention": done.convention,
             "episodes": done.episodes,
@@ -273,8 +295,8 @@ def pack(
     from dreamgym.data import pack as pack_dataset
 
     before = dataset.stat().st_size if dataset.exists() else 0
-    with keeping(lambda: f"{dataset} is unchanged"), replacing(out, overwrite) as target:
-        pack_dataset(dataset, target, level=level, method=method)  # type: ignore[arg-type]  # checked
+    with keeping(lambda: f"{dataset} is unchanged"):
+        pack_dataset(dataset, out, level=level, method=method, overwrite=overwrite)  # type: ignore[arg-type]  # checked there
     after = out.stat().st_size
     write_json(json_file, {"dataset": str(out), "bytes_before": before, "bytes_after": after})
     say(f"{out}: {before / 1e6:.2f} MB packed to {after / 1e6:.2f} MB")

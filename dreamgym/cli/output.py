@@ -1,10 +1,9 @@
-"""Output of the verbs: progress on stderr, tables on stdout, JSON and replaced files on disk."""
+"""Output of the verbs: progress on stderr, tables on stdout, JSON in a file."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,29 +143,6 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a path to write a new file to; if `path` exists and may be overwritten, replace it.
-
-    Args:
-        path: the file to make.
-        overwrite: whether an existing file is replaced, once the new one is complete.
-
-    Yields:
-        `path` itself, where nothing is replaced (writers refuse an existing file themselves).
-    """
-    if not overwrite or not path.is_file():
-        yield path
-        return
-    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -148,11 +148,11 @@ def _open_datasets(
     dataset: Path, mix: list[str] | None, skip: FrameSkip, reading: dict[str, Any]
 ) -> Iterator[Any]:
     """Open the dataset, or, if some are mixed, all of them as pairs (dataset, weight)."""
-    from dreamgym.data import Dataset, skipping
+    from dreamgym.data import Dataset, with_frame_skip
 
     with ExitStack() as stack:
         parts = [
-            (skipping(stack.enter_context(Dataset(path, **reading)), skip), weight)
+            (with_frame_skip(stack.enter_context(Dataset(path, **reading)), skip), weight)
             for path, weight in [(dataset, 1.0), *map(_parse_weighted, mix or [])]
         ]
         yield parts if mix else parts[0][0]
@@ -360,7 +360,7 @@ def import_checkpoint(
     Example: [bold]dreamgym import-checkpoint lewm-pusht pusht.h5 --frame-skip 5 --key pixels
     --statistics dataset --goal 0 --out worlds/pusht[/]
     """
-    from dreamgym.data import Dataset, FrameSkip, skipping
+    from dreamgym.data import Dataset, FrameSkip, with_frame_skip
     from dreamgym.fitting.importing import from_lewm
     from dreamgym.models import GoalReward
 
@@ -369,7 +369,7 @@ def import_checkpoint(
     with keeping(lambda: "nothing was written"), Dataset(dataset, keys=keys or None) as opened:
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out} exists already; give another --out, or --overwrite")
-        data = skipping(opened, skip)
+        data = with_frame_skip(opened, skip)
         goal_observation = None
         if goal is not None:
             goal_observation = _last_observation(opened.episode(goal).observations)

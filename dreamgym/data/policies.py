@@ -16,8 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
-from dreamgym.data.frame_skip import FrameSkip
-from dreamgym.data.skipping import frame_skip_of
+from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
 from dreamgym.errors import PolicyError
 
 DEFAULT_STICKINESS = 0.8
@@ -415,7 +414,7 @@ class UnrolledPolicy:
             due_rows = [rows[index] for index in due]
             actions = self._policy.act([listed[index] for index in due], due_rows)
             for row, action in zip(due_rows, actions, strict=True):
-                self._queues[row].extend(self._frame_skip.single(action, self._action_space))
+                self._queues[row].extend(self._frame_skip.split(action, self._action_space))
         return [self._queues[row].popleft() for row in rows]
 
 

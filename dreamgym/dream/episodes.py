@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamgym._files import nearest
-from dreamgym.data import Dataset, skipping
+from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys, uniforms
 from dreamgym.models import State
 from dreamgym.world.start_states import StartStates, burn_in
@@ -185,7 +185,7 @@ def _bank(world: World, source: Any) -> StartStates:
 def _from_dataset(world: World, path: Path) -> StartStates:
     """Starts burnt in on every episode of a dataset."""
     with Dataset(path) as opened:
-        dataset = skipping(opened, world.frame_skip)
+        dataset = with_frame_skip(opened, world.frame_skip)
         for role in ("observation_space", "action_space"):
             theirs, ours = getattr(dataset, role), getattr(world, role)
             if theirs != ours:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from dreamgym.data import FrameSkip, space_from_json
+from dreamgym.data import FrameSkip
+from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
 from dreamgym.world.world import World, as_world
@@ -34,8 +35,8 @@ class PolicyCard:
         world_checksum: SHA-256 of the world's weights, as in its world.json; None where unknown.
         seed: seed of the training.
         steps: dream steps that the policy was trained for.
-        observation_space: space of the policy's view, as `dreamgym.data.space_to_json` gives it.
-        action_space: action space, in the same form.
+        observation_space: space of the policy's view, as JSON (`dreamgym.data.spaces`).
+        action_space: action space, as JSON.
         policy: how the network is built: `net_arch`, `mean` and `std`.
         hyperparameters: settings of the algorithm and of the dream.
         reward_scale: factor on the rewards while training; the policy itself does not need it.

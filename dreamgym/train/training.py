@@ -16,7 +16,7 @@ import torch
 
 from dreamgym._device import threads
 from dreamgym._files import atomic_file
-from dreamgym.data import space_to_json
+from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 from dreamgym.train.config import TrainConfig

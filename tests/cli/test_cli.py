@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -454,6 +455,28 @@ def test_settings_reach_the_fit_and_the_training(run: Run, made: Path, tmp_path:
 def test_import_checkpoint_is_still_reached_by_its_former_name(run: Run) -> None:
     assert run("adopt", "--help").code == 0
     assert " adopt " not in run("--help").out
+
+
+def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> None:
+    line = ("record", "CartPole-v1", "--out", tmp_path / "d.h5")
+    assert run(*line, "--steps", 40).code == 0
+    assert run(*line, "--steps", 50).code == 1
+    assert run(*line, "--steps", 50, "--resume", "--overwrite").code == 2
+    assert run(*line, "--steps", 50, "--overwrite").code == 0
+    with Dataset(tmp_path / "d.h5") as dataset:
+        assert dataset.num_steps == 50
+    assert [path.name for path in tmp_path.iterdir()] == ["d.h5"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
+    shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
+    if verb in ("check", "recover", "transfer"):  # they write figures only, or keep the original
+        assert "--overwrite" not in shown
+    else:
+        assert re.search(
+            r"--overwrite <bool> Overwrite an existing (dataset|world|policy)\.", shown
+        )
 
 
 def test_convert_and_pack_replace_a_dataset_only_on_request(

@@ -155,7 +155,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         set_value("episodes/start", 0, -6),
         r"/episodes/start: episode 0: it is -6; it must not be negative",
     ),
-    "overlap": (set_value("episodes/start", 1, 5), r"/episodes/start: episode 1: it is 5; 6 is"),
+    "overlap": (
+        set_value("episodes/start", 1, 5),
+        r"/episodes/start: episode 1: it is 5; expected 6",
+    ),
     "non-monotone": (
         set_value("episodes/start", slice(1, 3), [10, 6]),
         r"/episodes/start: episode 1: it is 10",

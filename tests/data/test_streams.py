@@ -118,7 +118,7 @@ def test_observation_keys(tmp_path: Path) -> None:
 
 
 def test_keys_of_a_space_that_has_none(images: Path) -> None:
-    with Dataset(images) as dataset, pytest.raises(DatasetError, match="no Dict"):
+    with Dataset(images) as dataset, pytest.raises(DatasetError, match="not a Dict"):
         dataset.segments([0], 3, keys=["observation"])
 
 
@@ -177,7 +177,7 @@ def test_prefetching_holds_a_bounded_number_of_batches() -> None:
                 raise DatasetError("the disk is gone")
             return len(drawn)
 
-    stream = prefetch(Counting(), 4, np.random.default_rng(0), ahead=3)
+    stream = prefetch(Counting(), 4, np.random.default_rng(0), buffer_size=3)
     assert next(stream) == 1
     time.sleep(0.3)
     assert len(drawn) <= 1 + 3 + 1

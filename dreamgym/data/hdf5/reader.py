@@ -289,7 +289,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
             path=path,
             remedy="upgrade dreamgym",
         )
-    return DatasetMetadata.from_attributes(attributes)
+    return schema.metadata_from_attributes(attributes)
 
 
 def read_table(file: h5py.File, path: Path) -> EpisodeTable:

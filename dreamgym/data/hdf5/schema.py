@@ -15,59 +15,33 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import gymnasium as gym
 import h5py
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.spaces import check_supported, space_from_json, space_to_json
+from dreamgym.data.layout import ACTION_KEY as ACTION_KEY
+from dreamgym.data.layout import EPISODE_COLUMNS as EPISODE_COLUMNS
+from dreamgym.data.layout import EPISODE_GROUP as EPISODE_GROUP
+from dreamgym.data.layout import NO_SEED as NO_SEED
+from dreamgym.data.layout import OBSERVATION_GROUP as OBSERVATION_GROUP
+from dreamgym.data.layout import REWARD_DTYPE as REWARD_DTYPE
+from dreamgym.data.layout import REWARD_KEY as REWARD_KEY
+from dreamgym.data.layout import SINGLE_KEY as SINGLE_KEY
+from dreamgym.data.layout import action_layout as action_layout
+from dreamgym.data.layout import episode_crc as episode_crc
+from dreamgym.data.layout import observation_path as observation_path
+from dreamgym.data.metadata import DatasetMetadata as DatasetMetadata
+from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import DatasetError
 
 FORMAT = "dreamgym"
 
 
 SCHEMA_VERSION = 1
-
-
-OBSERVATION_GROUP = "steps/obs"
-
-
-ACTION_KEY = "steps/action"
-
-
-REWARD_KEY = "steps/reward"
-
-
-EPISODE_GROUP = "episodes"
-
-
-# An episode counts once all of these are there, which are written after its rows.
-EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
-    "start": np.dtype("<i8"),
-    "length": np.dtype("<i8"),
-    "terminated": np.dtype("?"),
-    "truncated": np.dtype("?"),
-    "complete": np.dtype("?"),
-    "env_index": np.dtype("<i4"),
-    "seed": np.dtype("<i8"),
-    "crc": np.dtype("<u4"),
-}
-
-
-NO_SEED = -1
-
-
-REWARD_DTYPE = np.dtype("<f4")
 
 
 # A chunk of small rows has this many; of images, the fewest that keep a random window cheap.
@@ -80,174 +54,53 @@ MIN_CHUNK_ROWS = 16
 CHUNK_BYTES = 64 << 10
 
 
-# A Dict observation has its keys; any other space has one dataset, called this.
-SINGLE_KEY = "observation"
+def metadata_to_attributes(metadata: DatasetMetadata) -> dict[str, str | int]:
+    """Return the HDF5 root attributes of a dataset's metadata."""
+    attributes: dict[str, str | int] = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "observation_space": json.dumps(space_to_json(metadata.observation_space)),
+        "action_space": json.dumps(space_to_json(metadata.action_space)),
+        "env_spec": metadata.env_spec or "null",
+        "env_id": metadata.env_id or "",
+        "policy": metadata.policy,
+        "seed": json.dumps(metadata.seed),
+        "created": metadata.created,
+        "versions": json.dumps(dict(metadata.versions)),
+    }
+    return attributes
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetMetadata:
-    """What a dataset says about itself.
+def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
+    """Read a dataset's metadata from its HDF5 root attributes.
 
-    Attributes:
-        observation_space: Of one environment: Box, or Dict of Box.
-        action_space: Of one environment: Discrete, MultiDiscrete or Box.
-        env_spec: JSON of Gymnasium's `EnvSpec`, `None` where there is none.
-        env_id: Id of the environment, `None` where there is none.
-        policy: What chose the actions, in words.
-        seed: Seed of the whole recording, `None` where there was none.
-        created: UTC time in ISO 8601.
-        versions: Versions of the libraries that wrote it.
+    Raises:
+        DatasetError: An attribute is missing or malformed; `key` names it.
+        UnsupportedSpaceError: A space is of an unsupported type.
     """
-
-    observation_space: gym.Space[Any]
-    action_space: gym.Space[Any]
-    env_spec: str | None = None
-    env_id: str | None = None
-    policy: str = "unspecified"
-    seed: int | None = None
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
-
-    def __post_init__(self) -> None:
-        check_supported(self.observation_space, "observation")
-        check_supported(self.action_space, "action")
-
-    @classmethod
-    def of_env(
-        cls, env: gym.Env[Any, Any], *, policy: str = "unspecified", seed: int | None = None
-    ) -> DatasetMetadata:
-        """What an environment says about itself."""
-        return cls(
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            env_spec=spec_json(env.spec),
-            env_id=None if env.spec is None else env.spec.id,
-            policy=policy,
-            seed=seed,
-        )
-
-    def observation_boxes(self) -> dict[str, spaces.Box]:
-        """The Box of every observation key; a space that is no Dict has one key, `SINGLE_KEY`."""
-        return boxes_of(self.observation_space)
-
-    def with_keys(self, keys: Sequence[str]) -> DatasetMetadata:
-        """The same with some keys of its Dict observation space, in the order of that."""
-        chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
-        return replace(self, observation_space=spaces.Dict(chosen))
-
-    def to_attributes(self) -> dict[str, str | int]:
-        """As the HDF5 root attributes."""
-        attributes: dict[str, str | int] = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "observation_space": json.dumps(space_to_json(self.observation_space)),
-            "action_space": json.dumps(space_to_json(self.action_space)),
-            "env_spec": self.env_spec or "null",
-            "env_id": self.env_id or "",
-            "policy": self.policy,
-            "seed": json.dumps(self.seed),
-            "created": self.created,
-            "versions": json.dumps(dict(self.versions)),
-        }
-        return attributes
-
-    @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> DatasetMetadata:
-        """From the HDF5 root attributes.
-
-        Raises:
-            DatasetError: An attribute is missing or malformed; `key` names it.
-            UnsupportedSpaceError: A space is of an unsupported type.
-        """
-        spec = _json_attribute(attributes, "env_spec")
-        seed = _json_attribute(attributes, "seed")
-        versions = _json_attribute(attributes, "versions")
-        if not isinstance(versions, dict):
-            raise DatasetError("it is no JSON object", key="@versions")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise DatasetError(f"it is {seed!r}, neither a whole number nor null", key="@seed")
-        return cls(
-            observation_space=_space_attribute(attributes, "observation_space"),
-            action_space=_space_attribute(attributes, "action_space"),
-            env_spec=None if spec is None else _text_attribute(attributes, "env_spec"),
-            env_id=_text_attribute(attributes, "env_id") or None,
-            policy=_text_attribute(attributes, "policy"),
-            seed=seed,
-            created=_text_attribute(attributes, "created"),
-            versions={str(name): str(value) for name, value in versions.items()},
-        )
-
-
-def boxes_of(space: gym.Space[Any]) -> dict[str, spaces.Box]:
-    """The Box of every key of an observation space; `SINGLE_KEY` for one that is no Dict."""
-    if isinstance(space, spaces.Dict):
-        return {key: box for key, box in space.spaces.items() if isinstance(box, spaces.Box)}
-    if not isinstance(space, spaces.Box):
-        raise DatasetError(f"{space} is no observation space; it must be a Box or a Dict of Box")
-    return {SINGLE_KEY: space}
-
-
-def observation_path(key: str) -> str:
-    """Where an observation key lies in the file; signs that HDF5 reads as paths are escaped."""
-    name = quote(key, safe=" !#$&'()*+,:;=?@[]") if key.strip(".") else key.replace(".", "%2E")
-    return f"{OBSERVATION_GROUP}/{name}"
+    spec = _json_attribute(attributes, "env_spec")
+    seed = _json_attribute(attributes, "seed")
+    versions = _json_attribute(attributes, "versions")
+    if not isinstance(versions, dict):
+        raise DatasetError("it is no JSON object", key="@versions")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise DatasetError(f"it is {seed!r}, neither a whole number nor null", key="@seed")
+    return DatasetMetadata(
+        observation_space=_space_attribute(attributes, "observation_space"),
+        action_space=_space_attribute(attributes, "action_space"),
+        env_spec=None if spec is None else _text_attribute(attributes, "env_spec"),
+        env_id=_text_attribute(attributes, "env_id") or None,
+        policy=_text_attribute(attributes, "policy"),
+        seed=seed,
+        created=_text_attribute(attributes, "created"),
+        versions={str(name): str(value) for name, value in versions.items()},
+    )
 
 
 def chunk_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """How many rows of this kind go into one chunk."""
     rows = CHUNK_BYTES // (math.prod(shape) * dtype.itemsize)
     return max(MIN_CHUNK_ROWS, min(MAX_CHUNK_ROWS, rows))
-
-
-def action_layout(space: gym.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of one action on disk: Discrete as int64, others in their space's dtype."""
-    if isinstance(space, spaces.Discrete):
-        return (), np.dtype("<i8")
-    if space.shape is None or space.dtype is None:
-        raise DatasetError(f"{space} is no action space that has a shape")
-    return tuple(space.shape), np.dtype(space.dtype).newbyteorder("<")
-
-
-def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any]]) -> int:
-    """CRC-32 of one episode: its length, flags, index and seed, then its rows as they are stored.
-
-    Args:
-        header: Columns of `/episodes` but `start` and `crc`.
-        columns: The `T + 1` rows of every observation key in the space's order, of action and of
-            reward.
-    """
-    names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]
-    crc = zlib.crc32(np.array([int(header[name]) for name in names], dtype="<i8").tobytes())
-    for rows in columns:
-        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-        crc = zlib.crc32(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data, crc)
-    return crc
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what had a hand in the data."""
-    try:
-        own = version("dreamgym")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {
-        "dreamgym": own,
-        "gymnasium": gym.__version__,
-        "numpy": np.__version__,
-        "h5py": h5py.version.version,
-        "hdf5": h5py.version.hdf5_version,
-        "python": platform.python_version(),
-    }
-
-
-def spec_json(spec: Any) -> str | None:
-    """JSON of Gymnasium's `EnvSpec`; `None` where there is none, or JSON cannot hold it."""
-    if spec is None:
-        return None
-    try:
-        return str(spec.to_json())
-    except (TypeError, ValueError):
-        return None  # it holds something that JSON cannot; the id is kept beside it
 
 
 def _text_attribute(attributes: Mapping[str, Any], name: str) -> str:
@@ -310,7 +163,7 @@ def alignment(metadata: DatasetMetadata) -> dict[str, int]:
 
 def create_layout(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
     """Attributes and empty datasets of a new file; the datasets by name."""
-    for name, value in metadata.to_attributes().items():
+    for name, value in metadata_to_attributes(metadata).items():
         set_attribute(file, name, value)
     return {
         name: file.create_dataset(

@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from dreamgym._files import atomic_file
-from dreamgym.data import space_from_json, space_to_json
+from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.sb3.algorithms import find_algorithm

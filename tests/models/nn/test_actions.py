@@ -26,7 +26,7 @@ def test_single_actions_of_a_block_are_standardised_alike(k: int, seed: int) -> 
     skip = FrameSkip(steps=k)
     encoder = ActionEncoder(skip.space(BOX))
     encoder.set_moments(mean, std)
-    encoded = encoder(torch.from_numpy(skip.joined(singles, BOX)))
+    encoded = encoder(torch.from_numpy(skip.join(singles, BOX)))
     wanted = (torch.from_numpy(singles) - mean) / std
     torch.testing.assert_close(encoded, wanted.flatten(1))
 
