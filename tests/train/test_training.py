@@ -51,16 +51,18 @@ def test_nothing_global_is_touched(discrete_world):
 
 
 def test_progress_and_curve_agree(box_world):
-    heard = []
+    reported = []
     policy = train_policy(
         box_world,
         steps=1000,
         config=QUICK,
-        progress=lambda done, total, figures: heard.append((done, total, figures)),
+        progress=lambda done, total, figures: reported.append((done, total, figures)),
     )
-    assert [done for done, *_ in heard] == [256, 512, 768, 1000]
-    assert {total for _, total, _ in heard} == {1000}
-    assert [figures["dream return"] for *_, figures in heard] == [mean for _, mean in policy.curve]
+    assert [done for done, *_ in reported] == [256, 512, 768, 1000]
+    assert {total for _, total, _ in reported} == {1000}
+    assert [figures["dream return"] for *_, figures in reported] == [
+        mean for _, mean in policy.curve
+    ]
     assert policy.card.steps == 1024
 
 
@@ -197,13 +199,16 @@ def test_a_full_disk_leaves_no_half_file(discrete_world, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_training(discrete_world, tmp_path):
     (tmp_path / "policy.zip").mkdir()
     (tmp_path / "file").write_text("")
-    heard = []
+    reported = []
     for out in (tmp_path / "policy.zip", tmp_path / "file" / "policy.zip"):
         with pytest.raises(PolicyFileError, match=r"policy\.zip"):
             train_policy(
-                discrete_world, out=out, config=QUICK, progress=lambda *given: heard.append(given)
+                discrete_world,
+                out=out,
+                config=QUICK,
+                progress=lambda *given: reported.append(given),
             )
-    assert not heard
+    assert not reported
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from stable_baselines3 import PPO
 
+from dreamgym.errors import PolicyError
 from dreamgym.transfer import EpisodePlan, TransferError, evaluate, run_episodes
 
 
-def balance(observations):
-    """A decent linear controller of CartPole."""
-    return (observations @ np.array([0.1, 0.3, 1.0, 1.0]) > 0).astype(int)
+def balance(observation):
+    """A decent linear controller of CartPole, for one observation or a batch."""
+    return (observation @ np.array([0.1, 0.3, 1.0, 1.0]) > 0).astype(int)
+
+
+class ActsOnce:
+    """A predict() that returns a single action for a batch."""
+
+    def predict(self, observation, deterministic=False):
+        return np.zeros(1, int)
 
 
 def by_hand(env_id, act, seeds):
@@ -118,7 +126,7 @@ def test_environments_are_closed_even_when_the_policy_fails():
             closed.append(self)
             super().close()
 
-    def broken(observations):
+    def broken(observation):
         raise RuntimeError("no idea")
 
     with pytest.raises(RuntimeError, match="no idea"):
@@ -171,8 +179,8 @@ def test_dict_observations():
         def observation(self, observation):
             return {"place": observation[:2], "angle": observation[2:]}
 
-    def act(observations):
-        return balance(np.concatenate([observations["place"], observations["angle"]], -1))
+    def act(observation):
+        return balance(np.concatenate([observation["place"], observation["angle"]]))
 
     split = evaluate(act, Split, episodes=4)
     np.testing.assert_array_equal(
@@ -207,8 +215,12 @@ def test_policies_that_do_not_fit_are_refused_with_both_spaces():
     policy = PPO("MlpPolicy", gym.make("Pendulum-v1"), device="cpu")
     with pytest.raises(TransferError, match=r"observation space is Box.*\(3,\).*\(4,\)"):
         evaluate(policy, "CartPole-v1", episodes=1)
-    with pytest.raises(TransferError, match=r"wanted \(32,\)"):
-        evaluate(lambda observations: np.zeros((32, 1)), "CartPole-v1", episodes=1)
+    with pytest.raises(PolicyError, match=r"shape \(1,\); expected \(\)"):
+        evaluate(lambda observation: np.zeros(1, int), "CartPole-v1", episodes=1)
+    with pytest.raises(PolicyError, match="dtype float64; expected whole numbers"):
+        evaluate(lambda observation: 0.5, "CartPole-v1", episodes=1)
+    with pytest.raises(PolicyError, match=r"\(1,\).*expected \(32, \.\.\.\)"):
+        evaluate(ActsOnce(), "CartPole-v1", episodes=1)
     with pytest.raises(TransferError, match="'random'"):
         evaluate("best", "CartPole-v1", episodes=1)
     with pytest.raises(TransferError, match="dict"):
