@@ -13,14 +13,20 @@ from gymnasium.utils.env_checker import check_env
 
 import dreamgym
 from dreamgym import FitConfig, World
-from dreamgym.data import Dataset, FrameSkip, SkipFrames, SkippedDataset, frame_skip_of
+from dreamgym.data import (
+    Dataset,
+    FrameSkip,
+    SkipFrames,
+    SkippedDataset,
+    frame_skip_of,
+    with_frame_skip,
+)
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import WorldError
-from dreamgym.metrics import longest_held_out
 from dreamgym.models import KnownReward, MDNRNNConfig
 from dreamgym.train import TrainConfig, load_policy
 from dreamgym.transfer import LatentObservation, TransferError, evaluate, transfer_policy
-from dreamgym.world.world import load
+from dreamgym.world import load, replay
 
 QUICK = FitConfig(
     updates=60,
@@ -159,7 +165,8 @@ def test_starts_out_of_a_dataset_are_in_its_steps(pendulum: tuple[World, Path]) 
     dream = DreamVectorEnv(world, 5, starts=str(path))
     observation, _ = dream.reset(seed=0)
     assert torch.isfinite(observation).all()
-    shown = longest_held_out(world, path)
+    with Dataset(path) as dataset:
+        shown = replay(world, with_frame_skip(dataset, world.frame_skip).episode(0))
     assert len(shown.real) == 101  # 200 steps in blocks of two
 
 
