@@ -262,8 +262,8 @@ class ObservationEncoder(TransitionCodec):
                 high.append(box.high.reshape(-1))
             places[key] = slice(size, size + len(low[-1]))
             size = places[key].stop
-        bounds = (np.concatenate(sides).astype(np.float64) for sides in (low, high))
-        super().__init__(gym.spaces.Box(*bounds, dtype=np.float64), margin)
+        lower, upper = (np.concatenate(sides).astype(np.float64) for sides in (low, high))
+        super().__init__(gym.spaces.Box(lower, upper, dtype=np.float64), margin)
         self.places = places
         self.shapes = {key: box.shape for key, box in boxes.items()}
         images = [key for key, box in boxes.items() if is_image(box)]
