@@ -32,7 +32,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from reporting import Row, at_least, below, parser, report
+from support.reporting import Row, at_least, below, parser, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

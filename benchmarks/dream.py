@@ -15,12 +15,14 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import dream_worlds
 import torch
-from dream_baselines import plain_family, plain_mdn_rnn
-from dream_memory import memory_rows
-from dream_products import DTYPES, gflops, product_calls, work_of
-from dream_subjects import (
+from support import worlds
+from support.baselines import plain_family, plain_mdn_rnn
+from support.memory import memory_rows
+from support.products import DTYPES, gflops, product_calls, work_of
+from support.reporting import Row, at_least, below, parser, report
+from support.side_by_side import Call, apart, side_by_side
+from support.subjects import (
     OFTEN,
     SAMPLED,
     SUBJECTS,
@@ -30,8 +32,6 @@ from dream_subjects import (
     plain_apart,
     stepping,
 )
-from reporting import Row, at_least, below, parser, report
-from side_by_side import Call, apart, side_by_side
 
 from dreamgym.world.world import World
 
@@ -41,9 +41,9 @@ GPU_COUNTS = (1, 256, 4096, 16_384, 65_536)
 TORCHRL = {1: 4.0, 64: 2.5, 1024: 2.5}
 LIMITS = {
     # What an H200's products allow, in float32 and in bfloat16: env-steps a second.
-    "V-M-C Car": (dream_worlds.v_m_c, SAMPLED, {"float32": 80e6, "bfloat16": 939e6}, 50e6),
-    "RSSM v3-12M": (dream_worlds.rssm_12m, OFTEN, {"float32": 5.2e6, "bfloat16": 62e6}, 5e6),
-    "LeWM": (dream_worlds.lewm, OFTEN, {"float32": 0.95e6, "bfloat16": 11e6}, 1e6),
+    "V-M-C Car": (worlds.v_m_c, SAMPLED, {"float32": 80e6, "bfloat16": 939e6}, 50e6),
+    "RSSM v3-12M": (worlds.rssm_12m, OFTEN, {"float32": 5.2e6, "bfloat16": 62e6}, 5e6),
+    "LeWM": (worlds.lewm, OFTEN, {"float32": 0.95e6, "bfloat16": 11e6}, 1e6),
 }
 OVER_PLAIN = 20.0
 """Times plain eager PyTorch at 256 rows, on a GPU."""
@@ -139,11 +139,11 @@ def against_torchrl(counts: tuple[int, ...], ways: list[bool], timing: dict[str,
         timing: of `side_by_side`.
     """
     try:
-        from dream_torchrl import Distributed, torchrl_mdn_rnn
+        from support.torchrl_step import Distributed, torchrl_mdn_rnn
     except ImportError as error:
         print(f"no rows for TorchRL: {error}; pip install torchrl")
         return []
-    world, rows = dream_worlds.v_m_c(), []
+    world, rows = worlds.v_m_c(), []
     for count, bar in TORCHRL.items():
         if count not in counts:
             continue
@@ -181,8 +181,8 @@ def _stepping_so(world: World, count: int, dtype: str, compiles: bool) -> Call |
 
 def between_steps(count: int, steps: int) -> Row:
     """What a rollout does between the policy and the engine, without stacking what it has seen."""
-    env = a_dream(dream_worlds.v_m_c(), count)
-    action = dream_worlds.actions(count, env.device)
+    env = a_dream(worlds.v_m_c(), count)
+    action = worlds.actions(count, env.device)
     clock = time.perf_counter  # a process's own time is a system call: as much as is measured
     idle: list[float] = []
     ended = 0.0
@@ -244,7 +244,7 @@ def on_a_gpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
 
 
 def _over_plain(name: str, world: World, options: dict[str, Any], timing: dict[str, Any]) -> Row:
-    action = dream_worlds.actions(256, "cuda", world.model.action_space)  # type: ignore[arg-type]
+    action = worlds.actions(256, "cuda", world.model.action_space)  # type: ignore[arg-type]
     plain = plain_mdn_rnn(256, "cuda") if name == "V-M-C Car" else plain_family(world, action)
     ours = stepping(a_dream(world, 256, device="cuda", **options))
     seconds = side_by_side({"plain": plain, "ours": ours}, **timing)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch._dynamo.exc
 import torch._inductor.exc
-from plain_rssm import PlainRSSM, dense
-from reporting import Row, below, parser, report
-from side_by_side import side_by_side
+from support.plain_rssm import PlainRSSM, dense
+from support.reporting import Row, below, parser, report
+from support.side_by_side import side_by_side
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

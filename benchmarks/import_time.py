@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from reporting import Row, below, parser, report
+from support.reporting import Row, below, parser, report
 
 IMPORTS = (
     "import time; a = time.perf_counter(); import gymnasium; b = time.perf_counter(); "

@@ -20,10 +20,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from learning_pictures import draw_forecasts
-from mixed_data import Disturbed, record_mixed
 from numpy.typing import NDArray
-from reporting import Row, at_least, below, parser, report
+from support.mixed_data import Disturbed, record_mixed
+from support.pictures import draw_forecasts
+from support.reporting import Row, at_least, below, parser, report
 
 import dreamgym
 from dreamgym.data import Dataset

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from learning_pictures import draw_frames
-from mixed_data import Disturbed, swing
 from numpy.typing import NDArray
-from pixel_pendulum import ENV_ID
-from reporting import Row, at_least, below, parser, report
+from support.mixed_data import Disturbed, swing
+from support.pictures import draw_frames
+from support.pixel_pendulum import ENV_ID
+from support.reporting import Row, at_least, below, parser, report
 from torch import Tensor
 
 import dreamgym

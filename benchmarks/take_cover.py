@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from reporting import Row, at_least, below, parser, report
+from support.reporting import Row, at_least, below, parser, report
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "take_cover.py"
 TICS, MINUTES, FRAMES = 1000.0, 90.0, 100_000

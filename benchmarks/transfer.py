@@ -13,9 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from reporting import Row, at_least, parser, report
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from support.reporting import Row, at_least, parser, report
 
 import dreamgym
 

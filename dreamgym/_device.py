@@ -1,9 +1,11 @@
-"""Torch's device, and its global settings: threads, seeds and inference mode."""
+"""Torch's device, the precision that it has, threads, seeds and inference mode."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -31,6 +33,84 @@ def resolve_device(name: str | torch.device) -> torch.device:
             f"device={str(name)!r} cannot be used here ({str(error).splitlines()[0]}); "
             'give "auto", "cpu", or a device that torch sees'
         ) from error
+
+
+@functools.cache
+def computes_bfloat16(kind: str) -> bool:
+    """Whether a kind of device has matrix products in bfloat16 of its own.
+
+    Where it has none, torch either raises (oneDNN on a processor without AVX-512) or emulates them,
+    several times slower than float32. A CPU is asked by a guarded trial of what dreamgym calls: a
+    packed product and the fused LSTM.
+
+    Args:
+        kind: `torch.device.type`, such as "cpu".
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return _runs(
+            lambda: (
+                torch.ones(2, 2, device=kind, dtype=torch.bfloat16)
+                @ torch.ones(2, 2, device=kind, dtype=torch.bfloat16)
+            )
+        )
+    return packs_weights(torch.bfloat16) and _runs(_lstm_in_bfloat16)
+
+
+@functools.cache
+def packs_weights(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here and multiplies by packed weights of a dtype, found by a trial."""
+
+    def trial() -> None:
+        weight = torch.ones(32, 32, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 4)
+        torch.ops.mkldnn._linear_pointwise(weight[:4], packed, None, "none", [], "")
+
+    return torch.backends.mkldnn.is_available() and _runs(trial)
+
+
+def product_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that matrix products take: float32 where bfloat16 is asked for and not computed.
+
+    A warning says so once in a process.
+
+    Args:
+        kind: `torch.device.type`, such as "cpu".
+        dtype: that is asked for.
+    """
+    if dtype != torch.bfloat16 or computes_bfloat16(kind):
+        return dtype
+    _warn_of_float32(kind)
+    return torch.float32
+
+
+@functools.cache
+def _warn_of_float32(kind: str) -> None:
+    needs = " (a CPU needs AVX-512 or AMX for them)" if kind == "cpu" else ""
+    warnings.warn(
+        f"this {kind} device has no matrix products in bfloat16{needs}: they are computed in "
+        "float32, which is as exact or more so, and slower than on a device that has them",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _lstm_in_bfloat16() -> None:
+    x, state = torch.ones(1, 2, 8), torch.ones(1, 1, 8)
+    weights = [torch.ones(32, 8), torch.ones(32, 8), torch.ones(32), torch.ones(32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.lstm(x, [state, state], weights, True, 1, 0.0, False, False, True)
+
+
+def _runs(trial: Callable[[], object]) -> bool:
+    """Whether a trial runs; what it raises is the answer, not an error."""
+    try:
+        with torch.no_grad():
+            trial()
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def limit_threads_after_fork() -> None:

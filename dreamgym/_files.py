@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed to the disk, renamed."""
+"""Files that are complete or absent: written under another name, synced to disk, renamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to suggest for a misspelt word: the nearest of `known`, and all of them."""
+    """Return the hint of an error message about an unknown word: the nearest known one, and all."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -26,17 +26,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# -------------------------------------------------------------------- atomic files and folders
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file to; rename it to `path` when the block succeeds.
+    """Yield a temporary path in the same folder; rename it to `path` if the block succeeds.
 
     Raises:
-        DiskFullError: the disk is full; `path` is as it was.
+        DiskFullError: The disk is full; `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +47,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with _naming_full_disk(path):
+        with _disk_full_errors(path):
             yield temporary
-            _flush(temporary)
+            sync(temporary)
             _set_default_mode(temporary)
             os.replace(temporary, path)
     finally:
@@ -55,15 +58,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a folder beside `path` to fill; rename it to `path` when the block succeeds.
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
     Args:
-        path: the folder to make.
-        replace: what stands at `path` gives way, after the new folder is whole.
+        path: The folder to create.
+        replace: Whether an existing `path` may be replaced; it is, once the new one is complete.
 
     Raises:
-        FileExistsError: `path` exists and may not be replaced.
-        DiskFullError: the disk is full; `path` is as it was.
+        FileExistsError: `path` exists, and `replace` is False.
+        DiskFullError: The disk is full; `path` is unchanged.
     """
     path = Path(path)
     if path.exists() and not replace:
@@ -71,38 +74,45 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        with _naming_full_disk(path):
+        with _disk_full_errors(path):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    _flush(file)
+                    sync(file)
                     _set_default_mode(file)
             temporary.chmod(0o777 & ~_umask())
-            _swap(temporary, path)
+            replace_path(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _swap(new: Path, path: Path) -> None:
-    """Put `new` at `path`; what stood there is put back if that fails."""
-    if not path.exists():
-        os.rename(new, path)
+def replace_path(new: Path, path: Path) -> None:
+    """Rename the file or folder `new` to `path`, and delete what was there.
+
+    A file replaces a file atomically. A folder is replaced in two renames, since no system call
+    does it in one; if the second fails, the old content is put back.
+    """
+    if not path.exists() or (new.is_file() and path.is_file()):
+        os.replace(new, path)
         return
-    old = new.with_suffix(".old")
-    os.rename(path, old)
+    backup = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = backup / path.name
     try:
-        os.rename(new, path)
-    except BaseException:  # Ctrl-C as well: what stood there stands there again
-        os.rename(old, path)
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except BaseException:  # Ctrl-C included
+            os.rename(old, path)
+            raise
+    except BaseException:
+        backup.rmdir()
         raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
+    shutil.rmtree(backup)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
+def sync(path: Path) -> None:
+    """Flush a file to disk, so that a rename never gives its name to older content."""
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -113,39 +123,68 @@ def _umask() -> int:
 
 
 def _set_default_mode(path: Path) -> None:
-    """Temporary files are private to their owner; what stays gets the user's own default."""
+    """Give a file the user's default permissions: temporary files are private to their owner."""
     path.chmod(0o666 & ~_umask())
 
 
 @contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
-    """Turn every way of saying "no space" (safetensors has one of its own) into one error."""
+def _disk_full_errors(path: Path) -> Iterator[None]:
+    """Turn every error that means "no space left" into a `DiskFullError`."""
     try:
         yield
     except DiskFullError:
         raise
     except Exception as error:
-        said = f"{error}".lower()
+        # safetensors reports a full disk as an error of its own, in words only.
+        message = f"{error}".lower()
         full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if full or "no space left" in said or "file too large" in said:
+        if full or "no space left" in message or "file too large" in message:
             raise DiskFullError(
                 f"no space left to write {path} ({error}); free some space or give another path. "
-                "Nothing that was there before has changed"
+                "Existing files are unchanged"
             ) from error
         raise
 
 
+# ------------------------------------------------------------------ datasets while being written
+
+
 def partial_path(path: Path) -> Path:
-    """Where a dataset lies while it is being written."""
+    """Return the path of a dataset while it is being written."""
     return path.with_name(path.name + ".partial")
 
 
+def new_dataset_path(path: Path, *, overwrite: bool = False) -> Path:
+    """Return the path to write a new dataset to: `path`, or a path beside it if `path` exists.
+
+    In the second case the caller replaces `path` with `replace_path` when the new one is complete.
+
+    Args:
+        path: The dataset to create, a file or a folder.
+        overwrite: Whether an existing `path` may be replaced.
+
+    Raises:
+        DatasetError: `path` exists and `overwrite` is False, or another recording is writing it.
+    """
+    if not (overwrite and path.exists()):
+        refuse_existing(path)
+        return path
+    _refuse_partial(path)
+    new = path.with_name(path.name + ".new")
+    refuse_existing(new)
+    return new
+
+
 def refuse_existing(path: Path) -> None:
-    """Raise `DatasetError` where `path`, or a recording that was to become it, already exists."""
+    """Raise `DatasetError` if `path` exists, or a recording that was to become it."""
     if path.exists():
         raise DatasetError(
             "it exists already", path=path, remedy="choose another name, or move it away"
         )
+    _refuse_partial(path)
+
+
+def _refuse_partial(path: Path) -> None:
     partial = partial_path(path)
     if partial.exists():
         raise DatasetError(
@@ -156,18 +195,12 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_unfinished(path: Path) -> None:
-    """Raise `DatasetError` where `path` is not there, but a recording that was to become it is."""
+    """Raise `DatasetError` if `path` does not exist, but a recording that was to become it does."""
     partial = partial_path(path)
     if not path.exists() and partial.exists():
         raise DatasetError(
-            f"it is still being written, or its writer was killed; it lies in {partial}",
+            f"it is still being written, or its writer was killed; its file is {partial}",
             path=path,
-            remedy="read what is there with Dataset.snapshot, or save it with "
+            remedy="read the committed episodes with Dataset.snapshot, or save them with "
             f"`dreamgym recover {partial}`",
         )
-
-
-def sync(path: Path) -> None:
-    """Force a file onto the disk, so that its new name never stands for an older content."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

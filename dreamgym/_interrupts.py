@@ -1,4 +1,4 @@
-"""Ctrl-C at the right moment."""
+"""Delay Ctrl-C until a critical section is complete."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is left, then let it through.
+    """Delay Ctrl-C until the block is left, and handle it then.
 
-    An episode is then either committed and counted, or neither. Nothing is done outside the main
-    thread, which is the only one that is ever interrupted, nor where the signal is handled outside
-    Python.
+    What the block does is then done completely or not at all, such as committing an episode and
+    counting it. Outside the main thread, which alone receives signals, and where the signal is
+    handled outside Python, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,11 +24,11 @@ def uninterrupted() -> Iterator[None]:
     if previous is None:
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    delayed: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: delayed.append((number, frame)))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-        if held and callable(previous):
-            previous(*held[0])
+        if delayed and callable(previous):
+            previous(*delayed[0])

@@ -1,4 +1,8 @@
-"""Every exception that dreamgym raises on purpose, under one base class."""
+"""Every exception that dreamgym defines, under the base class `DreamgymError`.
+
+The one exception to the rule is `TrainingInterrupted`: it is a `KeyboardInterrupt`, which
+`except Exception` must not catch.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,25 @@ from pathlib import Path
 
 
 class DreamgymError(Exception):
-    """Base class of every error that dreamgym raises on purpose."""
+    """Base class of the errors that dreamgym raises.
+
+    Every one of them is also a built-in exception (`ValueError`, `TypeError`, `OSError` or
+    `RuntimeError`). Arguments that are out of range raise plain `ValueError`.
+    """
 
 
 class DatasetError(DreamgymError, ValueError):
-    """Something is wrong with a dataset, with what it was asked for, or with writing it.
+    """Raised when a dataset is damaged, unsuitable for what was asked, or cannot be written.
 
-    The message reads `path: /key: episode 3, row 7: what is wrong; what to do`, with the parts that
-    are known. The parts are kept as attributes too, so that a caller can act on them.
+    The message reads `path: /key: episode 3, row 7: problem; remedy`, with the parts that are
+    known. The parts are attributes as well, so that a caller can act on them.
 
     Args:
-        problem: What is wrong: what was found, and what was wanted.
-        path: The file, or folder.
+        problem: What is wrong: what was found, and what was expected.
+        path: The file or folder.
         key: The HDF5 key, observation key or column.
-        episode: Index of the episode in the file, counted from 0.
-        row: Index of the row within the episode, counted from 0.
+        episode: Index of the episode in the file, from 0.
+        row: Index of the row within the episode, from 0.
         remedy: What the user can do about it.
     """
 
@@ -54,7 +62,7 @@ class DatasetError(DreamgymError, ValueError):
         return f"{message}; {self.remedy}" if self.remedy else message
 
     def at(self, *, path: str | PathLike[str], episode: int | None = None) -> DatasetError:
-        """The same error with its path, and its episode, filled in where they were not known."""
+        """Return the same error with path and episode filled in where they were unknown."""
         return DatasetError(
             self.problem,
             path=self.path or path,
@@ -66,47 +74,65 @@ class DatasetError(DreamgymError, ValueError):
 
 
 class UnsupportedSpaceError(DreamgymError, TypeError):
-    """A space that dreamgym cannot record or model; the message names it and what is supported."""
+    """Raised for a space that dreamgym cannot record or model.
+
+    The message names the space and lists the supported ones.
+    """
 
 
 class DiskFullError(DreamgymError, OSError):
-    """There was no room to write; nothing that stood before was touched."""
+    """Raised when the disk has no room for a file; existing files are unchanged."""
 
 
 class FitError(DreamgymError, RuntimeError):
-    """A fit that cannot go on; the last good checkpoint is kept."""
+    """Raised when a fit cannot continue, such as after a loss that is not finite.
+
+    The last good checkpoint is kept.
+    """
 
 
 class CheckpointError(DreamgymError, ValueError):
-    """A checkpoint that is not of this fit, or cannot be read."""
+    """Raised when a fit's checkpoint cannot be read, or belongs to a fit with other settings."""
 
 
 class WorldError(DreamgymError, ValueError):
-    """A world that cannot be found, read, or trusted to be what it was when it was saved."""
+    """Raised when a world cannot be found or read, has changed since it was saved, or does not fit.
+
+    The message says which file or setting is at fault.
+    """
 
 
 class LeWMError(DreamgymError, ValueError):
-    """A checkpoint that cannot be used; the message says which file and what to do."""
+    """Raised when a LeWM checkpoint cannot be imported.
+
+    The message names the file and what to do.
+    """
 
 
 class PretrainedError(DreamgymError, RuntimeError):
-    """A pretrained model that cannot be had or used; the message says why and what to do."""
+    """Raised when a pretrained encoder cannot be loaded or used.
+
+    The message says why and what to do.
+    """
 
 
 class TrainingError(DreamgymError, ValueError):
-    """Something asked of training that cannot be done; the message says what can."""
+    """Raised when a policy cannot be trained as asked: unknown algorithm, wrong setting or space.
+
+    The message says what is possible instead.
+    """
 
 
 class PolicyFileError(DreamgymError, ValueError):
-    """A policy's file that cannot be read, or one that could not be written."""
+    """Raised when a policy file cannot be read or written."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during training; what was trained so far is saved where there was a place for it.
+    """Raised for Ctrl-C during training, after the policy trained so far has been saved.
 
     Attributes:
-        path: where the policy was saved; None where no `out` was given or nothing was trained yet.
-        steps: dream steps that it was trained for.
+        path: File that the policy was saved to; None if no `out` was given or nothing was trained.
+        steps: Dream steps that the policy was trained for.
     """
 
     def __init__(self, message: str, *, path: Path | None, steps: int) -> None:
@@ -116,7 +142,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class TransferError(DreamgymError, ValueError):
-    """A policy, an environment and a world that do not fit each other.
+    """Raised when a policy, an environment and a world do not fit each other.
 
-    The message names what was given, what was wanted and what to do.
+    The message says what was given, what was expected and what to do.
     """

@@ -24,7 +24,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 import dreamgym
 from dreamgym.cli.output import progress_bar
-from dreamgym.data import Dataset, skipping
+from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.world import Replay, replay
 
 ENV_ID = "CartPole-v1"
@@ -72,7 +72,7 @@ def longest_held_out(world: dreamgym.World, data: str | Path, limit: int = SHOWN
     """
     settings = world.provenance["fit"]
     with Dataset(data) as opened:
-        dataset = skipping(opened, world.frame_skip)
+        dataset = with_frame_skip(opened, world.frame_skip)
         if dataset.checksum != world.provenance["dataset_checksum"]:
             raise ValueError(
                 f"{data} is not the dataset that {world.name!r} was fitted to: which of its "

@@ -139,7 +139,7 @@ class FilePolicy:
         """The policy's next action; torch's global generator is left as it was."""
         if not self._actions:
             policy = self._policy = self._policy or self.load()
-            self._actions = policy.frame_skip.single(self._chosen(policy, observation), self._space)
+            self._actions = policy.frame_skip.split(self._chosen(policy, observation), self._space)
         return self._actions.pop(0)
 
     def _chosen(self, policy: TrainedPolicy, observation: Any) -> Any:

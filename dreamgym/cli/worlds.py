@@ -217,11 +217,11 @@ def _opened(
     dataset: Path, mix: list[str] | None, skip: FrameSkip, reading: dict[str, Any]
 ) -> Iterator[Any]:
     """The dataset as it is to be read, or, where some are mixed, each with its weight."""
-    from dreamgym.data import Dataset, skipping
+    from dreamgym.data import Dataset, with_frame_skip
 
     with ExitStack() as stack:
         parts = [
-            (skipping(stack.enter_context(Dataset(path, **reading)), skip), weight)
+            (with_frame_skip(stack.enter_context(Dataset(path, **reading)), skip), weight)
             for path, weight in [(dataset, 1.0), *map(_weighted, mix or [])]
         ]
         yield parts if mix else parts[0][0]
@@ -434,7 +434,7 @@ def adopt(
     Example: [bold]dreamgym adopt lewm-pusht pusht.h5 --frame-skip 5 --key pixels
     --statistics dataset --goal 0 --out worlds/pusht[/]
     """
-    from dreamgym.data import Dataset, FrameSkip, skipping
+    from dreamgym.data import Dataset, FrameSkip, with_frame_skip
     from dreamgym.fitting.config import FitConfig
     from dreamgym.fitting.importing import from_lewm
     from dreamgym.models import GoalReward
@@ -444,7 +444,7 @@ def adopt(
     with keeping(lambda: "nothing was written"), Dataset(dataset, keys=keys or None) as opened:
         if out.exists() and not overwrite:
             raise FileExistsError(f"{out} exists already; give another --out, or --overwrite")
-        data = skipping(opened, skip)
+        data = with_frame_skip(opened, skip)
         reached = None if goal is None else _last(opened.episode(goal).observations)
         world = from_lewm(
             checkpoint, data, statistics=_statistics(statistics, data), seed=seed, config=config

@@ -1,29 +1,28 @@
-"""Record and check: logged experience in, episodes and segments out. NumPy only, no torch."""
+"""Datasets: record, check, convert and read logged experience. NumPy only, without torch."""
 
-from dreamgym.data.checking import Card, check
+from dreamgym.data.checking import DatasetCard, check
 from dreamgym.data.conversion import Conversion, convert, pack
 from dreamgym.data.dataset import Dataset
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
-from dreamgym.data.frame_skip import FrameSkip
+from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.hdf5.recovery import Recovery, recover
-from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.html_report import write_page
-from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, opened
+from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, open_dataset
 from dreamgym.data.policies import Policy
 from dreamgym.data.recorder import Recorder, VectorRecorder
 from dreamgym.data.recording import ShardPlan, record, record_shards, resume, resume_shards
-from dreamgym.data.segments import SegmentBatch, SegmentSampler, draw_ahead, prefetch
-from dreamgym.data.skipping import SkipFrames, SkippedDataset, frame_skip_of, skipping
-from dreamgym.data.spaces import check_supported, space_from_json, space_to_json
+from dreamgym.data.segments import SegmentBatch, SegmentSampler, prefetch
+from dreamgym.data.skipped_dataset import SkippedDataset, with_frame_skip
 from dreamgym.errors import DatasetError, UnsupportedSpaceError
 
 __all__ = [
     "AnyDataset",
-    "Card",
     "Conversion",
     "Dataset",
+    "DatasetCard",
     "DatasetError",
     "DatasetMetadata",
     "DatasetWriter",
@@ -43,11 +42,9 @@ __all__ = [
     "UnsupportedSpaceError",
     "VectorRecorder",
     "check",
-    "check_supported",
     "convert",
-    "draw_ahead",
     "frame_skip_of",
-    "opened",
+    "open_dataset",
     "pack",
     "prefetch",
     "record",
@@ -55,8 +52,6 @@ __all__ = [
     "recover",
     "resume",
     "resume_shards",
-    "skipping",
-    "space_from_json",
-    "space_to_json",
+    "with_frame_skip",
     "write_page",
 ]

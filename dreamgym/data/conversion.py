@@ -1,4 +1,4 @@
-"""Foreign datasets to native ones, and native ones to compressed."""
+"""Conversion of foreign datasets to native ones, and packing of native ones."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from typing import Any, Literal
 
 import h5py
 
-from dreamgym._files import partial_path, refuse_existing, sync
-from dreamgym.data.formats import ForeignOptions, open_foreign
+from dreamgym._files import new_dataset_path, partial_path, replace_path, sync
+from dreamgym.data.formats import ForeignDataset, ForeignOptions, open_foreign
 from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.guard import hdf5_errors, open_file
 from dreamgym.data.hdf5.reader import open_columns, open_native, read_metadata, read_table
-from dreamgym.data.hdf5.schema import row_layout, set_attribute
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What `convert` did.
+    """The result of `convert`.
 
     Attributes:
         path: The native dataset.
-        format: What the source was.
-        convention: Under which convention it was read.
-        episodes: Episodes written.
-        steps: Transitions written.
-        skipped: What was left out, and why; only with `on_bad="skip"`.
+        format: Name of the source's format.
+        convention: Convention that the source was read by.
+        episodes: Number of episodes written.
+        steps: Number of transitions written.
+        skipped: Description of each episode that was left out; only with `on_bad="skip"`.
     """
 
     path: Path
@@ -47,56 +46,48 @@ def convert(
     *,
     options: ForeignOptions | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Conversion:
     """Write a foreign dataset as a native one; the source is never changed.
 
     Args:
-        source: A file or folder of a known format: Minari, D4RL, robomimic, stable-worldmodel,
-            OGBench, Ha & Schmidhuber, or plain npz episodes.
-        out: The dataset to make; must not exist.
-        options: What the source does not say: the meaning of its end flags, spaces, keys.
-        on_bad: What to do with an episode that does not fit: `"raise"`, or `"skip"` and list it.
-        progress: Called with the number of episodes done.
+        source: A file or folder of a foreign format, see `dreamgym.data.formats.FORMATS`.
+        out: The dataset to create.
+        options: What the source does not say about itself: the meaning of its end flags, spaces,
+            keys.
+        on_bad: What to do with a bad episode: `"raise"`, or `"skip"` it and list it.
+        overwrite: Whether to replace an existing file `out`, once the new dataset is complete.
+        progress: Callback that receives the number of episodes done.
 
     Raises:
-        DatasetError: No format fits, something is ambiguous, an episode is bad, or `out` exists.
+        DatasetError: The source has no known format, something in it is ambiguous, an episode is
+            bad, or `out` exists and `overwrite` is False.
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
-    refuse_existing(Path(out))
+    out = Path(out)
+    target = _new_file_path(out, overwrite)
     foreign = open_foreign(Path(source), options or ForeignOptions())
-    skipped = []
-    writer = DatasetWriter(out, foreign.metadata)
     try:
-        with writer:
-            for number, episode in enumerate(foreign.episodes()):
-                try:
-                    writer.add(episode)
-                except DatasetError as error:
-                    problem = DatasetError(
-                        error.problem,
-                        path=source,
-                        key=error.key,
-                        episode=number,
-                        row=error.row,
-                        remedy=error.remedy,
-                    )
-                    if on_bad == "raise" or error.__cause__ is not None:
-                        raise problem from error
-                    skipped.append(str(problem))
-                if progress is not None:
-                    progress(number + 1)
-    except BaseException:
-        # A conversion that failed is no dataset; the source is still there.
-        Path(out).unlink(missing_ok=True)
-        raise
+        writer = DatasetWriter(target, foreign.metadata)
+        try:
+            with writer:
+                skipped = _write_episodes(writer, foreign, source, on_bad, progress)
+            if not writer.num_episodes:
+                raise DatasetError(
+                    f"none of its {len(skipped)} episodes could be used", path=source
+                )
+        except BaseException:
+            # A failed conversion leaves nothing behind: the source still has everything.
+            _remove_unfinished(target)
+            raise
     finally:
         foreign.close()
-    if not writer.num_episodes:
-        raise DatasetError(f"none of its {len(skipped)} episodes could be used", path=source)
+    if target != out:
+        replace_path(target, out)
     return Conversion(
-        path=Path(out),
+        path=out,
         format=foreign.format,
         convention=foreign.convention,
         episodes=writer.num_episodes,
@@ -105,52 +96,99 @@ def convert(
     )
 
 
+def _write_episodes(
+    writer: DatasetWriter,
+    foreign: ForeignDataset,
+    source: str | os.PathLike[str],
+    on_bad: str,
+    progress: Callable[[int], None] | None,
+) -> list[str]:
+    """Write all episodes of a foreign dataset; return a description of each skipped one."""
+    skipped = []
+    for number, episode in enumerate(foreign.episodes()):
+        try:
+            writer.add(episode)
+        except DatasetError as error:
+            problem = DatasetError(
+                error.problem,
+                path=source,
+                key=error.key,
+                episode=number,
+                row=error.row,
+                remedy=error.remedy,
+            )
+            # An error with a cause comes from the disk, not from the episode.
+            if on_bad == "raise" or error.__cause__ is not None:
+                raise problem from error
+            skipped.append(str(problem))
+        if progress is not None:
+            progress(number + 1)
+    return skipped
+
+
+def _remove_unfinished(target: Path) -> None:
+    """Remove what a writer left: `<target>.partial`, or `target` if it was closed."""
+    partial = partial_path(target)
+    (partial if partial.exists() else target).unlink(missing_ok=True)
+
+
+def _new_file_path(out: Path, overwrite: bool) -> Path:
+    """Return the path to write the file `out` to, see `new_dataset_path`."""
+    if overwrite and out.is_dir():
+        raise DatasetError("it is a folder, and the dataset is a file", path=out)
+    return new_dataset_path(out, overwrite=overwrite)
+
+
 def pack(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     level: int = 4,
     method: Literal["gzip", "zstd"] = "gzip",
+    overwrite: bool = False,
 ) -> Path:
     """Write a native dataset compressed, with byte shuffling, for sharing.
 
-    gzip is in every HDF5: whoever gets the file needs no plugin. zstd is several times faster to
-    write and to read, and needs `dreamgym[hdf5plugin]` on both sides. Packed files cannot be
-    appended to, and are slow to draw segments from unless they fit in memory; the checksums stay
-    the same.
+    gzip is part of every HDF5 library: the file is read without a plugin. zstd is several times
+    faster to write and to read, and needs `dreamgym[hdf5plugin]` on both sides. Packed files cannot
+    be appended to, and drawing segments from them is slow unless they fit in memory. The checksums
+    stay the same.
 
     Args:
-        source: A closed native dataset: a file.
-        out: The file to make; must not exist. Its folder is made.
-        level: 1 (fast) to 9 (small).
+        source: A closed native dataset, a file.
+        out: The file to create; its folder is created too.
+        level: Compression level, 1 (fast) to 9 (small).
         method: `"gzip"` or `"zstd"`.
+        overwrite: Whether to replace an existing file `out`, once the new one is complete.
 
     Raises:
-        DatasetError: `source` is no whole native dataset, `out` exists or cannot be written, or
-            zstd is not installed.
+        DatasetError: `source` is not a complete native dataset, `out` exists and `overwrite` is
+            False, `out` cannot be written, or zstd is not installed.
         ValueError: The level or the method is out of range.
     """
     if not 1 <= level <= 9:
-        raise ValueError(f"level is {level}; it must lie between 1 and 9")
+        raise ValueError(f"level is {level}; it must be between 1 and 9")
     compression = _compression(method, level)
     source, out = Path(source), Path(out)
-    refuse_existing(out)
+    target = _new_file_path(out, overwrite)
     open_native(source, 0).close()  # refuse a bad source before anything is written
-    partial = partial_path(out)
+    partial = partial_path(target)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open_file(source) as file, h5py.File(partial, "x", libver=("v110", "v110")) as packed:
             _copy_packed(file, source, packed, compression)
         sync(partial)
-        partial.rename(out)
-    except OSError as error:
+        replace_path(partial, out)
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        raise DatasetError(f"it cannot be written ({error})", path=out) from error
+        if isinstance(error, OSError):
+            raise DatasetError(f"it cannot be written ({error})", path=out) from error
+        raise
     return out
 
 
 def _compression(method: str, level: int) -> dict[str, Any]:
-    """What h5py is to be told."""
+    """Return h5py's arguments for a compressed dataset."""
     if method == "gzip":
         return {"compression": "gzip", "compression_opts": level}
     if method != "zstd":
@@ -169,20 +207,21 @@ def _copy_packed(
     file: h5py.File, source: Path, packed: h5py.File, compression: dict[str, Any]
 ) -> None:
     metadata, table = read_metadata(file, source), read_table(file, source)
-    for name, value in metadata.to_attributes().items():
-        set_attribute(packed, name, value)
-    rows = open_columns(file, source, metadata)
-    for name, (shape, dtype) in row_layout(metadata).items():
-        count = table.num_rows if name in rows else len(table)
-        step = schema.chunk_rows(shape, dtype)
+    for name, value in schema.metadata_to_attributes(metadata).items():
+        schema.set_attribute(packed, name, value)
+    columns = open_columns(file, source, metadata)
+    for name, (shape, dtype) in schema.row_layout(metadata).items():
+        count = table.num_rows if name in columns else len(table)
+        chunk_rows = schema.chunk_rows(shape, dtype)
         target = packed.create_dataset(
             name,
             shape=(count, *shape),
-            chunks=(min(step, count), *shape),
+            chunks=(min(chunk_rows, count), *shape),
             dtype=dtype,
             shuffle=dtype.itemsize > 1,
             **compression,
         )
         with hdf5_errors(source, f"/{name}"):
-            for first in range(0, count, step):
-                target[first : first + step] = file[name][first : min(first + step, count)]
+            for first in range(0, count, chunk_rows):
+                stop = min(first + chunk_rows, count)
+                target[first:stop] = file[name][first:stop]

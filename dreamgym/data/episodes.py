@@ -1,4 +1,4 @@
-"""One episode of real experience, as a value."""
+"""One episode of real experience: the value, the checks of its rows, and its builder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.hdf5 import schema
+from dreamgym.data import layout
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
-
-
 Observations = Array | dict[str, Array]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_INITIAL_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,17 @@ class Episode:
     """One unbroken stretch of experience: `T` actions and `T + 1` observations.
 
     Attributes:
-        observations: `(T + 1, *shape)` in the space's units and dtype, or a dict of such by key.
+        observations: `(T + 1, *shape)` in the space's units and dtype, or a dict of such arrays by
+            key.
         actions: `(T, ...)`; row `t` is the action that leaves observation `t`. Discrete: int64.
         rewards: `(T,)` float32; row `t` is the reward for action `t`.
-        terminated: The last observation is terminal.
-        truncated: Something outside the task (a time limit) ended the episode.
-        complete: The environment itself ended the episode. An episode that is neither terminated
-            nor truncated was cut off (early reset, end of the recording) and is not complete.
-        seed: The seed its reset was given, `None` where it was given none.
-        env_index: Which of several environments, side by side, it came from.
+        terminated: Whether the last observation is terminal.
+        truncated: Whether something outside the task (a time limit) ended the episode.
+        complete: Whether the environment itself ended the episode. An episode that is neither
+            terminated nor truncated was cut off (early reset, end of the recording) and is not
+            complete.
+        seed: Seed of its reset; `None` if it had none.
+        env_index: Index of the environment that it came from, among several side by side.
     """
 
     observations: Observations
@@ -55,77 +58,59 @@ class Episode:
 
 
 def cast_rows(values: Any, dtype: np.dtype[Any], key: str) -> Array:
-    """`values` in `dtype`, refused where that would change what they say.
+    """Cast rows to the dtype that they are stored in, without changing their values.
 
-    Floats may lose digits, never range; whole numbers must stay themselves; floats never become
-    whole numbers.
+    Floats may lose digits but not range; integers must keep their value; floats are never cast to
+    integers.
 
     Args:
         values: `(N, ...)` rows.
-        dtype: The dtype they are stored in.
-        key: For the message.
+        dtype: Target dtype.
+        key: Name of the rows, for the error message.
+
+    Raises:
+        DatasetError: The dtype is of another kind, or a value does not fit.
     """
     values = np.asarray(values)
     if values.dtype == dtype:
         return values
-    numbers = values.dtype.kind in "biuf"
-    if not numbers or (values.dtype.kind == "f" and dtype.kind != "f"):
+    numeric = values.dtype.kind in "biuf"
+    if not numeric or (values.dtype.kind == "f" and dtype.kind != "f"):
         raise DatasetError(
-            f"its dtype is {values.dtype}; {dtype} is wanted",
+            f"its dtype is {values.dtype}; expected {dtype}",
             key=key,
-            remedy="make the environment or the file give what its space declares",
+            remedy="make the environment or the file return the dtype that its space declares",
         )
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.astype(dtype)
     bad = (np.isinf(cast) & np.isfinite(values)) if dtype.kind == "f" else cast != values
     if bad.any():
-        row = first_row(bad)
-        worst = values[row].flat[np.flatnonzero(bad[row])[0]]
-        raise DatasetError(f"{worst} does not fit in {dtype}", key=key, row=row)
+        row = _first_bad_row(bad)
+        value = values[row].flat[np.flatnonzero(bad[row])[0]]
+        raise DatasetError(f"{value} does not fit in {dtype}", key=key, row=row)
     return cast
 
 
 def require_finite(values: Array, key: str) -> None:
-    """Raise at the first row that holds NaN or an infinity."""
+    """Raise `DatasetError` at the first row that holds NaN or an infinity."""
     if values.dtype.kind != "f":
         return
     finite = np.isfinite(values)
     if not finite.all():
-        row = first_row(~finite)
+        row = _first_bad_row(~finite)
         count = int((~finite).reshape(len(values), -1).any(axis=1).sum())
         kind = "NaN" if np.isnan(values[row]).any() else "an infinity"
         more = f" ({count} such rows)" if count > 1 else ""
         raise DatasetError(
-            f"it holds {kind}{more}", key=key, row=row, remedy="leave the episode out, or mend it"
+            f"it holds {kind}{more}",
+            key=key,
+            row=row,
+            remedy="leave the episode out, or repair it",
         )
 
 
-def action_excess(values: Array, space: gym.Space[Any]) -> Array:
-    """How far each action lies outside its space: `(N,)`, zero inside."""
-    flat = values.reshape(len(values), -1)
-    if isinstance(space, spaces.Box):
-        low, high = space.low.reshape(-1), space.high.reshape(-1)
-    elif isinstance(space, spaces.Discrete):
-        low, high = np.array([space.start]), np.array([space.start + space.n - 1])
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start.reshape(-1), (space.start + space.nvec - 1).reshape(-1)
-    else:
-        raise DatasetError(f"{space} is no action space that dreamgym supports")
-    if flat.dtype.kind == "f":
-        wide = flat.astype(np.float64)
-        over, under = wide - high.astype(np.float64), low.astype(np.float64) - wide
-        return np.asarray(np.maximum(np.maximum(over, under), 0.0).max(axis=1))
-    outside = (flat < low) | (flat > high)
-    if not outside.any():
-        return np.zeros(len(flat))
-    wide = flat.astype(np.float64)  # only to say by how much
-    return np.asarray(
-        np.where(outside, np.maximum(np.maximum(wide - high, low - wide), 1), 0).max(axis=1)
-    )
-
-
 def require_actions_inside(values: Array, space: gym.Space[Any], key: str) -> None:
-    """Raise where an action lies outside its space: how many do, and how far the worst."""
+    """Raise `DatasetError` if actions lie outside their space, with their number and the worst."""
     excess = action_excess(values, space)
     outside = excess > 0
     if outside.any():
@@ -139,70 +124,46 @@ def require_actions_inside(values: Array, space: gym.Space[Any], key: str) -> No
         )
 
 
-def first_row(bad: Array) -> int:
-    """The first row with a True in it."""
+def action_excess(values: Array, space: gym.Space[Any]) -> Array:
+    """Return how far each action lies outside its space: `(N,)`, zero inside."""
+    flat = values.reshape(len(values), -1)
+    low, high = (np.asarray(bound).reshape(-1) for bound in _action_bounds(space))
+    if flat.dtype.kind == "f":
+        wide = flat.astype(np.float64)
+        over, under = wide - high.astype(np.float64), low.astype(np.float64) - wide
+        return np.asarray(np.maximum(np.maximum(over, under), 0.0).max(axis=1))
+    outside = (flat < low) | (flat > high)
+    if not outside.any():
+        return np.zeros(len(flat))
+    # float64 may round large integers, so that it measures the distance but does not decide.
+    wide = flat.astype(np.float64)
+    return np.asarray(
+        np.where(outside, np.maximum(np.maximum(wide - high, low - wide), 1), 0).max(axis=1)
+    )
+
+
+def _action_bounds(space: gym.Space[Any]) -> tuple[Any, Any]:
+    """Return the lowest and the highest action, both inclusive."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    raise DatasetError(f"{space} is not a supported action space")
+
+
+def _first_bad_row(bad: Array) -> int:
     return int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
 
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class RowBuffer:
-    """Rows of one shape and dtype, copied in one by one.
-
-    Args:
-        shape: Of one row.
-        dtype: Of the values.
-        key: For messages.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], key: str) -> None:
-        self._shape, self._dtype, self._key = shape, dtype, key
-        self._is_float = dtype.kind == "f"
-        self._rows = np.empty((64, *shape), dtype=dtype)
-
-    def put(self, index: int, value: Any) -> None:
-        """Copy `value` into row `index`, which is at most one beyond the rows so far.
-
-        Raises:
-            DatasetError: Of another shape, not castable, NaN or infinite; names key and row.
-        """
-        value = np.asarray(value)
-        if value.shape != self._shape:
-            raise DatasetError(
-                f"its shape is {value.shape}; the space has {self._shape}",
-                key=self._key,
-                row=index,
-            )
-        if value.dtype != self._dtype or (self._is_float and not np.isfinite(value).all()):
-            value = self._checked(value, index)
-        if index == len(self._rows):
-            grown = np.empty((2 * index, *self._shape), dtype=self._dtype)
-            grown[:index] = self._rows
-            self._rows = grown
-        self._rows[index] = value
-
-    def first(self, count: int) -> Array:
-        """A copy of the first `count` rows."""
-        return self._rows[:count].copy()
-
-    def _checked(self, value: Array, index: int) -> Array:
-        try:
-            require_finite(value[None], self._key)
-            return cast_rows(value[None], self._dtype, self._key)[0]
-        except DatasetError as error:
-            raise DatasetError(
-                error.problem, key=self._key, row=index, remedy=error.remedy
-            ) from None
-
-
 class EpisodeBuilder:
-    """Collects one episode after the other from one environment.
+    """Builds episodes of one environment step by step, and checks every value.
 
     Args:
         observation_space: Box, or Dict of Box.
         action_space: Discrete, MultiDiscrete or Box.
-        env_index: Which of several environments it is.
+        env_index: Index of the environment, among several side by side.
     """
 
     def __init__(
@@ -215,69 +176,76 @@ class EpisodeBuilder:
         self._action_space = action_space
         self._env_index = env_index
         self._observations = {
-            key: RowBuffer(box.shape, np.dtype(box.dtype), key)
-            for key, box in schema.boxes_of(observation_space).items()
+            key: _RowBuffer(box.shape, np.dtype(box.dtype), key)
+            for key, box in layout.observation_boxes(observation_space).items()
         }
-        shape, dtype = schema.action_layout(action_space)
-        self._actions = RowBuffer(shape, dtype, "action")
-        self._action_shape = shape
+        shape, dtype = layout.action_layout(action_space)
+        self._actions = _RowBuffer(shape, dtype, "action")
+        self._action_shape, self._action_dtype = shape, dtype
         self._action_kinds = "biuf" if dtype.kind == "f" else "biu"
-        self._rewards = RowBuffer((), schema.REWARD_DTYPE, "reward")
-        self._bounds = _bounds(action_space)
-        self._length = -1  # no observation yet
+        self._rewards = _RowBuffer((), layout.REWARD_DTYPE, "reward")
+        self._bounds = _action_bounds(action_space)
+        self._length = -1  # no episode is open
         self._seed: int | None = None
 
     @property
     def length(self) -> int:
-        """Actions in the open episode; -1 where none is open."""
+        """Number of actions in the open episode; -1 if none is open."""
         return self._length
 
     def begin(self, observation: Any, seed: int | None = None) -> None:
-        """Open an episode with its first observation; one that is open is forgotten."""
+        """Open an episode with its first observation; an open episode is discarded."""
         self._length, self._seed = -1, seed
         self._put_observation(0, observation)
         self._length = 0
 
     def check_action(self, action: Any) -> Array:
-        """The action as it will be stored, before the environment sees it.
+        """Return the action as it will be stored; call it before the environment steps.
 
         Raises:
-            DatasetError: No episode is open, or the action lies outside the space.
+            DatasetError: No episode is open, or the action does not fit the space.
         """
         if self._length < 0:
-            raise DatasetError("a step without a reset before it; call reset first")
+            raise DatasetError("step was called without a reset before it; call reset first")
         row = np.asarray(action)
         if row.shape != self._action_shape and row.size == 1 and not self._action_shape:
             row = row.reshape(())
         low, high = self._bounds
         fits = row.shape == self._action_shape and row.dtype.kind in self._action_kinds
         if not fits or not np.all((row >= low) & (row <= high)):
-            self._refuse(row)
+            self._refuse_action(row)
         return row
 
     def append(self, action: Array, observation: Any, reward: Any) -> None:
-        """Add one transition; an error leaves the episode as it was."""
+        """Add one transition; the episode is unchanged if it raises.
+
+        Args:
+            action: Action that `check_action` returned.
+            observation: Observation after the action.
+            reward: Reward for the action.
+
+        Raises:
+            DatasetError: A value does not fit the spaces, or is not finite.
+        """
         index = self._length
         value = float(reward)
         if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
-            raise DatasetError(
-                f"it is {value}; a finite float32 is wanted", key="reward", row=index
-            )
+            raise DatasetError(f"it is {value}; expected a finite float32", key="reward", row=index)
         self._put_observation(index + 1, observation)
         self._actions.put(index, action)
         self._rewards.put(index, np.float32(value))
         self._length = index + 1
 
     def finish(self, *, terminated: bool = False, truncated: bool = False) -> Episode | None:
-        """Close the episode; `None` where none is open, or it has no action yet."""
+        """Close and return the episode; `None` if none is open, or it has no action yet."""
         length, self._length = self._length, -1
         if length < 1:
             return None
-        observations = {key: buffer.first(length + 1) for key, buffer in self._observations.items()}
+        observations = {key: buffer.copy(length + 1) for key, buffer in self._observations.items()}
         return Episode(
-            observations=observations if self._is_dict else observations[schema.SINGLE_KEY],
-            actions=self._actions.first(length),
-            rewards=self._rewards.first(length),
+            observations=observations if self._is_dict else observations[layout.SINGLE_KEY],
+            actions=self._actions.copy(length),
+            rewards=self._rewards.copy(length),
             terminated=terminated,
             truncated=truncated,
             complete=terminated or truncated,
@@ -287,18 +255,18 @@ class EpisodeBuilder:
 
     def _put_observation(self, index: int, observation: Any) -> None:
         if not self._is_dict:
-            self._observations[schema.SINGLE_KEY].put(index, observation)
+            self._observations[layout.SINGLE_KEY].put(index, observation)
             return
         if not isinstance(observation, dict) or observation.keys() != self._observations.keys():
             keys = sorted(observation) if isinstance(observation, dict) else type(observation)
             raise DatasetError(
-                f"the observation has {keys}; the space has {sorted(self._observations)}",
+                f"the observation has the keys {keys}; the space has {sorted(self._observations)}",
                 row=index,
             )
         for key, buffer in self._observations.items():
             buffer.put(index, observation[key])
 
-    def _refuse(self, row: Array) -> None:
+    def _refuse_action(self, row: Array) -> None:
         if row.shape != self._action_shape:
             raise DatasetError(
                 f"its shape is {row.shape}; the space {self._action_space} has "
@@ -308,19 +276,59 @@ class EpisodeBuilder:
             )
         try:
             require_finite(row[None], "action")
-            row = cast_rows(row[None], schema.action_layout(self._action_space)[1], "action")[0]
+            row = cast_rows(row[None], self._action_dtype, "action")[0]
             require_actions_inside(row[None], self._action_space, "action")
         except DatasetError as error:
+            raise _with_row(error, self._length) from None
+
+
+class _RowBuffer:
+    """A growing array of rows that are copied in and checked one by one.
+
+    Args:
+        shape: Shape of one row.
+        dtype: Dtype of the rows.
+        key: Name of the rows, for error messages.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], key: str) -> None:
+        self._shape, self._dtype, self._key = shape, dtype, key
+        self._is_float = dtype.kind == "f"
+        self._rows = np.empty((_INITIAL_ROWS, *shape), dtype=dtype)
+
+    def put(self, index: int, value: Any) -> None:
+        """Copy `value` into row `index`, which is at most one beyond the rows so far.
+
+        Raises:
+            DatasetError: The value has another shape, cannot be cast, or is not finite.
+        """
+        value = np.asarray(value)
+        if value.shape != self._shape:
             raise DatasetError(
-                error.problem, key="action", row=self._length, remedy=error.remedy
-            ) from None
+                f"its shape is {value.shape}; the space has {self._shape}",
+                key=self._key,
+                row=index,
+            )
+        if value.dtype != self._dtype or (self._is_float and not np.isfinite(value).all()):
+            value = self._cast(value, index)
+        if index == len(self._rows):
+            grown = np.empty((2 * index, *self._shape), dtype=self._dtype)
+            grown[:index] = self._rows
+            self._rows = grown
+        self._rows[index] = value
+
+    def copy(self, count: int) -> Array:
+        """Return a copy of the first `count` rows."""
+        return self._rows[:count].copy()
+
+    def _cast(self, value: Array, index: int) -> Array:
+        try:
+            require_finite(value[None], self._key)
+            return cast_rows(value[None], self._dtype, self._key)[0]
+        except DatasetError as error:
+            raise _with_row(error, index) from None
 
 
-def _bounds(space: gym.Space[Any]) -> tuple[Any, Any]:
-    if isinstance(space, spaces.Box):
-        return space.low, space.high
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    raise DatasetError(f"{space} is no action space that dreamgym supports")
+def _with_row(error: DatasetError, row: int) -> DatasetError:
+    """Return the error of a single row with its place in the episode."""
+    return DatasetError(error.problem, key=error.key, row=row, remedy=error.remedy)

@@ -1,4 +1,4 @@
-"""The card of a dataset as one HTML page with pictures; nothing is loaded from elsewhere."""
+"""The check of a dataset as one self-contained HTML page, with histograms, traces and frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym._files import atomic_file
-from dreamgym.data.checking import Card, check
+from dreamgym.data.checking import DatasetCard, check
 from dreamgym.data.dataset import Dataset
 from dreamgym.data.formats import ForeignOptions
+from dreamgym.data.layout import SINGLE_KEY
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
 
-
-_EPISODES, _FRAMES, _BINS = 4, 8, 24
-
+_SHOWN_EPISODES, _SHOWN_FRAMES, _SHOWN_CHANNELS = 4, 8, 8
+_BINS = 24
+_MEMORY = 64 << 20
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
@@ -37,27 +38,27 @@ def write_page(
     out: str | os.PathLike[str],
     *,
     foreign: ForeignOptions | None = None,
-) -> Card:
-    """Check a dataset and write its card with pictures: distributions, traces, frames.
+) -> DatasetCard:
+    """Check a dataset and write its card as an HTML page, with distributions, traces and frames.
 
     Args:
-        path: The dataset.
-        out: The HTML file; one that is there is replaced.
-        foreign: As for `check`.
+        path: The dataset: a file or a folder, native or foreign.
+        out: The HTML file to write; an existing one is replaced.
+        foreign: What a foreign dataset does not say about itself.
 
     Returns:
-        The card.
+        The card, as `check` returns it.
 
     Raises:
-        DatasetError: As for `check`.
+        DatasetError: The path cannot be read as a dataset at all.
     """
     card = check(path, foreign=foreign)
     pictures = ""
     try:
-        with Dataset(path, on_bad="skip", memory=64 << 20, foreign=foreign) as dataset:
+        with Dataset(path, on_bad="skip", memory=_MEMORY, foreign=foreign) as dataset:
             pictures = _pictures(dataset)
     except DatasetError:
-        pass  # no episode is good; the card says which are bad, and why
+        pass  # every episode is bad: the card lists them and the reasons
     problems = "".join(f"<li class='bad'>{html.escape(text)}</li>" for text in card.problems)
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in card.notes)
     page = (
@@ -66,14 +67,14 @@ def write_page(
         f"<h1>{html.escape(Path(path).name)}</h1><pre>{html.escape(str(card))}</pre>"
         f"<ul>{problems}{notes}</ul>{pictures}</html>\n"
     )
-    with atomic_file(Path(out)) as aside:
-        aside.write_text(page, encoding="utf-8")
+    with atomic_file(Path(out)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return card
 
 
 def _pictures(dataset: Dataset) -> str:
     count = len(dataset)
-    shown = np.unique(np.linspace(0, count - 1, min(_EPISODES, count)).astype(int)).tolist()
+    shown = np.unique(np.linspace(0, count - 1, min(_SHOWN_EPISODES, count)).astype(int)).tolist()
     parts = [
         _histogram("return", dataset.returns),
         _histogram("length", dataset.lengths),
@@ -81,9 +82,10 @@ def _pictures(dataset: Dataset) -> str:
     ]
     for index in shown:
         episode = dataset.episode(index)
-        observed = episode.observations
-        named = observed if isinstance(observed, dict) else {"observation": observed}
-        for key, rows in named.items():
+        observations = episode.observations
+        if not isinstance(observations, dict):
+            observations = {SINGLE_KEY: observations}
+        for key, rows in observations.items():
             title = f"episode {index}, {key}"
             parts.append(_frames(title, rows) if _is_image(rows) else _traces(title, rows))
     return "".join(parts)
@@ -108,8 +110,8 @@ def _histogram(title: str, values: Array) -> str:
 
 
 def _traces(title: str, rows: Array) -> str:
-    """The first eight channels over time, each scaled to its range."""
-    flat = rows.reshape(len(rows), -1)[:, :8].astype(np.float64)
+    """Draw the first channels over time, each scaled to its range."""
+    flat = rows.reshape(len(rows), -1)[:, :_SHOWN_CHANNELS].astype(np.float64)
     low, span = flat.min(axis=0), np.ptp(flat, axis=0)
     scaled = 95 - 90 * (flat - low) / np.where(span > 0, span, 1)
     across = np.linspace(0, 280, len(rows))
@@ -123,7 +125,7 @@ def _traces(title: str, rows: Array) -> str:
 
 
 def _frames(title: str, rows: Array) -> str:
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_FRAMES, len(rows))).astype(int))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_SHOWN_FRAMES, len(rows))).astype(int))
     images = "".join(
         f"<img alt='' src='data:image/png;base64,{base64.b64encode(png(rows[i])).decode()}'> "
         for i in chosen.tolist()
@@ -136,7 +138,12 @@ def _figure(title: str, content: str) -> str:
 
 
 def png(image: Array) -> bytes:
-    """A PNG of `(H, W)` or `(H, W, C)` uint8; of channels, one or the first three are shown."""
+    """Encode an image as PNG.
+
+    Args:
+        image: `(H, W)` or `(H, W, C)` uint8; of 2 channels the first is shown, of more than 3 the
+            first three.
+    """
     if image.ndim == 3 and image.shape[2] in (1, 2):
         image = image[:, :, 0]
     elif image.ndim == 3:
@@ -144,13 +151,13 @@ def png(image: Array) -> bytes:
     height, width = image.shape[:2]
     lines = np.ascontiguousarray(image).reshape(height, -1)
     data = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
-    colour = 0 if image.ndim == 2 else 2
+    color_type = 0 if image.ndim == 2 else 2
 
     def chunk(name: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)

@@ -1,4 +1,4 @@
-"""A wrapper that writes down what passes through it."""
+"""Environment wrappers that record every episode to a dataset."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from numpy.typing import NDArray
 
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.episodes import EpisodeBuilder
-from dreamgym.data.hdf5.schema import DatasetMetadata, spec_json
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
+
+Array = NDArray[Any]
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Writes every episode of one environment to a native dataset, and changes nothing else.
+    """Records every episode of one environment to a native dataset; it changes nothing else.
 
     An episode that is cut off, by an early `reset` or by `close`, is kept as incomplete. The file
-    gets its name when the recorder is closed; use it as a context manager, or call `close`.
+    gets its name when the recorder is closed: use it as a context manager, or call `close`.
 
     Args:
         env: The environment.
-        out: The dataset to make; must not exist. Or an open writer, which stays the caller's to
-            close.
-        policy: What chooses the actions, in words, for the dataset's metadata.
-        seed: Seed of the whole recording, for the metadata.
-        env_index: Which of several environments this is.
+        out: Path of the dataset to create, which must not exist; or an open writer, which the
+            caller closes.
+        policy: Name of the policy that chooses the actions, for the dataset's metadata.
+        seed: Seed of the whole recording, for the dataset's metadata.
+        env_index: Index of this environment, among several side by side.
 
     Raises:
-        DatasetError: `out` exists or cannot be made.
+        DatasetError: `out` exists or cannot be created.
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
     """
 
@@ -55,39 +57,40 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             else DatasetWriter(out, DatasetMetadata.of_env(env, policy=policy, seed=seed))
         )
         self._builder = EpisodeBuilder(env.observation_space, env.action_space, env_index)
+        self._error_context = _ErrorContext(self.writer)
 
     @property
     def num_steps(self) -> int:
-        """Steps recorded so far, those of the open episode included."""
+        """Number of steps recorded so far, those of the open episode included."""
         return self.writer.num_steps + max(self._builder.length, 0)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; an episode that is open is kept as incomplete.
+        """Reset the environment; an open episode is kept as incomplete.
 
         Raises:
             DatasetError: The observation does not fit the space.
         """
         self._store()
         observation, info = self.env.reset(seed=seed, options=options)
-        with self._place():
+        with self._error_context:
             self._builder.begin(observation, seed)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step the environment and write down what came of it.
+        """Step the environment and record the transition.
 
         Raises:
-            DatasetError: The action lies outside its space (the environment has not seen it), or
-                the observation or reward does not fit, is NaN or infinite; the steps before are
+            DatasetError: The action lies outside its space (the environment has not been stepped),
+                or the observation or the reward does not fit or is not finite. The steps before are
                 kept.
         """
-        with self._place():
-            stored = self._builder.check_action(action)
+        with self._error_context:
+            stored_action = self._builder.check_action(action)
         observation, reward, terminated, truncated, info = self.env.step(action)
-        with self._place():
-            self._builder.append(stored, observation, reward)
+        with self._error_context:
+            self._builder.append(stored_action, observation, reward)
         if terminated or truncated:
             self._store(terminated=bool(terminated), truncated=bool(truncated))
         return observation, reward, terminated, truncated, info
@@ -102,58 +105,33 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
                 self.writer.close()
 
     def close(self) -> None:
-        """`finish`, and close the environment."""
+        """Keep the open episode as incomplete, and close the file and the environment."""
         try:
             self.finish()
         finally:
             super().close()
 
     def _store(self, *, terminated: bool = False, truncated: bool = False) -> None:
-        with uninterrupted():
-            episode = self._builder.finish(terminated=terminated, truncated=truncated)
-            if episode is not None:
-                self.writer.add(episode)
-
-    def _place(self) -> _Place:
-        return _Place(self.writer)
-
-
-class _Place:
-    """Adds path and episode to a `DatasetError` that passes through; cheap where none does."""
-
-    __slots__ = ("_writer",)
-
-    def __init__(self, writer: DatasetWriter) -> None:
-        self._writer = writer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, DatasetError):
-            writer = self._writer
-            raise error.at(path=writer.path, episode=writer.num_episodes) from None
-
-
-Array = NDArray[Any]
+        _store_episode(self._builder, self.writer, terminated=terminated, truncated=truncated)
 
 
 class VectorRecorder(gym.vector.VectorWrapper):
-    """Writes every episode of every sub-environment to one dataset, and changes nothing else.
+    """Records every episode of every sub-environment to one dataset; it changes nothing else.
 
-    It minds the environment's autoreset mode: with `NEXT_STEP`, the step after an episode's end,
-    whose action is ignored, is not recorded; with `SAME_STEP`, the true last observation is taken
-    from `info["final_obs"]`; with `DISABLED`, a sub-environment that has ended is left out until a
+    All autoreset modes are supported. With `NEXT_STEP`, the step after an episode's end, whose
+    action is ignored, is not recorded. With `SAME_STEP`, the true last observation is taken from
+    `info["final_obs"]`. With `DISABLED`, a sub-environment that has ended is not recorded until a
     reset with its `reset_mask`. Episodes that are cut off are kept as incomplete.
 
     Args:
-        env: The vector environment; it gives NumPy arrays.
-        out: The dataset to make; must not exist.
-        policy: What chooses the actions, in words, for the dataset's metadata.
-        seed: Seed of the whole recording, for the metadata.
+        env: The vector environment; its outputs are NumPy arrays.
+        out: Path of the dataset to create, which must not exist.
+        policy: Name of the policy that chooses the actions, for the dataset's metadata.
+        seed: Seed of the whole recording, for the dataset's metadata.
 
     Raises:
-        DatasetError: `out` exists or cannot be made, or the environment names no autoreset mode.
+        DatasetError: `out` exists or cannot be created, or the environment declares no autoreset
+            mode.
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
     """
 
@@ -166,25 +144,20 @@ class VectorRecorder(gym.vector.VectorWrapper):
         seed: int | None = None,
     ) -> None:
         super().__init__(env)
-        self._mode = autoreset_mode(env)
-        spec = env.spec
-        metadata = DatasetMetadata(
-            observation_space=env.single_observation_space,
-            action_space=env.single_action_space,
-            env_spec=spec_json(spec),
-            env_id=None if spec is None else spec.id,
-            policy=policy,
-            seed=seed,
-        )
-        self.writer = DatasetWriter(out, metadata)
+        self._mode = _autoreset_mode(env)
+        self.writer = DatasetWriter(out, DatasetMetadata.of_env(env, policy=policy, seed=seed))
         self._builders = [
             EpisodeBuilder(env.single_observation_space, env.single_action_space, index)
+            for index in range(env.num_envs)
+        ]
+        self._error_contexts = [
+            _ErrorContext(self.writer, f"sub-environment {index}: ")
             for index in range(env.num_envs)
         ]
 
     @property
     def num_steps(self) -> int:
-        """Steps recorded so far, those of the open episodes included."""
+        """Number of steps recorded so far, those of the open episodes included."""
         return self.writer.num_steps + sum(max(b.length, 0) for b in self._builders)
 
     def reset(
@@ -199,36 +172,38 @@ class VectorRecorder(gym.vector.VectorWrapper):
             DatasetError: An observation does not fit the space.
         """
         mask = (options or {}).get("reset_mask")
-        chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
-        for index in chosen:
+        indices = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
+        for index in indices:
             self._store(index)
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        seeds = _seeds(seed, self.num_envs)
-        for index in chosen:
-            self._begin(index, _row(observations, index), seeds[index])
+        seeds = _env_seeds(seed, self.num_envs)
+        for index in indices:
+            self._begin(index, _take_env(observations, index), seeds[index])
         return observations, info
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
-        """Step the environment and write down what came of it.
+        """Step the environment and record the transitions.
 
         Raises:
-            DatasetError: An action lies outside its space, or an observation or a reward does not
-                fit, is NaN or infinite; the steps before are kept.
+            DatasetError: An action lies outside its space (the environment has not been stepped),
+                or an observation or a reward does not fit or is not finite. The steps before are
+                kept.
         """
-        stored = [
-            self._checked(index, actions[index]) if builder.length >= 0 else None
+        stored_actions = [
+            self._check_action(index, actions[index]) if builder.length >= 0 else None
             for index, builder in enumerate(self._builders)
         ]
         observations, rewards, terminated, truncated, info = self.env.step(actions)
-        for index, action in enumerate(stored):
+        for index, action in enumerate(stored_actions):
             done = bool(terminated[index] or truncated[index])
-            observation = _row(observations, index)
-            if action is None:
+            observation = _take_env(observations, index)
+            if action is None:  # no episode was open
                 if self._mode is AutoresetMode.NEXT_STEP:
                     self._begin(index, observation, None)
                 continue
-            last = self._last_observation(info, index, observation) if done else observation
-            self._append(index, action, last, rewards[index])
+            last = self._final_observation(info, index, observation) if done else observation
+            with self._error_contexts[index]:
+                self._builders[index].append(action, last, rewards[index])
             if done:
                 self._store(index, bool(terminated[index]), bool(truncated[index]))
                 if self._mode is AutoresetMode.SAME_STEP:
@@ -236,7 +211,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         return observations, rewards, terminated, truncated, info
 
     def close(self, **kwargs: Any) -> None:
-        """Keep the open episodes as incomplete, close the file and the environment."""
+        """Keep the open episodes as incomplete, and close the file and the environment."""
         try:
             try:
                 if not self.writer.closed:
@@ -247,60 +222,76 @@ class VectorRecorder(gym.vector.VectorWrapper):
         finally:
             super().close(**kwargs)
 
-    def _last_observation(self, info: dict[str, Any], index: int, observation: Any) -> Any:
-        """The observation that an episode truly ended with."""
+    def _final_observation(self, info: dict[str, Any], index: int, observation: Any) -> Any:
+        """Return the true last observation of an episode that has just ended."""
         if self._mode is not AutoresetMode.SAME_STEP:
             return observation
-        final, has = info.get("final_obs"), info.get("_final_obs")
-        if final is None or (has is not None and not has[index]):
+        final, has_final = info.get("final_obs"), info.get("_final_obs")
+        if final is None or (has_final is not None and not has_final[index]):
             raise DatasetError(
                 f"sub-environment {index} ended, but info holds no final_obs for it",
                 path=self.writer.path,
-                remedy="the environment resets at once (SAME_STEP) and must give its last "
-                "observation in info['final_obs']",
+                remedy="an environment that resets in the same step (SAME_STEP) must return its "
+                "last observation in info['final_obs']",
             )
-        return _row(final, index)
+        return _take_env(final, index)
 
-    def _checked(self, index: int, action: Any) -> Array:
-        try:
+    def _check_action(self, index: int, action: Any) -> Array:
+        with self._error_contexts[index]:
             return self._builders[index].check_action(action)
-        except DatasetError as error:
-            raise self._placed(error, index) from None
 
     def _begin(self, index: int, observation: Any, seed: int | None) -> None:
-        try:
+        with self._error_contexts[index]:
             self._builders[index].begin(observation, seed)
-        except DatasetError as error:
-            raise self._placed(error, index) from None
-
-    def _append(self, index: int, action: Array, observation: Any, reward: Any) -> None:
-        try:
-            self._builders[index].append(action, observation, reward)
-        except DatasetError as error:
-            raise self._placed(error, index) from None
-
-    def _placed(self, error: DatasetError, index: int) -> DatasetError:
-        return DatasetError(
-            f"sub-environment {index}: {error.problem}",
-            path=self.writer.path,
-            key=error.key,
-            episode=self.writer.num_episodes,
-            row=error.row,
-            remedy=error.remedy,
-        )
 
     def _store(self, index: int, terminated: bool = False, truncated: bool = False) -> None:
-        with uninterrupted():
-            episode = self._builders[index].finish(terminated=terminated, truncated=truncated)
-            if episode is not None:
-                self.writer.add(episode)
+        _store_episode(
+            self._builders[index], self.writer, terminated=terminated, truncated=truncated
+        )
 
 
-def autoreset_mode(env: gym.vector.VectorEnv) -> AutoresetMode:
-    """The mode that a vector environment says it resets in.
+def _store_episode(
+    builder: EpisodeBuilder, writer: DatasetWriter, *, terminated: bool, truncated: bool
+) -> None:
+    """Commit the open episode of a builder, if there is one."""
+    with uninterrupted():
+        episode = builder.finish(terminated=terminated, truncated=truncated)
+        if episode is not None:
+            writer.add(episode)
+
+
+class _ErrorContext:
+    """Adds path, episode and sub-environment to a `DatasetError` raised in its block.
+
+    A class rather than a generator, since it is entered twice per step.
+    """
+
+    __slots__ = ("_prefix", "_writer")
+
+    def __init__(self, writer: DatasetWriter, prefix: str = "") -> None:
+        self._writer = writer
+        self._prefix = prefix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, DatasetError):
+            raise DatasetError(
+                f"{self._prefix}{error.problem}",
+                path=error.path or self._writer.path,
+                key=error.key,
+                episode=self._writer.num_episodes if error.episode is None else error.episode,
+                row=error.row,
+                remedy=error.remedy,
+            ) from None
+
+
+def _autoreset_mode(env: gym.vector.VectorEnv) -> AutoresetMode:
+    """Return the autoreset mode that a vector environment declares.
 
     Raises:
-        DatasetError: It says none, so that nobody can tell which observation ends an episode.
+        DatasetError: It declares none, so that the last observation of an episode is unknown.
     """
     mode = (env.metadata or {}).get("autoreset_mode")
     try:
@@ -312,16 +303,15 @@ def autoreset_mode(env: gym.vector.VectorEnv) -> AutoresetMode:
         ) from None
 
 
-def _row(batch: Any, index: int) -> Any:
-    return (
-        {key: rows[index] for key, rows in batch.items()}
-        if isinstance(batch, dict)
-        else batch[index]
-    )
+def _take_env(batch: Any, index: int) -> Any:
+    """Return the part of one sub-environment of a batch of observations."""
+    if isinstance(batch, dict):
+        return {key: rows[index] for key, rows in batch.items()}
+    return batch[index]
 
 
-def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
-    """The seed of each sub-environment, as Gymnasium hands them out."""
+def _env_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
+    """Return the seed of each sub-environment, by Gymnasium's rule."""
     if seed is None:
         return [None] * count
     if isinstance(seed, int | np.integer):

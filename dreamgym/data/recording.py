@@ -1,4 +1,4 @@
-"""Recording a real environment with a policy."""
+"""Recording a real environment with a policy, in one process or in several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from dreamgym._files import refuse_existing, refuse_unfinished
+from dreamgym._files import new_dataset_path, refuse_unfinished, replace_path
+from dreamgym._interrupts import uninterrupted
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.policies import Policy, PolicyLike, make_policy
@@ -25,41 +27,48 @@ from dreamgym.errors import DatasetError
 
 Progress = Callable[[int, int], None]
 
-
 _PROGRESS_EVERY = 256  # steps
+_POLL_SECONDS = 0.05
+_SHARD_NAMES = "shard-*.h5"
 
 
-def record(
+def record(  # noqa: PLR0913 - what to record, and how, are three each
     env: str | gym.Env[Any, Any],
     *,
     steps: int,
     out: str | os.PathLike[str],
     policy: PolicyLike = "random",
     seed: int = 0,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Record steps of a real environment to a native dataset.
 
-    Each episode is reset with a seed of its own, which follows from `seed` and its number, and so
-    do the random actions: the same arguments give the same data. The last episode is cut off when
-    `steps` are done, and kept as incomplete. Interrupted (Ctrl-C), or stopped by any error, the
-    file is closed and named all the same, with everything that was recorded up to then.
+    Each episode is reset with its own seed, derived from `seed` and the number of the episode, and
+    so are the policy's random actions: the same arguments give the same data. The last episode is
+    cut off after `steps` steps and kept as incomplete. If the recording is interrupted (Ctrl-C) or
+    stopped by an error, the file is closed and gets its name all the same, with everything that was
+    recorded until then.
 
     Args:
-        env: Id of a Gymnasium environment, or an environment, which is left open.
-        steps: Steps to record, at least 1.
-        out: The dataset to make; must not exist.
-        policy: `"random"`, `"sticky-random"`, `"sticky:0.8"` (the probability of repeating the last
-            action), a function from an observation to an action, or a `Policy`, which is seeded.
-        seed: Of the recording, at least 0.
-        progress: Called now and then with the steps done and the steps wanted.
+        env: Id of a Gymnasium environment, or an environment, which stays open.
+        steps: Number of steps to record, at least 1.
+        out: The dataset to create.
+        policy: `"random"`, `"sticky-random"`, `"sticky:0.8"` (with the probability of repeating the
+            last action), a function from an observation to an action, or a `Policy`, which is
+            seeded.
+        seed: Seed of the recording, at least 0.
+        overwrite: Whether to replace an existing `out`. It is replaced once the new dataset is
+            complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
+            recorded until then are in `<out>.new`.
+        progress: Callback that receives the steps done and the steps to do.
 
     Returns:
         The path of the dataset.
 
     Raises:
-        DatasetError: There is no such environment, `out` exists, what the environment gives does
-            not fit its spaces, or the disk is full.
+        DatasetError: There is no such environment, `out` exists and `overwrite` is False, a value
+            does not fit its space, or the disk is full.
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
         ValueError: There is no such policy, or a number is out of range.
     """
@@ -68,18 +77,17 @@ def record(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     out = Path(out)
-    refuse_existing(out)
-    made = make_env(env) if isinstance(env, str) else env
-    try:
-        chosen = make_policy(policy, made.action_space)
-        recorder = Recorder(made, out, policy=chosen.name, seed=seed)
+    if overwrite and out.is_dir():
+        raise DatasetError(
+            "it is a folder, and one process records to a file", path=out, remedy="name a file"
+        )
+    with _created(out, overwrite) as target, _opened_env(env) as opened:
+        chosen = make_policy(policy, opened.action_space)
+        recorder = Recorder(opened, target, policy=chosen.name, seed=seed)
         try:
-            run(recorder, chosen, steps=steps, seed=seed, progress=progress)
+            _record_steps(recorder, chosen, steps=steps, seed=seed, progress=progress)
         finally:
             recorder.finish()
-    finally:
-        if made is not env:
-            made.close()
     return out
 
 
@@ -91,44 +99,96 @@ def resume(
     policy: PolicyLike = "random",
     progress: Progress | None = None,
 ) -> Path:
-    """Go on with a recording until it holds `steps` steps; the seeds go on where they stopped.
+    """Continue a recording until it holds `steps` steps.
 
-    The complete episodes are then those of a recording that was never interrupted.
+    The seeds of the episodes continue as well: the complete episodes are those of a recording that
+    was never interrupted.
 
     Args:
-        env: As for `record`; its spaces must be those of the dataset.
-        steps: Steps that the dataset shall hold in the end.
-        out: A dataset that `record` made, also one that was interrupted or recovered.
+        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces must be
+            those of the dataset.
+        steps: Number of steps that the dataset holds in the end.
+        out: A dataset that `record` created, also one that was interrupted or recovered.
         policy: The policy that it was recorded with.
-        progress: As for `record`.
+        progress: Callback that receives the steps done and the steps to do.
 
     Returns:
-        The path of the dataset; it is unchanged where it holds `steps` steps already.
+        The path of the dataset; it is unchanged if it already holds `steps` steps.
 
     Raises:
-        DatasetError: It is no dataset, or comes from another environment or policy.
-        UnsupportedSpaceError: As for `record`.
+        DatasetError: `out` is not a native dataset, or was recorded from another environment or
+            with another policy.
+        UnsupportedSpaceError: The environment has a space that dreamgym does not support.
         ValueError: There is no such policy.
     """
     out = Path(out)
-    made = make_env(env) if isinstance(env, str) else env
-    try:
-        chosen = make_policy(policy, made.action_space)
+    with _opened_env(env) as opened:
+        chosen = make_policy(policy, opened.action_space)
         with DatasetWriter.extend(out) as writer:
-            seed = require_same(writer, made, chosen)
-            recorder = Recorder(made, writer)
+            seed = _check_same_recording(writer, opened, chosen)
+            recorder = Recorder(opened, writer)
             try:
-                run(recorder, chosen, steps=steps, seed=seed, progress=progress)
+                _record_steps(recorder, chosen, steps=steps, seed=seed, progress=progress)
             finally:
                 recorder.finish()
-    finally:
-        if made is not env:
-            made.close()
     return out
 
 
-def require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
-    """The seed of the recording, if environment and policy are those that it was made with."""
+def make_env(env_id: str) -> gym.Env[Any, Any]:
+    """Make an environment by its id; an error names the nearest ids.
+
+    Raises:
+        DatasetError: There is no such environment, or something that it needs is not installed.
+    """
+    try:
+        # The recorder checks every step against the spaces itself.
+        return gym.make(env_id, disable_env_checker=True)
+    except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
+        if isinstance(error, gym.error.DependencyNotInstalled):
+            raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
+        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.4)
+        hint = f"; the nearest ids: {', '.join(near)}" if near else ""
+        raise DatasetError(
+            f"there is no environment {env_id!r}{hint}",
+            remedy="if another package registers it, install that and write 'package:Id-v0'",
+        ) from error
+
+
+@contextmanager
+def _opened_env(env: str | gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+    """Make an environment and close it after the block; one that was passed in stays open."""
+    if not isinstance(env, str):
+        yield env
+        return
+    made = make_env(env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def _created(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield the path to record to; if it is not `out`, let it replace `out` after the block.
+
+    If the block fails, an existing `out` is unchanged and the new recording stays beside it.
+    """
+    target = new_dataset_path(out, overwrite=overwrite)
+    try:
+        yield target
+    except BaseException as error:
+        if target != out and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+        if target != out and target.exists():
+            error.add_note(f"{out} is unchanged; the episodes recorded until now are in {target}")
+        raise
+    if target != out:
+        with uninterrupted():
+            replace_path(target, out)
+
+
+def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
+    """Return the seed of a recording; raise unless it was made with this environment and policy."""
     metadata, path = writer.metadata, writer.path
     if (env.observation_space, env.action_space) != (
         metadata.observation_space,
@@ -146,74 +206,55 @@ def require_same(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) 
         )
     if metadata.seed is None:
         raise DatasetError(
-            "it holds no seed of the recording, so that its episodes might be repeated",
+            "it does not say with which seed it was recorded: its episodes might be repeated",
             path=path,
             remedy="record to another file",
         )
     return metadata.seed
 
 
-def run(
+def _record_steps(
     recorder: Recorder, policy: Policy, *, steps: int, seed: int, progress: Progress | None
 ) -> None:
     """Step the recorder's environment until its file holds `steps` steps.
 
     Args:
-        recorder: Open; it is the caller's to finish.
+        recorder: An open recorder, which the caller finishes.
         policy: Chooses the actions.
-        steps: Steps that the file shall hold in the end.
-        seed: Of the recording; see `episode_seeds`.
-        progress: Called now and then with the steps done and the steps wanted.
+        steps: Number of steps that the file holds in the end.
+        seed: Seed of the recording, see `_episode_seeds`.
+        progress: Callback that receives the steps done and the steps to do.
     """
-    done_steps, number = recorder.writer.num_steps, recorder.writer.num_episodes
-    if done_steps >= steps:
+    steps_done, episode = recorder.writer.num_steps, recorder.writer.num_episodes
+    if steps_done >= steps:
         return
-    while done_steps < steps:
-        reset_seed, policy_seed = episode_seeds(seed, number, recorder.env_index)
+    while steps_done < steps:
+        reset_seed, policy_seed = _episode_seeds(seed, episode, recorder.env_index)
         observation, _ = recorder.reset(seed=reset_seed)
         policy.begin(policy_seed)
-        number += 1
+        episode += 1
         ended = False
-        while not ended and done_steps < steps:
+        while not ended and steps_done < steps:
             observation, _, terminated, truncated, _ = recorder.step(policy.act(observation))
             ended = terminated or truncated
-            done_steps += 1
-            if progress is not None and done_steps % _PROGRESS_EVERY == 0:
-                progress(done_steps, steps)
+            steps_done += 1
+            if progress is not None and steps_done % _PROGRESS_EVERY == 0:
+                progress(steps_done, steps)
     if progress is not None and steps % _PROGRESS_EVERY:
         progress(steps, steps)
 
 
-def episode_seeds(seed: int, episode: int, env_index: int = 0) -> tuple[int, int]:
-    """The seed of an episode's reset and that of its policy; every one of them is different.
+def _episode_seeds(seed: int, episode: int, env_index: int = 0) -> tuple[int, int]:
+    """Return the seeds of an episode's reset and of its policy.
 
-    They depend on nothing but the arguments, so that a recording can go on where it stopped.
+    They depend on the arguments alone, so that a recording can be continued, and differ from those
+    of every other episode and environment.
     """
     words = np.random.SeedSequence(seed, spawn_key=(env_index, episode)).generate_state(2)
     return int(words[0]), int(words[1])
 
 
-def make_env(env_id: str) -> gym.Env[Any, Any]:
-    """`gymnasium.make`, with an error that says which ids there are.
-
-    Raises:
-        DatasetError: There is no such environment, or something that it needs is not installed.
-    """
-    try:
-        # The recorder checks every step against the spaces itself.
-        return gym.make(env_id, disable_env_checker=True)
-    except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
-        if isinstance(error, gym.error.DependencyNotInstalled):
-            raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.4)
-        hint = f"; the nearest ids: {', '.join(near)}" if near else ""
-        raise DatasetError(
-            f"there is no environment {env_id!r}{hint}",
-            remedy="where another package brings it, install that and write 'package:Id-v0'",
-        ) from error
-
-
-_POLL_SECONDS = 0.05
+# ---------------------------------------------------------------------------- several processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +262,10 @@ class ShardPlan:
     """What several processes record together.
 
     Attributes:
-        steps: Steps in all shards together.
-        policy: As for `record`; a function must be one that can be pickled by name.
-        seed: Of the whole; every shard and every episode has seeds of its own.
-        workers: Processes, and so shards.
+        steps: Number of steps in all shards together.
+        policy: The policy, as for `record`; a function must be picklable.
+        seed: Seed of the whole recording; every shard and every episode has its own.
+        workers: Number of processes, each of which writes one shard.
     """
 
     steps: int
@@ -238,32 +279,40 @@ def record_shards(
     out: str | os.PathLike[str],
     plan: ShardPlan,
     *,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Record with several processes into a folder of shards, which `Dataset` reads as one.
 
-    The same plan gives the same data. Interrupted, every process closes its shard with what it has.
+    The same plan gives the same data. If the recording is interrupted, every process closes its
+    shard with what it has.
 
     Args:
-        env_id: Id of a Gymnasium environment; `"package:Id-v0"` where a package registers it.
-        out: The folder to make; must not exist.
-        plan: Steps, policy, seed, processes.
-        progress: Called now and then with the steps done in all, and the steps wanted.
+        env_id: Id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
+        out: The folder to create.
+        plan: Steps, policy, seed and processes.
+        overwrite: Whether to replace an existing folder of shards. It is replaced once the new one
+            is complete; if the recording is interrupted or fails, `out` is unchanged and the
+            episodes recorded until then are in `<out>.new`.
+        progress: Callback that receives the steps done in all processes and the steps to do.
 
     Returns:
         The folder.
 
     Raises:
-        DatasetError: `out` exists, or a process failed; the message says how.
+        DatasetError: `out` exists and `overwrite` is False, `out` is not a folder of shards, or a
+            process failed.
         ValueError: A number is out of range, or there is no such policy.
     """
-    _require_sense(plan)
+    _check_plan(plan)
     folder = Path(out)
-    if folder.exists():
-        raise DatasetError("it exists already", path=folder, remedy="choose another name")
-    make_env(env_id).close()  # an unknown id is better said once, and before anything is made
-    folder.mkdir(parents=True)
-    return _run(env_id, folder, plan, progress)
+    if overwrite and folder.exists():
+        _require_only_shards(folder)
+    with _created(folder, overwrite) as target:
+        make_env(env_id).close()  # report an unknown id once, before anything is created
+        target.mkdir(parents=True)
+        _run_workers(env_id, target, plan, progress)
+    return folder
 
 
 def resume_shards(
@@ -273,90 +322,111 @@ def resume_shards(
     *,
     progress: Progress | None = None,
 ) -> Path:
-    """Go on with a folder of shards until they hold the plan's steps; no seed comes twice.
+    """Continue a folder of shards until they hold the plan's steps; no seed is used twice.
 
     Args:
-        env_id: As for `record_shards`.
-        out: A folder that `record_shards` made, also one that was interrupted. Shards of killed
-            processes must be recovered before.
-        plan: As it was, but for `steps`, which the shards shall hold in the end; its seed is that
-            of the shards.
-        progress: As for `record_shards`.
+        env_id: Id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
+        out: A folder that `record_shards` created, also one that was interrupted. Shards of killed
+            processes must be recovered first.
+        plan: The plan that it was recorded with, but for `steps`, the number of steps that the
+            shards hold in the end. Its seed is ignored: the shards know theirs.
+        progress: Callback that receives the steps done in all processes and the steps to do.
 
     Returns:
         The folder.
 
     Raises:
-        DatasetError: It is no such folder, was recorded by another number of processes, with
+        DatasetError: `out` is not such a folder, was recorded by another number of processes, with
             another policy or from another environment, or a process failed.
         ValueError: A number is out of range, or there is no such policy.
     """
-    _require_sense(plan)
+    _check_plan(plan)
     folder = Path(out)
-    shards = sorted(folder.glob("*.h5*"))
-    unfinished = [path for path in shards if path.suffix == ".partial"]
+    files = sorted(folder.glob("*.h5*"))
+    unfinished = [path for path in files if path.suffix == ".partial"]
     if unfinished:
         refuse_unfinished(unfinished[0].with_suffix(""))
-    ours = {shard_path(folder, number) for number in range(plan.workers)}
-    strange = [path for path in shards if path.suffix == ".h5" and path not in ours]
-    if strange or not ours & set(shards):
+    expected = {_shard_path(folder, number) for number in range(plan.workers)}
+    unexpected = [path for path in files if path.suffix == ".h5" and path not in expected]
+    present = expected & set(files)
+    if unexpected or not present:
         raise DatasetError(
-            f"it holds {len(shards)} shards, and is to be gone on with by {plan.workers} processes",
+            f"it holds {len(files)} shards, which {plan.workers} processes cannot continue",
             path=folder,
             remedy="give as many processes as it was recorded with",
         )
-    first = open_native(min(ours & set(shards)), 0)
+    first = open_native(min(present), 0)
     first.close()
     seed = first.metadata.seed
-    return _run(env_id, folder, plan if seed is None else replace(plan, seed=seed), progress)
+    _run_workers(env_id, folder, plan if seed is None else replace(plan, seed=seed), progress)
+    return folder
 
 
-def _require_sense(plan: ShardPlan) -> None:
+def _check_plan(plan: ShardPlan) -> None:
     if plan.workers < 1 or plan.steps < plan.workers:
-        raise ValueError(f"{plan.steps} steps with {plan.workers} workers; at least 1 step each")
+        raise ValueError(
+            f"the plan has {plan.steps} steps with {plan.workers} workers; expected at least 1 "
+            "worker, and 1 step for each"
+        )
 
 
-def _run(env_id: str, folder: Path, plan: ShardPlan, progress: Progress | None) -> Path:
-    """Start the processes, wait for them, and say what went wrong in them."""
+def _require_only_shards(folder: Path) -> None:
+    """Raise unless a path is a folder of shards and nothing else, which may be replaced."""
+    if not folder.is_dir():
+        raise DatasetError(
+            "it is a file, and several processes record to a folder",
+            path=folder,
+            remedy="name a folder",
+        )
+    others = sorted(set(folder.iterdir()) - set(folder.glob(_SHARD_NAMES)))
+    if others:
+        raise DatasetError(
+            f"it holds more than shards, such as {others[0].name}",
+            path=folder,
+            remedy="choose another name, or move it away",
+        )
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    """Return the file of one process."""
+    return folder / f"shard-{number:04d}.h5"
+
+
+def _run_workers(env_id: str, folder: Path, plan: ShardPlan, progress: Progress | None) -> None:
+    """Start the processes, wait for them, and raise what went wrong in them."""
     context = multiprocessing.get_context("spawn")
-    done = context.Array("q", plan.workers, lock=False)
+    steps_done = context.Array("q", plan.workers, lock=False)
     failures: Any = context.SimpleQueue()
     workers = [
-        context.Process(target=_work, args=(env_id, folder, plan, number, done, failures))
+        context.Process(target=_work, args=(env_id, folder, plan, number, steps_done, failures))
         for number in range(plan.workers)
     ]
     for worker in workers:
         worker.start()
-    _wait(workers, done, plan, progress)
+    _wait(workers, steps_done, plan, progress)
     if not failures.empty():
         number, message = failures.get()
-        raise DatasetError(f"worker {number} failed: {message}", path=shard_path(folder, number))
+        raise DatasetError(f"worker {number} failed: {message}", path=_shard_path(folder, number))
     died = [number for number, worker in enumerate(workers) if worker.exitcode != 0]
     if died:
         number = died[0]
         raise DatasetError(
             f"worker {number} died with exit code {workers[number].exitcode}",
-            path=shard_path(folder, number),
-            remedy="save what it left with `dreamgym recover`",
+            path=_shard_path(folder, number),
+            remedy="save its episodes with `dreamgym recover`",
         )
     if progress is not None:
         progress(plan.steps, plan.steps)
-    return folder
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    """The file of one process."""
-    return folder / f"shard-{number:04d}.h5"
-
-
-def _wait(workers: list[Any], done: Any, plan: ShardPlan, progress: Progress | None) -> None:
+def _wait(workers: list[Any], steps_done: Any, plan: ShardPlan, progress: Progress | None) -> None:
     try:
         while any(worker.is_alive() for worker in workers):
             if progress is not None:
-                progress(sum(done), plan.steps)
+                progress(sum(steps_done), plan.steps)
             time.sleep(_POLL_SECONDS)
     except BaseException:
-        # Ctrl-C in a terminal reaches them by itself; another signal, or an error, does not.
+        # Ctrl-C in a terminal reaches the workers too; another signal, or an error, does not.
         for worker in workers:
             _interrupt(worker)
         raise
@@ -374,27 +444,25 @@ def _interrupt(worker: BaseProcess) -> None:
 
 
 def _work(
-    env_id: str, folder: Path, plan: ShardPlan, number: int, done: Any, failures: Any
+    env_id: str, folder: Path, plan: ShardPlan, number: int, steps_done: Any, failures: Any
 ) -> None:
-    """One process: its share of the steps, with seeds that no other has."""
+    """Record the share of one process."""
     share = plan.steps // plan.workers + (number < plan.steps % plan.workers)
 
-    def count(now: int, _: int) -> None:
-        done[number] = now
+    def report(done: int, _: int) -> None:
+        steps_done[number] = done
 
     try:
-        env, path = make_env(env_id), shard_path(folder, number)
+        env, path = make_env(env_id), _shard_path(folder, number)
         policy = make_policy(plan.policy, env.action_space)
         if path.exists():
             with DatasetWriter.extend(path) as writer:
-                require_same(writer, env, policy)
-                recorder = Recorder(env, writer, env_index=number)
-                with recorder:
-                    run(recorder, policy, steps=share, seed=plan.seed, progress=count)
+                _check_same_recording(writer, env, policy)
+                with Recorder(env, writer, env_index=number) as recorder:
+                    _record_steps(recorder, policy, steps=share, seed=plan.seed, progress=report)
             return
-        recorder = Recorder(env, path, policy=policy.name, seed=plan.seed, env_index=number)
-        with recorder:
-            run(recorder, policy, steps=share, seed=plan.seed, progress=count)
+        with Recorder(env, path, policy=policy.name, seed=plan.seed, env_index=number) as recorder:
+            _record_steps(recorder, policy, steps=share, seed=plan.seed, progress=report)
     except KeyboardInterrupt:
         raise SystemExit(0) from None  # the parent raises its own
     except Exception as error:

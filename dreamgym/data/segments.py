@@ -1,4 +1,4 @@
-"""Random segments of fixed length, for fitting."""
+"""Random segments of fixed length, as world models are trained on, and their prefetching."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.data.frame_skip import FrameSkip, borrowed
+from dreamgym.data.frame_skip import FrameSkip, borrowed_steps
 from dreamgym.data.storage import Column
 
 Array = NDArray[Any]
+Item = TypeVar("Item")
+
+_POLL_SECONDS = 0.1
 
 
 class SegmentBatch(NamedTuple):
     """`B` segments of `L` transitions, that is `L + 1` observations, in raw units.
 
-    Where a segment reaches past the end of its episode, the last observation is repeated, the rest
-    is zero, and `mask` is False. Truncation is not here: it is nothing that a model should learn.
+    Where a segment reaches past the end of its episode, the last observation is repeated, the other
+    arrays are zero, and `mask` is False. Truncation is left out on purpose: a model must not learn
+    it.
 
     Attributes:
-        observation: `(B, L + 1, *shape)` in the space's dtype, or a dict of such by key.
+        observation: `(B, L + 1, *shape)` in the space's dtype, or a dict of such arrays by key.
         action: `(B, L, ...)`; entry `t` leaves observation `t`. Discrete: `(B, L)` int64; Box of
             floats: float32.
         reward: `(B, L)` float32, the reward for action `t`.
@@ -38,16 +42,24 @@ class SegmentBatch(NamedTuple):
     mask: Array
 
 
+class Sampler(Protocol):
+    """A source of random batches of segments."""
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
+        """Draw `batch_size` segments; the same generator state gives the same segments."""
+        ...
+
+
 class SegmentSource:
-    """What a sampler draws from: columns in native rows, and where the episodes lie in them.
+    """The columns that segments are read from, and the place of each episode in them.
 
     Args:
-        observations: The column, or columns by key where the space is a Dict.
-        action: Rows of actions, the last row of an episode zero.
-        reward: Rows of rewards, the last row of an episode zero.
+        observations: The observation column, or columns by key for a Dict space.
+        action: Rows of actions; the last row of an episode is zero.
+        reward: Rows of rewards; the last row of an episode is zero.
         starts: `(E,)` first row of each episode.
         lengths: `(E,)` number of transitions, `T`, of each episode.
-        terminated: `(E,)` bool.
+        terminated: `(E,)` bool, whether the last observation of each episode is terminal.
     """
 
     def __init__(
@@ -70,43 +82,38 @@ class SegmentSource:
         self.terminal[(starts + lengths - 1)[terminated]] = True
 
 
-class Sampler(Protocol):
-    """What gives batches of segments."""
-
-    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
-        """`batch_size` segments; the same generator state gives the same segments."""
-        ...
-
-
 class SegmentReader:
-    """Reads segments by where they begin.
+    """Reads segments at given rows.
 
-    With a frame skip, a transition of a segment spans `k` steps of the environment: the
-    observations are every `k`-th, the rewards are summed, and a transition is terminal where one of
-    its steps is. Of the actions between, all are kept, `(B, L, k, ...)`, or where they are repeated
-    the first. A transition within which the episode terminates is kept: its last observation is
-    the episode's, and the missing actions are borrowed (`frame_skip.borrowed`). One within which
-    the episode is truncated or cut off is no transition: it is padding.
+    With a frame skip of `k`, a transition of a segment spans `k` environment steps: every `k`-th
+    observation is read, rewards are summed, and a transition is terminal if one of its environment
+    steps is. With `"blocks"` all actions are kept, `(B, L, k, ...)`; with `"repeated"` only the
+    first of each block. A transition in which the episode terminates is kept: its next observation
+    is the episode's last, and the missing actions are replaced (`frame_skip.borrowed_steps`). A
+    transition in which the episode is truncated or cut off is padding.
 
     Args:
         source: The columns and the episodes.
-        length: `L`, at least 1, the number of transitions in a segment.
+        length: `L`, transitions in a segment, at least 1.
         skip: The frame skip.
     """
 
     def __init__(self, source: SegmentSource, length: int, skip: FrameSkip) -> None:
         self.length, self.skip = length, skip
         self._source = source
-        self._steps = np.arange(length * skip.steps + 1)
+        self._offsets = np.arange(length * skip.steps + 1)
 
     def read(self, first: Array, left: Array) -> SegmentBatch:
-        """The segments that begin at rows `first` `(B,)`, with `left` `(B,)` steps to read there.
+        """Read the segments that begin at rows `first`.
 
-        `left` is what `usable` gave: what lies beyond is padding.
+        Args:
+            first: `(B,)` first row of each segment.
+            left: `(B,)` environment steps to read from there, as `usable_steps` returns them; what
+                lies beyond is padding.
         """
         first, left = first[:, None], left[:, None]
-        rows, steps = first + self._steps, self._steps[:-1]
-        mask = steps < left
+        rows, offsets = first + self._offsets, self._offsets[:-1]
+        mask = offsets < left
         np.minimum(rows, first + left, out=rows)
         leaving = np.ascontiguousarray(rows[:, :-1])
         source = self._source
@@ -117,57 +124,61 @@ class SegmentReader:
             terminated=source.terminal.take(leaving),
             mask=mask,
         )
-        return batch if self.skip.steps == 1 else self._in_blocks(batch, first)
+        return batch if self.skip.steps == 1 else self._to_blocks(batch, first)
 
-    def _in_blocks(self, batch: SegmentBatch, first: Array) -> SegmentBatch:
+    def _to_blocks(self, batch: SegmentBatch, first: Array) -> SegmentBatch:
+        """Combine a batch of environment steps into transitions of `skip.steps` steps."""
         shape = (len(batch.mask), self.length, self.skip.steps)
-        taken = batch.mask.reshape(shape)
-        whole = np.asarray(taken.any(axis=2))
+        real_steps = batch.mask.reshape(shape)
+        mask = np.asarray(real_steps.any(axis=2))
         actions = batch.action.reshape(*shape, *batch.action.shape[2:])
-        actions[~taken] = 0
+        actions[~real_steps] = 0
         if self.skip.actions == "repeated":
             actions = actions[:, :, 0]
         else:
-            missing = np.asarray(whole[:, :, None] & ~taken)
+            missing = np.asarray(mask[:, :, None] & ~real_steps)
             if missing.any():
-                actions[missing] = self._borrowed(missing, first)
+                actions[missing] = self._borrowed_actions(missing, first)
         return SegmentBatch(
             observation=batch.observation,
             action=actions,
-            reward=np.where(taken, batch.reward.reshape(shape), 0).sum(axis=2),
-            terminated=np.asarray((batch.terminated.reshape(shape) & taken).any(axis=2)),
-            mask=whole,
+            reward=np.where(real_steps, batch.reward.reshape(shape), 0).sum(axis=2),
+            terminated=np.asarray((batch.terminated.reshape(shape) & real_steps).any(axis=2)),
+            mask=mask,
         )
 
-    def _borrowed(self, missing: Array, first: Array) -> Array:
-        """Actions for the steps of whole blocks that were not taken any more."""
+    def _borrowed_actions(self, missing: Array, first: Array) -> Array:
+        """Return actions for the environment steps of a block that follow a termination."""
         source = self._source
         segment, block, step = np.nonzero(missing)
         row = first[segment, 0] + block * self.skip.steps + step
         episode = np.searchsorted(source.starts, first[segment, 0], side="right") - 1
         start, length = source.starts[episode], source.lengths[episode]
-        return source.action.take((start + borrowed(row - start, length))[:, None])[:, 0]
+        return source.action.take((start + borrowed_steps(row - start, length))[:, None])[:, 0]
 
 
-def usable(left: Array, terminated: Array, skip: FrameSkip) -> Array:
-    """Steps of the `left` ones that make whole transitions; a terminated episode's last do."""
+def usable_steps(left: Array, terminated: Array, skip: FrameSkip) -> Array:
+    """Return how many of the `left` environment steps of an episode belong to transitions.
+
+    An incomplete last block counts only if the episode terminates in it.
+    """
     return np.where(terminated, left, left - left % skip.steps)
 
 
 class SegmentSampler:
-    """Draws segments whose first transition is uniform over all transitions of its episodes.
+    """Draws segments whose first transition is uniform over all transitions of the episodes.
 
-    With a frame skip a segment may begin at any step where a whole transition follows; where
-    actions are repeated, only at every `k`-th of its episode, where a new action was chosen.
+    With a frame skip a segment may begin at any environment step that a whole transition follows;
+    with repeated actions only at every `k`-th step of an episode, where a new action was chosen.
 
     Args:
         source: The columns and the episodes.
         episodes: `(K,)` indices of the episodes to draw from.
-        length: `L`, at least 1, the number of transitions in a segment.
-        skip: The frame skip, see `SegmentReader`.
+        length: `L`, transitions in a segment, at least 1.
+        skip: The frame skip, see `SegmentReader`; none by default.
 
     Raises:
-        ValueError: There is no whole transition in the episodes.
+        ValueError: The episodes hold no whole transition.
     """
 
     def __init__(
@@ -184,11 +195,30 @@ class SegmentSampler:
         self._first = np.repeat(starts + lengths - ends, lengths) + count
         self._left = np.repeat(ends, lengths) - count
         if skip.steps > 1:
-            self._keep_whole(skip, np.repeat(lengths, lengths), source)
+            self._keep_whole_transitions(skip, np.repeat(lengths, lengths), source)
 
-    def _keep_whole(self, skip: FrameSkip, lengths: Array, source: SegmentSource) -> None:
-        ended = source.terminal.take(self._first + self._left - 1)
-        left = usable(self._left, ended, skip)
+    @property
+    def num_transitions(self) -> int:
+        """Number of transitions at which a segment may begin."""
+        return len(self._first)
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
+        """Draw `batch_size` segments; the same generator state gives the same segments."""
+        return self.at(rng.integers(self.num_transitions, size=batch_size))
+
+    def at(self, transitions: Array) -> SegmentBatch:
+        """Return the segments that begin at given transitions.
+
+        Args:
+            transitions: `(B,)` indices, counted through the episodes.
+        """
+        return self._reader.read(self._first.take(transitions), self._left.take(transitions))
+
+    def _keep_whole_transitions(
+        self, skip: FrameSkip, lengths: Array, source: SegmentSource
+    ) -> None:
+        terminated = source.terminal.take(self._first + self._left - 1)
+        left = usable_steps(self._left, terminated, skip)
         keep = left > 0
         if skip.actions == "repeated":
             keep &= (lengths - self._left) % skip.steps == 0
@@ -196,72 +226,49 @@ class SegmentSampler:
         if not len(self._first):
             raise ValueError(f"no episode has the {skip.steps} steps of one transition")
 
-    @property
-    def num_transitions(self) -> int:
-        """How many transitions there are to begin at."""
-        return len(self._first)
-
-    def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
-        """`batch_size` segments; the same generator state gives the same segments."""
-        return self.at(rng.integers(self.num_transitions, size=batch_size))
-
-    def at(self, transitions: Array) -> SegmentBatch:
-        """The segments that begin at the given transitions, `(B,)`, counted over the episodes."""
-        return self._reader.read(self._first.take(transitions), self._left.take(transitions))
-
-
-def _take(columns: Column | Mapping[str, Column], rows: Array) -> Array | dict[str, Array]:
-    if isinstance(columns, Mapping):
-        return {key: column.take(rows) for key, column in columns.items()}
-    return columns.take(rows)
-
-
-_POLL_SECONDS = 0.1
-
-
-Item = TypeVar("Item")
-
 
 def prefetch(
-    sampler: Sampler, batch_size: int, rng: np.random.Generator, *, ahead: int = 2
+    sampler: Sampler, batch_size: int, rng: np.random.Generator, *, buffer_size: int = 2
 ) -> Generator[SegmentBatch, None, None]:
-    """Batches without end, the same as `sampler.draw` would give one after the other.
+    """Draw batches endlessly in a background thread.
+
+    The batches are those that calling `sampler.draw` repeatedly would return.
 
     Args:
-        sampler: Where they come from.
+        sampler: Source of the batches.
         batch_size: Segments in a batch.
-        rng: Belongs to the thread until the iterator is closed.
-        ahead: As for `draw_ahead`.
+        rng: Generator for the draws; used by the thread until the iterator is closed.
+        buffer_size: Batches to hold ready, see `prefetch_items`.
 
     Raises:
-        Whatever drawing raises, at the batch where it happens.
+        Exception: Whatever drawing raises, at the batch where it happens.
     """
 
     def batches() -> Iterator[SegmentBatch]:
         while True:
             yield sampler.draw(batch_size, rng)
 
-    return draw_ahead(batches(), ahead=ahead)
+    return prefetch_items(batches(), buffer_size=buffer_size)
 
 
-def draw_ahead(items: Iterator[Item], *, ahead: int = 2) -> Generator[Item, None, None]:
-    """The same items, made ahead by one thread while the last one is worked on.
+def prefetch_items(items: Iterator[Item], *, buffer_size: int = 2) -> Generator[Item, None, None]:
+    """Iterate over `items`, computing the next ones in a background thread.
 
-    One thread is enough: reading by position lets go of Python's lock while the system copies, and
-    more threads, or worker processes, were slower in every measurement. Close the generator (or let
-    go of it) to end the thread.
+    One thread is enough: positioned reads release the GIL while the system copies, and more
+    threads or worker processes were slower in every measurement. Closing the generator, or dropping
+    the last reference to it, ends the thread.
 
     Args:
-        items: Belongs to the thread until the generator is closed.
-        ahead: Items to hold ready at most; memory is bounded by that many and two more.
+        items: Iterator to read; used by the thread until the generator is closed.
+        buffer_size: Items to hold ready at most; memory is bounded by two items more.
 
     Raises:
-        Whatever making an item raises, at the item where it happens.
+        Exception: Whatever computing an item raises, at the item where it happens.
     """
-    ready: queue.Queue[Item | _Failure | None] = queue.Queue(maxsize=ahead)
+    ready: queue.Queue[Item | _Failure | None] = queue.Queue(maxsize=buffer_size)
     stop = threading.Event()
 
-    def offer(item: Item | _Failure | None) -> None:
+    def put(item: Item | _Failure | None) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=_POLL_SECONDS)
@@ -272,12 +279,12 @@ def draw_ahead(items: Iterator[Item], *, ahead: int = 2) -> Generator[Item, None
     def work() -> None:
         try:
             for item in items:
-                offer(item)
+                put(item)
                 if stop.is_set():
                     return
-            offer(None)
-        except BaseException as error:  # handed to whoever iterates, who raises it
-            offer(_Failure(error))
+            put(None)
+        except BaseException as error:  # raised again by the consumer
+            put(_Failure(error))
 
     thread = threading.Thread(target=work, name="dreamgym-prefetch", daemon=True)
     thread.start()
@@ -292,7 +299,13 @@ def draw_ahead(items: Iterator[Item], *, ahead: int = 2) -> Generator[Item, None
 
 
 class _Failure:
-    """An error on its way from the thread."""
+    """An exception of the worker thread, on its way to the consumer."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+def _take(columns: Column | Mapping[str, Column], rows: Array) -> Array | dict[str, Array]:
+    if isinstance(columns, Mapping):
+        return {key: column.take(rows) for key, column in columns.items()}
+    return columns.take(rows)

@@ -1,11 +1,13 @@
-"""Gymnasium spaces as JSON and back, bit for bit, and which of them dreamgym can work with.
+"""Which Gymnasium spaces dreamgym supports, and their conversion to and from JSON, bit for bit.
 
-Nothing that is read is ever executed, and nothing large is allocated before it was found sane.
+A description read from a file is not trusted: nothing in it is executed, and its sizes are checked
+before anything is allocated.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -16,35 +18,31 @@ from dreamgym.errors import DatasetError, UnsupportedSpaceError
 
 Role = Literal["observation", "action"]
 
-
 SUPPORTED: dict[str, str] = {
     "observation": "Box, or a Dict of Box",
     "action": "Discrete, MultiDiscrete or Box",
 }
 
-
 BOX_DTYPES = frozenset(
     {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
     | {"float16", "float32", "float64"}
 )
-
-
 INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
 
-
-# A space larger than this is a mistake, or a file that wants us out of memory.
+# A description of a larger space is an error, or an attempt to exhaust the memory.
 MAX_ELEMENTS = 1 << 26
 
 
 def check_supported(space: gym.Space[Any], role: Role) -> None:
-    """Raise unless dreamgym can work with `space` in this role.
+    """Raise unless dreamgym supports `space` in this role.
 
     Args:
         space: An observation space or an action space of one environment.
         role: `"observation"` (Box, or Dict of Box) or `"action"` (Discrete, MultiDiscrete, Box).
 
     Raises:
-        UnsupportedSpaceError: Names the space, the path inside a Dict, and what is supported.
+        UnsupportedSpaceError: The space is not supported; the message names it, its key inside a
+            Dict, and what is supported.
     """
     if role not in SUPPORTED:
         raise ValueError(f"role is {role!r}; it must be 'observation' or 'action'")
@@ -53,7 +51,7 @@ def check_supported(space: gym.Space[Any], role: Role) -> None:
             raise _unsupported(space, role, "", "has no keys")
         for key, child in space.spaces.items():
             if not isinstance(key, str) or not key:
-                raise _unsupported(space, role, "", f"has the key {key!r}, which is no text")
+                raise _unsupported(space, role, "", f"has the key {key!r}, not a non-empty string")
             if not isinstance(child, spaces.Box):
                 raise _unsupported(child, role, key, "is not a Box")
             _check_box(child, role, key)
@@ -63,20 +61,20 @@ def check_supported(space: gym.Space[Any], role: Role) -> None:
         raise _unsupported(space, role, "", "")
 
 
-def _check_box(space: spaces.Box, role: Role, path: str) -> None:
+def _check_box(space: spaces.Box, role: Role, key: str) -> None:
     if str(space.dtype) not in BOX_DTYPES:
-        raise _unsupported(space, role, path, f"has dtype {space.dtype}")
+        raise _unsupported(space, role, key, f"has dtype {space.dtype}")
     if math.prod(space.shape) == 0:
-        raise _unsupported(space, role, path, "has no elements")
+        raise _unsupported(space, role, key, "has no elements")
 
 
-def _unsupported(space: Any, role: Role, path: str, why: str) -> UnsupportedSpaceError:
-    place = f" at key {path!r}" if path else ""
-    reason = f" ({why})" if why else ""
+def _unsupported(space: Any, role: Role, key: str, reason: str) -> UnsupportedSpaceError:
+    place = f" at key {key!r}" if key else ""
+    reason = f" ({reason})" if reason else ""
     return UnsupportedSpaceError(
         f"the {role} space{place} is {_brief(space)}{reason}, which dreamgym does not support; "
         f"supported for an {role}: {SUPPORTED[role]}. Wrap the environment so that it has such a "
-        f"space (gymnasium.wrappers.FlattenObservation and TransformAction may help)"
+        f"space, for example with gymnasium.wrappers.FlattenObservation or TransformAction"
     )
 
 
@@ -86,9 +84,9 @@ def _brief(space: Any) -> str:
 
 
 def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
-    """A JSON-plain description of a space, from which `space_from_json` makes an equal one.
+    """Return a JSON-plain description of a space, from which `space_from_json` restores it.
 
-    Bounds are kept bit for bit; infinities become the texts `"inf"` and `"-inf"`; a bound that is
+    Bounds are kept bit for bit; infinities become the strings `"inf"` and `"-inf"`; a bound that is
     the same everywhere becomes one number. The order of a Dict's keys is kept.
 
     Raises:
@@ -114,7 +112,7 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
             "n": int(space.n),
             "start": int(space.start),
         }
-    if not isinstance(space, spaces.MultiDiscrete):  # check_supported let nothing else through
+    if not isinstance(space, spaces.MultiDiscrete):  # unreachable, but narrows the type
         raise UnsupportedSpaceError(f"{_brief(space)} is not supported")
     return {
         "type": "MultiDiscrete",
@@ -125,17 +123,19 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(description: Any) -> gym.Space[Any]:
-    """The space that `space_to_json` described.
+    """Return the space that a description of `space_to_json` stands for.
 
     Args:
-        description: What `space_to_json` gave, perhaps by way of a JSON file.
+        description: Result of `space_to_json`, usually read from a JSON file.
 
     Raises:
-        UnsupportedSpaceError: It names a type of space that dreamgym does not support.
-        DatasetError: It is malformed; the message says how.
+        UnsupportedSpaceError: The description names a type of space that is not supported.
+        DatasetError: The description is malformed; the message says how.
     """
     if not isinstance(description, dict):
-        raise DatasetError(f"a space is described by {type(description).__name__}, not an object")
+        raise DatasetError(
+            f"the description of a space is {type(description).__name__}; expected a JSON object"
+        )
     kind = description.get("type")
     if kind == "Dict":
         return _dict_from_json(description)
@@ -147,7 +147,7 @@ def space_from_json(description: Any) -> gym.Space[Any]:
     try:
         return makers[kind](description)
     except (KeyError, TypeError, ValueError, OverflowError, AssertionError) as error:
-        # Gymnasium checks its arguments with `assert`; none of that may reach a user bare.
+        # Gymnasium checks its arguments with `assert`; users get a DatasetError instead.
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"malformed {kind} space: {error!r}") from error
@@ -156,11 +156,13 @@ def space_from_json(description: Any) -> gym.Space[Any]:
 def _dict_from_json(description: dict[str, Any]) -> spaces.Dict:
     entries = description.get("spaces")
     if not isinstance(entries, list) or not entries:
-        raise DatasetError("a Dict space needs a list of its keys and spaces")
+        raise DatasetError("a Dict space has no list of keys and spaces")
     children: dict[str, spaces.Space[Any]] = {}
     for entry in entries:
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-            raise DatasetError(f"a Dict space has the entry {str(entry)[:80]!r}, not [key, space]")
+            raise DatasetError(
+                f"a Dict space has the entry {str(entry)[:80]!r}; expected [key, space]"
+            )
         key, child = entry
         if not key or key in children:
             raise DatasetError(f"a Dict space has an empty or a repeated key: {key!r}")
@@ -174,10 +176,12 @@ def _dict_from_json(description: dict[str, Any]) -> spaces.Dict:
 def _box(description: dict[str, Any]) -> spaces.Box:
     dtype = _dtype(description["dtype"], BOX_DTYPES)
     shape = description["shape"]
-    if not isinstance(shape, list) or not all(_is_count(n) and n > 0 for n in shape):
-        raise DatasetError(f"a Box has the shape {str(shape)[:80]}, not positive whole numbers")
+    if not isinstance(shape, list) or not all(_is_integer(n) and n > 0 for n in shape):
+        raise DatasetError(f"a Box has the shape {str(shape)[:80]}; expected positive integers")
     if math.prod(shape) > MAX_ELEMENTS:
-        raise DatasetError(f"a Box has {math.prod(shape)} elements; at most {MAX_ELEMENTS}")
+        raise DatasetError(
+            f"a Box has {math.prod(shape)} elements; expected at most {MAX_ELEMENTS}"
+        )
     low = _bound_from_json(description["low"], dtype, tuple(shape))
     high = _bound_from_json(description["high"], dtype, tuple(shape))
     if np.any(low > high):
@@ -187,11 +191,13 @@ def _box(description: dict[str, Any]) -> spaces.Box:
 
 def _discrete(description: dict[str, Any]) -> spaces.Discrete:
     n, start = description["n"], description["start"]
-    if not _is_count(n) or n < 1 or not _is_count(start):
-        raise DatasetError(f"a Discrete space has n = {n!r} and start = {start!r}")
+    if not _is_integer(n) or n < 1 or not _is_integer(start):
+        raise DatasetError(
+            f"a Discrete space has n = {n!r} and start = {start!r}; expected integers, n at least 1"
+        )
     dtype = _dtype(description.get("dtype", "int64"), INTEGER_DTYPES)
     if not (_fits(start, dtype) and _fits(start + n - 1, dtype)):
-        raise DatasetError(f"a Discrete space from {start} of {n} does not fit in {dtype}")
+        raise DatasetError(f"a Discrete space of {n} values from {start} does not fit in {dtype}")
     return spaces.Discrete(n, start=start, dtype=dtype.type)
 
 
@@ -200,7 +206,10 @@ def _multi_discrete(description: dict[str, Any]) -> spaces.MultiDiscrete:
     nvec = np.array(description["nvec"], dtype=dtype)
     start = np.array(description["start"], dtype=dtype)
     if nvec.size == 0 or nvec.shape != start.shape or np.any(nvec < 1):
-        raise DatasetError(f"a MultiDiscrete space has nvec = {nvec.tolist()!s:.80}")
+        raise DatasetError(
+            f"a MultiDiscrete space has nvec = {nvec.tolist()!s:.80}; expected positive integers, "
+            "as many as in start"
+        )
     return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
 
 
@@ -210,7 +219,7 @@ def _dtype(name: Any, allowed: frozenset[str]) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _is_count(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -223,13 +232,13 @@ def _bound_to_json(bound: np.ndarray[Any, Any]) -> Any:
     if all(bound.tobytes() == np.full_like(bound, flat).tobytes() for flat in bound.flat[:1]):
         bound = bound.reshape(-1)[:1].reshape(())
     plain = bound.tolist()
-    return _spell(plain) if bound.dtype.kind == "f" else plain
+    return _floats_to_json(plain) if bound.dtype.kind == "f" else plain
 
 
-def _spell(value: Any) -> Any:
-    """Floats stay floats; what JSON cannot spell becomes text."""
+def _floats_to_json(value: Any) -> Any:
+    """Replace floats that JSON has no number for by strings."""
     if isinstance(value, list):
-        return [_spell(item) for item in value]
+        return [_floats_to_json(item) for item in value]
     if math.isnan(value):
         return "nan"
     return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
@@ -248,11 +257,12 @@ def _bound_from_json(
         flat[count] = _number(item, dtype)
         count += 1
     if count != len(flat):
-        raise DatasetError(f"a Box bound has {count} entries; the shape {shape} wants {len(flat)}")
+        raise DatasetError(f"a Box bound has {count} entries; the shape {shape} needs {len(flat)}")
     return flat.reshape(shape)
 
 
-def _flatten(value: list[Any]) -> Any:
+def _flatten(value: list[Any]) -> Iterator[Any]:
+    """Iterate over the leaves of nested lists, without recursion: a file may nest too deeply."""
     stack = [iter(value)]
     while stack:
         for item in stack[-1]:
@@ -271,6 +281,6 @@ def _number(value: Any, dtype: np.dtype[Any]) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and (math.isinf(value) or abs(value) <= float(np.finfo(dtype).max)):
             return float(value)
-    elif _is_count(value) and _fits(value, dtype):
+    elif _is_integer(value) and _fits(value, dtype):
         return value
-    raise DatasetError(f"a Box bound has the entry {value!r}, which is no {dtype}")
+    raise DatasetError(f"a Box bound has the entry {value!r}; expected a {dtype}")

@@ -1,4 +1,4 @@
-"""Figures of a dataset, gathered block by block so that images need not fit in memory."""
+"""Statistics of a dataset, computed block by block so that images need not fit in memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from dreamgym.data.storage import Column, EpisodeTable
 
 Array = NDArray[Any]
 
-
-_BLOCK_BYTES = 32 << 20
-
-
-# A channel that stands at one end of its range in more than this share of the rows is saturated.
+# A channel that is at one end of its range in more than this share of the rows is saturated.
 SATURATED_SHARE = 0.5
 
-
-_LISTED = 32  # channels named at most
+_BLOCK_BYTES = 32 << 20
+_MAX_LISTED_CHANNELS = 32
+_COVERAGE_BINS = 10
 
 
 def distribution(values: Array) -> dict[str, float]:
-    """Least, quartiles, mean, standard deviation and greatest of `(N,)` values."""
+    """Return minimum, quartiles, mean, maximum and standard deviation of `(N,)` values."""
     low, q1, median, q3, high = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
     return {
         "min": float(low),
@@ -40,20 +37,20 @@ def distribution(values: Array) -> dict[str, float]:
 
 
 def episode_returns(reward: Column, table: EpisodeTable) -> Array:
-    """`(E,)` float64, the sum of rewards of each episode."""
+    """Return the sum of rewards of each episode, `(E,)` float64."""
     if not len(table):
         return np.zeros(0)
     total = np.cumsum(reward.read(0, table.num_rows), dtype=np.float64)
-    # The last row of an episode is zero, and so is the sum before the first.
+    # The last row of an episode has reward zero: the sum up to it is the sum over its actions.
     before = np.where(table.start > 0, total[table.start - 1], 0.0)
     return np.asarray(total[table.start + table.length] - before)
 
 
 class ChannelStatistics:
-    """Range, mean and how often each channel stands at its ends, over rows given in blocks.
+    """Running range, mean and saturation of each channel.
 
     Args:
-        shape: Of one row; every element is a channel.
+        shape: Shape of one row; every element is a channel.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -64,13 +61,13 @@ class ChannelStatistics:
         self._at_low, self._at_high = np.zeros(size), np.zeros(size)
 
     def add(self, rows: Array) -> None:
-        """Take in `(N, *shape)` rows; those that are not finite are left out."""
+        """Add `(N, *shape)` rows; rows that are not finite are left out."""
         values = rows.reshape(len(rows), -1).astype(np.float64)
         values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
             return
         low, high = values.min(axis=0), values.max(axis=0)
-        # Counts at an end that has just moved outwards begin again.
+        # An end of the range that moves outwards has been reached by none of the rows before.
         self._at_low = np.where(low < self.low, 0, self._at_low)
         self._at_high = np.where(high > self.high, 0, self._at_high)
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
@@ -87,12 +84,12 @@ class ChannelStatistics:
 
     @property
     def saturated(self) -> list[int]:
-        """Channels that change, but stand at one end of their range most of the time."""
+        """Channels that change, but are at one end of their range most of the time."""
         share = np.maximum(self._at_low, self._at_high) / max(self.count, 1)
         return np.flatnonzero((share > SATURATED_SHARE) & (self.low < self.high)).tolist()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-plain; single channels are listed where there are few."""
+        """Return the figures as JSON-plain values; channels are listed if there are few."""
         if not self.count:
             return {"rows": 0}
         mean = self._sum / self.count
@@ -106,7 +103,7 @@ class ChannelStatistics:
             "constant_channels": len(self.constant),
             "saturated_channels": len(self.saturated),
         }
-        if len(mean) <= _LISTED:
+        if len(mean) <= _MAX_LISTED_CHANNELS:
             summary["per_channel"] = [
                 {"min": a, "max": b, "mean": c, "std": d}
                 for a, b, c, d in zip(
@@ -117,36 +114,40 @@ class ChannelStatistics:
 
 
 def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) -> ChannelStatistics:
-    """Statistics over all rows of a column."""
+    """Return the statistics over all rows of a column."""
     statistics = ChannelStatistics(shape)
-    for rows in blocks(column, shape, num_rows):
+    for rows in _blocks(column, shape, num_rows):
         statistics.add(rows)
     return statistics
 
 
-def reward_statistics(column: Column, table: EpisodeTable) -> dict[str, Any]:
-    """Statistics of the rewards of all actions; the last row of an episode has none."""
-    statistics = ChannelStatistics(())
-    statistics.add(column.read(0, table.num_rows)[table.acting])
-    return statistics.as_dict()
-
-
-def blocks(column: Column, shape: tuple[int, ...], num_rows: int) -> Iterator[Array]:
-    """The rows of a column in pieces that fit in memory as float64."""
+def _blocks(column: Column, shape: tuple[int, ...], num_rows: int) -> Iterator[Array]:
+    """Read a column in blocks that fit in memory as float64."""
     step = max(1, _BLOCK_BYTES // (8 * int(np.prod(shape))))
     for first in range(0, num_rows, step):
         yield column.read(first, min(first + step, num_rows))
 
 
+def reward_statistics(column: Column, table: EpisodeTable) -> dict[str, Any]:
+    """Return the statistics of the rewards of all actions."""
+    statistics = ChannelStatistics(())
+    statistics.add(column.read(0, table.num_rows)[table.has_action])
+    return statistics.as_dict()
+
+
 def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> dict[str, Any]:
-    """How the action space was used: shares by value, or by dimension the range and the ends.
+    """Return how the actions cover their space.
 
     Args:
         column: Rows of actions.
-        table: The episodes; their last rows are no actions.
+        table: The episodes.
         space: The action space.
+
+    Returns:
+        For a discrete space the share of each value; for a Box the statistics, the covered share of
+        each dimension's range, and the share of actions at its ends.
     """
-    actions = column.read(0, table.num_rows)[table.acting].reshape(table.num_steps, -1)
+    actions = column.read(0, table.num_rows)[table.has_action].reshape(table.num_steps, -1)
     if isinstance(space, spaces.Discrete):
         return {"share": _shares(actions[:, 0], int(space.start), int(space.n))}
     if isinstance(space, spaces.MultiDiscrete):
@@ -169,13 +170,13 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
 
 
 def _coverage(actions: Array, low: Array, high: Array) -> list[float]:
-    """Of ten equal parts of each dimension's range, the share in which an action lies."""
+    """Return the share of ten equal bins of each dimension's range that hold an action."""
     finite = np.isfinite(low) & np.isfinite(high)
     bottom = np.where(finite, low, actions.min(axis=0)).astype(np.float64)
     span = np.where(finite, high, actions.max(axis=0)).astype(np.float64) - bottom
-    parts = 10 * (actions - bottom) / np.where(span > 0, span, 1.0)
-    parts = np.clip(np.nan_to_num(parts), 0, 9).astype(np.int64)
-    return [len(np.unique(parts[:, i])) / 10 for i in range(parts.shape[1])]
+    bins = _COVERAGE_BINS * (actions - bottom) / np.where(span > 0, span, 1.0)
+    bins = np.clip(np.nan_to_num(bins), 0, _COVERAGE_BINS - 1).astype(np.int64)
+    return [len(np.unique(bins[:, i])) / _COVERAGE_BINS for i in range(bins.shape[1])]
 
 
 def _shares(values: Array, start: int, count: int) -> list[float]:

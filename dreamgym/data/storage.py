@@ -1,7 +1,7 @@
-"""Where the rows of a dataset lie: in memory, or in a file and read when asked for.
+"""Columns of rows, in memory or in a file, and the opened dataset that they make up.
 
-Rows are counted as the native format counts them: `T + 1` for an episode of `T` actions, one
-episode after the other.
+Rows are counted as in `data.layout`: `T + 1` for an episode of `T` actions, one episode after the
+other.
 """
 
 from __future__ import annotations
@@ -15,34 +15,36 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data import layout
 from dreamgym.data.episodes import action_excess
-from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
-
-
 Rows = NDArray[np.int64]
+
+_AUDIT_BYTES = 64 << 20
+_MAX_LENGTH = 1 << 40
 
 
 class Column(Protocol):
-    """All rows of one key."""
+    """All rows of one observation key, of the actions or of the rewards."""
 
     def take(self, rows: Rows) -> Array:
-        """Rows by number: `(B, L)` whole numbers in, `(B, L, *shape)` out, freshly allocated.
+        """Return windows of rows by index: `(B, L)` indices give `(B, L, *shape)`, a fresh array.
 
-        Along `L` the numbers rise by a constant step, until they stay at an episode's last row.
+        Along `L` the indices rise by a constant step until they stay at an episode's last row. A
+        window lies within one episode.
         """
         ...
 
     def read(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`, `(stop - start, *shape)`."""
+        """Return the rows from `start` to `stop`, `(stop - start, *shape)`."""
         ...
 
 
 class MemoryColumn:
-    """Rows held in memory: one fancy index a call."""
+    """Rows held in memory."""
 
     def __init__(self, values: Array) -> None:
         self.values = values
@@ -57,7 +59,10 @@ class MemoryColumn:
 
 
 class SlicedColumn:
-    """Rows read from an HDF5 dataset, one slice a window: works everywhere, not the fastest."""
+    """Rows read from an HDF5 dataset by slicing, one slice per window.
+
+    Works for every HDF5 dataset, compressed ones as well; `hdf5.reader.PositionedColumn` is faster.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -65,9 +70,9 @@ class SlicedColumn:
     def take(self, rows: Rows) -> Array:
         """See `Column.take`."""
         windows = np.empty((*rows.shape, *self._dataset.shape[1:]), dtype=self._dataset.dtype)
-        for window, wanted in zip(windows, rows, strict=True):
-            first, last = int(wanted[0]), int(wanted[-1])
-            window[...] = self._dataset[first : last + 1][wanted - first]
+        for window, indices in zip(windows, rows, strict=True):
+            first, last = int(indices[0]), int(indices[-1])
+            window[...] = self._dataset[first : last + 1][indices - first]
         return windows
 
     def read(self, start: int, stop: int) -> Array:
@@ -77,23 +82,23 @@ class SlicedColumn:
 
 
 class EpisodeColumn:
-    """Rows that a foreign format reads episode by episode: works everywhere, not the fastest.
+    """Rows of a foreign dataset that are read episode by episode.
 
     Args:
-        read: Gives rows `start` to `stop` of one episode.
-        starts: First row of each episode.
-        like: No rows, of the shape and dtype that they have.
+        read: Function of an episode index, a start and a stop that returns these rows of it.
+        starts: `(E,)` first row of each episode.
+        like: Empty array with the shape and dtype of the rows.
     """
 
     def __init__(self, read: Callable[[int, int, int], Array], starts: Array, like: Array) -> None:
         self._read, self._starts, self._like = read, starts, like
 
     def take(self, rows: Rows) -> Array:
-        """See `Column.take`; a window lies in one episode."""
+        """See `Column.take`."""
         windows = np.empty((*rows.shape, *self._like.shape[1:]), dtype=self._like.dtype)
-        for window, wanted in zip(windows, rows, strict=True):
-            first = int(wanted[0])
-            window[...] = self.read(first, int(wanted[-1]) + 1)[wanted - first]
+        for window, indices in zip(windows, rows, strict=True):
+            first = int(indices[0])
+            window[...] = self.read(first, int(indices[-1]) + 1)[indices - first]
         return windows
 
     def read(self, start: int, stop: int) -> Array:
@@ -113,8 +118,8 @@ class JoinedColumn:
     """The rows of several columns, one after the other: the shards of a dataset.
 
     Args:
-        columns: At least one.
-        counts: Rows of each.
+        columns: Columns to join, at least one.
+        counts: Number of rows of each.
     """
 
     def __init__(self, columns: Sequence[Column], counts: Sequence[int]) -> None:
@@ -123,7 +128,7 @@ class JoinedColumn:
         self._starts = self._ends - np.asarray(counts)
 
     def take(self, rows: Rows) -> Array:
-        """See `Column.take`; a window lies in one episode, and so in one shard."""
+        """See `Column.take`; a window lies within one episode, and so within one shard."""
         shards = np.searchsorted(self._ends, rows[:, 0], side="right")
         windows: Array | None = None
         for shard in np.unique(shards):
@@ -146,8 +151,8 @@ class JoinedColumn:
         return np.concatenate(parts) if parts else self._columns[0].read(0, 0)
 
 
-def for_models(column: Column) -> Column:
-    """Actions as models take them: whole numbers as int64, others as float32."""
+def as_model_actions(column: Column) -> Column:
+    """Return the action column in the dtypes that models take: int64 for integers, else float32."""
     if not isinstance(column, MemoryColumn):
         return column
     dtype = np.float32 if column.values.dtype.kind == "f" else np.int64
@@ -156,17 +161,17 @@ def for_models(column: Column) -> Column:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeTable:
-    """One entry an episode, `(E,)` each; see `schema.EPISODE_COLUMNS`.
+    """One entry per episode, `(E,)` each; see `layout.EPISODE_COLUMNS`.
 
     Attributes:
-        start: First row of the episode, in native rows.
+        start: First row of the episode.
         length: `T`, its number of actions.
-        terminated: Its last observation is terminal.
-        truncated: Something outside the task ended it.
-        complete: The environment ended it; else it was cut off.
-        env_index: Which of several environments it came from.
-        seed: Of its reset; -1 where there was none.
-        crc: CRC-32 of the episode, see `schema.episode_crc`.
+        terminated: Whether its last observation is terminal.
+        truncated: Whether something outside the task ended it.
+        complete: Whether the environment ended it; otherwise it was cut off.
+        env_index: Index of the environment that it came from, among several side by side.
+        seed: Seed of its reset; -1 if it had none.
+        crc: CRC-32 of the episode, see `layout.episode_crc`.
     """
 
     start: Array
@@ -183,39 +188,39 @@ class EpisodeTable:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the episodes need: one more than the last row of the last episode."""
+        """Number of rows of all episodes together."""
         return int((self.start + self.length).max()) + 1 if len(self) else 0
 
     @property
     def num_steps(self) -> int:
-        """Transitions in all episodes."""
+        """Number of transitions in all episodes."""
         return int(self.length.sum())
 
     @property
-    def acting(self) -> Array:
-        """`(R,)` bool, the rows that an action leaves: all but the last of each episode."""
+    def has_action(self) -> Array:
+        """`(R,)` bool, the rows that hold an action: all but the last of each episode."""
         rows = np.ones(self.num_rows, dtype=bool)
         rows[self.start + self.length] = False
         return rows
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over the CRCs of the episodes, as hexadecimal text."""
+        """SHA-256 over the CRCs of the episodes, in hexadecimal."""
         return hashlib.sha256(self.crc.astype("<u4").tobytes()).hexdigest()
 
     def header(self, episode: int) -> dict[str, int]:
-        """The entries of one episode, as whole numbers."""
+        """Return the entries of one episode, as integers by name."""
         return {field.name: int(getattr(self, field.name)[episode]) for field in fields(self)}
 
     def select(self, episodes: Array) -> EpisodeTable:
-        """The table of some of the episodes."""
+        """Return the table of some of the episodes."""
         return EpisodeTable(
             **{field.name: getattr(self, field.name)[episodes] for field in fields(self)}
         )
 
     @classmethod
     def concatenate(cls, tables: Sequence[EpisodeTable]) -> EpisodeTable:
-        """The episodes of several tables, whose rows already lie one after the other."""
+        """Join several tables whose `start` entries are already offset."""
         return cls(
             **{
                 field.name: np.concatenate([getattr(table, field.name) for table in tables])
@@ -225,77 +230,66 @@ class EpisodeTable:
 
     def validate(self, path: Path) -> None:
         """Raise `DatasetError` unless the episodes follow one another without gap or overlap."""
-        columns = {
+        checks = {
             "length": (self.length < 1, "an episode has at least 1 action"),
             "start": (self.start < 0, "it must not be negative"),
             "env_index": (self.env_index < 0, "it must not be negative"),
-            "seed": (self.seed < schema.NO_SEED, "it must be at least 0, or -1 for none"),
+            "seed": (self.seed < layout.NO_SEED, "expected at least 0, or -1 for none"),
         }
-        for name, (bad, wanted) in columns.items():
+        for name, (bad, expected) in checks.items():
             if bad.any():
-                episode = int(bad.argmax())
-                raise _table_error(path, name, episode, getattr(self, name)[episode], wanted)
-        # A sum that overflows int64 would come out right by accident.
-        if len(self) and int(self.length.max()) > 1 << 40:
-            episode = int(self.length.argmax())
-            raise _table_error(path, "length", episode, self.length[episode], "at most 2**40")
-        expected = np.concatenate([[0], np.cumsum(self.length + 1)[:-1]])[: len(self)]
-        bad = self.start != expected
+                self._refuse(path, name, int(bad.argmax()), expected)
+        # A sum of lengths that overflows int64 could match `start` by accident.
+        if len(self) and int(self.length.max()) > _MAX_LENGTH:
+            self._refuse(path, "length", int(self.length.argmax()), "expected at most 2**40")
+        starts = np.concatenate([[0], np.cumsum(self.length + 1)[:-1]])[: len(self)]
+        bad = self.start != starts
         if bad.any():
             episode = int(bad.argmax())
-            raise _table_error(
-                path,
-                "start",
-                episode,
-                self.start[episode],
-                f"{expected[episode]} is wanted: episodes neither overlap nor leave gaps",
-            )
+            expected = f"expected {starts[episode]}: episodes must neither overlap nor leave gaps"
+            self._refuse(path, "start", episode, expected)
 
     def flag_problems(self) -> list[DatasetError]:
-        """Episodes whose flags contradict one another, as errors without a path."""
+        """Return an error, without a path, for each episode whose flags are inconsistent."""
         ended = self.terminated | self.truncated
         return [
             DatasetError(
                 f"complete = {bool(self.complete[episode])}, but terminated = "
                 f"{bool(self.terminated[episode])} and truncated = "
                 f"{bool(self.truncated[episode])}",
-                key=f"/{schema.EPISODE_GROUP}/complete",
+                key=f"/{layout.EPISODE_GROUP}/complete",
                 episode=int(episode),
             )
             for episode in np.flatnonzero(ended != self.complete)
         ]
 
-
-def _table_error(path: Path, name: str, episode: int, value: Any, wanted: str) -> DatasetError:
-    return DatasetError(
-        f"it is {value}; {wanted}",
-        path=path,
-        key=f"/{schema.EPISODE_GROUP}/{name}",
-        episode=episode,
-        remedy="the table of episodes is damaged: copy or record the dataset again",
-    )
-
-
-_AUDIT_BYTES = 64 << 20
+    def _refuse(self, path: Path, name: str, episode: int, expected: str) -> None:
+        raise DatasetError(
+            f"it is {getattr(self, name)[episode]}; {expected}",
+            path=path,
+            key=f"/{layout.EPISODE_GROUP}/{name}",
+            episode=episode,
+            remedy="the table of episodes is damaged: copy or record the dataset again",
+        )
 
 
-def _nothing() -> None:
-    """A source that holds nothing open."""
+def _close_nothing() -> None:
+    """Close a source that holds no file open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An opened dataset of whatever format, its rows counted as the native format counts them.
+    """An opened dataset of any format, in the row layout of `data.layout`.
 
     Attributes:
-        path: Where it came from.
-        metadata: What it says about itself.
-        table: Its episodes.
-        observations: Columns by observation key; `schema.SINGLE_KEY` where the space is no Dict.
+        path: File or folder that it was opened from.
+        metadata: Spaces and origin.
+        table: The episodes.
+        observations: Columns by observation key; `layout.SINGLE_KEY` if the space is not a Dict.
         action: Rows of actions; the last row of an episode is zero.
-        reward: Rows of rewards, float32; likewise.
-        close: Lets go of the files.
-        convention: What was found, and how it is read.
+        reward: Rows of rewards, float32; the last row of an episode is zero.
+        close: Closes the files.
+        convention: Format that was detected, and the convention it is read by.
     """
 
     path: Path
@@ -304,46 +298,41 @@ class Source:
     observations: dict[str, Column]
     action: Column
     reward: Column
-    close: Callable[[], None] = field(default=_nothing)
+    close: Callable[[], None] = field(default=_close_nothing)
     convention: str = "native"
-
-    def columns(self) -> dict[str, Column]:
-        """Every column by its name on disk, in the order of the checksum."""
-        columns = {schema.observation_path(key): c for key, c in self.observations.items()}
-        return columns | {schema.ACTION_KEY: self.action, schema.REWARD_KEY: self.reward}
-
-    def row_bytes(self) -> int:
-        """Bytes of one row over all columns."""
-        boxes = self.metadata.observation_boxes().values()
-        shape, dtype = schema.action_layout(self.metadata.action_space)
-        sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
-        return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + schema.REWARD_DTYPE.itemsize
-
-    def held(self) -> dict[str, Column]:
-        """The columns that are in memory, by name."""
-        columns = self.columns().items()
-        return {name: column for name, column in columns if isinstance(column, MemoryColumn)}
 
     @property
     def in_memory(self) -> bool:
-        """All columns are."""
-        return len(self.held()) == len(self.columns())
+        """Whether all columns are held in memory."""
+        return len(self.memory_columns()) == len(self.columns())
 
-    def audit_episode(self, episode: int) -> Iterator[DatasetError]:
-        """What is wrong with the rows of one episode, see `audit`."""
-        yield from self._audit_block(episode, episode + 1, self.columns())
+    def columns(self) -> dict[str, Column]:
+        """Return every column by its name in the layout, in the order of the checksum."""
+        columns = {layout.observation_path(key): c for key, c in self.observations.items()}
+        return columns | {layout.ACTION_KEY: self.action, layout.REWARD_KEY: self.reward}
+
+    def memory_columns(self) -> dict[str, Column]:
+        """Return the columns that are held in memory, by name."""
+        columns = self.columns().items()
+        return {name: column for name, column in columns if isinstance(column, MemoryColumn)}
+
+    def row_bytes(self) -> int:
+        """Return the bytes of one row over all columns."""
+        boxes = self.metadata.observation_boxes().values()
+        shape, dtype = layout.action_layout(self.metadata.action_space)
+        sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
+        return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + layout.REWARD_DTYPE.itemsize
 
     def audit(self, columns: dict[str, Column] | None = None) -> Iterator[DatasetError]:
-        """Every episode that must not be fitted from, read block by block.
+        """Find every episode that must not be used for fitting, reading block by block.
 
         Args:
-            columns: The columns to look at, action among them; all of them where it is not given.
-                Checksums can only be verified with all.
+            columns: Columns to read, the action among them; all by default. Checksums are verified
+                only if all columns are read.
 
         Yields:
-            What is wrong, with key, episode and row, but without the path: flags that contradict
-            one another, a checksum that does not fit (bit rot), NaN and infinities, actions outside
-            their space.
+            An error with key, episode and row, but without the path, for each problem: inconsistent
+            flags, a wrong checksum (bit rot), NaN and infinities, actions outside their space.
         """
         yield from self.table.flag_problems()
         for first, last in self._blocks():
@@ -351,8 +340,12 @@ class Source:
                 first, last, self.columns() if columns is None else columns
             )
 
+    def audit_episode(self, episode: int) -> Iterator[DatasetError]:
+        """Find the problems in the rows of one episode, see `audit`."""
+        yield from self._audit_block(episode, episode + 1, self.columns())
+
     def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Runs of episodes of about 64 MiB."""
+        """Divide the episodes into runs of about 64 MiB."""
         size = np.cumsum((self.table.length + 1) * self.row_bytes())
         first = 0
         while first < len(self.table):
@@ -374,24 +367,25 @@ class Source:
         for name, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = np.asarray(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-                yield from _row_problems(bad, starts, first, f"/{name}", _not_finite)
-        excess = action_excess(rows[schema.ACTION_KEY], self.metadata.action_space)
-        excess[starts + table.length] = 0.0  # the zero rows, which are no actions
+                yield from _row_problems(bad, starts, first, f"/{name}", _describe_not_finite)
+        excess = action_excess(rows[layout.ACTION_KEY], self.metadata.action_space)
+        excess[starts + table.length] = 0.0  # the last row of an episode is not an action
         if (excess > 0).any():
             space = self.metadata.action_space
 
-            def outside(which: Array) -> str:
+            def describe_outside(bad_rows: Array) -> str:
                 return (
-                    f"{len(which)} actions lie outside {space}, the worst by "
-                    f"{excess[which].max():.6g}"
+                    f"{len(bad_rows)} actions lie outside {space}, the worst by "
+                    f"{excess[bad_rows].max():.6g}"
                 )
 
-            beyond: Array = np.greater(excess, 0.0)
-            yield from _row_problems(beyond, starts, first, f"/{schema.ACTION_KEY}", outside)
+            outside: Array = np.greater(excess, 0.0)
+            key = f"/{layout.ACTION_KEY}"
+            yield from _row_problems(outside, starts, first, key, describe_outside)
 
 
-def _not_finite(rows: Array) -> str:
-    return f"it holds NaN or an infinity (in {len(rows)} rows)"
+def _describe_not_finite(bad_rows: Array) -> str:
+    return f"it holds NaN or an infinity (in {len(bad_rows)} rows)"
 
 
 def _checksum_problems(
@@ -401,11 +395,11 @@ def _checksum_problems(
     for episode in range(len(table)):
         start = int(table.start[episode]) - begin
         stop = start + int(table.length[episode]) + 1
-        crc = schema.episode_crc(table.header(episode), (v[start:stop] for v in rows.values()))
+        crc = layout.episode_crc(table.header(episode), (v[start:stop] for v in rows.values()))
         if crc != table.crc[episode]:
             yield DatasetError(
                 "its checksum does not fit its rows: the data have changed since they were written",
-                key=f"/{schema.EPISODE_GROUP}/crc",
+                key=f"/{layout.EPISODE_GROUP}/crc",
                 episode=first + episode,
                 remedy="copy the file again, or leave the episode out with on_bad='skip'",
             )
@@ -414,15 +408,15 @@ def _checksum_problems(
 def _row_problems(
     bad: Array, starts: Array, first: int, key: str, describe: Callable[[Array], str]
 ) -> Iterator[DatasetError]:
-    """One problem for each episode that has a bad row."""
+    """Yield one problem for each episode that has a bad row."""
     rows = np.flatnonzero(bad)
     episodes = np.searchsorted(starts, rows, side="right") - 1
     for episode in np.unique(episodes):
-        which = rows[episodes == episode]
+        bad_rows = rows[episodes == episode]
         yield DatasetError(
-            describe(which),
+            describe(bad_rows),
             key=key,
             episode=first + int(episode),
-            row=int(which[0] - starts[episode]),
-            remedy="leave the episode out with on_bad='skip', or mend the data",
+            row=int(bad_rows[0] - starts[episode]),
+            remedy="leave the episode out with on_bad='skip', or repair the data",
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamgym._files import nearest
-from dreamgym.data import Dataset, skipping
+from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys
 from dreamgym.models import State
 from dreamgym.models.splitmix import uniforms
@@ -175,7 +175,7 @@ def _find_bank(world: World, source: Any) -> StartStates:
 def _filter_dataset(world: World, path: Path) -> StartStates:
     """Filter start states from every episode of a dataset."""
     with Dataset(path) as opened:
-        dataset = skipping(opened, world.frame_skip)
+        dataset = with_frame_skip(opened, world.frame_skip)
         for role in ("observation_space", "action_space"):
             actual, expected = getattr(dataset, role), getattr(world, role)
             if actual != expected:

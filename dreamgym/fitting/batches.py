@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import seeded
-from dreamgym.data import AnyDataset, SegmentBatch, draw_ahead
+from dreamgym.data import AnyDataset, SegmentBatch
+from dreamgym.data.segments import prefetch_items
 from dreamgym.models import WorldModel
 from dreamgym.models.base import as_segment
 from dreamgym.models.reduction import all_reduce_sum, global_batch
@@ -114,7 +115,7 @@ class Batches:
     def following(self, number: int) -> Generator[list[Piece], None, None]:
         """The batches from this number on, read ahead where they come from a file."""
         batches = (self.draw(each) for each in itertools.count(number))
-        return batches if self._data.in_memory else draw_ahead(batches)
+        return batches if self._data.in_memory else prefetch_items(batches)
 
 
 def _rows(batch: SegmentBatch, place: NDArray[np.integer]) -> SegmentBatch:

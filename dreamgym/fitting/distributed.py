@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dreamgym._device import resolve_device
-from dreamgym.fitting.config import FitConfig
+from dreamgym._device import product_dtype, resolve_device
+from dreamgym.fitting.config import FitConfig, Precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,19 +44,29 @@ def launched(config: FitConfig) -> Fabric:
     if not several():
         device = resolve_device(config.device)
         where = [device.index] if device.index is not None else 1
-        fabric = Fabric(accelerator=device.type, devices=where, precision=config.precision)
+        fabric = Fabric(
+            accelerator=device.type, devices=where, precision=_precision(config, device.type)
+        )
     else:
         count, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _check_share(config, count)
+        kind = _kind(config.device)
         fabric = Fabric(
-            accelerator=_kind(config.device),
+            accelerator=kind,
             devices=here,
             num_nodes=count // here,
             strategy="ddp",
-            precision=config.precision,
+            precision=_precision(config, kind),
         )
     fabric.launch()
     return fabric
+
+
+def _precision(config: FitConfig, kind: str) -> Precision:
+    """The precision that a kind of device has; see `product_dtype`."""
+    if config.precision == "bf16-mixed" and product_dtype(kind, torch.bfloat16) == torch.float32:
+        return "32-true"
+    return config.precision
 
 
 def _kind(device: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from dreamgym.data import AnyDataset, opened
+from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world
 from dreamgym.fitting.config import FitConfig
@@ -46,7 +46,7 @@ def from_model(
     config = config or FitConfig()
     if out is not None and Path(out).exists() and not config.overwrite:
         raise FileExistsError(f"{out} exists already; give another path or overwrite=True")
-    with opened(dataset) as data:
+    with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
             own, wanted = getattr(model, role), getattr(data, role)
             if own != wanted:
@@ -101,7 +101,7 @@ def from_lewm(
         DatasetError: the dataset cannot be used.
         FileExistsError: `out` exists and may not be overwritten.
     """
-    with opened(dataset) as data:
+    with open_dataset(dataset) as data:
         spaces: tuple[gym.Space[Any], gym.Space[Any]] = data.observation_space, data.action_space
         model = load_lewm(checkpoint, *spaces, statistics)
         return from_model(model, data, out, seed=seed, config=config)

@@ -18,7 +18,7 @@ from torch import Tensor
 from dreamgym._device import threads
 from dreamgym._files import nearest
 from dreamgym._interrupts import uninterrupted
-from dreamgym.data import AnyDataset, Dataset, opened
+from dreamgym.data import AnyDataset, Dataset, open_dataset
 from dreamgym.errors import FitError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, Piece, Share
@@ -180,7 +180,7 @@ def fit(
     if target is not None and target.exists() and not config.overwrite:
         raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
     began = time.perf_counter()
-    with threads(config.threads), opened(dataset) as data:
+    with threads(config.threads), open_dataset(dataset) as data:
         job = _Fit(data, family, seed, config, target)
         job.run(progress or (lambda done, total, figures: None))
         world = job.world(time.perf_counter() - began)

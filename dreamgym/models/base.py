@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym._device import product_dtype
 from dreamgym.data import SegmentBatch
 from dreamgym.models.observations import Observation, as_tensors, map_observation
 from dreamgym.models.statistics import Statistics
@@ -274,12 +275,14 @@ class WorldModel(nn.Module, ABC):
         Args:
             num_envs: rows of every later step.
             device: device of every later step.
-            dtype: dtype of matrix products; state, logits and sampling stay float32.
+            dtype: dtype of matrix products, float32 (with a warning) where the device has no
+                other; state, logits and sampling stay float32.
 
         Raises:
             ValueError: the family has no fast form, and `dtype` is not float32.
         """
         self.to(device)
+        dtype = product_dtype(device.type, dtype)
         if self.fast_form is not None:
             return self.fast_form(self, num_envs, dtype)
         if dtype != torch.float32:

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgym._files import atomic_folder, nearest
-from dreamgym.data.frame_skip import FrameSkip
-from dreamgym.data.skipping import SkipFrames, frame_skip_of
+from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel

@@ -167,7 +167,7 @@ def test_a_foreign_dataset_is_checked_and_fitted_without_a_conversion(
     words = ("--terminals", "termination", "--env", "CartPole-v1")
     checked = run("check", flat, *words)
     assert checked.code == 0, checked.err
-    assert "as you said" in checked.out
+    assert "by option" in checked.out
     done = run("fit", flat, *words, "--updates", 3, "--out", tmp_path / "world")
     assert done.code == 0, done.err
 
@@ -243,7 +243,7 @@ def test_convert_asks_for_a_word_where_a_file_is_ambiguous(
     assert not out.exists()
     done = run("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
     assert done.code == 0, done.err
-    assert "as you said" in " ".join(done.out.split())
+    assert "by option" in " ".join(done.out.split())
     assert json.loads(info_of(run, out, tmp_path))["env_id"] == "CartPole-v1"
 
 

@@ -1,7 +1,7 @@
-"""Killing a writer at an exact write call: SIGKILL on the way into the n-th `pwrite`.
+"""Kill a writer at an exact write call: SIGKILL at the entry of its n-th `pwrite`.
 
-The writer runs in a forked child under `ptrace`, which costs milliseconds a kill, and no compiler.
-A killed process leaves what the kernel has: the calls before the n-th, and nothing of it.
+The writer runs in a forked child under `ptrace`, which takes milliseconds per kill and needs no
+compiler. A killed process leaves what the kernel has: all calls before the n-th, nothing of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SYSGOOD, _EXITKILL = 1, 0x100000
 
 @functools.cache
 def sample(seed: int = 0) -> tuple[DatasetMetadata, list[Episode]]:
-    """An environment with an image and a vector, and episodes of very different lengths."""
+    """Return metadata with an image and a vector, and episodes of very different lengths."""
     metadata = DatasetMetadata(
         observation_space=spaces.Dict(
             image=spaces.Box(0, 255, (16, 16, 3), np.uint8), vector=spaces.Box(-1, 1, (5,))
@@ -45,7 +45,7 @@ def sample(seed: int = 0) -> tuple[DatasetMetadata, list[Episode]]:
 
 
 def write_counting(path: Path, counter: mmap.mmap, seed: int = 0) -> None:
-    """Write the sample episodes; `counter` holds how many `add`s have returned."""
+    """Write the sample episodes; `counter` holds the number of `add`s that have returned."""
     metadata, episodes = sample(seed)
     with DatasetWriter(path, metadata) as writer:
         for count, episode in enumerate(episodes):
@@ -54,11 +54,11 @@ def write_counting(path: Path, counter: mmap.mmap, seed: int = 0) -> None:
 
 
 def kill_at(call: int, run: Callable[[mmap.mmap], None]) -> tuple[int, int]:
-    """Run in a child and kill it on its way into its `call`-th write, counted from 1.
+    """Run `run` in a child, and kill it at the entry of its `call`-th write, counted from 1.
 
     Returns:
-        How many episodes it had committed, and how many write calls it made: fewer than `call`
-        where it ended before.
+        The number of episodes it had committed, and the number of its write calls: fewer than
+        `call` if it ended before.
     """
     counter = mmap.mmap(-1, 8)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -96,7 +96,7 @@ def kill_at(call: int, run: Callable[[mmap.mmap], None]) -> tuple[int, int]:
 
 
 def can_kill() -> bool:
-    """Whether this system lets one process trace another."""
+    """Return whether this system lets one process trace another."""
     if not sys.platform.startswith("linux") or _PWRITE is None:
         return False
     try:
@@ -109,12 +109,18 @@ def can_kill() -> bool:
 def survive(path: Path, call: int, *, append: bool, seed: int = 0) -> tuple[int, int]:
     """Kill a writer at one call, recover, append, and compare every row with what was written.
 
+    Args:
+        path: The dataset to write.
+        call: Number of the write call, counted from 1.
+        append: Whether to append an episode after the recovery.
+        seed: Seed of the sample episodes.
+
     Returns:
-        Episodes committed before the kill, and episodes found after it.
+        The number of episodes committed before the kill, and of those found after it.
 
     Raises:
         DatasetError: Something could not be read.
-        AssertionError: What was read is not what was written.
+        AssertionError: What was read differs from what was written.
     """
     _, episodes = sample(seed)
     committed, _ = kill_at(call, lambda counter: write_counting(path, counter, seed))
@@ -125,19 +131,19 @@ def survive(path: Path, call: int, *, append: bool, seed: int = 0) -> tuple[int,
     if append:
         with DatasetWriter.extend(path) as writer:
             writer.add(episodes[0])
-    with Dataset(path) as dataset:  # which verifies the checksums
+    with Dataset(path) as dataset:  # verifies the checksums
         found = dataset.num_episodes - append
         for index in range(found):
             a, b = dataset.episode(index), episodes[index]
             if not np.array_equal(a.actions, b.actions) or not all(
                 np.array_equal(a.observations[key], b.observations[key]) for key in a.observations
             ):
-                raise AssertionError(f"episode {index} is not what was written")
+                raise AssertionError(f"episode {index} differs from what was written")
     return committed, found
 
 
 def _has_episodes(path: Path) -> bool:
-    """A writer killed in its first moments leaves no file, or one without an episode."""
+    """Return whether a killed writer left an episode; one killed early may leave no file."""
     if path.exists():
         return True
     try:

@@ -166,3 +166,20 @@ def test_reward_figures_are_of_actions_only(cartpole: Path) -> None:
     rewards = check(cartpole).rewards
     assert (rewards["min"], rewards["mean"], rewards["max"]) == (1.0, 1.0, 1.0)
     assert rewards["rows"] == 2000
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(2), spaces.Box(-1, 1, (2,))])
+def test_a_dataset_without_a_finite_row_has_a_readable_card(
+    tmp_path: Path, actions: spaces.Space
+) -> None:
+    metadata = DatasetMetadata(observation_space=spaces.Box(-1, 1, (3,)), action_space=actions)
+    path = write_random(tmp_path / "d.h5", [4, 5], metadata)
+    with h5py.File(path, "r+") as file:
+        file["steps/obs/observation"][:, 0] = np.nan
+        if isinstance(actions, spaces.Box):
+            file["steps/action"][:] = np.nan
+    card = check(path)
+    assert not card.ok
+    assert "no row is finite" in str(card)
+    assert ("no action is finite" in str(card)) == isinstance(actions, spaces.Box)
+    json.dumps(card.as_dict(), allow_nan=False)

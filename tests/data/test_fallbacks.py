@@ -1,7 +1,7 @@
-"""What systems without positioned reads, preallocation or file locks do instead: the same.
+"""Systems without positioned reads, preallocation or file locks give the same files and batches.
 
-macOS has no `posix_fallocate`, Windows has neither that nor `preadv`, `memfd_create` or `fcntl`;
-taken away here, what is left must give the same files and the same batches.
+macOS has no `posix_fallocate`; Windows also lacks `preadv`, `memfd_create` and `fcntl`. They are
+removed here to force the fallbacks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MISSING = {
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in MISSING[request.param]:
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(reader, "AVAILABLE", hasattr(os, "preadv"))
+    monkeypatch.setattr(reader, "PREADV_AVAILABLE", hasattr(os, "preadv"))
     if request.param == "windows":
         monkeypatch.setattr(guard, "fcntl", None)
     return request.param
@@ -60,11 +60,11 @@ def test_files_and_batches_are_the_same(
     assert check(path).ok
 
 
-def test_a_full_disk_is_noticed(
+def test_a_full_disk_is_reported(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if system == "nothing":
-        pytest.skip("the system itself says so; see test_writer.py")
+        pytest.skip("the operating system reports it; see test_writer.py")
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: full)
     with pytest.raises(DatasetError, match="has room"):

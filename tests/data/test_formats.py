@@ -1,7 +1,7 @@
-"""Foreign formats: files of the formats' own libraries, or of their documented layout.
+"""Foreign formats: files made by the formats' own libraries, or by their documented layout.
 
-`foreign/minari_*` were made with minari 0.5.4 on the real CartPole, `expected.npz` is what minari
-itself reads from them; `foreign/stable_worldmodel.h5` was made with the HDF5 writer of
+`foreign/minari_*` were made with minari 0.5.4 on the real CartPole; `expected.npz` is what minari
+itself reads from them. `foreign/stable_worldmodel.h5` was made with the HDF5 writer of
 stable-worldmodel 0.1.1.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gymnasium import spaces
 from dreamgym.data import (
     Dataset,
     DatasetError,
+    DatasetWriter,
     Episode,
     ForeignOptions,
     check,
@@ -27,6 +30,8 @@ from dreamgym.data import (
     pack,
     record,
 )
+from dreamgym.data.formats import ForeignDataset, Probe, detect_format, registry
+from dreamgym.data.formats.common import make_episode, make_metadata
 from tests.data.samples import assert_same_episode, write_random
 
 FOREIGN = Path(__file__).parent / "foreign"
@@ -36,18 +41,18 @@ ACT = RNG.uniform(-1, 1, size=(40, 2)).astype(np.float32)
 REW = RNG.normal(size=40).astype(np.float32)
 
 
-def both_ways(source: Path, tmp_path: Path, **options: Any) -> list[Episode]:
-    """The episodes, read directly and after a conversion, which must be the same."""
-    given = ForeignOptions(**options)
-    done = convert(source, tmp_path / "native.h5", options=given)
-    with Dataset(source, foreign=given) as direct, Dataset(done.path) as native:
+def read_both_ways(source: Path, tmp_path: Path, **options: Any) -> list[Episode]:
+    """Read the episodes directly and after a conversion; both must be the same."""
+    foreign = ForeignOptions(**options)
+    done = convert(source, tmp_path / "native.h5", options=foreign)
+    with Dataset(source, foreign=foreign) as direct, Dataset(done.path) as native:
         assert direct.checksum == native.checksum
         assert direct.observation_space == native.observation_space
         episodes = [native.episode(i) for i in range(len(native))]
         for index, episode in enumerate(episodes):
             assert_same_episode(episode, direct.episode(index))
     assert done.episodes == len(episodes)
-    card = check(source, foreign=given)
+    card = check(source, foreign=foreign)
     assert card.convention == done.convention
     assert done.format in str(card)
     return episodes
@@ -70,7 +75,7 @@ def test_minari(tmp_path: Path, name: str) -> None:
     expected = np.load(FOREIGN / name / "expected.npz")
     for source in (FOREIGN / name, FOREIGN / name / "main_data.hdf5"):
         (tmp_path / "native.h5").unlink(missing_ok=True)
-        episodes = both_ways(source, tmp_path)
+        episodes = read_both_ways(source, tmp_path)
         assert len(episodes) == 3
         for i, episode in enumerate(episodes):
             observed = episode.observations
@@ -95,18 +100,18 @@ def test_minari_sorts_by_number(tmp_path: Path) -> None:
         arrays[f"episode_{n}__rewards"] = np.zeros(n + 1)
         for flag in ("terminations", "truncations"):
             arrays[f"episode_{n}__{flag}"] = np.zeros(n + 1, bool)
-    episodes = both_ways(hdf5(tmp_path / "main_data.hdf5", **arrays), tmp_path)
+    episodes = read_both_ways(hdf5(tmp_path / "main_data.hdf5", **arrays), tmp_path)
     assert [e.length for e in episodes] == list(range(1, 13))
     assert not any(e.complete for e in episodes)
 
 
-def test_minari_with_a_row_too_few(tmp_path: Path) -> None:
+def test_minari_with_a_missing_observation(tmp_path: Path) -> None:
     shutil.copytree(FOREIGN / "minari_vectors", tmp_path / "m")
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         rows = file["episode_1/observations"][:-1]
         del file["episode_1/observations"]
         file["episode_1/observations"] = rows
-    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*T \+ 1 are wanted"):
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*expected T \+ 1"):
         Dataset(tmp_path / "m")
 
 
@@ -115,13 +120,13 @@ def test_minari_with_a_broken_image(tmp_path: Path) -> None:
     shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "m")
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         file["episode_0/observations/image"][2] = np.zeros(5, np.uint8)
-    with pytest.raises(DatasetError, match="row 2: no JPEG"):
+    with pytest.raises(DatasetError, match="row 2: it is not a JPEG"):
         Dataset(tmp_path / "m")
 
 
 def test_stable_worldmodel_aligns_rewards_with_the_action_before(tmp_path: Path) -> None:
     source = FOREIGN / "stable_worldmodel.h5"
-    episodes = both_ways(source, tmp_path)
+    episodes = read_both_ways(source, tmp_path)
     assert flags(episodes) == [
         (5, True, False, True),
         (3, False, True, True),
@@ -145,14 +150,14 @@ def test_stable_worldmodel_by_key_and_without_reward(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         for name in ("reward", "terminated", "truncated"):
             del file[name]
-    episodes = both_ways(path, tmp_path, keys=("pixels",), terminals="boundary")
+    episodes = read_both_ways(path, tmp_path, keys=("pixels",), terminals="boundary")
     assert isinstance(episodes[0].observations, np.ndarray)
     assert flags(episodes)[0] == (5, False, True, True)
     assert not episodes[0].rewards.any()
 
 
 @pytest.mark.parametrize("offsets", [[0, 5, 10], [0, -6, 10], [0, 6, 2**40]])
-def test_stable_worldmodel_with_a_bad_table(tmp_path: Path, offsets: list[int]) -> None:
+def test_stable_worldmodel_with_bad_offsets(tmp_path: Path, offsets: list[int]) -> None:
     path = Path(shutil.copy(FOREIGN / "stable_worldmodel.h5", tmp_path / "s.h5"))
     with h5py.File(path, "r+") as file:
         file["ep_offset"][...] = offsets
@@ -169,8 +174,8 @@ def d4rl(path: Path, **more: Any) -> Path:
 def test_d4rl_with_timeouts(tmp_path: Path) -> None:
     timeouts = np.zeros(40, bool)
     timeouts[[19, 29]] = True
-    episodes = both_ways(d4rl(tmp_path / "d.hdf5", timeouts=timeouts), tmp_path)
-    # Without next_observations the last transition, and with it the end, is not whole.
+    episodes = read_both_ways(d4rl(tmp_path / "d.hdf5", timeouts=timeouts), tmp_path)
+    # Without next_observations the last transition, and so the end, is incomplete.
     assert flags(episodes) == [(9, False, False, False)] * 4
     np.testing.assert_array_equal(episodes[1].observations, OBS[10:20])
     np.testing.assert_array_equal(episodes[1].rewards, REW[10:19])
@@ -181,7 +186,7 @@ def test_d4rl_with_next_observations(tmp_path: Path) -> None:
     timeouts[[19, 29]] = True
     following = np.concatenate([OBS[1:], OBS[:1]]) + 100
     path = d4rl(tmp_path / "d.hdf5", timeouts=timeouts, next_observations=following)
-    episodes = both_ways(path, tmp_path)
+    episodes = read_both_ways(path, tmp_path)
     assert flags(episodes) == [
         (10, True, False, True),
         (10, False, True, True),
@@ -192,15 +197,15 @@ def test_d4rl_with_next_observations(tmp_path: Path) -> None:
     np.testing.assert_array_equal(episodes[2].actions, ACT[20:30])
 
 
-def test_d4rl_without_timeouts_asks(tmp_path: Path) -> None:
+def test_d4rl_without_timeouts_needs_an_option(tmp_path: Path) -> None:
     path = d4rl(tmp_path / "d.hdf5", next_observations=OBS)
     with pytest.raises(DatasetError, match=r"terminals='termination' or terminals='boundary'"):
         convert(path, tmp_path / "native.h5")
     assert not (tmp_path / "native.h5").exists()
-    boundary = both_ways(path, tmp_path, terminals="boundary")
+    boundary = read_both_ways(path, tmp_path, terminals="boundary")
     assert flags(boundary)[0] == (10, False, True, True)
     (tmp_path / "native.h5").unlink()
-    termination = both_ways(path, tmp_path, terminals="termination")
+    termination = read_both_ways(path, tmp_path, terminals="termination")
     assert flags(termination)[0] == (10, True, False, True)
 
 
@@ -218,18 +223,18 @@ def ogbench(path: Path, ends: list[int]) -> Path:
 
 
 def test_ogbench_terminals_are_boundaries(tmp_path: Path) -> None:
-    episodes = both_ways(ogbench(tmp_path / "o.npz", [9, 39]), tmp_path)
+    episodes = read_both_ways(ogbench(tmp_path / "o.npz", [9, 39]), tmp_path)
     assert flags(episodes) == [(9, False, True, True), (29, False, True, True)]
     np.testing.assert_array_equal(episodes[1].observations, OBS[10:40])
     np.testing.assert_array_equal(episodes[1].actions, ACT[10:39])
     assert not episodes[1].rewards.any()
 
 
-def test_ogbench_as_its_own_loader_reads_it(tmp_path: Path) -> None:
-    """`ogbench.utils.load_dataset` (1.2.2), by its definition: valid transitions only."""
+def test_ogbench_is_read_as_by_its_own_loader(tmp_path: Path) -> None:
+    """`ogbench.utils.load_dataset` (1.2.2) keeps the rows that are not terminal."""
     path = ogbench(tmp_path / "o.npz", [9, 39])
     valid = np.load(path)["terminals"] == 0
-    episodes = both_ways(path, tmp_path)
+    episodes = read_both_ways(path, tmp_path)
     np.testing.assert_array_equal(
         np.concatenate([e.observations[:-1] for e in episodes]), OBS[valid]
     )
@@ -240,8 +245,8 @@ def test_ogbench_as_its_own_loader_reads_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([e.actions for e in episodes]), ACT[valid])
 
 
-def test_ogbench_without_a_last_end(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="do not make whole trajectories"):
+def test_ogbench_without_an_end_in_the_last_row(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="do not make complete trajectories"):
         Dataset(ogbench(tmp_path / "o.npz", [9]))
 
 
@@ -263,20 +268,20 @@ def test_robomimic(tmp_path: Path) -> None:
     path = robomimic(tmp_path / "r.hdf5", dones=True, following=True)
     with pytest.raises(DatasetError, match="dones depend on done_mode"):
         Dataset(path)
-    episodes = both_ways(path, tmp_path, terminals="termination")
+    episodes = read_both_ways(path, tmp_path, terminals="termination")
     assert [e.length for e in episodes] == [4, 5, 6]  # by number: 0, 2, 10
     assert all(e.terminated for e in episodes)
     np.testing.assert_array_equal(episodes[1].observations["pos"], OBS[:6])
     assert episodes[1].observations["img"].dtype == np.uint8
     (tmp_path / "native.h5").unlink()
-    only = both_ways(path, tmp_path, terminals="boundary", keys=("pos",))
+    only = read_both_ways(path, tmp_path, terminals="boundary", keys=("pos",))
     assert set(only[0].observations) == {"pos"}
     assert all(e.truncated and not e.terminated for e in only)
 
 
 def test_robomimic_without_next_observations(tmp_path: Path) -> None:
     path = robomimic(tmp_path / "r.hdf5", dones=False, following=False)
-    episodes = both_ways(path, tmp_path)
+    episodes = read_both_ways(path, tmp_path)
     assert flags(episodes) == [(n, False, False, False) for n in (3, 4, 5)]
     with pytest.raises(DatasetError, match=r"no observations \['depth'\]"):
         Dataset(path, foreign=ForeignOptions(keys=("depth",)))
@@ -289,7 +294,7 @@ def test_ha_and_schmidhuber(tmp_path: Path) -> None:
     for name, length in (("123", 9), ("77", 5)):
         actions = ACT[:length].astype(np.float16)
         np.savez_compressed(folder / f"{name}.npz", obs=frames[:length], action=actions)
-    episodes = both_ways(folder, tmp_path)
+    episodes = read_both_ways(folder, tmp_path)
     assert flags(episodes) == [(8, False, False, False), (4, False, False, False)]
     np.testing.assert_array_equal(episodes[0].observations, frames)
     assert episodes[0].actions.dtype == np.float32
@@ -305,7 +310,7 @@ def test_a_folder_of_npz_episodes(tmp_path: Path) -> None:
     npz_episode(folder / "ep_2.npz", 6, 5, terminated=True, truncated=False)
     npz_episode(folder / "ep_10.npz", 8, 7, terminated=np.zeros(7, bool), truncated=np.ones(7))
     npz_episode(folder / "ep_1.npz", 4, 4)
-    episodes = both_ways(folder, tmp_path)
+    episodes = read_both_ways(folder, tmp_path)
     assert flags(episodes) == [
         (3, False, False, False),
         (5, True, False, True),
@@ -335,32 +340,30 @@ def test_npz_is_never_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_an_npz_that_declares_a_terabyte(tmp_path: Path) -> None:
+def test_npz_header_that_declares_a_terabyte(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f4", "fortran_order": False, "shape": (2**38,)}
     )
     np.savez(tmp_path / "o.npz", actions=ACT, terminals=ACT[:, 0])
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "o.npz", "a") as archive:
         archive.writestr("observations.npy", header.getvalue())
     with pytest.raises(DatasetError, match="observations"):
         Dataset(tmp_path / "o.npz")
 
 
-def test_whole_number_actions_need_a_space(tmp_path: Path) -> None:
+def test_integer_actions_need_an_action_space(tmp_path: Path) -> None:
     path = tmp_path / "o.npz"
     ends = np.zeros(40)
     ends[-1] = 1
     np.savez(path, observations=OBS, actions=np.arange(40) % 3, terminals=ends)
     with pytest.raises(DatasetError, match="action_space=Discrete"):
         Dataset(path)
-    episodes = both_ways(path, tmp_path, action_space=spaces.Discrete(3))
+    episodes = read_both_ways(path, tmp_path, action_space=spaces.Discrete(3))
     assert episodes[0].actions.tolist() == (np.arange(39) % 3).tolist()
 
 
-def test_bad_episodes_fail_or_are_skipped(tmp_path: Path) -> None:
+def test_bad_episodes_are_refused_or_skipped(tmp_path: Path) -> None:
     timeouts = np.arange(40) % 10 == 9
     path = d4rl(tmp_path / "d.hdf5", timeouts=timeouts)
     with h5py.File(path, "r+") as file:
@@ -379,14 +382,14 @@ def test_bad_episodes_fail_or_are_skipped(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_actions_outside_a_declared_space(tmp_path: Path) -> None:
+def test_actions_outside_the_given_space(tmp_path: Path) -> None:
     path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
     narrow = ForeignOptions(action_space=spaces.Box(-0.5, 0.5, (2,)))
     with pytest.raises(DatasetError, match=r"of 9 actions lie outside .*never clips silently"):
         Dataset(path, foreign=narrow)
 
 
-def test_larger_than_the_memory_it_may_take(tmp_path: Path) -> None:
+def test_whole_episodes_that_exceed_the_memory_are_refused(tmp_path: Path) -> None:
     path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
     with pytest.raises(DatasetError, match="dreamgym convert"):
         Dataset(path, memory=100)
@@ -424,21 +427,19 @@ def test_packing_keeps_every_bit(tmp_path: Path, method: Any) -> None:
     with pytest.raises(DatasetError, match="truncated"):
         pack(tmp_path / "d.h5", tmp_path / "e.h5")
     assert not (tmp_path / "e.h5").exists()
-    from dreamgym.data import DatasetWriter
-
     with pytest.raises(DatasetError, match="packed"):
         DatasetWriter.extend(packed)
     assert packed.exists()
 
 
-def test_what_is_native_needs_no_conversion(tmp_path: Path) -> None:
+def test_native_datasets_are_not_converted(tmp_path: Path) -> None:
     path = write_random(tmp_path / "a.h5", [4, 5])
     with pytest.raises(DatasetError, match="native dataset already"):
         convert(path, tmp_path / "b.h5")
 
 
 @pytest.mark.parametrize("name", ["minari_vectors", "minari_jpeg", "stable_worldmodel.h5"])
-def test_what_does_not_fit_in_memory_stays_in_the_file(tmp_path: Path, name: str) -> None:
+def test_observations_beyond_the_memory_stay_in_the_file(tmp_path: Path, name: str) -> None:
     source = FOREIGN / name
     with Dataset(source) as held, Dataset(source, memory=0) as left:
         assert (held.in_memory, left.in_memory) == (True, False)
@@ -456,7 +457,7 @@ def test_what_does_not_fit_in_memory_stays_in_the_file(tmp_path: Path, name: str
 
 @pytest.mark.parametrize("which", range(3))
 def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
-    """JPEG rows lie in HDF5's global heap; zeros in its objects make HDF5 walk it for ever."""
+    """JPEG rows are in HDF5's global heap; an object of zeros there makes HDF5 loop forever."""
     shutil.copytree(FOREIGN / "minari_jpeg", tmp_path / "d")
     path = tmp_path / "d" / "main_data.hdf5"
     raw = bytearray(path.read_bytes())
@@ -468,3 +469,177 @@ def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
     path.write_bytes(raw)
     with pytest.raises(DatasetError, match=r"global heap at byte .* is damaged"):
         Dataset(tmp_path / "d")
+
+
+def make_samples(folder: Path) -> dict[str, Path]:
+    """Make a small dataset of each format, by its name."""
+    timeouts = np.arange(40) % 10 == 9
+    for name in ("rollouts", "mine"):
+        (folder / name).mkdir()
+    np.savez(folder / "rollouts" / "1.npz", obs=OBS, action=ACT)
+    npz_episode(folder / "mine" / "1.npz", 6, 5)
+    return {
+        "Minari": FOREIGN / "minari_vectors",
+        "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
+        "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
+        "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
+        "OGBench": ogbench(folder / "o.npz", [39]),
+        "Ha & Schmidhuber": folder / "rollouts",
+        "npz episodes": folder / "mine",
+    }
+
+
+def test_exactly_one_format_detects_each_sample(tmp_path: Path) -> None:
+    """So the order of the table does not matter for these."""
+    samples = make_samples(tmp_path)
+    assert set(samples) == {candidate.NAME for candidate in registry.FORMATS}
+    for name, path in samples.items():
+        with Probe(path) as probe:
+            found = [candidate.NAME for candidate in registry.FORMATS if candidate.detect(probe)]
+            assert found == [name]
+            detected = detect_format(probe)
+            assert detected is not None
+            assert name == detected.NAME
+
+
+def test_native_datasets_are_not_foreign(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    path = write_random(tmp_path / "shards" / "a.h5", [4, 5])
+    for native in (path, path.parent):
+        with Probe(native) as probe:
+            assert detect_format(probe) is None
+    with h5py.File(path, "r+") as file:  # damaged, but still native: the reader reports it
+        del file.attrs["format"]
+    with Probe(path) as probe:
+        assert detect_format(probe) is None
+
+
+def make_unknown(folder: Path) -> dict[str, Path]:
+    """Make files and folders that are not datasets, by how the error must describe them."""
+    for name in ("parquet", "empty"):
+        (folder / name).mkdir()
+    for number in range(2):
+        (folder / "parquet" / f"{number}.parquet").write_bytes(b"PAR1")
+    (folder / "parquet" / "meta").mkdir()
+    np.savez(folder / "x.npz", images=OBS)
+    return {
+        r"a folder with 2 files \(2 of \.parquet\) and the folders \['meta'\]": folder / "parquet",
+        "an empty folder": folder / "empty",
+        r"an HDF5 file with the keys \['x'\]": hdf5(folder / "x.hdf5", x=OBS),
+        r"an npz archive with the arrays \['images'\]": folder / "x.npz",
+    }
+
+
+def test_unknown_formats_get_the_same_error_from_every_verb(tmp_path: Path) -> None:
+    for found, path in make_unknown(tmp_path).items():
+        expected = f"unknown format: it is {found}; .*native.*Minari.*npz episodes; .*DatasetWriter"
+        with pytest.raises(DatasetError, match=expected):
+            Dataset(path)
+        with pytest.raises(DatasetError, match=expected):
+            check(path)
+        with pytest.raises(DatasetError, match=expected):
+            convert(path, tmp_path / "native.h5")
+        assert not list(tmp_path.glob("native.h5*"))
+
+
+class CsvFolder:
+    """A format with a container that no other format uses: a folder of text files."""
+
+    NAME = "CSV"
+
+    def detect(self, probe: Probe) -> bool:
+        return bool(probe.files("*.csv"))
+
+    def read(self, probe: Probe, options: ForeignOptions) -> ForeignDataset:
+        paths = probe.files("*.csv")
+
+        def episodes() -> Iterator[Episode]:
+            for path in paths:
+                rows = np.loadtxt(path, delimiter=",", dtype=np.float32)
+                yield make_episode(rows[:, :2], rows[:-1, 2:], None, (False, True), path)
+
+        first = next(episodes())
+        return ForeignDataset(
+            format=self.NAME,
+            convention="CSV: one file per episode",
+            metadata=make_metadata(
+                options, first.observations, first.actions, probe.path, self.NAME
+            ),
+            episodes=episodes,
+            close=probe.close,
+        )
+
+
+def test_a_new_format_may_have_any_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    for number in range(3):
+        np.savetxt(folder / f"{number}.csv", RNG.normal(size=(number + 3, 3)), delimiter=",")
+    monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, CsvFolder()))
+    episodes = read_both_ways(folder, tmp_path)
+    assert [episode.length for episode in episodes] == [2, 3, 4]
+
+
+def test_hdf5_after_a_user_block(tmp_path: Path) -> None:
+    """MATLAB writes such files: the HDF5 signature is not at the start."""
+    timeouts = np.arange(40) % 10 == 9
+    plain = d4rl(tmp_path / "d.hdf5", timeouts=timeouts)
+    with h5py.File(tmp_path / "block.hdf5", "w", userblock_size=512) as file:
+        for name, values in (
+            ("observations", OBS),
+            ("actions", ACT),
+            ("rewards", REW),
+            ("terminals", np.isin(np.arange(40), [9, 29])),
+            ("timeouts", timeouts),
+        ):
+            file[name] = values
+    read_both_ways(tmp_path / "block.hdf5", tmp_path)
+    with Dataset(plain) as a, Dataset(tmp_path / "block.hdf5") as b:
+        assert a.checksum == b.checksum
+
+
+def test_links_are_not_followed_while_detecting(tmp_path: Path) -> None:
+    robomimic(tmp_path / "r.hdf5", dones=False, following=True)
+    with h5py.File(tmp_path / "link.hdf5", "w") as file:
+        file["data"] = h5py.ExternalLink("r.hdf5", "/data")
+    with pytest.raises(DatasetError, match=r"unknown format.*\['data'\]"):
+        Dataset(tmp_path / "link.hdf5")
+
+
+def test_a_stray_npz_file_in_a_folder_of_episodes(tmp_path: Path) -> None:
+    npz_episode(tmp_path / "ep_1.npz", 6, 5)
+    np.savez(tmp_path / "ep_2.npz", statistics=OBS)
+    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: it is missing"):
+        Dataset(tmp_path)
+
+
+def test_rewards_that_do_not_match_the_actions(tmp_path: Path) -> None:
+    np.savez(tmp_path / "ep_1.npz", observations=OBS[:6], actions=ACT[:5], rewards=REW[:7])
+    message = r"ep_1\.npz: rewards: it has rewards of shape \(7,\) for 5 actions"
+    with pytest.raises(DatasetError, match=message):
+        Dataset(tmp_path)
+
+
+def test_scalars_in_place_of_columns(tmp_path: Path) -> None:
+    np.savez(tmp_path / "o.npz", observations=1.0, actions=ACT, terminals=ACT[:, 0])
+    with pytest.raises(DatasetError, match="observations: it is a single value; expected rows"):
+        Dataset(tmp_path / "o.npz")
+
+
+def test_minari_without_observations(tmp_path: Path) -> None:
+    shutil.copytree(FOREIGN / "minari_vectors", tmp_path / "m")
+    with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
+        del file["episode_1/observations"]
+        file.create_group("episode_1/observations")
+    with pytest.raises(DatasetError, match="/episode_1/observations: it has no observations"):
+        Dataset(tmp_path / "m")
+
+
+def test_robomimic_with_other_next_observations(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "r.hdf5", dones=False, following=True)
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_2/next_obs/pos"]
+    with pytest.raises(DatasetError, match=r"/data/demo_2/next_obs: it has the keys \['img'\]"):
+        Dataset(path)

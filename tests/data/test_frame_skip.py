@@ -24,10 +24,10 @@ from dreamgym.data import (
     SkipFrames,
     SkippedDataset,
     frame_skip_of,
-    opened,
+    open_dataset,
     record,
 )
-from dreamgym.data.frame_skip import borrowed
+from dreamgym.data.frame_skip import borrowed_steps
 from tests.data.samples import image_cartpole, random_episode, write
 
 ACTIONS = {
@@ -105,7 +105,7 @@ def test_episodes_are_as_defined(
         assert episode.truncated == (whole.truncated and last == whole.length)
         for t, action in enumerate(episode.actions):
             assert skipped.action_space.contains(action)
-            singles = skip.single(action, dataset.action_space)
+            singles = skip.split(action, dataset.action_space)
             assert len(singles) == skip.steps
             real = whole.actions[t * skip.steps : (t + 1) * skip.steps]
             np.testing.assert_array_equal(np.stack(singles)[: len(real)], real)
@@ -205,9 +205,11 @@ def test_actions_after_the_end_do_not_tell_that_it_came(tmp_path: Path) -> None:
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
 def test_what_is_borrowed_is_an_action_of_the_episode(length: int, beyond: int) -> None:
-    steps = borrowed(np.array([length + beyond]), length)
+    steps = borrowed_steps(np.array([length + beyond]), length)
     assert 0 <= steps[0] < length
-    np.testing.assert_array_equal(steps, borrowed(np.array([length + beyond]), np.array([length])))
+    np.testing.assert_array_equal(
+        steps, borrowed_steps(np.array([length + beyond]), np.array([length]))
+    )
 
 
 def test_actions_that_change_within_a_step_are_refused(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_a_mixture_of_skipped_datasets(tmp_path: Path) -> None:
     with Dataset(paths[0]) as a, Dataset(paths[1]) as b:
         skip = FrameSkip(steps=2)
         one, two = SkippedDataset(a, skip), SkippedDataset(b, skip)
-        with opened([(one, 1.0), (two, 2.0)]) as mixed:
+        with open_dataset([(one, 1.0), (two, 2.0)]) as mixed:
             assert mixed.frame_skip == skip
             assert mixed.action_space == spaces.MultiDiscrete([2, 2])
             batch = mixed.segments(np.arange(mixed.num_episodes), 3).draw(
@@ -297,7 +299,7 @@ def test_an_environment_takes_the_same_steps(
     total, over = 0.0, False
     while not over:
         action = env.action_space.sample()
-        wanted += skip.single(action, inner.action_space)
+        wanted += skip.split(action, inner.action_space)
         before = len(inner.taken)
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated

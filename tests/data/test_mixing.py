@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamgym.data import Dataset, DatasetError, MixedDataset, opened, record
+from dreamgym.data import Dataset, DatasetError, MixedDataset, open_dataset, record
 from tests.data.samples import assert_same_episode, image_cartpole, write_random
 
 
@@ -32,7 +32,7 @@ def test_it_is_counted_through(tmp_path: Path) -> None:
 
 def test_segments_come_by_weight(tmp_path: Path) -> None:
     paths = [write_random(tmp_path / "a.h5", [500]), write_random(tmp_path / "b.h5", [5])]
-    with opened([(paths[0], 1.0), (paths[1], 3.0)]) as mixed:
+    with open_dataset([(paths[0], 1.0), (paths[1], 3.0)]) as mixed:
         short = mixed.episode(1).observations
         batch = mixed.segments([0, 1], 1).draw(4000, np.random.default_rng(0))
         of_short = (batch.observation[:, :1] == short[None]).all(axis=2).any(axis=1)
@@ -51,7 +51,10 @@ def test_what_cannot_be_mixed(tmp_path: Path, cartpole: Path) -> None:
         ([(path, float("nan"))], ValueError, "weights"),
         ([(cartpole, 1.0), (images, 1.0)], DatasetError, "i.h5.*not those of"),
     ):
-        with pytest.raises(error, match=message), opened(pairs):
+        with pytest.raises(error, match=message), open_dataset(pairs):
             pass
-    with opened([(path, 1.0), (path, 0.0)]) as mixed, pytest.raises(DatasetError, match="weight"):
+    with (
+        open_dataset([(path, 1.0), (path, 0.0)]) as mixed,
+        pytest.raises(DatasetError, match="weight"),
+    ):
         mixed.segments([2, 3], 1)

@@ -1,7 +1,7 @@
-"""Good files, damaged at random: always a clear error or a correct load.
+"""Good files, damaged at random: reading gives a clear error or the original data.
 
-HDF5 itself may crash on a damaged file, which would end this process: damaged files are opened in a
-child that is forked for each one, and a crash, a hang or a wrong answer there fails the test here.
+HDF5 may crash on a damaged file and end the process, so each damaged file is opened in a forked
+child. A crash, a hang or a wrong result in the child fails the test.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SECONDS = 10
 
 
 def in_a_child(work: Callable[[], int]) -> int:
-    """Exit code of a forked child, or minus the signal that ended it."""
+    """Run `work` in a forked child; return its exit code, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         code = WRONG
@@ -46,7 +46,7 @@ def in_a_child(work: Callable[[], int]) -> int:
 
 
 class Good:
-    """A good file, and all that reading it gives."""
+    """A good file, and everything that reading it gives."""
 
     def __init__(self, path: Path, metadata: DatasetMetadata, memory: int) -> None:
         self.path = write_random(path, [5, 3, 8, 2, 40], metadata)
@@ -56,7 +56,7 @@ class Good:
             self.everything = everything(dataset)
 
     def load(self, path: Path) -> int:
-        """Read all of a damaged copy: refused, or the same as the good file."""
+        """Read a damaged copy from end to end, and compare it with the good file."""
         try:
             check(path)
             with Dataset(path, memory=self.memory) as dataset:
@@ -98,7 +98,7 @@ def goods(tmp_path_factory: pytest.TempPathFactory) -> list[Good]:
     ]
 
 
-# What each byte may become: random damage, and what is likely to hurt a parser.
+# Damage: a position in the file, and the bytes to put there. Some are likely to confuse a parser.
 DAMAGE = st.lists(
     st.tuples(
         st.floats(0, 1, exclude_max=True),
@@ -178,7 +178,7 @@ def test_damaged_contents(
 def change_one(file: h5py.File, name: str, change: str) -> None:
     try:
         node = file[name]
-    except (KeyError, RuntimeError):  # an earlier change has cut it off
+    except (KeyError, RuntimeError):  # removed by an earlier change
         return
     small = isinstance(node, h5py.Dataset) and node.size < 10**6
     values = node[:] if small else None

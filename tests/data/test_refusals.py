@@ -1,4 +1,4 @@
-"""What is refused, with an error that names path, key, episode and row, and says what to do."""
+"""Damaged and hostile files are refused; the error has path, key, episode, row and a remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from dreamgym.data import Dataset, DatasetError, DatasetMetadata, UnsupportedSpaceError, check
 from dreamgym.data.hdf5 import schema
-from tests.data.samples import write_random
+from tests.data.samples import assert_same_episode, write_random
 
 IMAGES = DatasetMetadata(
     observation_space=spaces.Box(0, 255, (8, 8, 3), np.uint8), action_space=spaces.Discrete(2)
@@ -30,7 +30,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def replace(path: Path, key: str, **kwargs: object) -> None:
-    """Put another dataset, or a link, in the place of one."""
+    """Replace a dataset by another one, or by a link."""
     with h5py.File(path, "r+") as file:
         del file[key]
         link = kwargs.pop("link", None)
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: replace(p, "steps/reward", link=h5py.SoftLink("/steps/action")),
         r"/steps/reward: it is a soft link",
     ),
-    "external storage": (make_external_storage, r"/steps/reward: its data lie outside the file"),
+    "external storage": (make_external_storage, r"/steps/reward: its data are outside the file"),
     "virtual": (make_virtual, r"/steps/reward: it is a virtual dataset"),
     "cycle": (make_cycle, r"/steps/reward: it is not a dataset"),
     "declares more than it stores": (
@@ -144,18 +144,21 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "too few rows": (
         lambda p: replace(p, "steps/reward", data=np.zeros(21, FLOAT)),
-        r"/steps/reward: it has 21 rows; 22 are wanted",
+        r"/steps/reward: it has 21 rows; expected 22",
     ),
     "a key is missing": (
         damage(lambda f: f.__delitem__("steps/action")),
         r"/steps/action: it is missing",
     ),
-    "no group": (damage(lambda f: f.__delitem__("episodes")), r"/episodes: it is missing"),
+    "missing group": (damage(lambda f: f.__delitem__("episodes")), r"/episodes: it is missing"),
     "negative start": (
         set_value("episodes/start", 0, -6),
         r"/episodes/start: episode 0: it is -6; it must not be negative",
     ),
-    "overlap": (set_value("episodes/start", 1, 5), r"/episodes/start: episode 1: it is 5; 6 is"),
+    "overlap": (
+        set_value("episodes/start", 1, 5),
+        r"/episodes/start: episode 1: it is 5; expected 6",
+    ),
     "non-monotone": (
         set_value("episodes/start", slice(1, 3), [10, 6]),
         r"/episodes/start: episode 1: it is 10",
@@ -163,7 +166,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "zero-length episode": (set_value("episodes/length", 2, 0), r"episode 2: it is 0; an episode"),
     "negative length": (set_value("episodes/length", 2, -8), r"episode 2: it is -8; an episode"),
     "huge length": (set_value("episodes/length", 3, 2**62), r"episode 3: it is 46116"),
-    "length beyond the rows": (set_value("episodes/length", 3, 90), r"has 22 rows; 110 are wanted"),
+    "length beyond the rows": (set_value("episodes/length", 3, 90), r"has 22 rows; expected 110"),
     "seed": (set_value("episodes/seed", 3, -2), r"/episodes/seed: episode 3: it is -2"),
     "env_index": (set_value("episodes/env_index", 1, -1), r"/episodes/env_index: episode 1"),
     "no end flag": (
@@ -185,18 +188,18 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "text of variable length": (
         damage(lambda f: f.attrs.__setitem__("policy", "random")),
-        "@policy: the attribute is missing, or no text of fixed length",
+        "@policy: the attribute is missing, or not text of fixed length",
     ),
-    "space no JSON": (
+    "space not JSON": (
         set_attribute("action_space", "{"),
-        "@action_space: the attribute is no JSON",
+        "@action_space: the attribute is not JSON",
     ),
     "space of arrays": (set_attribute("action_space", [1, 2]), "@action_space"),
     "malformed space": (
         set_attribute("action_space", json.dumps({"type": "Discrete", "n": -1})),
         "@action_space",
     ),
-    "seed no number": (set_attribute("seed", '"x"'), "@seed: it is 'x'"),
+    "seed not a number": (set_attribute("seed", '"x"'), "@seed: it is 'x'"),
 }
 
 
@@ -209,14 +212,14 @@ def test_refused(good: Path, name: str) -> None:
     assert str(good) in str(caught.value)
 
 
-def test_an_unknown_kind_of_space(good: Path) -> None:
+def test_an_unknown_type_of_space(good: Path) -> None:
     set_attribute("action_space", json.dumps({"type": "Graph"}))(good)
     with pytest.raises(UnsupportedSpaceError, match="Graph"):
         Dataset(good)
 
 
-def test_nan_is_named_by_episode_and_row_when_the_checksum_fits(tmp_path: Path) -> None:
-    """A foreign writer may well compute the checksum of bad data."""
+def test_nan_with_a_valid_checksum_is_located(tmp_path: Path) -> None:
+    """Another writer may compute the checksum of bad data."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     set_value("steps/obs/observation", (8, 2), np.nan)(path)
     problems = check(path).problems
@@ -234,7 +237,7 @@ def test_actions_outside_are_counted(tmp_path: Path) -> None:
     )
 
 
-def test_a_zero_row_that_lies_outside_the_space_is_no_action(tmp_path: Path) -> None:
+def test_the_zero_row_of_an_episode_is_not_checked_as_an_action(tmp_path: Path) -> None:
     metadata = DatasetMetadata(
         observation_space=spaces.Box(-1, 1, (2,)), action_space=spaces.Box(1, 2, (1,))
     )
@@ -243,7 +246,7 @@ def test_a_zero_row_that_lies_outside_the_space_is_no_action(tmp_path: Path) -> 
     Dataset(path).close()
 
 
-def test_skipping_lists_what_it_skips_and_changes_nothing(good: Path) -> None:
+def test_skipped_episodes_are_listed_and_the_file_is_unchanged(good: Path) -> None:
     set_value("steps/obs/observation", (7, 1), 0.25)(good)
     before = good.read_bytes()
     with Dataset(good, on_bad="skip") as dataset:
@@ -266,18 +269,18 @@ NOT_HDF5: dict[str, tuple[bytes, str]] = {
         "Git LFS pointer.*lfs pull",
     ),
     "html": (b"\n<!DOCTYPE html><html>", "an HTML page"),
-    "npz": (b"PK\x03\x04" + bytes(40), "no readable npz file"),
+    "npz": (b"PK\x03\x04" + bytes(40), "not a readable npz file"),
     "npy": (b"\x93NUMPY\x01\x00", "a single NumPy array"),
     "pickle": (b"\x80\x04\x95\x00", "a Python pickle.*never loads"),
     "gzip": (b"\x1f\x8b\x08", "gzip"),
-    "text": (b"1,2,3\n", "not an HDF5 file"),
+    "text": (b"1,2,3\n", "unknown format: it is a file that begins with.*DatasetWriter"),
     "only the signature": (b"\x89HDF\r\n\x1a\n", "truncated|superblock"),
     "unknown version": (b"\x89HDF\r\n\x1a\n\x09" + bytes(90), "superblock has version 9"),
 }
 
 
 @pytest.mark.parametrize("name", NOT_HDF5)
-def test_other_files_are_named(tmp_path: Path, name: str) -> None:
+def test_files_that_are_not_hdf5_are_recognised(tmp_path: Path, name: str) -> None:
     content, message = NOT_HDF5[name]
     path = tmp_path / "d.h5"
     path.write_bytes(content)
@@ -285,15 +288,39 @@ def test_other_files_are_named(tmp_path: Path, name: str) -> None:
         Dataset(path)
 
 
-def test_no_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         Dataset(tmp_path / "none.h5")
     with pytest.raises(DatasetError, match="folder"):
         Dataset(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DatasetError, match="no regular file"):
+        with pytest.raises(DatasetError, match="not a regular file"):
             Dataset(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("base", [0, 512])
+def test_a_file_after_a_user_block(tmp_path: Path, base: int) -> None:
+    """HDF5 itself writes its base address into the superblock; a prepended block leaves it 0."""
+    path = write_random(tmp_path / "plain.h5", [5, 3], IMAGES)
+    moved = tmp_path / "moved.h5"
+    if base:
+        with h5py.File(path) as plain, h5py.File(moved, "w", userblock_size=base) as file:
+            for name, value in plain.attrs.items():
+                schema.set_attribute(file, name, value.decode() if name != "schema_version" else 1)
+            for name in plain:
+                plain.copy(name, file)
+    else:
+        moved.write_bytes(bytes(512) + path.read_bytes())
+    for memory in (0, 1 << 30):
+        with Dataset(path) as dataset, Dataset(moved, memory=memory) as other:
+            assert dataset.checksum == other.checksum
+            for index in range(len(dataset)):
+                assert_same_episode(dataset.episode(index), other.episode(index))
+    with moved.open("r+b") as raw:
+        raw.truncate(moved.stat().st_size - 1)
+    with pytest.raises(DatasetError, match="truncated"):
+        Dataset(moved)
 
 
 @pytest.mark.parametrize("keep", [0.99, 0.5, 0.01])
@@ -304,10 +331,12 @@ def test_a_truncated_file(good: Path, keep: float) -> None:
         Dataset(good)
 
 
-def test_hdf5_that_is_no_dataset(tmp_path: Path) -> None:
+def test_hdf5_that_is_not_a_dataset(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(DatasetError, match=r"of no known format; it holds the HDF5 keys \['x'\]"):
+    with pytest.raises(
+        DatasetError, match=r"unknown format: it is an HDF5 file with the keys \['x'\]"
+    ):
         Dataset(tmp_path / "d.h5")
 
 
@@ -319,7 +348,7 @@ def test_a_dataset_without_episodes(good: Path) -> None:
         Dataset(good)
 
 
-def test_bit_rot_in_images_that_stay_in_the_file(tmp_path: Path) -> None:
+def test_bit_rot_in_images(tmp_path: Path) -> None:
     path = write_random(tmp_path / "d.h5", [5, 3, 8], IMAGES)
     set_value("steps/obs/observation", (7, 0, 0, 0), 77)(path)
     assert any("episode 1" in problem for problem in check(path).problems)
@@ -327,8 +356,8 @@ def test_bit_rot_in_images_that_stay_in_the_file(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_nothing_is_read_as_code(tmp_path: Path) -> None:
-    """An environment's spec is text until somebody makes the environment."""
+def test_an_env_spec_is_not_executed(tmp_path: Path) -> None:
+    """Reading a dataset treats the environment's spec as text."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     spec = '{"entry_point": "os:system", "kwargs": {"command": "touch hacked"}}'
     set_attribute("env_spec", spec)(path)
@@ -338,7 +367,7 @@ def test_nothing_is_read_as_code(tmp_path: Path) -> None:
 
 
 def test_a_missing_filter(tmp_path: Path) -> None:
-    """The message of an unknown compression names the way out; the file is made by hand."""
+    """The error for an unknown compression says what to install; the file is patched by hand."""
     path = write_random(tmp_path / "d.h5", [5, 3])
     replace(path, "steps/reward", data=np.zeros(10, FLOAT), chunks=(5,), compression="gzip")
     raw = bytearray(path.read_bytes())
@@ -350,8 +379,8 @@ def test_a_missing_filter(tmp_path: Path) -> None:
         Dataset(path)
 
 
-def test_reading_in_a_process_of_its_own_never_crashes(good: Path) -> None:
-    """A crash inside HDF5 would end this process, so one file is damaged where it hurts most."""
+def test_damaged_headers_do_not_crash_the_process(good: Path) -> None:
+    """A crash inside HDF5 would end this process, so the file is opened in another one."""
     content = bytearray(good.read_bytes())
     for position in range(48, 400, 8):
         content[position] ^= 0xFF

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dreamgym.data import (
-    DatasetError,
-    UnsupportedSpaceError,
-    check_supported,
-    space_from_json,
-    space_to_json,
-)
+from dreamgym.data import DatasetError, UnsupportedSpaceError
+from dreamgym.data.spaces import check_supported, space_from_json, space_to_json
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")

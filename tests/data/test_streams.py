@@ -24,7 +24,7 @@ from dreamgym.data import (
     prefetch,
     record,
 )
-from dreamgym.data.hdf5.reader import AVAILABLE, PositionedColumn
+from dreamgym.data.hdf5.reader import PREADV_AVAILABLE, PositionedColumn
 from dreamgym.data.segments import SegmentSampler
 from dreamgym.data.storage import MemoryColumn, SlicedColumn
 from tests.data.samples import image_cartpole, random_episode, write, write_random
@@ -33,7 +33,7 @@ from tests.data.test_reader import assert_same_batch, slow_segments
 IMAGES = DatasetMetadata(
     observation_space=spaces.Box(0, 255, (8, 8, 3), np.uint8), action_space=spaces.Discrete(3)
 )
-POSITIONED = pytest.mark.skipif(not AVAILABLE, reason="no positioned reads here")
+POSITIONED = pytest.mark.skipif(not PREADV_AVAILABLE, reason="no positioned reads here")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_observation_keys(tmp_path: Path) -> None:
 
 
 def test_keys_of_a_space_that_has_none(images: Path) -> None:
-    with Dataset(images) as dataset, pytest.raises(DatasetError, match="no Dict"):
+    with Dataset(images) as dataset, pytest.raises(DatasetError, match="not a Dict"):
         dataset.segments([0], 3, keys=["observation"])
 
 
@@ -177,7 +177,7 @@ def test_prefetching_holds_a_bounded_number_of_batches() -> None:
                 raise DatasetError("the disk is gone")
             return len(drawn)
 
-    stream = prefetch(Counting(), 4, np.random.default_rng(0), ahead=3)
+    stream = prefetch(Counting(), 4, np.random.default_rng(0), buffer_size=3)
     assert next(stream) == 1
     time.sleep(0.3)
     assert len(drawn) <= 1 + 3 + 1
@@ -219,7 +219,7 @@ def test_shards_of_images(tmp_path: Path, memory: int) -> None:
 def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     write_random(tmp_path / "a.h5", [4])
     write_random(tmp_path / "b.h5", [4], IMAGES)
-    with pytest.raises(DatasetError, match=r"b\.h5: its spaces are not those of a\.h5"):
+    with pytest.raises(DatasetError, match=r"b\.h5: its spaces differ from those of a\.h5"):
         Dataset(tmp_path)
     (tmp_path / "b.h5").rename(tmp_path / "b.h5.partial")
     with pytest.raises(DatasetError, match=r"b\.h5\.partial.*dreamgym recover"):

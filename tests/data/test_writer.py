@@ -1,3 +1,5 @@
+"""Writing native datasets: round trips, refused episodes, kills and full disks."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -73,7 +75,7 @@ def test_any_lengths_and_seeds(tmp_path: Path, lengths: list[int], seed: int) ->
         assert_same_episode(dataset.episode(-1), episodes[-1])
 
 
-def test_the_layout_is_as_documented(tmp_path: Path) -> None:
+def test_the_file_has_the_documented_layout(tmp_path: Path) -> None:
     with h5py.File(write_random(tmp_path / "d.h5", [3, 2])) as file:
         assert file.attrs["format"] == b"dreamgym"
         assert file.attrs["schema_version"] == 1
@@ -83,7 +85,7 @@ def test_the_layout_is_as_documented(tmp_path: Path) -> None:
         assert file["steps/reward"][6] == 0.0
 
 
-def test_a_committed_episode_is_there_before_the_file_is_closed(tmp_path: Path) -> None:
+def test_committed_episodes_can_be_read_before_the_file_is_closed(tmp_path: Path) -> None:
     metadata = vector_metadata()
     writer = DatasetWriter(tmp_path / "d.h5", metadata)
     rng = np.random.default_rng(0)
@@ -103,14 +105,14 @@ def test_a_committed_episode_is_there_before_the_file_is_closed(tmp_path: Path) 
         writer.add(random_episode(metadata.observation_space, metadata.action_space, 9, rng))
 
 
-def test_the_file_holds_no_room_that_was_taken_ahead(tmp_path: Path) -> None:
+def test_unused_reserved_space_is_released(tmp_path: Path) -> None:
     path = write_random(tmp_path / "d.h5", [3, 2])
     assert path.stat().st_size < 120_000
     with h5py.File(path) as file:
         assert file.id.get_filesize() == path.stat().st_size
 
 
-def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> None:
+def test_no_file_is_overwritten_and_no_empty_file_is_left(tmp_path: Path) -> None:
     path = write_random(tmp_path / "d.h5", [3])
     before = path.read_bytes()
     with pytest.raises(DatasetError, match="exists already"):
@@ -126,7 +128,7 @@ def test_nothing_is_overwritten_and_nothing_empty_is_left(tmp_path: Path) -> Non
         DatasetWriter(tmp_path / "d.h5" / "g.h5", vector_metadata())
 
 
-def test_the_folder_is_made(tmp_path: Path) -> None:
+def test_the_folder_is_created(tmp_path: Path) -> None:
     assert write_random(tmp_path / "some" / "where" / "d.h5", [3]).exists()
 
 
@@ -144,7 +146,7 @@ BAD_EPISODES = {
 
 
 @pytest.mark.parametrize("message", BAD_EPISODES)
-def test_bad_episodes_are_refused_and_harm_nothing(tmp_path: Path, message: str) -> None:
+def test_bad_episodes_are_refused_and_leave_the_others_intact(tmp_path: Path, message: str) -> None:
     metadata = vector_metadata()
     rng = np.random.default_rng(0)
     good = random_episode(metadata.observation_space, metadata.action_space, 3, rng)
@@ -172,7 +174,7 @@ def test_an_episode_without_actions_is_refused(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_values_of_another_dtype_are_cast_only_without_loss_of_range(tmp_path: Path) -> None:
+def test_values_of_another_dtype_are_cast_if_their_range_fits(tmp_path: Path) -> None:
     metadata = DatasetMetadata(
         observation_space=spaces.Box(0, 255, (2,), np.uint8), action_space=spaces.Discrete(2)
     )
@@ -270,7 +272,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_committed_episode(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_no_room_even_to_begin(tmp_path: Path) -> None:
+def test_no_room_to_create_the_file(tmp_path: Path) -> None:
     done = run_python(
         """
         import resource
@@ -284,6 +286,6 @@ def test_no_room_even_to_begin(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    assert "cannot be made" in done.stdout, done.stderr
+    assert "cannot be created" in done.stdout, done.stderr
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []

@@ -18,10 +18,10 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import LeWMError, WorldError
 from dreamgym.models import JEPA, GoalReward
 from dreamgym.models.jepa import LeWMStatistics, load_lewm
-from dreamgym.models.jepa.lewm import names, read_config
+from dreamgym.models.jepa.lewm import read_config, tensor_names
 from dreamgym.world.world import load
 from tests.data.samples import random_episode, write
-from tests.models.test_lewm import a_config
+from tests.models.jepa.test_lewm import a_config
 from tests.small_worlds import small_model
 
 CONFIG = FitConfig(starts=6, held_out=0.4)
@@ -39,9 +39,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("projector", "pred_proj"):
         config[part] = {**config[part], "hidden_dim": 64}
     (folder / "config.json").write_text(json.dumps(config))
-    sizes, numbers = read_config(folder / "config.json", ValueError)
+    sizes, numbers = read_config(folder / "config.json")
     places = JEPA(IMAGES, gym.spaces.Box(-1, 1, (numbers,)), sizes).state_dict()
-    wanted = names(12, sizes.blocks)
+    wanted = tensor_names(12, sizes.blocks)
     torch.save({theirs: places[ours] for theirs, ours in wanted.items()}, folder / "weights.pt")
     return folder
 
@@ -141,7 +141,7 @@ def test_a_dict_of_images_alone_is_seen(checkpoint: Path) -> None:
     seen = {"pixels": torch.zeros(2, *IMAGES.shape, dtype=torch.uint8)}
     assert model.embed(seen).shape == (2, 192)
     both = gym.spaces.Dict(pixels=IMAGES, speed=gym.spaces.Box(-1, 1, (2,)))
-    with pytest.raises(LeWMError, match="take the key of the images alone"):
+    with pytest.raises(LeWMError, match="select only the key of the images"):
         load_lewm(checkpoint, both, blocks, statistics)
 
 

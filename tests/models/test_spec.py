@@ -1,4 +1,4 @@
-"""Configs inside configs, to JSON and back."""
+"""Nested configs to JSON and back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WHOLES = [
 
 
 @pytest.mark.parametrize("config", WHOLES)
-def test_nested_configs_come_back_from_json_as_they_were(config):
+def test_nested_configs_survive_a_round_trip_through_json(config):
     written = json.loads(json.dumps(to_json(config)))
     assert config_from_json(Whole, written, "whole") == config
 
@@ -44,7 +44,7 @@ def test_a_spec_without_a_config_has_the_defaults_of_its_family():
     assert ModelSpec(family="mdn-rnn").config == MDNRNNConfig()
 
 
-def test_what_no_file_can_hold_is_refused_by_name():
+def test_values_that_cannot_be_written_are_refused():
     with pytest.raises(ValueError, match="the Python function 'to_json' cannot be written"):
         to_json({"function": to_json})
     with pytest.raises(ValueError, match="object"):
@@ -72,7 +72,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), REFUSED)
-def test_what_a_file_may_say_wrongly_is_refused_by_name(given, said):
-    with pytest.raises(ValueError, match=said):
-        ModelSpec.from_json(given)
+@pytest.mark.parametrize(("value", "message"), REFUSED)
+def test_invalid_json_is_refused_with_a_precise_message(value, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSpec.from_json(value)

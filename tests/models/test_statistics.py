@@ -1,4 +1,4 @@
-"""Normalisers: moments of all rows, whatever their scale, and the worst return."""
+"""Statistics for the normalisers: moments of all rows at any scale, and the worst return."""
 
 from __future__ import annotations
 
@@ -20,54 +20,54 @@ def episodes(seed: int, offset: float, scale: float) -> list[tuple[np.ndarray, n
 
 
 @given(st.integers(0, 50), st.floats(-1e6, 1e6), st.floats(1e-2, 1e3))
-def test_they_are_the_moments_of_all_rows_also_far_from_zero(seed, offset, scale):
+def test_moments_are_those_of_all_rows_even_far_from_zero(seed, offset, scale):
     data = episodes(seed, offset, scale)
     rows = np.concatenate([observations for observations, _ in data])
     rewards = np.concatenate([rewards for _, rewards in data])
     deltas = np.concatenate([np.diff(observations, axis=0) for observations, _ in data])
-    given = measure_statistics(data)
-    moments = given.vector
+    statistics = measure_statistics(data)
+    moments = statistics.vector
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-5, atol=1e-5 * scale)
     np.testing.assert_allclose(moments.std, rows.std(0), rtol=1e-3)
     np.testing.assert_allclose(moments.delta_std, np.sqrt((deltas**2).mean(0)), rtol=1e-3)
     np.testing.assert_allclose(moments.low, rows.min(0), rtol=1e-6)
     np.testing.assert_allclose(moments.high, rows.max(0), rtol=1e-6)
-    np.testing.assert_allclose(given.reward_mean, rewards.mean(), atol=1e-5)
-    np.testing.assert_allclose(given.reward_std, rewards.std(), rtol=1e-3)
+    np.testing.assert_allclose(statistics.reward_mean, rewards.mean(), atol=1e-5)
+    np.testing.assert_allclose(statistics.reward_std, rewards.std(), rtol=1e-3)
 
 
 def test_constant_channels_and_rewards_get_a_spread_of_one():
-    given = measure_statistics([(np.ones((4, 2)), np.ones(3))])
-    assert torch.equal(given.vector.std, torch.ones(2))
-    assert torch.equal(given.vector.delta_std, torch.ones(2))
-    assert given.reward_std == 1
+    statistics = measure_statistics([(np.ones((4, 2)), np.ones(3))])
+    assert torch.equal(statistics.vector.std, torch.ones(2))
+    assert torch.equal(statistics.vector.delta_std, torch.ones(2))
+    assert statistics.reward_std == 1
 
 
-def test_the_worst_return_is_the_lowest_to_any_end_and_never_above_zero():
+def test_the_worst_return_is_the_lowest_to_an_episodes_end_and_at_most_zero():
     observations = np.zeros((4, 1))
     assert measure_statistics([(observations, np.array([1.0, -5.0, 2.0]))]).worst_return == -3.0
     assert measure_statistics([(observations, np.ones(3))]).worst_return == 0.0
 
 
-def test_no_episodes_are_refused():
+def test_an_empty_dataset_is_refused():
     with pytest.raises(ValueError, match="no episodes"):
         measure_statistics([])
 
 
-def test_parts_of_a_dict_have_moments_of_their_own_and_images_none():
+def test_parts_of_a_dict_have_their_own_moments_and_images_have_none():
     rng = np.random.default_rng(0)
     observations = {
         "image": rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8),
         "speed": rng.normal(5.0, 2.0, (4, 2)).astype(np.float32),
     }
-    given = measure_statistics([(observations, np.ones(3))])
-    assert list(given.observation) == ["speed"]
+    statistics = measure_statistics([(observations, np.ones(3))])
+    assert list(statistics.observation) == ["speed"]
     np.testing.assert_allclose(
-        given.observation["speed"].mean, observations["speed"].mean(0), rtol=1e-5
+        statistics.observation["speed"].mean, observations["speed"].mean(0), rtol=1e-5
     )
 
 
-def test_actions_of_a_box_are_measured_and_choices_are_not():
+def test_box_actions_are_measured_and_discrete_ones_are_not():
     rng = np.random.default_rng(0)
     actions = [rng.normal(3.0, 2.0, (n, 2)).astype(np.float32) for n in (1, 5, 40)]
     rows = np.concatenate(actions)

@@ -1,207 +1,69 @@
-"""What the foreign formats share: opening without trust, spaces from values, options."""
+"""Helpers that the foreign formats share: reading rows, inferring spaces, building episodes."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import h5py
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from dreamgym.data.episodes import Episode, Observations
+from dreamgym.data.formats.interface import Array, ForeignOptions, Probe, Terminals
 from dreamgym.data.hdf5.guard import (
-    SIGNATURE,
     get_dataset,
     get_group,
     hdf5_errors,
-    open_file,
+    is_group,
     require_stored,
 )
-from dreamgym.data.hdf5.schema import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
-Array = NDArray[Any]
-Terminals = Literal["termination", "boundary"]
+
+def read_column(probe: Probe, name: str) -> Array:
+    """Read one flat array of an HDF5 file or npz archive."""
+    if probe.hdf5 is not None:
+        return read_rows(probe.hdf5, name, probe.path)
+    if probe.npz is not None:
+        return probe.npz.read_rows(name)
+    raise DatasetError("expected an HDF5 or npz file", path=probe.path, key=name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForeignOptions:
-    """What the user knows and the file does not say.
+def read_rows(parent: h5py.Group, name: str, path: Path, part: slice = slice(None)) -> Array:
+    """Read an HDF5 dataset of numbers, or a slice of its rows.
 
-    Attributes:
-        terminals: What an ambiguous end flag means: `"termination"` (the task ended) or
-            `"boundary"` (only the recording did: truncation).
-        observation_space: In place of one guessed from the values.
-        action_space: Likewise.
-        env_id: Id of the environment.
-        keys: Observation keys or columns to take; all where it is not given.
+    Raises:
+        DatasetError: It is missing, a scalar, or not every row is stored in the file.
     """
-
-    terminals: Terminals | None = None
-    observation_space: gym.Space[Any] | None = None
-    action_space: gym.Space[Any] | None = None
-    env_id: str | None = None
-    keys: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.terminals not in (None, "termination", "boundary"):
-            raise ValueError(
-                f"terminals is {self.terminals!r}; it must be 'termination' or 'boundary'"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Foreign:
-    """A foreign dataset, opened.
-
-    Attributes:
-        format: Its name.
-        convention: What was found, and under which convention it is read.
-        metadata: Spaces and what else is known.
-        episodes: Makes an iterator of the episodes, in the file's order.
-        close: Lets go of the files.
-        rows: Reads some rows of one episode's observations, given its number in `episodes`, the key
-            (`None` where the space is no Dict) and a slice; `None` where the layout allows only
-            whole episodes. With it, what does not fit in memory can stay in the file.
-    """
-
-    format: str
-    convention: str
-    metadata: DatasetMetadata
-    episodes: Callable[[], Iterator[Episode]]
-    close: Callable[[], None]
-    rows: Callable[[int, str | None, slice], Array] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A path that was opened without knowing what it is; two of the three are `None`.
-
-    Attributes:
-        path: As given.
-        hdf5: The HDF5 file.
-        npz: The arrays of one npz file.
-        folder: The npz files of a folder, in the order of their names.
-    """
-
-    path: Path
-    hdf5: h5py.File | None = None
-    npz: NpzFile | None = None
-    folder: tuple[Path, ...] | None = None
-
-    def close(self) -> None:
-        """Let go of the files."""
-        if self.hdf5 is not None:
-            self.hdf5.close()
-        if self.npz is not None:
-            self.npz.close()
-
-    def summary(self) -> str:
-        """What it holds, for an error."""
-        if self.hdf5 is not None:
-            return f"the HDF5 keys {sorted(self.hdf5)[:12]}"
-        if self.npz is not None:
-            return f"the arrays {self.npz.names[:12]}"
-        return f"{len(self.folder or ())} npz files"
-
-    def has(self, *names: str) -> bool:
-        """Whether all of these are there, as HDF5 keys or arrays."""
-        if self.hdf5 is not None:
-            return all(self.hdf5.get(name, getlink=True) is not None for name in names)
-        return self.npz is not None and all(name in self.npz.names for name in names)
-
-    def rows(self, name: str) -> Array:
-        """One flat array, whole."""
-        if self.hdf5 is not None:
-            return read_whole(self.hdf5, name, self.path)
-        if self.npz is None:
-            raise DatasetError("it is a folder", path=self.path)
-        return self.npz.read(name)
-
-
-class NpzFile:
-    """An npz archive, read without pickle and without trusting what its headers declare."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = np.load(path, allow_pickle=False)
-            self.names: list[str] = list(self._file.files)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise DatasetError(f"it is no readable npz file ({error})", path=path) from error
-
-    def read(self, name: str) -> Array:
-        """One array.
-
-        Raises:
-            DatasetError: It is missing, damaged, or holds objects, which only pickle could read.
-        """
-        try:
-            values: Array = self._file[name]
-        except KeyError:
-            raise DatasetError("it is missing", path=self.path, key=name) from None
-        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"it cannot be read ({error})", path=self.path, key=name) from error
-        if values.dtype.kind not in "biuf":
-            raise DatasetError(f"its dtype is {values.dtype}", path=self.path, key=name)
-        return values
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-
-def open_any(path: Path) -> Opened:
-    """Open a file by its first bytes, or a folder by what is in it."""
-    if path.is_dir():
-        for inner in (path / "main_data.hdf5", path / "data" / "main_data.hdf5"):
-            if inner.exists():
-                return Opened(path=inner, hdf5=open_file(inner))
-        files = tuple(sorted(path.glob("*.npz")))
-        if not files:
-            raise DatasetError("it is a folder without any npz file", path=path)
-        return Opened(path=path, folder=files)
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head == b"PK\x03\x04" and head != SIGNATURE[:4]:
-            return Opened(path=path, npz=NpzFile(path))
-    return Opened(path=path, hdf5=open_file(path))
-
-
-def read_whole(parent: h5py.Group, name: str, path: Path, part: slice = slice(None)) -> Array:
-    """A dataset of numbers, whole or in part, every row of it stored."""
     dataset = get_dataset(parent, name, path)
     if dataset.ndim == 0:
-        raise DatasetError("it is a single value; rows are wanted", path=path, key=dataset.name)
+        raise DatasetError("it is a single value; expected rows", path=path, key=dataset.name)
     require_stored(dataset, len(dataset), path)
     with hdf5_errors(path, str(dataset.name)):
         values: Array = dataset[part]
     return values
 
 
-def group_rows(parent: h5py.Group, name: str, path: Path) -> Observations:
-    """A dataset, or a group of datasets by key (`/` joins the keys of deeper groups)."""
-    if isinstance(parent.get(name), h5py.Group):
-        group, rows = get_group(parent, name, path), {}
-        for key in group:
-            inner = group_rows(group, key, path)
-            if isinstance(inner, dict):
-                rows.update({f"{key}/{deep}": values for deep, values in inner.items()})
-            else:
-                rows[key] = inner
-        return rows
-    return read_whole(parent, name, path)
+def read_observations(parent: h5py.Group, name: str, path: Path) -> Observations:
+    """Read an HDF5 dataset, or a group of datasets as a dict; nested keys are joined with `/`."""
+    if not is_group(parent, name, path):
+        return read_rows(parent, name, path)
+    group, rows = get_group(parent, name, path), {}
+    for key in group:
+        inner = read_observations(group, key, path)
+        if isinstance(inner, dict):
+            rows.update({f"{key}/{nested}": values for nested, values in inner.items()})
+        else:
+            rows[key] = inner
+    return rows
 
 
-def numbered(names: Any) -> list[str]:
-    """Names that end in numbers, by number: `demo_2` before `demo_10`."""
+def sort_by_number(names: Iterable[str]) -> list[str]:
+    """Sort names by the number at their end (`demo_2` before `demo_10`), others last."""
 
     def number(name: str) -> tuple[int, str]:
         digits = name.rsplit("_", 1)[-1]
@@ -210,75 +72,99 @@ def numbered(names: Any) -> list[str]:
     return sorted(names, key=number)
 
 
-def guess_observation_space(rows: Observations) -> gym.Space[Any]:
-    """The widest space that holds such rows; images (uint8) are 0 to 255."""
+def infer_observation_space(rows: Observations) -> gym.Space[Any]:
+    """Return the widest space for such rows; images (uint8) range from 0 to 255."""
     if isinstance(rows, dict):
-        return spaces.Dict([(key, _box(values)) for key, values in rows.items()])
-    return _box(rows)
+        return spaces.Dict([(key, _infer_box(values)) for key, values in rows.items()])
+    return _infer_box(rows)
 
 
-def guess_action_space(actions: Array, path: Path) -> gym.Space[Any]:
-    """Box without bounds for floats; for whole numbers the user must say."""
+def infer_action_space(actions: Array, path: Path) -> gym.Space[Any]:
+    """Return an unbounded Box for float actions.
+
+    Raises:
+        DatasetError: The actions are integers: how many there are cannot be inferred.
+    """
     if actions.dtype.kind == "f":
-        return spaces.Box(-np.inf, np.inf, actions.shape[1:], _float(actions.dtype))
+        return spaces.Box(-np.inf, np.inf, actions.shape[1:], _float_type(actions.dtype))
     raise DatasetError(
-        f"its actions are whole numbers ({actions.dtype}), and it does not say how many there are",
+        f"its actions are integers ({actions.dtype}), and it does not say how many actions exist",
         path=path,
-        remedy="say it, for instance action_space=Discrete(4)",
+        remedy="pass the action space, for instance action_space=Discrete(4)",
     )
-
-
-def _box(values: Array) -> spaces.Box:
-    if values.dtype == np.uint8 and values.ndim >= 3:
-        return spaces.Box(0, 255, values.shape[1:], np.uint8)
-    if values.dtype.kind in "iu":
-        info = np.iinfo(values.dtype)
-        return spaces.Box(info.min, info.max, values.shape[1:], values.dtype.type)
-    return spaces.Box(-np.inf, np.inf, values.shape[1:], _float(values.dtype))
-
-
-def _float(dtype: np.dtype[Any]) -> Any:
-    return np.float64 if dtype == np.float64 else np.float32
 
 
 def make_metadata(
     options: ForeignOptions, rows: Observations, actions: Array, path: Path, name: str
 ) -> DatasetMetadata:
-    """Metadata of a format that says nothing about spaces."""
+    """Return the metadata of a format that does not store spaces: given, else inferred.
+
+    Args:
+        options: What the user knows; its spaces take precedence.
+        rows: Observations of one episode, `(N, ...)`.
+        actions: Actions of one episode, `(N, ...)`.
+        path: Path for error messages.
+        name: Name of the format.
+    """
     return DatasetMetadata(
-        observation_space=options.observation_space or guess_observation_space(rows),
-        action_space=options.action_space or guess_action_space(actions, path),
+        observation_space=options.observation_space or infer_observation_space(rows),
+        action_space=options.action_space or infer_action_space(actions, path),
         env_id=options.env_id,
         policy=f"unknown ({name})",
     )
 
 
-def require_word(options: ForeignOptions, path: Path, what: str) -> Terminals:
-    """What the user says about ambiguous end flags; an error that asks where he says nothing."""
+def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Terminals:
+    """Return the meaning of ambiguous end flags that the user gave.
+
+    Args:
+        options: What the user knows.
+        path: Path for the error message.
+        ambiguity: What makes the flags ambiguous, for the error message.
+
+    Raises:
+        DatasetError: The user gave none; the message asks for it.
+    """
     if options.terminals is None:
         raise DatasetError(
-            f"{what}: it does not say whether an end is a termination or only a boundary",
+            f"{ambiguity}: the file does not say whether an end is a termination or only a "
+            "boundary",
             path=path,
-            remedy="say terminals='termination' or terminals='boundary'",
+            remedy="pass terminals='termination' or terminals='boundary'",
         )
     return options.terminals
 
 
 def make_episode(
-    observations: Observations, actions: Array, rewards: Array | None, ended: tuple[bool, bool]
+    observations: Observations,
+    actions: Array,
+    rewards: Array | None,
+    ended: tuple[bool, bool],
+    path: Path,
 ) -> Episode:
-    """An episode from rows as they come: `T + 1` observations, `T` actions and rewards.
+    """Return an episode.
 
     Args:
-        observations: `(T + 1, ...)`, or a dict of such.
-        actions: `(T, ...)`.
-        rewards: `(T,)`, zeros where there are none.
-        ended: Terminated, truncated.
+        observations: `(T + 1, ...)`, or a dict of such arrays.
+        actions: `(T, ...)`; half precision becomes float32.
+        rewards: `(T,)`; zeros if `None`.
+        ended: Whether the episode terminated, and whether it was truncated.
+        path: Path for the error message.
+
+    Raises:
+        DatasetError: There is not one reward per action.
     """
     if actions.dtype.kind == "f" and actions.dtype.itemsize < 4:
         actions = actions.astype(np.float32)
     if rewards is None:
         rewards = np.zeros(len(actions), dtype=np.float32)
+    if rewards.size != len(actions):
+        raise DatasetError(
+            f"it has rewards of shape {rewards.shape} for {len(actions)} actions; expected one "
+            "reward per action",
+            path=path,
+            key="rewards",
+        )
     terminated, truncated = ended
     return Episode(
         observations=observations,
@@ -290,8 +176,14 @@ def make_episode(
     )
 
 
-def slice_rows(rows: Observations, start: int, stop: int) -> Observations:
-    """Rows of an array, or of every array of a dict."""
-    if isinstance(rows, dict):
-        return {key: values[start:stop] for key, values in rows.items()}
-    return rows[start:stop]
+def _infer_box(values: Array) -> spaces.Box:
+    if values.dtype == np.uint8 and values.ndim >= 3:
+        return spaces.Box(0, 255, values.shape[1:], np.uint8)
+    if values.dtype.kind in "iu":
+        info = np.iinfo(values.dtype)
+        return spaces.Box(info.min, info.max, values.shape[1:], values.dtype.type)
+    return spaces.Box(-np.inf, np.inf, values.shape[1:], _float_type(values.dtype))
+
+
+def _float_type(dtype: np.dtype[Any]) -> Any:
+    return np.float64 if dtype == np.float64 else np.float32

@@ -1,80 +1,81 @@
 """D4RL: flat columns in the root of one HDF5 file.
 
-`observations`, `actions`, `rewards`, `terminals` have one row a transition; `timeouts` and
-`next_observations` may be missing. Without `next_observations` the last observation of an episode
-is nowhere, and its last transition is left out.
+`observations`, `actions`, `rewards` and `terminals` have one row per transition; `timeouts` and
+`next_observations` are optional. Without `next_observations` the last observation of an episode is
+not stored, and its last transition is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
-    Array,
-    Foreign,
-    ForeignOptions,
-    Opened,
     make_episode,
     make_metadata,
-    require_word,
+    read_column,
+    require_terminals,
 )
+from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.errors import DatasetError
 
 NAME = "D4RL"
 
 
-def detect(opened: Opened) -> bool:
-    """Flat observations, actions, rewards and terminals; HDF5, or the same as npz."""
-    return opened.has("observations", "actions", "rewards", "terminals")
+def detect(probe: Probe) -> bool:
+    """Return whether there are flat observations, actions, rewards and terminals (HDF5 or npz)."""
+    return probe.has("observations", "actions", "rewards", "terminals")
 
 
-def read(opened: Opened, options: ForeignOptions) -> Foreign:
-    """Open it; where there are no timeouts, the user must say what a terminal is.
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset. Without timeouts, `options.terminals` must say what a terminal is.
 
     Raises:
-        DatasetError: Columns of different lengths, or an ambiguity that the options leave open.
+        DatasetError: The columns differ in length, or the end flags are ambiguous.
     """
-    columns = {name: opened.rows(name) for name in ("observations", "actions", "rewards")}
-    terminals = opened.rows("terminals").reshape(-1) != 0
+    columns = {name: read_column(probe, name) for name in ("observations", "actions", "rewards")}
+    terminals = read_column(probe, "terminals").reshape(-1) != 0
     columns["terminals"] = terminals
     for name in ("timeouts", "next_observations"):
-        if opened.has(name):
-            columns[name] = opened.rows(name)
-    _require_equal(opened, columns)
+        if probe.has(name):
+            columns[name] = read_column(probe, name)
+    _require_equal_lengths(probe, columns)
     if "timeouts" in columns:
         timeouts = columns["timeouts"].reshape(-1) != 0
         terminated, truncated = terminals, timeouts & ~terminals
-        how = "terminals are terminations, timeouts truncations"
-    elif require_word(options, opened.path, "there are no timeouts") == "termination":
+        meaning = "terminals are terminations, timeouts are truncations"
+    elif require_terminals(options, probe.path, "there are no timeouts") == "termination":
         terminated, truncated = terminals, np.zeros_like(terminals)
-        how = "terminals are terminations (as you said), there are no timeouts"
+        meaning = "terminals are terminations (by option), there are no timeouts"
     else:
         terminated, truncated = np.zeros_like(terminals), terminals
-        how = "terminals are boundaries (as you said), that is truncations"
-    whole = "next_observations" in columns
-    last = "their own last observation" if whole else "no last transition"
-    return Foreign(
+        meaning = "terminals are boundaries (by option), read as truncations"
+    has_next = "next_observations" in columns
+    last = "their last transition" if has_next else "no last transition"
+    return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: one row a transition, {how}, episodes with {last}",
+        convention=f"{NAME}: one row per transition, {meaning}, episodes have {last}",
         metadata=make_metadata(
-            options, columns["observations"], columns["actions"], opened.path, NAME
+            options, columns["observations"], columns["actions"], probe.path, NAME
         ),
-        episodes=lambda: _episodes(columns, terminated, truncated),
-        close=opened.close,
+        episodes=lambda: _episodes(columns, terminated, truncated, probe.path),
+        close=probe.close,
     )
 
 
-def _require_equal(opened: Opened, columns: dict[str, Array]) -> None:
-    counts = {name: len(values) for name, values in columns.items()}
-    if len(set(counts.values())) > 1:
-        raise DatasetError(f"its columns differ in length: {counts}", path=opened.path)
+def _require_equal_lengths(probe: Probe, columns: dict[str, Array]) -> None:
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DatasetError(f"its columns differ in length: {lengths}", path=probe.path)
 
 
-def _episodes(columns: dict[str, Array], terminated: Array, truncated: Array) -> Iterator[Episode]:
-    following = columns.get("next_observations")
+def _episodes(
+    columns: dict[str, Array], terminated: Array, truncated: Array, path: Path
+) -> Iterator[Episode]:
+    next_observations = columns.get("next_observations")
     count = len(terminated)
     ends = np.flatnonzero(terminated | truncated)
     if not len(ends) or ends[-1] != count - 1:
@@ -83,11 +84,15 @@ def _episodes(columns: dict[str, Array], terminated: Array, truncated: Array) ->
     for end in ends.tolist():
         observations = columns["observations"][start : end + 1]
         stop, flags = end, (False, False)
-        if following is not None:
-            observations = np.concatenate([observations, following[end : end + 1]])
+        if next_observations is not None:
+            observations = np.concatenate([observations, next_observations[end : end + 1]])
             stop, flags = end + 1, (bool(terminated[end]), bool(truncated[end]))
         if stop > start:
             yield make_episode(
-                observations, columns["actions"][start:stop], columns["rewards"][start:stop], flags
+                observations,
+                columns["actions"][start:stop],
+                columns["rewards"][start:stop],
+                flags,
+                path,
             )
         start = end + 1

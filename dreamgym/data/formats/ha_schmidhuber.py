@@ -1,7 +1,7 @@
-"""Ha and Schmidhuber's World Models (2018): a folder of npz files, one an episode.
+"""Ha & Schmidhuber's World Models (2018): a folder of npz files, one per episode.
 
-`obs` (T, 64, 64, 3) uint8 and `action` (T, n) float16: no reward, no end flag and no final
-observation, so that the last action of each leads nowhere and is left out.
+`obs` is (T, 64, 64, 3) uint8 and `action` is (T, n) float16. There are no rewards, no end flags and
+no final observation, so the last action of each episode has no outcome and is left out.
 """
 
 from __future__ import annotations
@@ -10,64 +10,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import (
-    Array,
-    Foreign,
-    ForeignOptions,
-    NpzFile,
-    Opened,
-    make_episode,
-    make_metadata,
-)
+from dreamgym.data.formats.common import make_episode, make_metadata
+from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
 from dreamgym.errors import DatasetError
 
 NAME = "Ha & Schmidhuber"
 
 
-def detect(opened: Opened) -> bool:
-    """Files with `obs` and `action`, and nothing that says how an episode ended."""
-    if opened.folder is None:
-        return opened.npz is not None and opened.has("obs", "action")
-    first = NpzFile(opened.folder[0])
-    try:
+def detect(probe: Probe) -> bool:
+    """Return whether an npz file, or the first one of a folder, has `obs` and `action`."""
+    paths = probe.files("*.npz")
+    if not paths:
+        return probe.npz is not None and probe.has("obs", "action")
+    with NpzFile(paths[0]) as first:
         return {"obs", "action"} <= set(first.names)
-    finally:
-        first.close()
 
 
-def read(opened: Opened, options: ForeignOptions) -> Foreign:
-    """Open it.
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset.
 
     Raises:
-        DatasetError: A file holds other arrays, or arrays of different lengths.
+        DatasetError: A file lacks an array, or its arrays differ in length.
     """
-    paths = opened.folder or (opened.path,)
-    observations, actions = _arrays(paths[0])
+    paths = probe.files("*.npz") or (probe.path,)
+    observations, actions = _read_arrays(paths[0])
 
     def episodes() -> Iterator[Episode]:
         for path in paths:
-            rows, taken = _arrays(path)
-            if len(taken) > 1:
-                yield make_episode(rows, taken[:-1], None, (False, False))
+            rows, actions = _read_arrays(path)
+            if len(actions) > 1:
+                yield make_episode(rows, actions[:-1], None, (False, False), path)
 
-    return Foreign(
+    return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: one npz an episode, T rows, no end flags (all are cut off), "
-        "rewards are zero",
-        metadata=make_metadata(options, observations, actions.astype("float32"), opened.path, NAME),
+        convention=f"{NAME}: one npz file per episode, T rows, no end flags (all episodes are cut "
+        "off), rewards are zero",
+        metadata=make_metadata(options, observations, actions.astype("float32"), probe.path, NAME),
         episodes=episodes,
-        close=opened.close,
+        close=probe.close,
     )
 
 
-def _arrays(path: Path) -> tuple[Array, Array]:
-    file = NpzFile(path)
-    try:
-        observations, actions = file.read("obs"), file.read("action")
-    finally:
-        file.close()
+def _read_arrays(path: Path) -> tuple[Array, Array]:
+    with NpzFile(path) as file:
+        observations, actions = file.read_rows("obs"), file.read_rows("action")
     if len(observations) != len(actions):
         raise DatasetError(
-            f"{len(observations)} rows of obs and {len(actions)} of action", path=path
+            f"obs has {len(observations)} rows and action {len(actions)}; expected as many",
+            path=path,
         )
     return observations, actions

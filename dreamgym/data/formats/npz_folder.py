@@ -1,8 +1,8 @@
-"""A folder of plain npz files, one an episode, as one writes them oneself.
+"""A folder of plain npz files, one per episode: the format of a hand-written recorder.
 
-`observations` with `T + 1` rows (`T` leave the last action without an outcome), `actions` with `T`;
-`rewards`, `terminated` and `truncated` (single values, or rows) may be missing. `dones` are
-ambiguous.
+`observations` has `T + 1` rows (or `T`: then the last action has no outcome and is left out) and
+`actions` has `T`. `rewards`, `terminated` and `truncated` (single values or rows) are optional.
+`dones` are ambiguous.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgym.data.episodes import Episode, Observations
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
-    Array,
-    Foreign,
-    ForeignOptions,
-    NpzFile,
-    Opened,
     make_episode,
     make_metadata,
-    numbered,
-    require_word,
+    require_terminals,
+    sort_by_number,
 )
+from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
 from dreamgym.errors import DatasetError
 
 NAME = "npz episodes"
@@ -32,75 +28,70 @@ _TRUNCATED = ("truncated", "truncations", "timeouts")
 _AMBIGUOUS = ("dones", "done", "terminals", "terminal")
 
 
-def detect(opened: Opened) -> bool:
-    """A folder of npz files with observations and actions."""
-    if opened.folder is None:
+def detect(probe: Probe) -> bool:
+    """Return whether the first npz file of a folder has `observations` and `actions`."""
+    paths = probe.files("*.npz")
+    if not paths:
         return False
-    file = NpzFile(opened.folder[0])
-    try:
-        return {"observations", "actions"} <= set(file.names)
-    finally:
-        file.close()
+    with NpzFile(paths[0]) as first:
+        return {"observations", "actions"} <= set(first.names)
 
 
-def read(opened: Opened, options: ForeignOptions) -> Foreign:
-    """Open it; where there are only `dones`, the user must say what they mean.
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset. Where there are only `dones`, `options.terminals` must say what they mean.
 
     Raises:
-        DatasetError: Rows that are neither `T` nor `T + 1`, or an ambiguity.
+        DatasetError: A file has neither `T` nor `T + 1` observations, or its end is ambiguous.
     """
-    names = {path.stem: path for path in opened.folder or ()}
-    paths = [names[name] for name in numbered(names)]
-    first = _read_one(paths[0], options)
+    by_name = {path.stem: path for path in probe.files("*.npz")}
+    paths = [by_name[name] for name in sort_by_number(by_name)]
+    first = _read_episode(paths[0], options)
 
     def episodes() -> Iterator[Episode]:
         for path in paths:
-            episode = _read_one(path, options)
+            episode = _read_episode(path, options)
             if episode.length:
                 yield episode
 
-    return Foreign(
+    return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(paths)} files, one an episode, in the order of their numbers",
-        metadata=make_metadata(options, first.observations, first.actions, opened.path, NAME),
+        convention=f"{NAME}: {len(paths)} files, one per episode, in the order of their numbers",
+        metadata=make_metadata(options, first.observations, first.actions, probe.path, NAME),
         episodes=episodes,
-        close=opened.close,
+        close=probe.close,
     )
 
 
-def _read_one(path: Path, options: ForeignOptions) -> Episode:
-    file = NpzFile(path)
-    try:
+def _read_episode(path: Path, options: ForeignOptions) -> Episode:
+    with NpzFile(path) as file:
         arrays = {name: file.read(name) for name in file.names}
-    finally:
-        file.close()
-    observations: Observations = arrays["observations"]
-    actions, rewards = arrays["actions"], arrays.get("rewards")
+        observations, actions = file.read_rows("observations"), file.read_rows("actions")
+    rewards = arrays.get("rewards")
     surplus = len(observations) - len(actions)
     if surplus not in (0, 1):
         raise DatasetError(
-            f"{len(observations)} observations and {len(actions)} actions: rows are neither T nor "
-            "T + 1",
+            f"it has {len(observations)} observations and {len(actions)} actions: neither T nor "
+            "T + 1 observations",
             path=path,
             key="observations",
         )
-    ended = _flags(path, arrays, options)
-    if surplus == 0:  # the last action's outcome, and so the end, was not recorded
+    ended = _read_end(path, arrays, options)
+    if surplus == 0:  # the outcome of the last action, and so the end, was not recorded
         actions, ended = actions[:-1], (False, False)
         rewards = None if rewards is None else rewards[:-1]
-    return make_episode(observations, actions, rewards, ended)
+    return make_episode(observations, actions, rewards, ended, path)
 
 
-def _flags(path: Path, arrays: dict[str, Array], options: ForeignOptions) -> tuple[bool, bool]:
-    given = {name for names in (_TERMINATED, _TRUNCATED) for name in names if name in arrays}
-    if given:
+def _read_end(path: Path, arrays: dict[str, Array], options: ForeignOptions) -> tuple[bool, bool]:
+    """Return whether the episode terminated, and whether it was truncated."""
+    if any(name in arrays for name in _TERMINATED + _TRUNCATED):
         terminated = any(_last(arrays[name]) for name in _TERMINATED if name in arrays)
         return terminated, any(_last(arrays[name]) for name in _TRUNCATED if name in arrays)
     ambiguous = [name for name in _AMBIGUOUS if name in arrays]
     if not ambiguous or not _last(arrays[ambiguous[0]]):
         return False, False
-    terminated = require_word(options, path, f"there is only {ambiguous[0]!r}") == "termination"
-    return terminated, not terminated
+    meaning = require_terminals(options, path, f"there is only {ambiguous[0]!r}")
+    return meaning == "termination", meaning == "boundary"
 
 
 def _last(values: Array) -> bool:

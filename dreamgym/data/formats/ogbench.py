@@ -1,7 +1,7 @@
-"""OGBench: one npz file of flat `observations`, `actions` and `terminals`, and no rewards.
+"""OGBench: one npz file of flat `observations`, `actions` and `terminals`, without rewards.
 
-`T + 1` rows a trajectory, the last action of each without meaning. `terminals` marks the last row
-of a trajectory: a boundary, and by OGBench's own definition no termination.
+There are `T + 1` rows per trajectory; the last action of each has no meaning. `terminals` marks the
+last row of a trajectory: by OGBench's own definition a boundary, not a termination.
 """
 
 from __future__ import annotations
@@ -11,40 +11,35 @@ from collections.abc import Iterator
 import numpy as np
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import (
-    Foreign,
-    ForeignOptions,
-    Opened,
-    make_episode,
-    make_metadata,
-)
+from dreamgym.data.formats.common import make_episode, make_metadata, read_column
+from dreamgym.data.formats.interface import ForeignDataset, ForeignOptions, Probe
 from dreamgym.errors import DatasetError
 
 NAME = "OGBench"
 
 
-def detect(opened: Opened) -> bool:
-    """An npz with terminals and without rewards."""
+def detect(probe: Probe) -> bool:
+    """Return whether the file is an npz archive with terminals and without rewards."""
     return (
-        opened.npz is not None
-        and opened.has("observations", "actions", "terminals")
-        and not opened.has("rewards")
+        probe.npz is not None
+        and probe.has("observations", "actions", "terminals")
+        and not probe.has("rewards")
     )
 
 
-def read(opened: Opened, options: ForeignOptions) -> Foreign:
-    """Open it.
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset. Ends are truncations unless `options.terminals` is `"termination"`.
 
     Raises:
-        DatasetError: Columns of different lengths, or no trajectory ends.
+        DatasetError: The columns differ in length, or the last row does not end a trajectory.
     """
-    observations, actions = opened.rows("observations"), opened.rows("actions")
-    ends = np.flatnonzero(opened.rows("terminals").reshape(-1) != 0)
+    observations, actions = read_column(probe, "observations"), read_column(probe, "actions")
+    ends = np.flatnonzero(read_column(probe, "terminals").reshape(-1) != 0)
     if len(observations) != len(actions) or len(ends) == 0 or ends[-1] != len(actions) - 1:
         raise DatasetError(
             f"{len(observations)} observations, {len(actions)} actions and {len(ends)} ends do not "
-            "make whole trajectories",
-            path=opened.path,
+            "make complete trajectories; expected columns of one length that end with a terminal",
+            path=probe.path,
             key="terminals",
         )
     terminated = options.terminals == "termination"
@@ -58,14 +53,15 @@ def read(opened: Opened, options: ForeignOptions) -> Foreign:
                     actions[start:end],
                     None,
                     (terminated, not terminated),
+                    probe.path,
                 )
             start = end + 1
 
-    meaning = "terminations (as you said)" if terminated else "boundaries, that is truncations"
-    return Foreign(
+    meaning = "terminations (by option)" if terminated else "boundaries, read as truncations"
+    return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: T + 1 rows a trajectory, terminals are {meaning}, rewards are zero",
-        metadata=make_metadata(options, observations, actions, opened.path, NAME),
+        convention=f"{NAME}: T + 1 rows per trajectory, terminals are {meaning}, rewards are zero",
+        metadata=make_metadata(options, observations, actions, probe.path, NAME),
         episodes=episodes,
-        close=opened.close,
+        close=probe.close,
     )

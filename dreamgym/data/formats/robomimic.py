@@ -1,8 +1,8 @@
-"""robomimic: `data/demo_N/{obs/<key>, next_obs/<key>, actions, rewards, dones}`.
+"""robomimic: `data/demo_N/{obs/<key>, next_obs/<key>, actions, rewards, dones}` in one HDF5 file.
 
-`T` rows of observations and of actions. Without `next_obs`, the last action of a demonstration
-leads nowhere and is left out. What `dones` means depends on how the file was made (`done_mode`),
-which it does not say; there are no truncations.
+A demonstration has `T` rows of observations and of actions. Without `next_obs`, its last action has
+no outcome and is left out. The meaning of `dones` depends on how the file was made (`done_mode`),
+which the file does not say; there are no truncations.
 """
 
 from __future__ import annotations
@@ -14,95 +14,108 @@ import numpy as np
 
 from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
-    Array,
-    Foreign,
-    ForeignOptions,
-    Opened,
-    group_rows,
     make_episode,
     make_metadata,
-    numbered,
-    read_whole,
-    require_word,
+    read_observations,
+    read_rows,
+    require_terminals,
+    sort_by_number,
 )
-from dreamgym.data.hdf5.guard import get_group
+from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.hdf5.guard import get_group, hdf5_errors, is_group
 from dreamgym.errors import DatasetError
 
 NAME = "robomimic"
 
 
-def detect(opened: Opened) -> bool:
-    """A group `data` of groups `demo_N`."""
-    if opened.hdf5 is None or not opened.has("data"):
+def detect(probe: Probe) -> bool:
+    """Return whether there is a group `data` of groups `demo_N`."""
+    if probe.hdf5 is None or not is_group(probe.hdf5, "data", probe.path):
         return False
-    data = get_group(opened.hdf5, "data", opened.path)
-    return any(name.startswith("demo_") for name in data)
+    return bool(_demo_names(get_group(probe.hdf5, "data", probe.path), probe))
 
 
-def read(opened: Opened, options: ForeignOptions) -> Foreign:
-    """Open it; where a demonstration is done, the user must say what that means.
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset. If a demonstration is done, `options.terminals` must say what that means.
 
     Raises:
-        DatasetError: Rows of different lengths, or an ambiguity.
+        DatasetError: Rows differ in number, or the end flags are ambiguous.
     """
-    if opened.hdf5 is None:
-        raise DatasetError("it is no HDF5 file", path=opened.path)
-    data = get_group(opened.hdf5, "data", opened.path)
-    demos = numbered(name for name in data if name.startswith("demo_"))
-    first = _read_one(data, demos[0], opened, options)
+    if probe.hdf5 is None:
+        raise DatasetError("it is not an HDF5 file", path=probe.path)
+    data = get_group(probe.hdf5, "data", probe.path)
+    names = sort_by_number(_demo_names(data, probe))
+    first = _read_episode(data, names[0], probe, options)
 
     def episodes() -> Iterator[Episode]:
-        for demo in demos:
-            episode = _read_one(data, demo, opened, options)
+        for name in names:
+            episode = _read_episode(data, name, probe, options)
             if episode.length:
                 yield episode
 
-    return Foreign(
+    return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(demos)} demonstrations, done means {options.terminals}, "
-        "splits under mask/ are not used",
-        metadata=make_metadata(options, first.observations, first.actions, opened.path, NAME),
+        convention=f"{NAME}: {len(names)} demonstrations, done means {options.terminals}, "
+        "the splits under mask/ are not used",
+        metadata=make_metadata(options, first.observations, first.actions, probe.path, NAME),
         episodes=episodes,
-        close=opened.close,
+        close=probe.close,
     )
 
 
-def _read_one(data: h5py.Group, name: str, opened: Opened, options: ForeignOptions) -> Episode:
-    path = opened.path
+def _demo_names(data: h5py.Group, probe: Probe) -> list[str]:
+    with hdf5_errors(probe.path, "/data"):
+        return [name for name in data if name.startswith("demo_")]
+
+
+def _read_episode(data: h5py.Group, name: str, probe: Probe, options: ForeignOptions) -> Episode:
+    path = probe.path
     demo = get_group(data, name, path)
-    observations = _chosen(group_rows(demo, "obs", path), options, opened)
-    actions = read_whole(demo, "actions", path)
-    rewards = read_whole(demo, "rewards", path) if "rewards" in demo else None
+    observations = _select_keys(read_observations(demo, "obs", path), options, probe)
+    actions = read_rows(demo, "actions", path)
+    rewards = read_rows(demo, "rewards", path) if "rewards" in demo else None
     wrong = {key: len(rows) for key, rows in observations.items() if len(rows) != len(actions)}
     if wrong:
         raise DatasetError(
-            f"{len(actions)} actions, but observations of {wrong} rows: neither T nor T + 1",
+            f"it has {len(actions)} actions, but these numbers of observations: {wrong}; expected "
+            "as many",
             path=path,
             key=f"/data/{name}/obs",
         )
     if "next_obs" in demo:
-        following = _chosen(group_rows(demo, "next_obs", path), options, opened)
+        following = _select_keys(read_observations(demo, "next_obs", path), options, probe)
+        if following.keys() != observations.keys():
+            raise DatasetError(
+                f"it has the keys {sorted(following)}; expected {sorted(observations)}, as obs has",
+                path=path,
+                key=f"/data/{name}/next_obs",
+            )
         observations = {
             key: np.concatenate([rows, following[key][-1:]]) for key, rows in observations.items()
         }
-        return make_episode(observations, actions, rewards, _ended(demo, opened, options))
-    kept = None if rewards is None else rewards[:-1]
-    return make_episode(observations, actions[:-1], kept, (False, False))
+        return make_episode(observations, actions, rewards, _read_end(demo, probe, options), path)
+    if rewards is not None:
+        rewards = rewards[:-1]
+    return make_episode(observations, actions[:-1], rewards, (False, False), path)
 
 
-def _chosen(rows: Observations, options: ForeignOptions, opened: Opened) -> dict[str, Array]:
+def _select_keys(rows: Observations, options: ForeignOptions, probe: Probe) -> dict[str, Array]:
     if not isinstance(rows, dict):
-        raise DatasetError("obs is no group", path=opened.path)
+        raise DatasetError("expected a group of observation keys", path=probe.path, key="obs")
     missing = [key for key in options.keys or () if key not in rows]
     if missing:
         raise DatasetError(
-            f"it has no observations {missing}; it has {sorted(rows)}", path=opened.path
+            f"it has no observations {missing}; it has {sorted(rows)}", path=probe.path
         )
     return {key: rows[key] for key in options.keys or sorted(rows)}
 
 
-def _ended(demo: h5py.Group, opened: Opened, options: ForeignOptions) -> tuple[bool, bool]:
-    if "dones" not in demo or not read_whole(demo, "dones", opened.path)[-1]:
+def _read_end(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> tuple[bool, bool]:
+    """Return whether the episode terminated, and whether it was truncated."""
+    if "dones" not in demo:
         return False, False
-    terminated = require_word(options, opened.path, "dones depend on done_mode") == "termination"
-    return terminated, not terminated
+    dones = read_rows(demo, "dones", probe.path)
+    if not len(dones) or not dones[-1]:
+        return False, False
+    meaning = require_terminals(options, probe.path, "dones depend on done_mode")
+    return meaning == "termination", meaning == "boundary"

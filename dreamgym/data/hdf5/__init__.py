@@ -1,1 +1,1 @@
-"""The native file format: schema, writer, reader, recovery, and the guard against hostile files."""
+"""The native file format: schema, writer, reader, recovery, and the guard against damaged files."""

@@ -1,8 +1,11 @@
-"""What a file is, told from its first bytes, before HDF5 is asked to open it.
+"""Open and read HDF5 files that nobody vouches for.
 
-HDF5's own messages say little ("unable to synchronously open file"), and some damaged files make
-it read past their end. The superblock (HDF5 File Format Specification 3.0, section II.A) says where
-the file ends and whether a writer closed it.
+HDF5's own messages say little ("unable to synchronously open file"), some damaged files make it
+read past their end or loop forever, and others make it read different files or allocate terabytes.
+So a file is checked before HDF5 opens it (superblock, heaps), and each object before it is read
+(links, storage, dtype, filters).
+
+The format of superblocks and heaps: HDF5 File Format Specification 3.0, sections II.A and III.E.
 """
 
 from __future__ import annotations
@@ -28,19 +31,24 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_MAX_RANK = 8
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 96  # more than the longest superblock
 
-
-# Set while a file is open for writing, and left behind by a killed writer.
-WRITE_ACCESS, SWMR_ACCESS = 0x01, 0x04
-
-
-# Where the signature may stand: at the start, or after a user block of 512, 1024, ... bytes.
+# The signature is at the start of the file, or after a user block of 512, 1024, ... bytes.
 _USER_BLOCKS = (0, *(512 << n for n in range(12)))
 
+# Superblock flags that are set while a file is open for writing, and left by a killed writer.
+_WRITE_ACCESS, _SWMR_ACCESS = 0x01, 0x04
 
-_OTHER_FORMATS = (
+# A collection of the global heap: signature and version (1 is the only one), 16 bytes of header,
+# then objects with 16 bytes of header each.
+_HEAP_SIGNATURE = b"GCOL\x01\x00\x00\x00"
+_HEAP_HEADER, _HEAP_OBJECT = 16, 16
+
+# First bytes of files that are often mistaken for datasets: what they are, what to do.
+_KNOWN_FILES = (
     (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` to get the file itself"),
     (b"PK\x03\x04", "a zip or npz archive", "convert it with `dreamgym convert`"),
     (b"\x93NUMPY", "a single NumPy array (npy)", "a dataset needs actions and rewards too"),
@@ -54,197 +62,59 @@ _OTHER_FORMATS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Superblock:
-    """The parts of an HDF5 superblock that say whether the file is whole.
-
-    Attributes:
-        version: 0 to 3.
-        offset: Where the superblock stands in the file: the size of the user block.
-        flags: File consistency flags; zero in a file that was closed.
-        end_of_file: Size in bytes that the file should have, counted from `offset`.
-        size: Size in bytes that the file has.
-    """
-
-    version: int
-    offset: int
-    flags: int
-    end_of_file: int
-    size: int
-
-    @property
-    def closed(self) -> bool:
-        """No writer has the file open, nor was one killed while it had."""
-        return not self.flags & (WRITE_ACCESS | SWMR_ACCESS)
+# ---------------------------------------------------------------- files
 
 
-def read_superblock(path: Path) -> Superblock:
-    """The superblock of an HDF5 file.
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; a pipe or device would block, or never end.
 
     Raises:
-        DatasetError: There is no such file, it is no HDF5 file (the message says what it is), or
-            its superblock is of no known version.
+        DatasetError: There is no such file, it is not a regular file, or it cannot be read.
     """
-    try:
-        with _open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            for offset in _USER_BLOCKS:
-                if offset + len(SIGNATURE) > size:
-                    break
-                file.seek(offset)
-                head = file.read(96)
-                if head.startswith(SIGNATURE):
-                    return _parse(head, offset, size, path)
-            file.seek(0)
-            head = file.read(96)
-    except OSError as error:
-        raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
-    raise _not_hdf5(path, head, size)
-
-
-def require_whole(path: Path, superblock: Superblock) -> None:
-    """Raise `DatasetError` where the file is shorter than its superblock says."""
-    expected = superblock.offset + superblock.end_of_file
-    if superblock.size < expected:
-        raise DatasetError(
-            f"it is truncated: {superblock.size:,} bytes of {expected:,}",
-            path=path,
-            remedy="copy or download it again; `dreamgym recover` saves what a killed writer left",
-        )
-
-
-def hold_writer_lock(descriptor: int) -> None:
-    """Mark an open file as being written, for as long as this process lives.
-
-    HDF5 gives its own lock back when SWMR begins. This one is shared, so that readers get in.
-    """
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # file systems without locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def being_written(path: Path) -> bool | None:
-    """Whether a living writer has the file open; `None` where the system cannot say."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
-    return None
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open for reading; a pipe or a device would block, or never end."""
     try:
         mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise DatasetError(
+                "it is a folder; expected an HDF5 file", path=path, remedy="give the file itself"
+            )
+        if not stat.S_ISREG(mode):
+            raise DatasetError("it is not a regular file", path=path)
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise DatasetError("there is no such file", path=path) from None
-    if stat.S_ISDIR(mode):
-        raise DatasetError(
-            "it is a folder, and holds no dataset that dreamgym knows",
-            path=path,
-            remedy="give the file itself",
-        )
-    if not stat.S_ISREG(mode):
-        raise DatasetError("it is no regular file", path=path)
-    return path.open("rb")
+    except OSError as error:
+        raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
 
 
-def _parse(head: bytes, offset: int, size: int, path: Path) -> Superblock:
-    version = head[8] if len(head) > 8 else -1
-    try:
-        if version in (2, 3):
-            flags = head[11]
-            end_of_file, width = _address(head, 28), head[9]
-        elif version in (0, 1):
-            flags = head[20] & (WRITE_ACCESS | SWMR_ACCESS)
-            end_of_file, width = _address(head, (24 if version == 0 else 28) + 2 * 8), head[13]
-        else:
-            raise DatasetError(
-                f"its HDF5 superblock has version {version}; versions 0 to 3 are known", path=path
-            )
-    except (IndexError, struct.error) as error:
-        raise DatasetError(f"it is truncated: {size} bytes", path=path) from error
-    if width != 8:
-        raise DatasetError(f"its HDF5 addresses have {width} bytes; 8 are known", path=path)
-    return Superblock(
-        version=version, offset=offset, flags=flags, end_of_file=end_of_file, size=size
-    )
-
-
-def _address(head: bytes, position: int) -> int:
-    return int(struct.unpack_from("<Q", head, position)[0])
-
-
-def _not_hdf5(path: Path, head: bytes, size: int) -> DatasetError:
-    if size == 0:
-        return DatasetError("it is empty (0 bytes)", path=path, remedy="record or download it anew")
-    for magic, what, remedy in _OTHER_FORMATS:
-        if head.lstrip().startswith(magic) or head.startswith(magic):
-            return DatasetError(f"it is {what}, not an HDF5 file", path=path, remedy=remedy)
-    return DatasetError(
-        f"it is not an HDF5 file (it begins with {head[:8]!r})", path=path, remedy="check the path"
-    )
-
-
-_SIGNATURE = b"GCOL\x01\x00\x00\x00"  # version 1, the only one there is
-
-
-_HEADER, _OBJECT = 16, 16  # bytes of the header of a collection, and of an object in it
-
-
-def require_sound_heaps(path: Path) -> None:
-    """Raise where a collection of the global heap of a file would never be walked to its end.
+def describe_file(head: bytes) -> tuple[str, str | None]:
+    """Return what a file that is not HDF5 is, judged by its first bytes, and what to do about it.
 
     Args:
-        path: A whole HDF5 file with addresses of 8 bytes, as `open_file` lets through.
+        head: First bytes of the file; none if it is empty.
+    """
+    if not head:
+        return "empty (0 bytes)", "record or download it again"
+    for magic, kind, remedy in _KNOWN_FILES:
+        if head.lstrip().startswith(magic) or head.startswith(magic):
+            return kind, remedy
+    return f"a file that begins with {head[:8]!r}", None
+
+
+def is_hdf5(path: Path) -> bool:
+    """Return whether a regular file has an HDF5 signature; it may be damaged all the same.
 
     Raises:
-        DatasetError: Of the first such collection.
+        DatasetError: There is no such file, or it cannot be read.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place = content.find(_SIGNATURE)
-        while place >= 0:
-            stuck = _stuck(content, place)
-            if stuck is not None:
-                raise DatasetError(
-                    f"the global heap at byte {place:,} is damaged: an object of no length at "
-                    f"byte {stuck:,}",
-                    path=path,
-                    remedy="copy or download the file again",
-                )
-            place = content.find(_SIGNATURE, place + len(_SIGNATURE))
-
-
-def _stuck(content: mmap.mmap, place: int) -> int | None:
-    """Where a walk through the collection at `place` stays for ever, if it does."""
-    if place + _HEADER > len(content):
-        return None
-    (size,) = struct.unpack_from("<Q", content, place + 8)
-    end = min(place + size, len(content))
-    at = place + _HEADER
-    while at + _OBJECT <= end:
-        (index,) = struct.unpack_from("<H", content, at)
-        (length,) = struct.unpack_from("<Q", content, at + 8)
-        # Number 0 is the free space at the end, whose length counts its header too.
-        step = length if index == 0 else _OBJECT + (length + 7) // 8 * 8
-        if step < _OBJECT:
-            return at
-        at += step
-    return None
-
-
-MAX_RANK = 8
-
-
-_BUILT_IN_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE})
+    with open_regular(path) as file:
+        return _find_signature(file) is not None
 
 
 @contextlib.contextmanager
 def hdf5_errors(path: Path, key: str | None = None) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file into a `DatasetError` that names path and key."""
+    """Turn what h5py raises on a damaged file into a `DatasetError` with path and key."""
     try:
         yield
     except DatasetError as error:
@@ -262,22 +132,30 @@ def hdf5_errors(path: Path, key: str | None = None) -> Iterator[None]:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open a closed, whole HDF5 file for reading.
+    """Open an HDF5 file that was closed properly, for reading.
 
     Raises:
-        DatasetError: It is missing, no HDF5 file, truncated, or a writer has it open or was killed.
+        DatasetError: The file is missing, not HDF5, or truncated; or a writer has it open, or was
+            killed while it had.
     """
     superblock = read_superblock(path)
     if not superblock.closed:
-        raise _unfinished(path)
-    require_whole(path, superblock)
+        raise _unfinished_error(path)
+    superblock.require_complete(path)
     with hdf5_errors(path):
         return h5py.File(path, "r", locking="best-effort")
 
 
-def _unfinished(path: Path) -> DatasetError:
-    alive = being_written(path)
-    recovery = f"save what was committed with `dreamgym recover {path}`"
+def open_growing(path: Path) -> h5py.File:
+    """Open a file that a writer has open, or left when it was killed, for reading (SWMR)."""
+    read_superblock(path)
+    with hdf5_errors(path):
+        return h5py.File(path, "r", swmr=True, locking="best-effort")
+
+
+def _unfinished_error(path: Path) -> DatasetError:
+    alive = is_being_written(path)
+    recover = f"save what was committed with `dreamgym recover {path}`"
     if alive:
         return DatasetError(
             "a writer has it open",
@@ -289,20 +167,199 @@ def _unfinished(path: Path) -> DatasetError:
         return DatasetError(
             "a writer has it open, or was killed while it had",
             path=path,
-            remedy=f"wait until the recording ends, or {recovery}",
+            remedy=f"wait until the recording ends, or {recover}",
         )
-    return DatasetError("its writer was killed while it had it open", path=path, remedy=recovery)
+    return DatasetError("its writer was killed while it had it open", path=path, remedy=recover)
 
 
-def open_growing(path: Path) -> h5py.File:
-    """Open a file that a writer has open, or left when it was killed, for reading (SWMR)."""
-    read_superblock(path)
-    with hdf5_errors(path):
-        return h5py.File(path, "r", swmr=True, locking="best-effort")
+# ---------------------------------------------------------------- superblock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Superblock:
+    """The parts of an HDF5 superblock that tell whether the file is complete.
+
+    Attributes:
+        version: Version of the superblock, 0 to 3.
+        offset: Position of the superblock in bytes: the size of the user block.
+        flags: File consistency flags; zero after the file was closed.
+        end_of_file: Size in bytes that the file should have, counted from `offset`; stored counted
+            from a base address, which HDF5 sets to the size of the user block.
+        size: Size in bytes that the file has.
+    """
+
+    version: int
+    offset: int
+    flags: int
+    end_of_file: int
+    size: int
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last writer closed the file."""
+        return not self.flags & (_WRITE_ACCESS | _SWMR_ACCESS)
+
+    def require_complete(self, path: Path) -> None:
+        """Raise `DatasetError` if the file is shorter than its superblock says."""
+        expected = self.offset + self.end_of_file
+        if self.size < expected:
+            raise DatasetError(
+                f"it is truncated: {self.size:,} bytes of {expected:,}",
+                path=path,
+                remedy="copy or download it again; `dreamgym recover` saves what a killed writer "
+                "left",
+            )
+
+
+def read_superblock(path: Path) -> Superblock:
+    """Read the superblock of an HDF5 file.
+
+    Raises:
+        DatasetError: There is no such file, it is not HDF5 (the message says what it is), or its
+            superblock has an unknown version.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = _find_signature(file)
+        file.seek(offset or 0)
+        head = file.read(_HEAD_BYTES)
+    if offset is not None:
+        return _parse_superblock(head, offset, size, path)
+    kind, remedy = describe_file(head)
+    raise DatasetError(
+        f"it is {kind}, not an HDF5 file", path=path, remedy=remedy or "check the path"
+    )
+
+
+def _find_signature(file: BinaryIO) -> int | None:
+    size = os.fstat(file.fileno()).st_size
+    for offset in _USER_BLOCKS:
+        if offset + len(_SIGNATURE) > size:
+            return None
+        file.seek(offset)
+        if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            return offset
+    return None
+
+
+def _parse_superblock(head: bytes, offset: int, size: int, path: Path) -> Superblock:
+    version = head[8] if len(head) > 8 else -1
+    try:
+        if version in (2, 3):
+            flags = head[11]
+            base, end, width = _read_address(head, 12), _read_address(head, 28), head[9]
+        elif version in (0, 1):
+            flags = head[20] & (_WRITE_ACCESS | _SWMR_ACCESS)
+            position = 24 if version == 0 else 28
+            base, end = _read_address(head, position), _read_address(head, position + 2 * 8)
+            width = head[13]
+        else:
+            raise DatasetError(
+                f"its HDF5 superblock has version {version}; expected 0 to 3", path=path
+            )
+    except (IndexError, struct.error) as error:
+        raise DatasetError(f"it is truncated: {size} bytes", path=path) from error
+    if base > end:
+        raise DatasetError(f"its HDF5 superblock is damaged: it ends at byte {end:,}", path=path)
+    if width != 8:
+        raise DatasetError(f"its HDF5 addresses have {width} bytes; expected 8", path=path)
+    return Superblock(
+        version=version, offset=offset, flags=flags, end_of_file=end - base, size=size
+    )
+
+
+def _read_address(head: bytes, position: int) -> int:
+    return int(struct.unpack_from("<Q", head, position)[0])
+
+
+# ---------------------------------------------------------------- writer's lock
+
+
+def hold_writer_lock(descriptor: int) -> None:
+    """Mark an open file as being written, for as long as this process has it open.
+
+    HDF5 releases its own lock when SWMR begins. This one is shared, so that readers get in.
+    """
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_being_written(path: Path) -> bool | None:
+    """Return whether a live writer has the file open; `None` if the system cannot tell."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+    return None
+
+
+# ---------------------------------------------------------------- global heap
+
+
+def require_sound_heaps(path: Path) -> None:
+    """Check that HDF5 can walk each collection of a file's global heap to its end.
+
+    Values of variable length (JPEG rows) are stored there, without a checksum. HDF5 loops forever
+    on an object whose length is zero.
+
+    Args:
+        path: A complete HDF5 file with addresses of 8 bytes, as `open_file` accepts.
+
+    Raises:
+        DatasetError: A collection is damaged; the message names the first one.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_HEAP_SIGNATURE)
+        while start >= 0:
+            endless = _find_endless_object(content, start)
+            if endless is not None:
+                raise DatasetError(
+                    f"the global heap at byte {start:,} is damaged: the object at byte "
+                    f"{endless:,} has no length",
+                    path=path,
+                    remedy="copy or download the file again",
+                )
+            start = content.find(_HEAP_SIGNATURE, start + len(_HEAP_SIGNATURE))
+
+
+def _find_endless_object(content: mmap.mmap, start: int) -> int | None:
+    """Return where a walk through the collection at `start` does not advance, if anywhere."""
+    if start + _HEAP_HEADER > len(content):
+        return None
+    (size,) = struct.unpack_from("<Q", content, start + 8)
+    end = min(start + size, len(content))
+    position = start + _HEAP_HEADER
+    while position + _HEAP_OBJECT <= end:
+        (index,) = struct.unpack_from("<H", content, position)
+        (length,) = struct.unpack_from("<Q", content, position + 8)
+        # Object 0 is the free space at the end; its length includes its header.
+        step = length if index == 0 else _HEAP_OBJECT + (length + 7) // 8 * 8
+        if step < _HEAP_OBJECT:
+            return position
+        position += step
+    return None
+
+
+# ---------------------------------------------------------------- groups, datasets, attributes
+
+
+def is_group(parent: h5py.Group, name: str, path: Path) -> bool:
+    """Return whether `name` is a group in this file itself, not a link elsewhere."""
+    with hdf5_errors(path, _join(parent, name)):
+        link = parent.get(name, getlink=True)
+        return isinstance(link, h5py.HardLink) and isinstance(parent[name], h5py.Group)
 
 
 def get_group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
-    """A group that really lies in this file; links elsewhere are refused."""
+    """Return a group of this file itself; links elsewhere are refused.
+
+    Raises:
+        DatasetError: It is missing, a link, or not a group.
+    """
     node = _follow(parent, name, path)
     if not isinstance(node, h5py.Group):
         raise DatasetError("it is not a group", path=path, key=_join(parent, name))
@@ -310,11 +367,11 @@ def get_group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
 
 
 def get_dataset(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset:
-    """A dataset whose every byte lies in this file, of a plain dtype.
+    """Return a dataset of plain numbers, every byte of which is in this file.
 
     Raises:
-        DatasetError: A link, external storage, a virtual dataset, a dtype that is neither a number
-            nor a bool, or a filter whose plugin is missing.
+        DatasetError: It is missing, a link, external storage, or a virtual dataset; or its dtype is
+            neither a number nor a bool; or the plugin for its filter is missing.
     """
     node, key = _follow(parent, name, path), _join(parent, name)
     if not isinstance(node, h5py.Dataset):
@@ -328,34 +385,36 @@ def get_dataset(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset:
             )
         if node.external:
             raise DatasetError(
-                f"its data lie outside the file, in {node.external[0][0]!r}",
+                f"its data are outside the file, in {node.external[0][0]!r}",
                 key=key,
                 remedy="copy the data into one file (h5repack does)",
             )
         if node.dtype.kind not in "biuf" or node.dtype.hasobject or node.dtype.itemsize > 8:
-            raise DatasetError(f"its dtype is {node.dtype}; it must be a plain number", key=key)
-        if node.ndim > MAX_RANK:
-            raise DatasetError(f"it has {node.ndim} dimensions; at most {MAX_RANK}", key=key)
+            raise DatasetError(f"its dtype is {node.dtype}; expected a plain number", key=key)
+        if node.ndim > _MAX_RANK:
+            raise DatasetError(
+                f"it has {node.ndim} dimensions; expected at most {_MAX_RANK}", key=key
+            )
         _require_filters(node, key)
     return node
 
 
 def require_stored(dataset: h5py.Dataset, rows: int, path: Path) -> None:
-    """Raise where the first `rows` rows are not all stored: HDF5 would read zeros in their place.
+    """Check that the first `rows` rows are stored; HDF5 would read missing ones as zeros.
 
     Raises:
-        DatasetError: The dataset is shorter, or declares what is not there.
+        DatasetError: The dataset is shorter, or part of it is not in the file.
     """
     key = str(dataset.name)
     if dataset.ndim == 0 or len(dataset) < rows:
-        have = "a single value" if dataset.ndim == 0 else f"{len(dataset):,} rows"
-        raise DatasetError(f"it has {have}; {rows:,} are wanted", path=path, key=key)
+        found = "a single value" if dataset.ndim == 0 else f"{len(dataset):,} rows"
+        raise DatasetError(f"it has {found}; expected {rows:,}", path=path, key=key)
     with hdf5_errors(path, key):
         stored = dataset.id.get_storage_size()
         if dataset.chunks is None:
             missing = stored < rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
         else:
-            missing = _stored_chunks(dataset, rows) < _wanted_chunks(dataset, rows)
+            missing = _count_stored_chunks(dataset, rows) < _count_expected_chunks(dataset, rows)
     if missing:
         raise DatasetError(
             f"it declares {rows:,} rows but stores only {stored:,} bytes: part of it is missing",
@@ -365,14 +424,38 @@ def require_stored(dataset: h5py.Dataset, rows: int, path: Path) -> None:
         )
 
 
-def _wanted_chunks(dataset: h5py.Dataset, rows: int) -> int:
+def read_plain_attributes(group: h5py.Group, path: Path) -> dict[str, Any]:
+    """Read the attributes of a group that are single numbers, or text of fixed length.
+
+    Other attributes are left out. Reading text of variable length from a damaged file may never end
+    (see `schema.set_attribute`).
+    """
+    values: dict[str, Any] = {}
+    with hdf5_errors(path):
+        for name in group.attrs:
+            attribute = h5py.h5a.open(group.id, name.encode())
+            kind = attribute.get_type()
+            if attribute.get_space().get_simple_extent_npoints() != 1:
+                continue
+            if kind.get_class() not in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+                continue
+            if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+                continue
+            value = group.attrs[name]
+            if isinstance(value, np.ndarray | np.generic):
+                value = value.item()
+            values[name] = value
+    return values
+
+
+def _count_expected_chunks(dataset: h5py.Dataset, rows: int) -> int:
     extent = (rows, *dataset.shape[1:])
     return math.prod(-(-n // chunk) for n, chunk in zip(extent, dataset.chunks, strict=True))
 
 
-def _stored_chunks(dataset: h5py.Dataset, rows: int) -> int:
-    """How many chunks that hold one of the first `rows` rows are in the file."""
-    if _wanted_chunks(dataset, rows) > dataset.id.get_storage_size():
+def _count_stored_chunks(dataset: h5py.Dataset, rows: int) -> int:
+    """Count the chunks in the file that hold one of the first `rows` rows."""
+    if _count_expected_chunks(dataset, rows) > dataset.id.get_storage_size():
         return 0  # a chunk takes at least a byte: do not walk an index that cannot be complete
     count = 0
     end = dataset.file.id.get_filesize()
@@ -387,7 +470,7 @@ def _stored_chunks(dataset: h5py.Dataset, rows: int) -> int:
 
 
 def _follow(parent: h5py.Group, name: str, path: Path) -> Any:
-    """Walk `name` link by link, hard links only."""
+    """Walk the path `name` link by link, through hard links only."""
     node: Any = parent
     for part in name.split("/"):
         key = _join(node, part)
@@ -430,27 +513,3 @@ def _filter_available(code: int) -> bool:
 def _join(parent: h5py.Group, name: str) -> str:
     base = str(parent.name).rstrip("/") if isinstance(parent, h5py.Group) else ""
     return f"{base}/{name}"
-
-
-def plain_attributes(group: h5py.Group, path: Path) -> dict[str, Any]:
-    """The attributes of a group that are single numbers, or text of fixed length.
-
-    Others are left out; text of variable length because reading it from a damaged file may never
-    end (see `layout.set_attribute`).
-    """
-    values: dict[str, Any] = {}
-    with hdf5_errors(path):
-        for name in group.attrs:
-            attribute = h5py.h5a.open(group.id, name.encode())
-            kind = attribute.get_type()
-            if attribute.get_space().get_simple_extent_npoints() != 1:
-                continue
-            if kind.get_class() not in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT):
-                continue
-            if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
-                continue
-            value = group.attrs[name]
-            if isinstance(value, np.ndarray | np.generic):
-                value = value.item()
-            values[name] = value
-    return values

@@ -1,4 +1,4 @@
-"""Saving what a killed writer left."""
+"""Save the episodes that a killed writer left."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ import h5py
 import numpy as np
 
 from dreamgym._files import partial_path
-from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.guard import being_written, hdf5_errors, open_growing, read_superblock
+from dreamgym.data import layout
+from dreamgym.data.hdf5.guard import (
+    hdf5_errors,
+    is_being_written,
+    open_growing,
+    read_superblock,
+)
 from dreamgym.data.hdf5.reader import open_columns, read_committed, read_metadata
-from dreamgym.data.hdf5.schema import DatasetMetadata
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.storage import EpisodeTable
 from dreamgym.errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What was saved.
+    """What `recover` saved.
 
     Attributes:
-        path: The dataset of all committed episodes; `None` where there was none.
-        episodes: How many there are.
-        steps: Transitions in all of them.
-        damaged: Committed episodes whose checksum does not fit; they are only in `original`.
-        tail: Rows that were written but never committed, beside; `None` where there were none.
-        tail_rows: How many.
-        original: What the writer left, untouched but for its new name.
+        path: The dataset with all good committed episodes; `None` if there was none.
+        episodes: Number of episodes in it.
+        steps: Number of transitions in it.
+        damaged: Indices of committed episodes with a wrong checksum; only `original` has them.
+        tail: File with the rows that were written but never committed; `None` if there were none.
+        tail_rows: Number of those rows.
+        original: The file that the writer left, unchanged but for its new name.
     """
 
     path: Path | None
@@ -44,42 +49,42 @@ class Recovery:
 
 
 def recover(path: str | os.PathLike[str]) -> Recovery:
-    """Make a whole dataset of what a killed writer left; nothing is deleted.
+    """Make a complete dataset from what a killed writer left; nothing is deleted.
 
-    All committed episodes go, checked, to the dataset that was being made. Rows beyond the last of
-    them, which belong to an episode that was being committed, go to `<name>.tail`, as they are. The
-    file that the writer left is kept as `<name>.killed`.
+    All committed episodes with a correct checksum are copied to the dataset that was being
+    recorded. Rows after the last of them, which belong to an episode that was not committed, are
+    copied to `<name>.tail` as they are. The file that the writer left is kept as `<name>.killed`.
 
     Args:
-        path: The dataset that was being made, or its `.partial` file.
+        path: The dataset that was being recorded, or its `.partial` file.
 
     Raises:
-        DatasetError: A writer is still at work, there is nothing to recover, the dataset exists
+        DatasetError: The writer is still alive, there is nothing to recover, the dataset exists
             already, or there is no room for the copy.
     """
-    partial, out = _names(Path(path))
+    partial, out = _find_paths(Path(path))
     rescue = out.with_name(out.name + ".recovering")
-    if being_written(partial):
+    if is_being_written(partial):
         raise DatasetError(
             "its writer is alive", path=partial, remedy="wait until the recording ends"
         )
     killed, tail = out.with_name(out.name + ".killed"), out.with_name(out.name + ".tail")
-    for taken in (out, killed, tail):
-        if taken != partial and taken.exists():
-            raise DatasetError("it exists already", path=taken, remedy="move it away first")
+    for target in (out, killed, tail):
+        if target != partial and target.exists():
+            raise DatasetError("it exists already", path=target, remedy="move it away first")
     with open_growing(partial) as file, hdf5_errors(partial):
         metadata = read_metadata(file, partial)
-        for leftover in (rescue, partial_path(rescue)):  # of a recovery that was interrupted
+        for leftover in (rescue, partial_path(rescue)):  # from an interrupted recovery
             leftover.unlink(missing_ok=True)
         table, damaged = _copy_episodes(file, partial, metadata, rescue)
         tail_rows = _copy_tail(file, partial, metadata, table, tail)
     partial.rename(killed)
-    kept = len(damaged) < len(table)
-    if kept:
+    any_good = len(damaged) < len(table)
+    if any_good:
         rescue.rename(out)
     good = np.setdiff1d(np.arange(len(table)), damaged)
     return Recovery(
-        path=out if kept else None,
+        path=out if any_good else None,
         episodes=len(good),
         steps=int(table.length[good].sum()),
         damaged=damaged,
@@ -89,16 +94,17 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
     )
 
 
-def _names(path: Path) -> tuple[Path, Path]:
+def _find_paths(path: Path) -> tuple[Path, Path]:
+    """Return the file that the writer left, and the path of the dataset to make."""
     if path.name.endswith(".partial"):
         partial, out = path, path.with_name(path.name.removesuffix(".partial"))
     elif path.exists() and not read_superblock(path).closed:
-        partial, out = path, path  # it was given its name by somebody else
+        partial, out = path, path  # the partial file was renamed by hand
     else:
         partial, out = partial_path(path), path
     if not partial.exists():
         raise DatasetError(
-            "there is nothing to recover: no writer left it behind",
+            "there is nothing to recover: no killed writer left this file",
             path=partial,
             remedy="give the name of the dataset that was being recorded",
         )
@@ -108,7 +114,11 @@ def _names(path: Path) -> tuple[Path, Path]:
 def _copy_episodes(
     file: h5py.File, path: Path, metadata: DatasetMetadata, out: Path
 ) -> tuple[EpisodeTable, list[int]]:
-    """Copy the committed episodes to `out`; the table of all, and the numbers of the damaged."""
+    """Copy the good committed episodes to `out`.
+
+    Returns:
+        The table of all committed episodes, and the indices of the damaged ones.
+    """
     table = read_committed(file, path)
     datasets = open_columns(file, path, metadata)
     damaged: list[int] = []
@@ -117,7 +127,7 @@ def _copy_episodes(
             header = table.header(episode)
             start, stop = header["start"], header["start"] + header["length"] + 1
             columns = {name: dataset[start:stop] for name, dataset in datasets.items()}
-            if schema.episode_crc(header, columns.values()) == header["crc"]:
+            if layout.episode_crc(header, columns.values()) == header["crc"]:
                 writer.add_columns(columns, header)
             else:
                 damaged.append(episode)
@@ -127,18 +137,22 @@ def _copy_episodes(
 def _copy_tail(
     file: h5py.File, path: Path, metadata: DatasetMetadata, table: EpisodeTable, out: Path
 ) -> int:
-    """Rows beyond the last committed episode, each column as far as it was written."""
+    """Copy the rows after the last committed episode, each column as far as it was written.
+
+    Returns:
+        The number of rows of the longest column.
+    """
     committed = table.num_rows
     tails: dict[str, Any] = {}
     for name, dataset in open_columns(file, path, metadata).items():
         if len(dataset) > committed:
             try:
                 tails[name] = dataset[committed:]
-            except (OSError, RuntimeError):  # it was cut off in the middle of this very write
+            except (OSError, RuntimeError):  # the writer was killed during this very write
                 continue
     if not tails:
         return 0
-    with h5py.File(out, "x") as beside:
+    with h5py.File(out, "x") as tail_file:
         for name, rows in tails.items():
-            beside[name] = rows
+            tail_file[name] = rows
     return max(map(len, tails.values()))

@@ -1,15 +1,16 @@
-"""Room on the disk, taken before it is needed.
+"""Write native datasets so that neither a kill nor a full disk loses a committed episode.
 
-HDF5 cannot survive a full disk: a write that fails leaves dirty blocks in its caches, closing the
-file fails too, and then the process crashes with a segmentation fault. So the writer never lets it
-come to that: it takes the room from the operating system first, where running out is an ordinary
-error.
+HDF5 does not survive a full disk: a failed write leaves dirty blocks in its caches, closing the
+file fails too, and then the process crashes with a segmentation fault. So the writer reserves disk
+space from the operating system before it writes (`DiskReservation`); there, a full disk is an
+ordinary error.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -24,9 +25,8 @@ from numpy.typing import NDArray
 
 from dreamgym._files import partial_path, refuse_existing, sync
 from dreamgym._interrupts import uninterrupted
+from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
-from dreamgym.data.hdf5 import schema
-from dreamgym.data.hdf5.encoding import episode_columns
 from dreamgym.data.hdf5.guard import (
     hdf5_errors,
     hold_writer_lock,
@@ -36,108 +36,43 @@ from dreamgym.data.hdf5.guard import (
 )
 from dreamgym.data.hdf5.reader import open_columns, read_metadata, read_table
 from dreamgym.data.hdf5.schema import (
-    DatasetMetadata,
-    RowStore,
-    alignment,
-    create_layout,
+    chunk_rows,
+    episode_columns,
+    metadata_to_attributes,
     row_layout,
+    set_attribute,
 )
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
-
-# What the next metadata blocks (chunk indices, object headers) may need beyond the rows themselves.
-METADATA_BYTES = 64 << 10
-
-
-_AHEAD_BYTES = 16 << 20
-
-
-class Reservation:
-    """Room at the end of one file that is being written.
-
-    Args:
-        descriptor: Of the open file.
-        path: Of the file.
-    """
-
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor = descriptor
-        self._path = path
-        self._end = 0
-
-    def require(self, end: int) -> None:
-        """Make sure that the file can grow to `end` bytes, and to a little more.
-
-        Raises:
-            OSError: It cannot: the disk is full (ENOSPC), a quota (EDQUOT) or the largest size of a
-                file (EFBIG) is reached. Nothing was written.
-        """
-        end += METADATA_BYTES
-        if end <= self._end:
-            return
-        ahead = end + min(end // 4, _AHEAD_BYTES)
-        try:
-            self._allocate(ahead)
-            self._end = ahead
-        except OSError:
-            self._allocate(end)
-            self._end = end
-
-    def _allocate(self, end: int) -> None:
-        if hasattr(os, "posix_fallocate"):
-            with _unless_unsupported():
-                os.posix_fallocate(self._descriptor, self._end, end - self._end)
-                return
-        # macOS and Windows have no call for it that Python knows: look, at least.
-        missing = end - max(self._end, os.fstat(self._descriptor).st_size)
-        if shutil.disk_usage(self._path.parent).free < missing:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-
-
-@contextlib.contextmanager
-def _unless_unsupported() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-
-
-def divert(descriptor: int) -> None:
-    """Let everything that is still written to `descriptor` go nowhere.
-
-    For the writer whose disk failed in the middle of a write all the same: what HDF5 holds in its
-    caches must not reach the file, which is whole up to the last committed episode.
-    """
-    if hasattr(os, "memfd_create"):
-        nowhere = os.memfd_create("dreamgym-abandoned")
-    else:
-        with tempfile.TemporaryFile() as file:
-            nowhere = os.dup(file.fileno())
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
 
 Array = NDArray[Any]
 
-
-# SWMR needs 1.10's file format; nothing newer, so that older libraries can read the files.
+# SWMR needs the file format of HDF5 1.10; nothing newer, so that older libraries can read the file.
 _LIBVER = ("v110", "v110")
+
+_PAGE_BYTES = 4096
+
+# Space that the next metadata blocks (chunk indices, object headers) may need beyond the rows.
+_METADATA_BYTES = 64 << 10
+
+# Space reserved at once at most, beyond what is needed now.
+_RESERVE_BYTES = 16 << 20
 
 
 class DatasetWriter:
-    """Writes episodes to a new native dataset.
+    """Write episodes to a new native dataset.
 
-    Every `add` that returns has committed its episode: it outlives a kill. The file gets its own
-    name when it is closed; until then it is `<path>.partial`. A writer that is closed without an
+    Every `add` that returns has committed its episode: the episode survives a kill of the process.
+    Until the writer is closed, the file is `<path>.partial`. A writer that is closed without an
     episode leaves no file.
 
     Args:
-        path: The dataset to make; must not exist. Its folder is made.
-        metadata: What the dataset says about itself.
+        path: The dataset to write; it must not exist. Its folder is created.
+        metadata: What the dataset records about its origin.
 
     Raises:
-        DatasetError: `path` or `<path>.partial` exists, its folder cannot be made, or the disk is
-            full.
+        DatasetError: `path` or `<path>.partial` exists, its folder cannot be created, or the disk
+            is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], metadata: DatasetMetadata) -> None:
@@ -145,17 +80,19 @@ class DatasetWriter:
         self.metadata = metadata
         self.num_episodes = 0
         self.num_steps = 0
-        self._rows = 0
+        self._num_rows = 0
         refuse_existing(self.path)
         self._file: h5py.File | None = self._create()
 
     @classmethod
     def extend(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a closed native dataset to add episodes; it is `<path>.partial` until it is closed.
+        """Open a closed native dataset to add episodes.
+
+        It is renamed to `<path>.partial` until the writer is closed.
 
         Raises:
-            DatasetError: It is no whole native dataset of the present version, or `<path>.partial`
-                exists.
+            DatasetError: The file is not a complete native dataset of the current version, it is
+                packed, or `<path>.partial` exists.
         """
         writer = cls.__new__(cls)
         writer.path = Path(path)
@@ -164,18 +101,17 @@ class DatasetWriter:
             table = read_table(file, writer.path)
             for dataset in open_columns(file, writer.path, writer.metadata).values():
                 require_stored(dataset, table.num_rows, writer.path)
-                _require_growing(dataset, writer.path)
+                _require_extendable(dataset, writer.path)
         writer.num_episodes, writer.num_steps = len(table), table.num_steps
-        writer._rows = table.num_rows
+        writer._num_rows = table.num_rows
         partial = writer.partial_path
         if partial.exists():
             raise DatasetError("it exists already", path=partial, remedy="recover or move it away")
         writer.path.rename(partial)
         try:
             writer._file = writer._open(partial, "r+")
-            writer._begin(
-                writer._file, {name: writer._file[name] for name in row_layout(writer.metadata)}
-            )
+            names = row_layout(writer.metadata)
+            writer._start(writer._file, {name: writer._file[name] for name in names})
         except BaseException:
             partial.rename(writer.path)
             raise
@@ -183,53 +119,58 @@ class DatasetWriter:
 
     @property
     def partial_path(self) -> Path:
-        """Where the file lies until it is closed."""
+        """Path of the file until the writer is closed."""
         return partial_path(self.path)
 
     @property
     def closed(self) -> bool:
-        """Nothing more can be added."""
+        """Whether the writer is closed, so that nothing can be added."""
         return self._file is None
 
     def add(self, episode: Episode) -> None:
         """Commit one episode.
 
         Args:
-            episode: At least one action long. Its values may be of other dtypes than the spaces',
-                where they can be cast without losing range.
+            episode: An episode of at least one action. Its dtypes may differ from those of the
+                spaces, if the values can be cast without losing range.
 
         Raises:
-            DatasetError: The episode does not fit the spaces, holds NaN or an infinity, or acts
-                outside the action space (`key` and `row` say where); or the disk is full. The
-                episodes committed before are safe in each case.
+            DatasetError: The episode does not fit the spaces, has NaN or an infinity, or an action
+                outside the action space (`key` and `row` locate it); or the disk is full. Episodes
+                committed before are safe in each case.
         """
         self._require_open()
         try:
             columns = episode_columns(episode, self.metadata)
         except DatasetError as error:
             raise error.at(path=self.partial_path, episode=self.num_episodes) from error.__cause__
-        self.add_columns(columns, self._header(episode))
+        self.add_columns(columns, self._make_header(episode))
 
     def add_columns(self, columns: Mapping[str, Array], header: Mapping[str, int]) -> None:
-        """Commit one episode that is known to be good, as it is stored.
+        """Commit one episode whose stored rows are known to be good.
 
         Args:
-            columns: Its `T + 1` rows by dataset name, see `encoding.episode_columns`.
-            header: Its entries in `/episodes`; `start` and `crc` are found anew.
+            columns: The `T + 1` rows by dataset name, see `schema.episode_columns`.
+            header: The entries in `/episodes`; `start` and `crc` are computed here.
         """
         file = self._require_open()
         length = int(header["length"])
-        line = {**header, "start": self._rows}
-        line["crc"] = schema.episode_crc(line, columns.values())
+        entry = {**header, "start": self._num_rows}
+        entry["crc"] = layout.episode_crc(entry, columns.values())
         with self._disk_errors(), uninterrupted():
             self._reserve(file, length + 1)
-            self._commit(file, columns, line)
-            self._rows += length + 1
+            self._commit(file, columns, entry)
+            self._num_rows += length + 1
             self.num_episodes += 1
             self.num_steps += length
 
     def close(self) -> None:
-        """Finish the file and give it its name. Closing twice does nothing."""
+        """Finish the file and rename it to `path`. Closing twice has no effect.
+
+        Raises:
+            DatasetError: Another file has appeared at `path`; the recording stays at
+                `<path>.partial`.
+        """
         file, self._file = self._file, None
         if file is None:
             return
@@ -239,12 +180,13 @@ class DatasetWriter:
             if self.num_episodes == 0:
                 partial.unlink()
                 return
-            # The room that was taken ahead and not used is given back.
+            # Release the space that was reserved and not used.
             os.truncate(partial, read_superblock(partial).end_of_file)
             sync(partial)
             if self.path.exists():
                 raise DatasetError(
-                    f"it was made by somebody else meanwhile; the recording is whole in {partial}",
+                    "another file has appeared here while recording; the complete recording is "
+                    f"in {partial}",
                     path=self.path,
                 )
             partial.rename(self.path)
@@ -264,45 +206,46 @@ class DatasetWriter:
         partial = self.partial_path
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
-            # "x" refuses to be the second of two recordings that begin at once.
+            # "x" fails if another recording to the same path starts at the same time.
             with partial.open("xb") as probe:
-                Reservation(probe.fileno(), partial).require(0)
+                DiskReservation(probe.fileno(), partial).require(0)
             file = self._open(partial, "w")
-            Reservation(file.id.get_vfd_handle(), partial).require(0)
+            DiskReservation(file.id.get_vfd_handle(), partial).require(0)
         except OSError as error:
-            if isinstance(error, FileExistsError):  # not ours to remove
+            if isinstance(error, FileExistsError):  # another writer's file: do not remove it
                 refuse_existing(self.path)
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise DatasetError(
-                f"it cannot be made ({error.strerror or error})",
+                f"it cannot be created ({error.strerror or error})",
                 path=self.path,
-                remedy="check that its folder may be written to and has room",
+                remedy="check that its folder is writable and has room",
             ) from error
-        self._begin(file, create_layout(file, self.metadata))
+        self._start(file, _create_datasets(file, self.metadata))
         return file
 
     def _open(self, path: Path, mode: str) -> h5py.File:
-        aligned = alignment(self.metadata)
+        aligned = _alignment(self.metadata)
         return h5py.File(path, mode, libver=_LIBVER, locking="best-effort", **aligned)
 
-    def _begin(self, file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
-        self._stores = {name: RowStore(dataset) for name, dataset in datasets.items()}
+    def _start(self, file: h5py.File, datasets: dict[str, h5py.Dataset]) -> None:
+        """Prepare to append to `datasets`, and let readers in (SWMR)."""
+        self._appenders = {name: RowAppender(dataset) for name, dataset in datasets.items()}
         descriptor = file.id.get_vfd_handle()
-        self._reservation = Reservation(descriptor, self.partial_path)
+        self._reservation = DiskReservation(descriptor, self.partial_path)
         file.swmr_mode = True
         hold_writer_lock(descriptor)
 
     def _require_open(self) -> h5py.File:
         if self._file is None:
-            raise DatasetError("it is closed; nothing can be added", path=self.path)
+            raise DatasetError("the writer is closed; nothing can be added", path=self.path)
         return self._file
 
-    def _header(self, episode: Episode) -> dict[str, int]:
-        seed = schema.NO_SEED if episode.seed is None else int(episode.seed)
+    def _make_header(self, episode: Episode) -> dict[str, int]:
+        seed = layout.NO_SEED if episode.seed is None else int(episode.seed)
         if not -1 <= seed < 1 << 63:
             raise DatasetError(
-                f"its seed {seed} is not within 0 and 2**63 - 1",
+                f"its seed {seed} is not between 0 and 2**63 - 1",
                 path=self.partial_path,
                 episode=self.num_episodes,
             )
@@ -317,22 +260,23 @@ class DatasetWriter:
 
     def _reserve(self, file: h5py.File, rows: int) -> None:
         new_bytes = sum(
-            store.new_bytes(self.num_episodes, 1)
-            if name.startswith(schema.EPISODE_GROUP)
-            else store.new_bytes(self._rows, rows)
-            for name, store in self._stores.items()
+            appender.new_bytes(self.num_episodes, 1)
+            if name.startswith(layout.EPISODE_GROUP)
+            else appender.new_bytes(self._num_rows, rows)
+            for name, appender in self._appenders.items()
         )
         self._reservation.require(file.id.get_filesize() + new_bytes)
 
     def _commit(
-        self, file: h5py.File, columns: Mapping[str, Array], line: Mapping[str, int]
+        self, file: h5py.File, columns: Mapping[str, Array], entry: Mapping[str, int]
     ) -> None:
+        """Write the rows, then the entry in `/episodes` that makes them count."""
         for name, rows in columns.items():
-            self._stores[name].append(self._rows, rows)
+            self._appenders[name].append(self._num_rows, rows)
         file.flush()
-        for column, dtype in schema.EPISODE_COLUMNS.items():
-            store = self._stores[f"{schema.EPISODE_GROUP}/{column}"]
-            store.append(self.num_episodes, np.array([line[column]], dtype=dtype))
+        for column, dtype in layout.EPISODE_COLUMNS.items():
+            appender = self._appenders[f"{layout.EPISODE_GROUP}/{column}"]
+            appender.append(self.num_episodes, np.array([entry[column]], dtype=dtype))
         file.flush()
 
     @contextlib.contextmanager
@@ -340,11 +284,11 @@ class DatasetWriter:
         try:
             yield
         except OSError as error:
-            raise self._full(error) from error
-        except RuntimeError as error:  # from within HDF5, which is past help now
+            raise self._disk_full_error(error) from error
+        except RuntimeError as error:  # raised inside HDF5: the file cannot be written any more
             file, self._file = self._file, None
             if file is not None:
-                divert(file.id.get_vfd_handle())
+                _discard_writes(file.id.get_vfd_handle())
                 file.close()
             raise DatasetError(
                 f"writing failed ({str(error)[:200]}) after {self.num_episodes} committed episodes",
@@ -352,7 +296,7 @@ class DatasetWriter:
                 remedy=f"save them with `dreamgym recover {self.partial_path}`",
             ) from error
 
-    def _full(self, error: OSError) -> DatasetError:
+    def _disk_full_error(self, error: OSError) -> DatasetError:
         return DatasetError(
             f"no room to write episode {self.num_episodes} ({error.strerror or error}); "
             f"{self.num_episodes} episodes ({self.num_steps:,} steps) are committed and kept",
@@ -361,7 +305,135 @@ class DatasetWriter:
         )
 
 
-def _require_growing(dataset: h5py.Dataset, path: Path) -> None:
+class RowAppender:
+    """Append rows to one dataset through HDF5's low-level calls.
+
+    h5py's slice assignment takes twice the time of everything else together, and reading shapes and
+    chunks from its datasets half as much again.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._id = dataset.id
+        self._row_shape = tuple(dataset.shape[1:])
+        self._row_origin = (0,) * len(self._row_shape)
+        self._chunk_rows = int(dataset.chunks[0])
+        self._chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+
+    def append(self, start: int, rows: Array) -> None:
+        """Write `rows` from row `start` onwards; the dataset grows if necessary."""
+        stop = start + len(rows)
+        if self._id.shape[0] < stop:
+            self._id.set_extent((stop, *self._row_shape))
+        selection = self._id.get_space()
+        selection.select_hyperslab((start, *self._row_origin), rows.shape)
+        rows = np.ascontiguousarray(rows)
+        self._id.write(h5py.h5s.create_simple(rows.shape), selection, rows)
+
+    def new_bytes(self, start: int, count: int) -> int:
+        """Return how many bytes the file may grow by when `count` rows are appended at `start`."""
+        chunks = -(-(start + count) // self._chunk_rows) - -(-start // self._chunk_rows)
+        return chunks * (self._chunk_bytes + _PAGE_BYTES)
+
+
+class DiskReservation:
+    """Disk space reserved at the end of one file that is being written.
+
+    Args:
+        descriptor: File descriptor of the open file.
+        path: Path of the file.
+    """
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._end = 0
+
+    def require(self, end: int) -> None:
+        """Reserve space for the file to grow to `end` bytes, and a little more.
+
+        Raises:
+            OSError: The disk is full (ENOSPC), or a quota (EDQUOT) or the largest size of a file
+                (EFBIG) is reached. Nothing was written.
+        """
+        end += _METADATA_BYTES
+        if end <= self._end:
+            return
+        ahead = end + min(end // 4, _RESERVE_BYTES)
+        try:
+            self._allocate(ahead)
+            self._end = ahead
+        except OSError:
+            self._allocate(end)
+            self._end = end
+
+    def _allocate(self, end: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            with _ignore_unsupported():
+                os.posix_fallocate(self._descriptor, self._end, end - self._end)
+                return
+        # Python has no call for it on macOS and Windows: at least check the free space.
+        missing = end - max(self._end, os.fstat(self._descriptor).st_size)
+        if shutil.disk_usage(self._path.parent).free < missing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+
+@contextlib.contextmanager
+def _ignore_unsupported() -> Iterator[None]:
+    """Suppress errors that say that the file system does not support the call."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _discard_writes(descriptor: int) -> None:
+    """Redirect everything that is still written to `descriptor` to nowhere.
+
+    For a disk that fails during a write in spite of the reservation: HDF5's caches must not reach
+    the file, which is complete up to the last committed episode.
+    """
+    if hasattr(os, "memfd_create"):
+        nowhere = os.memfd_create("dreamgym-abandoned")
+    else:
+        with tempfile.TemporaryFile() as file:
+            nowhere = os.dup(file.fileno())
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _create_datasets(file: h5py.File, metadata: DatasetMetadata) -> dict[str, h5py.Dataset]:
+    """Create the attributes and empty datasets of a new file; return the datasets by name."""
+    for name, value in metadata_to_attributes(metadata).items():
+        set_attribute(file, name, value)
+    return {
+        name: file.create_dataset(
+            name,
+            shape=(0, *shape),
+            maxshape=(None, *shape),
+            chunks=(chunk_rows(shape, dtype), *shape),
+            dtype=dtype,
+        )
+        for name, (shape, dtype) in row_layout(metadata).items()
+    }
+
+
+def _alignment(metadata: DatasetMetadata) -> dict[str, int]:
+    """Return the arguments of `h5py.File` that align chunks to pages.
+
+    Reading by position is then a tenth faster. Chunks that do not fill whole pages are not aligned:
+    they are better left without gaps, one after the other.
+    """
+    sizes = [
+        chunk_rows(shape, dtype) * math.prod(shape) * dtype.itemsize
+        for shape, dtype in row_layout(metadata).values()
+    ]
+    if max(sizes) % _PAGE_BYTES:
+        return {}
+    return {"alignment_threshold": max(sizes), "alignment_interval": _PAGE_BYTES}
+
+
+def _require_extendable(dataset: h5py.Dataset, path: Path) -> None:
     if dataset.maxshape[0] is not None or dataset.id.get_create_plist().get_nfilters():
         raise DatasetError(
             "it was packed, and cannot grow",

@@ -1,41 +1,43 @@
-"""What a JEPA is made of and what it is fitted to."""
+"""Configuration of the JEPA family: architecture, objective and published presets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dreamgym.models.jepa.pretrained import PREFIX
 from dreamgym.models.nn import vit
 
-Probe = Literal["vectors", "all", "none"]
+PredictionTarget = Literal["change", "next"]
+ProbedParts = Literal["vectors", "all", "none"]
 
-
-Predicts = Literal["change", "next"]
+REGULARISERS = ("sigreg", "std", "cov", "temporal", "inverse")
+"""Terms of the loss that are weighted by the field of `JEPAObjective` with the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JEPAObjective:
-    """The weights of a JEPA's losses; a term of weight zero is not computed.
+    """Loss weights and training targets of a JEPA; a term with weight zero is not computed.
 
     Attributes:
-        sigreg: of SIGReg (arXiv 2511.08544), LeWM's only regulariser. It does not carry over from
-            one scale of the prediction error to another: LeWM's 0.09 stands against whole
-            embeddings five frames on, and much less against the small change in one step.
-        std: of VICReg's variance term.
-        cov: of its covariance term.
-        temporal: of the squared change of the embedding in a step.
-        inverse: of the squared error of an inverse dynamics model, which says the action from the
-            embeddings before and after it.
-        rollout: steps that the predictor is followed open-loop in the loss, at most a segment's; 1
-            is the next embedding alone, from real ones. On CartPole, dreams 50 steps long come out
-            three times worse with 4 than with 12.
-        momentum: with more than 0, the targets are embeddings of a slow copy of the encoder, and no
-            gradient flows into them: the share of the old copy that an update keeps, at first.
-        momentum_updates: updates in which the momentum rises to 1, linearly as in I-JEPA
-            (Assran et al. 2023, arXiv 2301.08243); give as many as the fit has.
+        sigreg: weight of SIGReg (arXiv 2511.08544), the only regulariser of LeWM. It has to be
+            tuned to the scale of the prediction error: LeWM's 0.09 balances the error of whole
+            embeddings five frames ahead; the small change in one step needs a smaller weight.
+        std: weight of VICReg's variance term.
+        cov: weight of VICReg's covariance term.
+        temporal: weight of the squared change of the embedding in one step.
+        inverse: weight of the squared error of an inverse dynamics model, which predicts the action
+            from the embeddings before and after it.
+        rollout: number of steps that the predictor is unrolled open-loop in the loss, at most the
+            length of a segment; 1 trains one-step predictions from real embeddings only. On
+            CartPole the error of 50-step dreams is three times higher with 4 than with 12.
+        momentum: initial EMA momentum of a target encoder, a slow copy of the encoder that provides
+            the prediction targets without gradient. 0 uses the encoder itself, with gradient.
+        momentum_updates: number of updates over which the momentum rises linearly to 1, as in
+            I-JEPA (Assran et al. 2023, arXiv 2301.08243); set it to the number of updates in the
+            fit.
     """
 
     sigreg: float = 0.0
@@ -48,44 +50,44 @@ class JEPAObjective:
     momentum_updates: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("sigreg", "std", "cov", "temporal", "inverse"):
+        for name in REGULARISERS:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a weight is at least 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a weight of at least 0")
         if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum={self.momentum}: give a share between 0 and 1")
+            raise ValueError(f"momentum={self.momentum}: expected a number between 0 and 1")
         for name in ("rollout", "momentum_updates"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class JEPAConfig:
-    """Sizes of a JEPA.
+    """Architecture and objective of a JEPA.
 
     Attributes:
-        embedding: width of an embedding, and of the predictor.
-        context: frames that the predictor sees.
-        image_encoder: "conv"; "vit_SIZE_patchN", such as "vit_tiny_patch14"; or
-            "transformers:NAME" or "transformers:NAME@REVISION", a pretrained model of the
-            transformers library, which stays as it is. Vectors always have an MLP.
-        image_size: height and width that images are resized to.
-        width: of the hidden layers of the vectors' MLP and of the projectors.
-        blocks: of the predictor.
-        heads: of its attention.
-        head_width: of each head.
-        mlp: width of its blocks' hidden layer.
-        dropout: in it.
-        gate: spread of its modulation's weights at first; 0 is AdaLN-zero, where a fresh predictor
-            does not yet see the action.
-        predicts: "next" says the next embedding, "change" says what is added to this one: better
-            where little changes in a step.
-        probe: what a decoder reads off the embeddings, without shaping them: "vectors" only,
-            "all" with images, or "none". A model decodes, and has the view "observation", where
-            that is the whole of the observation; of vectors alone, it also keeps dreams near the
-            data.
-        range_margin: a dream whose probed vector leaves the training data's range, widened on each
-            side by this share of it, ends there with the worst return that the data has seen.
-        objective: the losses' weights.
+        embedding: width of the embedding and of the predictor.
+        context: number of frames that the predictor attends to.
+        image_encoder: encoder of images: "conv"; "vit_SIZE_patchN", such as "vit_tiny_patch14"; or
+            "transformers:NAME" or "transformers:NAME@REVISION" for a frozen, pretrained model of
+            the transformers library. Vectors are always encoded by an MLP.
+        image_size: height and width, in pixels, that images are resized to.
+        width: hidden width of the vector MLP and of the projectors.
+        blocks: number of transformer blocks in the predictor.
+        heads: number of attention heads in the predictor.
+        head_width: width of each attention head.
+        mlp: hidden width of the MLP in each block.
+        dropout: dropout probability in the predictor.
+        gate: standard deviation of the initial modulation weights; 0 is AdaLN-zero, where an
+            untrained predictor ignores the action.
+        predicts: output of the predictor: "next" for the next embedding, "change" for its
+            difference to the current one, which works better where little changes in one step.
+        probe: parts of the observation that a probe decodes from embeddings, without shaping them:
+            "vectors" only, "all" including images, or "none". A model can decode, and has the view
+            "observation", only if the probe covers the whole observation. With vectors alone, the
+            probe also keeps dreams close to the data.
+        range_margin: relative margin added to each side of the training data's range; a dream whose
+            probed vector leaves this range terminates with the worst return in the data.
+        objective: loss weights and training targets.
     """
 
     embedding: int = 32
@@ -99,8 +101,8 @@ class JEPAConfig:
     mlp: int = 128
     dropout: float = 0.0
     gate: float = 0.1
-    predicts: Predicts = "change"
-    probe: Probe = "vectors"
+    predicts: PredictionTarget = "change"
+    probe: ProbedParts = "vectors"
     range_margin: float = 0.3
     objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.05, rollout=12))
 
@@ -108,24 +110,24 @@ class JEPAConfig:
         sizes = ("embedding", "context", "image_size", "width", "blocks", "heads", "head_width")
         for name in (*sizes, "mlp"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: give a share of at least 0 and below 1")
+            raise ValueError(
+                f"dropout={self.dropout}: expected a probability of at least 0 and below 1"
+            )
         for name in ("gate", "range_margin"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
-        for name, known in (
-            ("predicts", ("change", "next")),
-            ("probe", ("vectors", "all", "none")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        for name, choices in (("predicts", PredictionTarget), ("probe", ProbedParts)):
+            value, known = getattr(self, name), get_args(choices)
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
         if self.image_encoder != "conv" and not self.image_encoder.startswith(PREFIX):
             try:
                 vit.parse(self.image_encoder)
             except ValueError as error:
                 raise ValueError(
-                    f"image_encoder: {error}; or say 'conv' or '{PREFIX}NAME@REVISION'"
+                    f"image_encoder: {error}; or use 'conv' or '{PREFIX}NAME@REVISION'"
                 ) from error
 
 
@@ -145,13 +147,11 @@ LEWM = JEPAConfig(
     probe="none",
     objective=JEPAObjective(sigreg=0.09),
 )
+"""LeWM as published (arXiv 2603.19312): 18.03M parameters in 303 tensors, without our heads.
 
-"""LeWM as published (arXiv 2603.19312): 18.03M parameters in 303 tensors, heads apart.
-
-Its authors fit it to segments of 3 transitions, each of 5 frames with all 5 actions kept: give a
-frame skip of 5. The rest is in `FITS`.
+The authors train on segments of 3 transitions, where a transition covers 5 frames and all of their
+actions: fit it with a frame skip of 5. `FITS` holds their other hyperparameters.
 """
-
 
 PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
     {
@@ -163,9 +163,7 @@ PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
         "ema": replace(JEPAConfig(), objective=JEPAObjective(momentum=0.996, rollout=4)),
     }
 )
-
-"""Published models, and the small one with other guards against collapse."""
-
+"""LeWM as published, and the small default model with other objectives against collapse."""
 
 FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -181,5 +179,4 @@ FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-
-"""How authors fit a preset."""
+"""Hyperparameters that the authors of a preset train with, by the name of the preset."""

@@ -1,96 +1,153 @@
-"""LeWM's predictor arranged for speed: the same function as `jepa_predictor` has.
+"""A JEPA arranged for fast inference: the same function as `JEPA.step`.
 
-Only what follows the newest frame is asked for. What is done otherwise: norms' weights are in the
-matrices behind them, and batch norm in the one before it; the last block's queries, MLP and
-everything behind it are for the newest frame alone; attention over a few frames is written out,
-with time first, so that a frame is one piece of memory; the oldest frame, which attends to itself,
-needs no query; and on a CPU rows go through some at a time. Nothing is kept from step to step:
-frames move on by one position in every step, and so their keys and values change; and what depends
-on an action alone is as quickly computed again as kept.
+Only the prediction after the newest frame is computed. What differs from the plain form:
+
+- The affine weights of layer norms and batch norms are folded into the adjacent matrices.
+- The last block computes queries, MLP and everything after it for the newest frame only.
+- On a CPU, attention over few frames is unrolled, with time as the first dimension so that a frame
+  is contiguous; and rows are processed in chunks whose activations fit into the cache.
+- In unrolled attention the oldest frame attends only to itself, and needs no query.
+
+Keys and values are not cached between steps: frames move by one position in every step, which
+changes them. Embedded actions are as fast to recompute as to store.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
+from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
-from dreamgym.models.jepa.model import GROUNDING, JEPA
+from dreamgym.models.jepa.model import CORRECTION, JEPA, predictor_inputs, push_frame
 from dreamgym.models.jepa.modules import ActionEmbedding, Block, Probe, Projector
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
 from dreamgym.models.nn.packed import Layer, Packing, model_device
-from dreamgym.models.observations import join_parts
 
-LONGEST_WRITTEN_OUT = 4
+MAX_UNROLLED_FRAMES = 4
+"""Largest context for which unrolled attention is faster than the library's kernel."""
 
-"""Frames over which written-out attention is faster than the library's."""
+FRAMES_PER_CHUNK = 384
+"""Frames that a CPU processes at a time, so that their activations stay in its cache."""
 
 
-FRAMES_AT_ONCE = 384
+class FastJEPA(FastForm):
+    """A JEPA for inference with a fixed number of rows; see `WorldModel.prepare`.
 
-"""On a CPU: as many as its cache holds."""
+    Args:
+        model: the model to arrange, on the device where it will run.
+        num_envs: rows of every step.
+        dtype: dtype of matrix products.
+    """
+
+    model: JEPA
+
+    def __init__(self, model: JEPA, num_envs: int, dtype: torch.dtype) -> None:
+        super().__init__(model)
+        packing = Packing(num_envs, dtype, model_device(model))
+        self._predictor = FastPredictor(model, packing)
+        self._heads = packing.chain(model.heads)
+        probe = model.probe
+        self._probe = None
+        if probe is not None and probe.vector_size:
+            self._probe = FastProbe(model, probe, packing)
+        residual_probe = model.residual_probe
+        self._residual_ar1 = None if residual_probe is None else residual_probe.residual_ar1
+        self._deterministic = not bool(model.residual.any())
+
+    def step(
+        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> tuple[State, Prediction]:
+        """See `WorldModel.step`."""
+        model = self.model
+        encoded = model.encode_action(action)
+        old = model.features(state)
+        actions, seen = predictor_inputs(state, encoded)
+        new = self._predictor(state["embeddings"], actions, seen)
+        if model.config.predicts == "change":
+            new = old + new
+        if not self._deterministic:
+            std = model.residual
+            if not is_one(temperature):
+                std = std * per_row(temperature, old) ** 0.5
+            new = torch.addcmul(new, std, quick_normal(noise))
+        outside = None
+        if self._probe is not None:
+            new, outside = self._probe(new)
+        reward, logit = self._heads(torch.cat([new, new - old, encoded], -1)).unbind(-1)
+        probe_residual = None
+        if self._residual_ar1 is not None:
+            probe_residual = state["unread"] * self._residual_ar1
+        state = push_frame(state, encoded, new, probe_residual)
+        prediction = model.to_prediction(reward, logit)
+        return state, end_outside_data(prediction, outside, model.worst_return)
 
 
 class FastPredictor:
-    """The predictor between the embedding of actions and the projection of what it predicts.
+    """Action embedding, predictor and projection of its output, in one function.
 
     Args:
-        model: whose weights to take.
-        packing: of the products.
+        model: the model whose weights are used.
+        packing: rows of every step, dtype and device of the products.
     """
 
     def __init__(self, model: JEPA, packing: Packing) -> None:
-        config, predictor = model.config, model.predictor
-        self.context = config.context
-        self.written_out = packing.device.type == "cpu" and self.context <= LONGEST_WRITTEN_OUT
+        predictor = model.predictor
+        on_cpu = packing.device.type == "cpu"
+        self.context = model.config.context
+        self.unrolled = on_cpu and self.context <= MAX_UNROLLED_FRAMES
         self.rows = packing.rows
-        if packing.device.type == "cpu":
-            self.rows = min(packing.rows, max(1, FRAMES_AT_ONCE // self.context))
-        one = packing._replace(rows=self.rows)
-        every = packing._replace(rows=self.rows * self.context)
+        if on_cpu:
+            self.rows = min(packing.rows, max(1, FRAMES_PER_CHUNK // self.context))
+        newest = packing._replace(rows=self.rows)
+        all_frames = packing._replace(rows=self.rows * self.context)
         self.position = predictor.position.detach()
-        blocks: list[Block] = list(predictor.blocks)  # type: ignore[arg-type]
-        self.condition = _condition(model.embed_action, every)
-        self.blocks = [FastBlock(block, every, self.written_out) for block in blocks[:-1]]
-        self.last = LastBlock(blocks[-1], one, every, self.written_out)
-        self.finish = projection(model.project_prediction, one, predictor.norm)
+        blocks = cast(list[Block], list(predictor.blocks))
+        self.embed_action = _action_embedding(model.embed_action, all_frames)
+        self.blocks = [FastBlock(block, all_frames, self.unrolled) for block in blocks[:-1]]
+        self.last = LastBlock(blocks[-1], newest, all_frames, self.unrolled)
+        self.project = _projector(model.project_prediction, newest, predictor.norm)
         self.norm_eps = predictor.norm.eps
         index = torch.arange(self.context, device=packing.device)
-        self.causal, self.own = index <= index.unsqueeze(1), index == index.unsqueeze(1)
+        self.causal, self.diagonal = index <= index.unsqueeze(1), index == index.unsqueeze(1)
 
     def __call__(self, embeddings: Tensor, actions: Tensor, seen: Tensor) -> Tensor:
-        """The projected output (B, width) for the newest frame.
+        """Return the projected output (B, width) at the newest frame.
 
         Args:
             embeddings: (B, context, width).
-            actions: (B, context, A) standardised, that leave these frames.
-            seen: (B, context) bool, as in `Predictor.forward`; the newest is true.
+            actions: (B, context, A) encoded actions taken at these frames.
+            seen: (B, context) bool, as in `Predictor.forward`; true at the newest frame.
         """
         leaves = (embeddings.transpose(0, 1), actions.transpose(0, 1), seen.transpose(0, 1))
         if self.rows >= len(embeddings):
-            return self.some(*leaves, mask=self._mask(leaves[-1]))
-        cut = zip(*(leaf.split(self.rows, 1) for leaf in leaves), strict=True)
-        return torch.cat([self.some(e, a, s, self._mask(s)) for e, a, s in cut])
+            return self._predict(*leaves)
+        chunks = zip(*(leaf.split(self.rows, 1) for leaf in leaves), strict=True)
+        return torch.cat([self._predict(*chunk) for chunk in chunks])
 
-    def some(
-        self, embeddings: Tensor, actions: Tensor, seen: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """The same of (T, B, ...) and what is added to scores; asks the device nothing."""
-        condition = self.condition(actions)
-        places = (seen.cumsum(0) - 1).clamp_(min=0)
-        x = embeddings + self.position[places]
+    def _predict(self, embeddings: Tensor, actions: Tensor, seen: Tensor) -> Tensor:
+        """Compute the output for one chunk of rows, with leaves (T, B, ...)."""
+        mask = self._score_mask(seen)
+        condition = self.embed_action(actions)
+        position = (seen.cumsum(0) - 1).clamp_(min=0)
+        x = embeddings + self.position[position]
         for block in self.blocks:
             x = block(x, condition, mask)
         x = self.last(x, condition, mask)
-        return self.finish(F.layer_norm(x, x.shape[-1:], eps=self.norm_eps))
+        return self.project(F.layer_norm(x, x.shape[-1:], eps=self.norm_eps))
 
-    def _mask(self, seen: Tensor) -> Tensor | None:
-        """What is added to scores, (T, T, B), or None: written out, attention never looks ahead."""
-        if self.written_out and host_sync_allowed(seen.device) and bool(seen.all()):
+    def _score_mask(self, seen: Tensor) -> Tensor | None:
+        """Return what is added to attention scores, (T, T, B): zero or minus infinity.
+
+        None if unrolled attention, which is causal by itself, needs no mask.
+        """
+        if self.unrolled and host_sync_allowed(seen.device) and bool(seen.all()):
             return None
-        allowed = (self.causal.unsqueeze(-1) & seen) | self.own.unsqueeze(-1)
+        allowed = (self.causal.unsqueeze(-1) & seen) | self.diagonal.unsqueeze(-1)
         return torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, -torch.inf)
 
 
@@ -98,28 +155,28 @@ class FastBlock:
     """`Block` on all frames.
 
     Args:
-        block: whose weights to take.
-        packing: of products over all frames.
-        written_out: whether attention is.
+        block: the block whose weights are used.
+        packing: packing of products over all frames.
+        unrolled: whether attention is unrolled.
     """
 
-    def __init__(self, block: Block, packing: Packing, written_out: bool) -> None:
-        self.heads, self.written_out = block.attention.heads, written_out
+    def __init__(self, block: Block, packing: Packing, unrolled: bool) -> None:
+        self.heads, self.unrolled = block.attention.heads, unrolled
         self.modulate = packing.linear(*_modulation(block))
-        weight, bias = _joint(block)
+        weight, bias = _query_key_value(block)
         inner, out = len(weight) // 3, block.attention.out
         self.query = packing.linear(weight[:inner], bias[:inner])
         self.key_value = packing.linear(weight[inner:], bias[inner:])
         self.out = packing.linear(out.weight, out.bias)
-        # The oldest frame sees itself alone: for it, values and output are one matrix.
+        # The oldest frame attends only to itself: its value and output matrices become one.
         value, value_bias = weight[2 * inner :], bias[2 * inner :]
-        own_bias = torch.addmv(out.bias, out.weight, value_bias)
-        self.oldest = packing.linear(out.weight @ value, own_bias)
+        oldest_bias = torch.addmv(out.bias, out.weight, value_bias)
+        self.oldest = packing.linear(out.weight @ value, oldest_bias)
         self.mlp = _mlp(block, packing)
-        self.norms = _Norms(block)
+        self.norms = _ModulatedNorms(block)
 
     def __call__(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """One block on (T, B, width), and a condition of the same shape."""
+        """Apply the block to x and condition (T, B, width); mask (T, T, B) is added to scores."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition).chunk(6, -1)
         mixed = self._attend(self.norms.before_attention(x, shift, scale), mask)
         x = torch.addcmul(x, gate, mixed)
@@ -127,91 +184,134 @@ class FastBlock:
         return torch.addcmul(x, gate_mlp, mlp)
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention, (T, B, width) of the same."""
-        if self.written_out and len(x) == 1:
+        """Return the attention's output (T, B, width) on normalised frames of the same shape."""
+        if self.unrolled and len(x) == 1:
             return self.oldest(x)
         key, value = self.key_value(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = self.query(x[1:] if self.written_out else x).unflatten(-1, (self.heads, -1))
-        if not self.written_out:
-            return self.out(_by_kernel(query, key, value, mask).flatten(2))
+        query = self.query(x[1:] if self.unrolled else x).unflatten(-1, (self.heads, -1))
+        if not self.unrolled:
+            return self.out(_kernel_attention(query, key, value, mask).flatten(2))
         mixed = torch.empty(query.shape, device=x.device)
         for k in range(1, len(x)):
-            some = None if mask is None else mask[k, : k + 1]
-            _write_out(mixed[k - 1], query[k - 1], key[: k + 1], value[: k + 1], some)
+            own_mask = None if mask is None else mask[k, : k + 1]
+            _unrolled_attention(mixed[k - 1], query[k - 1], key[: k + 1], value[: k + 1], own_mask)
         return torch.cat([self.oldest(x[:1]), self.out(mixed.flatten(2))])
 
 
 class LastBlock:
-    """`Block` of which only the newest frame is wanted.
+    """`Block` for the newest frame only.
 
     Args:
-        block: whose weights to take.
-        one: packing of products over the newest frames.
-        every: packing of products over all frames.
-        written_out: whether attention is.
+        block: the block whose weights are used.
+        newest: packing of products over the newest frames.
+        all_frames: packing of products over all frames.
+        unrolled: whether attention is unrolled.
     """
 
-    def __init__(self, block: Block, one: Packing, every: Packing, written_out: bool) -> None:
-        self.heads, self.written_out = block.attention.heads, written_out
+    def __init__(self, block: Block, newest: Packing, all_frames: Packing, unrolled: bool) -> None:
+        self.heads, self.unrolled = block.attention.heads, unrolled
         weight, bias = _modulation(block)
-        two = len(weight) // 3  # shift and scale of every frame, all else of the newest
-        self.modulate = every.linear(weight[:two], bias[:two])
-        self.modulate_newest = one.linear(weight[two:], bias[two:])
-        weight, bias = _joint(block)
+        two = len(weight) // 3  # shift and scale for all frames, the rest for the newest
+        self.modulate = all_frames.linear(weight[:two], bias[:two])
+        self.modulate_newest = newest.linear(weight[two:], bias[two:])
+        weight, bias = _query_key_value(block)
         inner = len(weight) // 3
-        self.query = one.linear(weight[:inner], bias[:inner])
-        self.key_value = every.linear(weight[inner:], bias[inner:])
-        self.out = one.linear(block.attention.out.weight, block.attention.out.bias)
-        self.mlp = _mlp(block, one)
-        self.norms = _Norms(block)
+        self.query = newest.linear(weight[:inner], bias[:inner])
+        self.key_value = all_frames.linear(weight[inner:], bias[inner:])
+        self.out = newest.linear(block.attention.out.weight, block.attention.out.bias)
+        self.mlp = _mlp(block, newest)
+        self.norms = _ModulatedNorms(block)
 
     def __call__(self, x: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """The newest frame (B, width), of frames and conditions (T, B, width)."""
+        """Return the newest frame (B, width); arguments as for `FastBlock`."""
         shift, scale = self.modulate(condition).chunk(2, -1)
         gate, shift_mlp, scale_mlp, gate_mlp = self.modulate_newest(condition[-1]).chunk(4, -1)
         normed = self.norms.before_attention(x, shift, scale)
         query = self.query(normed[-1]).unflatten(-1, (self.heads, -1))
         key, value = self.key_value(normed).unflatten(-1, (2, self.heads, -1)).unbind(2)
         mask = None if mask is None else mask[-1]
-        if self.written_out:
+        if self.unrolled:
             mixed = torch.empty_like(query)
-            _write_out(mixed, query, key, value, mask)
+            _unrolled_attention(mixed, query, key, value, mask)
         else:
-            whole = None if mask is None else mask.unsqueeze(0)
-            mixed = _by_kernel(query.unsqueeze(0), key, value, whole)[0]
+            mask = None if mask is None else mask.unsqueeze(0)
+            mixed = _kernel_attention(query.unsqueeze(0), key, value, mask)[0]
         x = torch.addcmul(x[-1], gate, self.out(mixed.flatten(1)))
         return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
 
 
-class _Norms:
-    """A block's norms without the weights that the matrices behind them have taken over."""
+class FastProbe:
+    """What a step derives from a vector probe: the correction, and where the data's range is left.
+
+    Args:
+        model: the model whose weights are used.
+        probe: its probe, which decodes vectors.
+        packing: rows of every step, dtype and device of the products.
+    """
+
+    def __init__(self, model: JEPA, probe: Probe, packing: Packing) -> None:
+        self.senses, self.margin = model.senses, model.config.range_margin
+        linear, (widen, _, narrow) = probe.linear, probe.bent
+        self.size = linear.out_features
+        weight = torch.cat([linear.weight, widen.weight])  # type: ignore[list-item]
+        self.first = packing.linear(weight, torch.cat([linear.bias, widen.bias]))  # type: ignore[list-item]
+        self.narrow = packing.linear(narrow.weight, None)  # type: ignore[arg-type]
+        self.corrects = not self.senses.image_keys
+        if self.corrects:
+            self.encode = packing.chain(model.senses.encode_vectors)
+            self.project = _projector(model.projector, packing)
+
+    def __call__(self, sampled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return corrected embeddings (B, D), and where (B,) `sampled` (B, D) leaves the range."""
+        vectors = self._decode(sampled)
+        outside = self.senses.outside_data(vectors, self.margin)
+        if not self.corrects:
+            return sampled, outside
+        once = self._embed(vectors)
+        on_manifold = 2.0 * once - self._embed(self._decode(once))
+        return sampled + CORRECTION * (on_manifold - sampled), outside
+
+    def _decode(self, embeddings: Tensor) -> Tensor:
+        linear, hidden = self.first(embeddings).tensor_split((self.size,), -1)
+        return linear + self.narrow(F.silu(hidden))
+
+    def _embed(self, vectors: Tensor) -> Tensor:
+        """Embed the observation of standardised vectors (B, n), within the space's bounds."""
+        within = self.senses.standardise(self.senses.to_observation(vectors, []))
+        return self.project(self.encode(within))
+
+
+class _ModulatedNorms:
+    """A block's norms, whose affine weights are folded into the matrices after them."""
 
     def __init__(self, block: Block) -> None:
-        self.attention = block.norm_attention.eps, block.attention.norm.eps
-        self.mlp = block.norm_mlp.eps, block.mlp[0].eps
+        self.attention_eps = block.norm_attention.eps, block.attention.norm.eps
+        self.mlp_eps = block.norm_mlp.eps, cast(nn.LayerNorm, block.mlp[0]).eps
 
     def before_attention(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return _modulated(x, shift, scale, self.attention)
+        return _modulated_norm(x, shift, scale, self.attention_eps)
 
     def before_mlp(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return _modulated(x, shift, scale, self.mlp)  # type: ignore[arg-type]
+        return _modulated_norm(x, shift, scale, self.mlp_eps)
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: tuple[float, float]) -> Tensor:
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: tuple[float, float]) -> Tensor:
     width = x.shape[-1:]
     x = torch.addcmul(shift, F.layer_norm(x, width, eps=eps[0]), scale)
     return F.layer_norm(x, width, eps=eps[1])
 
 
-def _write_out(out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    """Attention of one query over T frames, into `out`.
+def _unrolled_attention(
+    out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> None:
+    """Write the attention of one query over T frames into `out`.
 
     Args:
         out: (B, heads, width).
-        query: likewise.
+        query: (B, heads, width), scaled.
         key: (T, B, heads, width).
-        value: likewise.
-        mask: (T, B) or None, added to the scores.
+        value: (T, B, heads, width).
+        mask: (T, B), added to the scores; None adds nothing.
     """
     scores = (query * key).sum(-1, keepdim=True)
     if mask is not None:
@@ -222,39 +322,39 @@ def _write_out(out: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Ten
         out.addcmul_(share[k], value[k])
 
 
-def _by_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The library's attention on (T, B, heads, width); the scale is in the queries."""
+def _kernel_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply the library's attention to (T, B, heads, width), with scaled queries."""
     query, key, value = (leaf.permute(1, 2, 0, 3) for leaf in (query, key, value))
     mask = None if mask is None else mask.permute(2, 0, 1).unsqueeze(1)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
     return mixed.permute(2, 0, 1, 3)
 
 
-def _condition(embed: ActionEmbedding, packing: Packing) -> Layer:
-    """The embedding of actions (N, A), as the modulations see it: (N, width).
+def _action_embedding(embed: ActionEmbedding, packing: Packing) -> Layer:
+    """Arrange the embedding of actions, and the SiLU that every modulation applies to it.
 
-    Its convolution over one step and the layer behind it are one matrix.
+    The convolution of kernel size one and the linear layer after it become one matrix.
     """
-    first, second = embed.embed[0], embed.embed[2]
-    smooth = embed.smooth.weight.squeeze(-1)
-    weight = first.weight @ smooth  # type: ignore[operator]
-    bias = torch.addmv(first.bias, first.weight, embed.smooth.bias)  # type: ignore[arg-type]
+    first, second = cast(nn.Linear, embed.embed[0]), cast(nn.Linear, embed.embed[2])
+    smooth_bias = cast(Tensor, embed.smooth.bias)
+    weight = first.weight @ embed.smooth.weight.squeeze(-1)
+    bias = torch.addmv(first.bias, first.weight, smooth_bias)
     widen = packing.linear(weight, bias)
-    narrow = packing.linear(second.weight, second.bias)  # type: ignore[arg-type]
+    narrow = packing.linear(second.weight, second.bias)
     return lambda actions: F.silu(narrow(F.silu(widen(actions))))
 
 
 def _modulation(block: Block) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a block's modulation; one is added to every scale."""
+    """Return weight and bias of a block's modulation, with one added to every scale."""
     bias = block.modulation.bias.detach().unflatten(0, (6, -1)).clone()
     bias[[1, 4]] += 1.0
     return block.modulation.weight, bias.flatten()
 
 
-def _joint(block: Block) -> tuple[Tensor, Tensor]:
-    """Queries, keys and values behind a norm without weights; the scale is in the queries."""
+def _query_key_value(block: Block) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the joint projection: norm folded in, queries scaled."""
     attention = block.attention
-    weight, bias = behind_norm(attention.joint, attention.norm)
+    weight, bias = _fold_norm(attention.joint, attention.norm)
     inner = len(weight) // 3
     factor = torch.ones(len(weight), 1, device=weight.device)
     factor[:inner] = (inner // attention.heads) ** -0.5
@@ -262,138 +362,32 @@ def _joint(block: Block) -> tuple[Tensor, Tensor]:
 
 
 def _mlp(block: Block, packing: Packing) -> Layer:
-    """A block's MLP behind a norm without weights."""
+    """Arrange a block's MLP, with the affine weights of its norm folded in."""
     norm, widen, _, _, narrow, _ = block.mlp
-    up = packing.product(*behind_norm(widen, norm))  # type: ignore[arg-type]
+    up = packing.product(*_fold_norm(widen, norm))  # type: ignore[arg-type]
     down = packing.linear(narrow.weight, narrow.bias)  # type: ignore[arg-type]
     return lambda x: down(F.gelu(up(x)))
 
 
-def behind_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the same layer behind the same norm without weights."""
+def _fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a linear layer with the affine weights of the norm before it."""
     weight = linear.weight.detach() * norm.weight.detach()
     bias = linear.weight.detach() @ norm.bias.detach()
     return weight, bias if linear.bias is None else bias + linear.bias.detach()
 
 
-def projection(projector: Projector, packing: Packing, norm: nn.LayerNorm | None = None) -> Layer:
-    """A `Projector` in eval mode, whose batch norm is in the matrix before it.
+def _projector(projector: Projector, packing: Packing, norm: nn.LayerNorm | None = None) -> Layer:
+    """Arrange a `Projector` in eval mode, with its batch norm folded into its first matrix.
 
     Args:
-        projector: whose weights to take.
-        packing: of the products.
-        norm: the norm before it, if it is to be left without weights.
+        projector: the projector whose weights are used.
+        packing: rows, dtype and device of the products.
+        norm: a layer norm before it, whose affine weights are folded in too.
     """
     linear, batch = projector.inwards, projector.norm
-    weight, bias = (linear.weight, linear.bias) if norm is None else behind_norm(linear, norm)
+    weight, bias = (linear.weight, linear.bias) if norm is None else _fold_norm(linear, norm)
     scale = batch.weight * torch.rsqrt(batch.running_var + batch.eps)  # type: ignore[arg-type, operator]
     shift = batch.bias - batch.running_mean * scale  # type: ignore[operator]
     up = packing.product(scale.unsqueeze(1) * weight, scale * bias + shift)
     down = packing.linear(projector.outwards.weight, projector.outwards.bias)
     return lambda x: down(F.gelu(up(x)))
-
-
-class FastJEPA(JEPA):
-    """A JEPA for inference with a fixed number of rows; see `JEPA.prepare`.
-
-    Args:
-        model: whose weights to take; they are shared where nothing is rearranged.
-        packing: rows of every step, and the products' dtype and device.
-    """
-
-    def __init__(self, model: JEPA, num_envs: int, dtype: torch.dtype) -> None:
-        packing = Packing(num_envs, dtype, model_device(model))
-        super(JEPA, self).__init__(model.observation_space, model.action_space, model.config)
-        self.feature_dim, self.noise_dim = model.feature_dim, model.noise_dim
-        for name in ("inverse", "probe", "target"):
-            setattr(self, name, None)
-        for name, part in model.named_children():
-            setattr(self, name, part)
-        for name, buffer in model.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        if self.probe is not None and self.probe.whole:
-            self.decode = self._decode
-        self._predict = FastPredictor(model, packing)
-        self._kept = None if self.carrier is None else self.carrier.persistence
-        self._certain = not bool(model.residual.any())
-        self._judge = packing.chain(model.heads)
-        self._probed = Probed(model, packing) if model.probe and model.senses.sizes else None
-        self.eval()
-
-    def step(
-        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
-    ) -> tuple[State, Prediction]:
-        """See `WorldModel.step`."""
-        encoded = self.encode_action(action)
-        old = state["embeddings"][:, -1]
-        free = new = self._expected(state, encoded)
-        if not self._certain:
-            spread = self.residual
-            if not is_one(temperature):
-                spread = spread * per_row(temperature, old) ** 0.5
-            free = new = torch.addcmul(free, spread, quick_normal(noise))
-        unknown = None
-        if self._probed is not None:
-            new, unknown = self._probed(free)
-        reward, termination = self._judge(torch.cat([new, new - old, encoded], -1)).unbind(-1)
-        reward, termination = reward * self.reward_std + self.reward_mean, termination.sigmoid()
-        if unknown is not None:
-            reward = torch.where(unknown, self.worst_return, reward)
-            termination = torch.where(unknown, 1.0, termination)
-        prediction = Prediction(reward, termination, torch.zeros_like(reward))
-        return self._move(state, encoded, new, self._still_unread(state)), prediction
-
-    def _still_unread(self, state: State) -> Tensor | None:
-        """See `JEPA._still_unread`."""
-        return None if self._kept is None else state["unread"] * self._kept
-
-    def _expected(self, state: State, encoded: Tensor) -> Tensor:
-        """The expected next embedding (B, D) after an encoded action (B, A)."""
-        actions = torch.cat([state["actions"][:, 1:], encoded.unsqueeze(1)], 1)
-        seen = F.pad(state["seen"][:, :-1] > 0.5, (0, 1), value=True)
-        projected = self._predict(state["embeddings"], actions, seen)
-        if self.config.predicts == "change":
-            return state["embeddings"][:, -1] + projected
-        return projected
-
-
-class Probed:
-    """What the probe of a JEPA with vectors has to say of a predicted embedding.
-
-    Args:
-        model: whose weights to take.
-        packing: of the products.
-    """
-
-    def __init__(self, model: JEPA, packing: Packing) -> None:
-        if not isinstance(model.probe, Probe):
-            raise ValueError("this JEPA has no probe; give probe='vectors' or 'all'")
-        self.probe, self.senses, self.margin = model.probe, model.senses, model.config.range_margin
-        linear, (widen, _, narrow) = self.probe.linear, self.probe.bent
-        self.size = linear.out_features
-        weight = torch.cat([linear.weight, widen.weight])  # type: ignore[list-item]
-        self.first = packing.linear(weight, torch.cat([linear.bias, widen.bias]))  # type: ignore[list-item]
-        self.narrow = packing.linear(narrow.weight, None)  # type: ignore[arg-type]
-        self.grounds = not self.senses.image_keys
-        if self.grounds:
-            self.encode = packing.chain(model.senses.encode_vectors)
-            self.project = projection(model.projector, packing)
-
-    def __call__(self, free: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings (B, D) pulled to those of observations, and where (B,) they left them."""
-        read = self._read(free)
-        unknown = self.probe.outside(read, self.margin)
-        if not self.grounds:
-            return free, unknown
-        once = self._embed(read)
-        near = 2.0 * once - self._embed(self._read(once))
-        return free + GROUNDING * (near - free), unknown
-
-    def _read(self, embeddings: Tensor) -> Tensor:
-        straight, bent = self.first(embeddings).tensor_split((self.size,), -1)
-        return straight + self.narrow(F.silu(bent))
-
-    def _embed(self, vectors: Tensor) -> Tensor:
-        """The embedding of the observation that vectors (B, n) stand for."""
-        seen = self.senses.standard(join_parts(self.probe.shown(vectors)))
-        return self.project(self.encode(seen))

@@ -1,8 +1,8 @@
-"""BatchMoments over the real rows of a batch, shared between processes or not: see `masked`."""
+"""Building blocks of a JEPA: batch norm, the predictor, observation encoders and the probe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -27,14 +27,22 @@ from dreamgym.models.observations import (
 from dreamgym.models.reduction import all_reduce_sum
 from dreamgym.models.statistics import Moments
 
+SMOOTHED_ACTION = 10
+"""Channels that actions are first projected to, as in LeWM."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SMALLEST_SQUARE = 1e-12
+
 
 class BatchMoments(NamedTuple):
-    """Of the real rows of a batch.
+    """Moments of the real rows of a batch, without its padding.
 
     Attributes:
-        rows: how many there are; no less than one, for division.
-        mean: their mean.
-        variance: their mean squared distance from it.
+        rows: (..., 1) number of real rows, at least one.
+        mean: (..., D) mean.
+        variance: (..., D) biased variance.
     """
 
     rows: Tensor
@@ -43,14 +51,11 @@ class BatchMoments(NamedTuple):
 
 
 def moments(values: Tensor, mask: Tensor) -> BatchMoments:
-    """BatchMoments over the first dimension.
+    """Return the moments over the first dimension, of the global batch under data parallelism.
 
     Args:
         values: (N, ..., D).
-        mask: (N, ...) bool, true where a row is real.
-
-    Returns:
-        rows (..., 1), mean (..., D) and variance (..., D).
+        mask: (N, ...) bool, false on padding.
     """
     weight = mask.to(values.dtype).unsqueeze(-1)
     count = all_reduce_sum(weight.sum(0)).clamp(min=1.0)
@@ -60,55 +65,52 @@ def moments(values: Tensor, mask: Tensor) -> BatchMoments:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the real rows only; in eval mode exact row by row.
+    """Batch normalisation that ignores padding; in eval mode, rows are independent.
 
-    Its parameters and buffers are those of `torch.nn.BatchNorm1d`.
+    Parameters and buffers are those of `torch.nn.BatchNorm1d`.
     """
 
     def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Normalise.
+        """Normalise values.
 
         Args:
             values: (..., D).
-            mask: (...) bool, true where a row is real; needed in training only.
+            mask: (...) bool, false on padding; used in training mode only, where None normalises
+                by the running statistics.
         """
         mean, variance = self.running_mean, self.running_var
         if self.training and mask is not None:
-            found = moments(values.flatten(0, -2).float(), mask.flatten())
-            mean, variance = found.mean, found.variance
-            self._remember(found)
+            batch = moments(values.flatten(0, -2).float(), mask.flatten())
+            mean, variance = batch.mean, batch.variance
+            self._update_running_statistics(batch)
         scale = self.weight * torch.rsqrt(variance + self.eps)  # type: ignore[operator, arg-type]
         return values * scale + (self.bias - mean * scale)  # type: ignore[operator]
 
     @torch.no_grad()
-    def _remember(self, found: BatchMoments) -> None:
-        unbiased = found.variance * found.rows / (found.rows - 1.0).clamp(min=1.0)
+    def _update_running_statistics(self, batch: BatchMoments) -> None:
+        unbiased = batch.variance * batch.rows / (batch.rows - 1.0).clamp(min=1.0)
         momentum = self.momentum or 0.0
-        self.running_mean.lerp_(found.mean, momentum)  # type: ignore[union-attr]
+        self.running_mean.lerp_(batch.mean, momentum)  # type: ignore[union-attr]
         self.running_var.lerp_(unbiased, momentum)  # type: ignore[union-attr]
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
-SMOOTHED_ACTION = 10
+class Projector(nn.Module):
+    """Linear, batch norm, GELU, linear: from a network's output to the embedding space."""
 
-"""Channels that an action is first brought to."""
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.inwards = nn.Linear(inputs, hidden)
+        self.norm = BatchNorm(hidden)
+        self.outwards = Linear(hidden, outputs)
 
-
-class PredictorSizes(NamedTuple):
-    """What a predictor is made of, see `JEPAConfig`."""
-
-    width: int
-    context: int
-    blocks: int
-    heads: int
-    head_width: int
-    mlp: int
-    dropout: float
-    gate: float
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project (..., inputs) to (..., outputs); `mask` (...) is that of `BatchNorm.forward`."""
+        return self.outwards(F.gelu(self.norm(self.inwards(values), mask)))
 
 
 class ActionEmbedding(nn.Module):
-    """Actions (B, T, A) as conditions (B, T, width): a convolution over one step, then an MLP."""
+    """Embeds actions for the predictor: a convolution of kernel size one, then an MLP."""
 
     def __init__(self, actions: int, width: int) -> None:
         super().__init__()
@@ -118,24 +120,24 @@ class ActionEmbedding(nn.Module):
         )
 
     def forward(self, actions: Tensor) -> Tensor:
-        """Embed (B, T, A) floats; gives (B, T, width)."""
+        """Embed encoded actions (B, T, A) as (B, T, width)."""
         return self.embed(self.smooth(actions.mT).mT)
 
 
 class Attention(nn.Module):
-    """Masked self-attention with heads of any width and one joint projection without a bias."""
+    """Masked multi-head self-attention with a joint projection without bias."""
 
-    def __init__(self, sizes: PredictorSizes) -> None:
+    def __init__(self, config: JEPAConfig) -> None:
         super().__init__()
-        inner = sizes.heads * sizes.head_width
-        self.heads, self.dropout = sizes.heads, sizes.dropout
-        self.norm = nn.LayerNorm(sizes.width)
-        self.joint = nn.Linear(sizes.width, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, sizes.width)
-        self.drop = nn.Dropout(sizes.dropout)
+        width, inner = config.embedding, config.heads * config.head_width
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm = nn.LayerNorm(width)
+        self.joint = nn.Linear(width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, width)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attend within (B, T, width), to where the mask (B or 1, 1, T, T) is true."""
+        """Attend within x (B, T, width) where mask (B or 1, 1, T, T) is true."""
         joint = self.joint(self.norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = (leaf.transpose(1, 2) for leaf in joint.unbind(2))
         dropout = self.dropout if self.training else 0.0
@@ -144,31 +146,37 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition.
+    """Transformer block whose norms are modulated (AdaLN) by the action embedding.
 
-    The modulation's weights begin with a spread of `gate`: at zero, which is AdaLN-zero, a fresh
-    block is the identity.
+    With `gate` zero the modulation is AdaLN-zero: an untrained block is the identity.
     """
 
-    def __init__(self, sizes: PredictorSizes) -> None:
+    def __init__(self, config: JEPAConfig) -> None:
         super().__init__()
-        self.attention = Attention(sizes)
+        width = config.embedding
+        self.attention = Attention(config)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(sizes.width),
-            nn.Linear(sizes.width, sizes.mlp),
+            nn.LayerNorm(width),
+            nn.Linear(width, config.mlp),
             nn.GELU(),
-            nn.Dropout(sizes.dropout),
-            nn.Linear(sizes.mlp, sizes.width),
-            nn.Dropout(sizes.dropout),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.mlp, width),
+            nn.Dropout(config.dropout),
         )
-        self.norm_attention = nn.LayerNorm(sizes.width, eps=1e-6, elementwise_affine=False)
-        self.norm_mlp = nn.LayerNorm(sizes.width, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(sizes.width, 6 * sizes.width)
-        nn.init.normal_(self.modulation.weight, std=sizes.gate)
+        self.norm_attention = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_mlp = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.normal_(self.modulation.weight, std=config.gate)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
-        """One block on (B, T, width) under a condition of the same shape."""
+        """Apply the block.
+
+        Args:
+            x: (B, T, width).
+            condition: (B, T, width) embedded actions.
+            mask: (B or 1, 1, T, T) bool, true where attention is allowed.
+        """
         modulation = self.modulation(F.silu(condition)).chunk(6, -1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         x = x + gate * self.attention(self.norm_attention(x) * (1 + scale) + shift, mask)
@@ -176,22 +184,22 @@ class Block(nn.Module):
 
 
 class Predictor(nn.Module):
-    """From embeddings and actions of up to `context` frames to what comes after each of them."""
+    """Causal transformer over frames; the output at a frame encodes the embedding after it."""
 
-    def __init__(self, sizes: PredictorSizes) -> None:
+    def __init__(self, config: JEPAConfig) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(sizes.context, sizes.width))
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
-        self.norm = nn.LayerNorm(sizes.width)
+        self.position = nn.Parameter(torch.randn(config.context, config.embedding))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.embedding)
 
     def forward(self, embeddings: Tensor, conditions: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Predict; causal, so that what comes after a frame is said from it and those before.
+        """Predict causally: the output at a frame depends on this frame and those before it.
 
         Args:
-            embeddings: (B, T, width), T at most the context.
-            conditions: (B, T, width) of the actions that leave these frames.
-            seen: (B, T) bool, false on slots that hold no frame yet: they are attended to by
-                none, and the first frame that is seen has the first position. None: all are seen.
+            embeddings: (B, T, width), with T at most the context.
+            conditions: (B, T, width) embeddings of the actions taken at these frames.
+            seen: (B, T) bool, false on slots that hold no frame yet. These are not attended to, and
+                the first seen frame gets the first position. None: all slots hold a frame.
 
         Returns:
             (B, T, width).
@@ -201,47 +209,23 @@ class Predictor(nn.Module):
         if seen is None:
             x, mask = embeddings + self.position[:length], causal.view(1, 1, length, length)
         else:
-            place = (seen.long().cumsum(-1) - 1).clamp(min=0)
-            x = embeddings + self.position[place]
-            # A slot always sees itself: nothing is divided by an empty sum.
-            own = torch.eye(length, dtype=torch.bool, device=embeddings.device)
-            mask = ((causal & seen.unsqueeze(1)) | own).unsqueeze(1)
+            position = (seen.long().cumsum(-1) - 1).clamp(min=0)
+            x = embeddings + self.position[position]
+            # A slot always attends to itself, so that no softmax is over an empty set.
+            diagonal = torch.eye(length, dtype=torch.bool, device=embeddings.device)
+            mask = ((causal & seen.unsqueeze(1)) | diagonal).unsqueeze(1)
         for block in self.blocks:
             x = block(x, conditions, mask)
         return self.norm(x)
 
 
-class Projector(nn.Module):
-    """Linear, batch norm, GELU, linear: between a transformer's output and the embedding space."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.inwards = nn.Linear(inputs, hidden)
-        self.norm = BatchNorm(hidden)
-        self.outwards = Linear(hidden, outputs)
-
-    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Project (..., inputs) to (..., outputs); mask (...) is false on padding, in training."""
-        return self.outwards(F.gelu(self.norm(self.inwards(values), mask)))
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-SMALLEST_SQUARE = 1e-12
-
-
 class ImageEncoder(nn.Module):
-    """An image at the working size, normalised, through one of the encoders.
+    """Resizes and normalises images and applies the encoder that the config names.
 
     Attributes:
         dim: width of the output.
-        mean: (channels, 1, 1) of pixels in [0, 1], taken off before encoding; ImageNet's where
-            there are three channels.
-        std: (channels, 1, 1) likewise.
+        mean: (channels, 1, 1) mean of pixels in [0, 1]; ImageNet's for three channels, else 0.5.
+        std: (channels, 1, 1) standard deviation of pixels; ImageNet's for three channels, else 0.5.
     """
 
     mean: Tensor
@@ -252,19 +236,19 @@ class ImageEncoder(nn.Module):
         side = config.image_size
         self.pixels = Pixels(box, (side, side))
         channels = self.pixels.channels
-        colour = channels == len(IMAGENET_MEAN)
+        is_colour = channels == len(IMAGENET_MEAN)
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            filled = torch.tensor(values if colour else (0.5,) * channels)
-            self.register_buffer(name, filled.view(-1, 1, 1))
-        self.network = _network(channels, config)
+            by_channel = torch.tensor(values if is_colour else (0.5,) * channels)
+            self.register_buffer(name, by_channel.view(-1, 1, 1))
+        self.network = _image_network(channels, config)
         self.dim: int = self.network.dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode bytes (B, height, width, channels); gives (B, dim)."""
+        """Encode uint8 images (B, height, width, channels) as (B, dim)."""
         return self.network((self.pixels.to_float(images) - self.mean) / self.std)
 
 
-def _network(channels: int, config: JEPAConfig) -> Any:
+def _image_network(channels: int, config: JEPAConfig) -> Any:
     name, side = config.image_encoder, config.image_size
     if name == "conv":
         return ConvEncoder(channels, (side, side), VMC_ENCODER)
@@ -275,15 +259,16 @@ def _network(channels: int, config: JEPAConfig) -> Any:
 
 
 class ObservationCodec(nn.Module):
-    """Encoders of all parts of an observation, side by side.
+    """Encodes observations, and converts standardised vectors and float images back to them.
 
     Args:
-        space: a Box or a Dict of them.
-        config: sizes and kinds.
+        space: a Box, or a Dict of them.
+        config: sizes, and the kind of image encoder.
 
     Attributes:
-        dim: width of what is encoded.
-        images: the images' encoders.
+        dim: width of the encoding.
+        vector_sizes: number of elements in each vector part.
+        images: encoders of the image parts.
     """
 
     def __init__(self, space: gym.Space, config: JEPAConfig) -> None:
@@ -295,167 +280,179 @@ class ObservationCodec(nn.Module):
             VectorCodec(boxes[key], "standard") for key in self.vector_keys
         )
         self.images = nn.ModuleList(ImageEncoder(boxes[key], config) for key in self.image_keys)
-        self.sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
-        self.dim = sum(cast(ImageEncoder, encoder).dim for encoder in self.images)
-        if self.sizes:
+        self.vector_sizes = [int(np.prod(boxes[key].shape)) for key in self.vector_keys]
+        self.dim = sum(encoder.dim for encoder in self.image_encoders.values())
+        if self.vector_keys:
             self.encode_vectors = nn.Sequential(
-                nn.Linear(sum(self.sizes), config.width),
+                nn.Linear(self.vector_size, config.width),
                 nn.SiLU(),
                 nn.Linear(config.width, config.width),
             )
             self.dim += config.width
 
+    @property
+    def vector_size(self) -> int:
+        """Number of elements in all vector parts together."""
+        return sum(self.vector_sizes)
+
+    @property
+    def vector_codecs(self) -> dict[str, VectorCodec]:
+        """The normalisers of the vector parts by key."""
+        return dict(zip(self.vector_keys, cast(list[VectorCodec], list(self.vectors)), strict=True))
+
+    @property
+    def image_encoders(self) -> dict[str, ImageEncoder]:
+        """The encoders of the image parts by key."""
+        return dict(zip(self.image_keys, cast(list[ImageEncoder], list(self.images)), strict=True))
+
     def set_moments(self, by_key: Mapping[str, Moments]) -> None:
         """Fit the normalisers of the vectors; parts without moments keep theirs."""
-        for key, codec in zip(self.vector_keys, self.vectors, strict=True):
+        for key, codec in self.vector_codecs.items():
             if key in by_key:
-                codec.set_moments(by_key[key])  # type: ignore[operator]
-
-    def standard(self, observation: Observation) -> Tensor:
-        """All vectors (..., *shape) in one, standardised: (..., n)."""
-        pairs = zip(self.vector_keys, self.vectors, strict=True)
-        inwards = [codec.encode(get_part(observation, key)) for key, codec in pairs]  # type: ignore[operator]
-        return torch.cat(inwards, -1)
+                codec.set_moments(by_key[key])
 
     def forward(self, observation: Observation) -> Tensor:
-        """Encode observations with any leading dimensions (...); gives (..., dim)."""
-        encoded = [self.encode_vectors(self.standard(observation))] if self.sizes else []
-        for key, encoder in zip(self.image_keys, self.images, strict=True):
+        """Encode observations with any leading dimensions (...) as (..., dim)."""
+        encoded = [self.encode_vectors(self.standardise(observation))] if self.vector_keys else []
+        for key, encoder in self.image_encoders.items():
             images = get_part(observation, key)
             encoded.append(encoder(images.flatten(0, -4)).unflatten(0, images.shape[:-3]))
         return torch.cat(encoded, -1)
 
+    def standardise(self, observation: Observation) -> Tensor:
+        """Return all vector parts (..., *shape), standardised and concatenated: (..., n)."""
+        parts = [c.encode(get_part(observation, key)) for key, c in self.vector_codecs.items()]
+        return torch.cat(parts, -1)
+
+    def float_images(self, observation: Observation) -> list[Tensor]:
+        """Return the image parts at the working size as floats (..., channels, side, side)."""
+        return [
+            encoder.pixels.to_float(get_part(observation, key))
+            for key, encoder in self.image_encoders.items()
+        ]
+
+    def to_observation(self, vectors: Tensor | None, images: Sequence[Tensor]) -> Observation:
+        """Convert network outputs to an observation within the types and bounds of the space.
+
+        Args:
+            vectors: (B, n) standardised; None leaves the vector parts out.
+            images: floats (B, channels, side, side) of every image part; empty leaves them out.
+        """
+        parts = {}
+        if vectors is not None:
+            split = vectors.split(self.vector_sizes, -1)
+            for (key, codec), values in zip(self.vector_codecs.items(), split, strict=True):
+                parts[key] = codec.to_space(codec.decode(values))
+        if images:
+            for (key, encoder), pixels in zip(self.image_encoders.items(), images, strict=True):
+                parts[key] = encoder.pixels.to_bytes(pixels)
+        return join_parts(parts)
+
+    def outside_data(self, vectors: Tensor, margin: float) -> Tensor:
+        """Return where standardised vectors (B, n) leave the widened data range: (B,) bool."""
+        split = vectors.split(self.vector_sizes, -1)
+        outside = [
+            codec.outside_data(codec.decode(values), margin)
+            for codec, values in zip(self.vector_codecs.values(), split, strict=True)
+        ]
+        return torch.stack(outside).any(0)
+
 
 class Probe(nn.Module):
-    """A decoder of embeddings that does not shape them: it sees them without their gradient.
+    """Decodes embeddings without shaping them: no gradient flows from its loss into them.
 
-    An embedding says what can be foretold, and little of what cannot, such as the spin after a
-    blow. So what is not read off an embedding at one step is in part not read off at the next
-    either: `unread` says how much a real observation has of it, and `persistence` what share of
-    that is left after a step, as a regression of the one on the other (an autoregression of the
-    probe's errors) has it.
+    An embedding contains what can be predicted and little of what cannot, such as the spin after a
+    collision. The difference between an observed vector and its probed value (the residual) is
+    therefore correlated from one step to the next. The probe fits this as an AR(1) process, and
+    `residual_ar1` is the factor by which a residual decays in one step.
 
     Args:
-        senses: whose observations it reads off.
-        config: sizes, and which parts.
+        codec: encoders of the observations to decode; only their sizes are used.
+        config: sizes, and the parts to decode.
 
     Attributes:
-        whole: whether it has every part of the observation.
-        carried: how many numbers of what is unread a state carries: all of the vectors, or none
-            where nothing is decoded.
+        vector_size: number of elements in the decoded vectors; 0 without vectors.
+        images: decoders of the image parts; empty unless the config probes them.
+        decodes_all: whether every part of the observation is decoded.
+        residual_size: number of elements in the residual that a state carries: all vectors, or 0 if
+            the model cannot decode.
     """
 
     squared: Tensor
     lagged: Tensor
 
-    def __init__(self, senses: ObservationCodec, config: JEPAConfig) -> None:
+    def __init__(self, codec: ObservationCodec, config: JEPAConfig) -> None:
         super().__init__()
-        # Held, not owned: its normalisers are saved once.
-        self._senses = [senses]
-        if senses.sizes:
-            # Most of the state lies in the embedding linearly; the rest is left to the MLP.
-            self.linear = nn.Linear(config.embedding, sum(senses.sizes))
+        self.vector_size = codec.vector_size
+        if self.vector_size:
+            # Most of the state is linear in the embedding; the MLP fits the remainder.
+            self.linear = nn.Linear(config.embedding, self.vector_size)
             self.bent = nn.Sequential(
                 nn.Linear(config.embedding, config.width),
                 nn.SiLU(),
-                nn.Linear(config.width, sum(senses.sizes), bias=False),
+                nn.Linear(config.width, self.vector_size, bias=False),
             )
-        pixels = [encoder.pixels for encoder in senses.images]
-        wanted = pixels if config.probe == "all" else []
+        encoders = codec.image_encoders.values() if config.probe == "all" else ()
         self.images = nn.ModuleList(
-            ConvDecoder(config.embedding, p.channels, p.size, VMC_DECODER)  # type: ignore[union-attr, arg-type]
-            for p in wanted
+            ConvDecoder(config.embedding, e.pixels.channels, e.pixels.size, VMC_DECODER)
+            for e in encoders
         )
-        self.whole = len(wanted) == len(pixels)
-        self.carried = sum(senses.sizes) if self.whole else 0
-        if self.carried:
-            # Moments of what is unread, and of that with what was a step before.
+        self.decodes_all = len(self.images) == len(codec.images)
+        self.residual_size = self.vector_size if self.decodes_all else 0
+        if self.residual_size:
+            # Running means of residual[t]**2 and of residual[t] * residual[t + 1].
             for name in ("squared", "lagged"):
-                self.register_buffer(name, torch.zeros(self.carried))
+                self.register_buffer(name, torch.zeros(self.residual_size))
 
     def vectors(self, embeddings: Tensor) -> Tensor:
-        """Standardised vectors (..., n) read off embeddings (..., D)."""
+        """Decode embeddings (..., D) into standardised vectors (..., n)."""
         return self.linear(embeddings) + self.bent(embeddings)
 
-    def unread(self, embeddings: Tensor, observation: Observation) -> Tensor:
-        """What vectors (..., n) of observations have beyond what embeddings (..., D) tell."""
-        return self._senses[0].standard(observation) - self.vectors(embeddings)
+    def decode(self, embeddings: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Decode embeddings (..., D).
+
+        Returns:
+            Standardised vectors (..., n), or None without vectors, and float images
+            (..., channels, side, side) of each image part that is probed.
+        """
+        vectors = self.vectors(embeddings) if self.vector_size else None
+        return vectors, [decoder(embeddings) for decoder in self.images]
+
+    def error(self, embeddings: Tensor, vectors: Tensor | None, images: Sequence[Tensor]) -> Tensor:
+        """Return the mean squared error (...) of decoded embeddings, summed over the parts.
+
+        Args:
+            embeddings: (..., D); they receive no gradient.
+            vectors: (..., n) standardised targets; None without vectors.
+            images: target images (..., channels, side, side) of each image part that is probed.
+        """
+        decoded_vectors, decoded_images = self.decode(embeddings.detach())
+        errors = []
+        if decoded_vectors is not None and vectors is not None:
+            errors.append((decoded_vectors - vectors).square().mean(-1))
+        for decoded, target in zip(decoded_images, images, strict=True):
+            errors.append((decoded - target).square().flatten(-3).mean(-1))
+        return torch.stack(errors).sum(0)
 
     @property
-    def persistence(self) -> Tensor:
-        """Share (n,) of what is unread that stays so in the next step.
-
-        It is fitted on what the predictor expects, without a step's noise and grounding.
-        """
+    def residual_ar1(self) -> Tensor:
+        """AR(1) coefficient (n,) of the residual, in [0, 1]."""
         return (self.lagged / self.squared.clamp(min=SMALLEST_SQUARE)).clamp(0.0, 1.0)
 
     @torch.no_grad()
-    def remember_unread(self, before: Tensor, after: Tensor, mask: Tensor, share: Tensor) -> None:
-        """Let the moments follow a batch of them.
+    def update_residual_moments(
+        self, before: Tensor, after: Tensor, mask: Tensor, momentum: Tensor
+    ) -> None:
+        """Update the running moments behind `residual_ar1` with a batch.
 
         Args:
-            before: (B, L, n) unread of real embeddings.
-            after: (B, L, n) of what is predicted to follow them.
-            mask: (B, L) bool, true where these are real.
-            share: of the batch in the moments.
+            before: (B, L, n) residuals at real embeddings.
+            after: (B, L, n) residuals at the predictions from these embeddings, which contain
+                neither the noise nor the correction of a dreamed step.
+            mask: (B, L) bool, false on padding.
+            momentum: weight of the batch.
         """
         both = torch.cat([before.square(), before * after], -1)
-        found = moments(both.flatten(0, 1).float(), mask.flatten()).mean
-        for moment, mean in zip((self.squared, self.lagged), found.chunk(2, -1), strict=True):
-            moment.lerp_(mean, share)
-
-    def error(self, embeddings: Tensor, observation: Observation) -> Tensor:
-        """Mean squared error (...) of what is read off embeddings (..., D), over its numbers."""
-        senses, seen = self._senses[0], embeddings.detach()
-        errors = []
-        if senses.sizes:
-            errors.append((self.vectors(seen) - senses.standard(observation)).square().mean(-1))
-        for key, encoder, decoder in self._pictured():
-            wanted = encoder.pixels.to_float(get_part(observation, key))
-            errors.append((decoder(seen) - wanted).square().flatten(-3).mean(-1))
-        return torch.stack(errors).sum(0)
-
-    def decode(self, embeddings: Tensor, unread: Tensor | None = None) -> Observation:
-        """Observations (B, ...) read off embeddings (B, D), in types and bounds of the space.
-
-        Args:
-            embeddings: (B, D).
-            unread: (B, n) of their vectors, to be added; None for nothing.
-        """
-        made = {}
-        if self._senses[0].sizes:
-            vectors = self.vectors(embeddings)
-            made = self.shown(vectors if unread is None else vectors + unread)
-        for key, encoder, decoder in self._pictured():
-            made[key] = encoder.pixels.to_bytes(decoder(embeddings))
-        return join_parts(made)
-
-    def shown(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Parts (B, ...) of an observation that vectors (B, n) of `vectors` stand for, by key."""
-        senses = self._senses[0]
-        flat = vectors.split(senses.sizes, -1)
-        return {
-            key: codec.to_space(codec.decode(values))  # type: ignore[operator]
-            for key, codec, values in zip(senses.vector_keys, senses.vectors, flat, strict=True)
-        }
-
-    def unknown(self, embeddings: Tensor, margin: float) -> Tensor:
-        """Where (B,) the vectors that embeddings (B, D) stand for leave the data's range."""
-        return self.outside(self.vectors(embeddings), margin)
-
-    def outside(self, vectors: Tensor, margin: float) -> Tensor:
-        """Where (B,) vectors (B, n) of `vectors` leave the data's range."""
-        senses = self._senses[0]
-        flat = vectors.split(senses.sizes, -1)
-        outside = [
-            codec.outside_data(codec.decode(values), margin)  # type: ignore[operator]
-            for codec, values in zip(senses.vectors, flat, strict=True)
-        ]
-        return torch.stack(outside).any(0)
-
-    def _pictured(self) -> list[tuple[str, Any, Any]]:
-        senses = self._senses[0]
-        count = len(self.images)
-        return list(
-            zip(senses.image_keys[:count], list(senses.images)[:count], self.images, strict=True)
-        )
+        batch = moments(both.flatten(0, 1).float(), mask.flatten()).mean
+        for moment, mean in zip((self.squared, self.lagged), batch.chunk(2, -1), strict=True):
+            moment.lerp_(mean, momentum)

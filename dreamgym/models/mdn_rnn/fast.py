@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
 from dreamgym.models.fast import FastForm
 from dreamgym.models.mdn_rnn.config import LOG_SIGMA_MAX
 from dreamgym.models.mdn_rnn.model import MDNRNN, LinearHeads, TransitionHeads
@@ -33,8 +33,7 @@ class FastMDNRNN(FastForm):
         dtype: dtype of the matrix products.
     """
 
-    space_low: Tensor
-    space_high: Tensor
+    worst_return: Tensor
 
     def __init__(self, model: MDNRNN, num_envs: int, dtype: torch.dtype) -> None:
         super().__init__(model)
@@ -45,9 +44,6 @@ class FastMDNRNN(FastForm):
         self.sigma_min, self.sigma_max = math.exp(config.log_sigma_min), math.exp(LOG_SIGMA_MAX)
         self.encode_action, self.vision = model.encode_action, model.vision
         self.register_buffer("worst_return", model.worst_return)
-        low, high = model.vision.standardised_space()
-        self.register_buffer("space_low", low)
-        self.register_buffer("space_high", high)
         layers = {"gates": _gate_layer(model), "mixture": _mixture_layer(model)}
         if config.trunk:
             layers["trunk"] = model.trunk.weight, model.trunk.bias
@@ -65,18 +61,15 @@ class FastMDNRNN(FastForm):
         gates = self.linear["gates"](torch.cat([*inputs, state["h"]], -1))
         # A compiler fuses the cell better without in-place operations on slices.
         h, c = lstm_cell(gates, state["c"], inplace=not torch.compiler.is_compiling())
-        outputs = self._mixture_outputs(h, z, encoded)
-        new, unknown = self._move(z, self._sample_delta(outputs, noise, temperature))
+        outputs, vision = self._mixture_outputs(h, z, encoded), self.vision
+        delta = self._sample_delta(outputs, noise, temperature)
+        new, outside = vision.limit(torch.addcmul(z * vision.carried, delta, vision.delta_std))
         reward, termination = self._reward_termination(outputs, h, z, new, encoded)
-        prediction = Prediction(
-            reward=torch.where(unknown, self.worst_return, reward),
-            termination=torch.where(unknown, 1.0, termination),
-            uncertainty=torch.zeros_like(reward),
-        )
+        prediction = Prediction(reward, termination, torch.zeros_like(reward))
         following = {"z": new, "h": h, "c": c}
         if self.restart_flag:
             following["restart"] = torch.zeros_like(state["restart"])
-        return following, prediction
+        return following, end_outside_data(prediction, outside, self.worst_return)
 
     def _mixture_outputs(self, h: Tensor, z: Tensor, encoded: Tensor) -> Tensor:
         """Return the mixtures' parameters (B, 3 k n), followed by the outputs of linear heads."""
@@ -106,14 +99,6 @@ class FastMDNRNN(FastForm):
         if not is_one(temperature):
             sigma = sigma * per_row(temperature, sigma) ** 0.5
         return torch.addcmul(chosen_mean, sigma, quick_normal(spread))
-
-    def _move(self, z: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next z (B, n), and whether (B,) it left the data's range; see `MDNRNN.step`."""
-        vision = self.vision
-        free = torch.addcmul(z * vision.carried, delta, vision.delta_std)
-        free = torch.clamp(free, self.space_low, self.space_high)
-        new = torch.clamp(free, vision.low, vision.high)
-        return new, (free != new).any(-1)
 
     def _reward_termination(
         self, outputs: Tensor, h: Tensor, z: Tensor, new: Tensor, encoded: Tensor

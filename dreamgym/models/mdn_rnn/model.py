@@ -17,6 +17,7 @@ from dreamgym.models.base import (
     State,
     Temperature,
     WorldModel,
+    end_outside_data,
     zero_action,
 )
 from dreamgym.models.mdn_rnn.config import LOG_SIGMA_MAX, PRESET_FITS, PRESETS, MDNRNNConfig
@@ -32,9 +33,8 @@ from dreamgym.models.statistics import Statistics
 class MDNRNN(WorldModel):
     """The MDN-RNN, with heads for reward and termination.
 
-    A dream that leaves the range of the training data ends there with the worst return seen, as in
-    MOReL (Kidambi et al. 2020, arXiv 2005.05951, definition 2): otherwise a policy would be
-    rewarded for going where the model knows nothing. The latents of images have no such range.
+    A dream that leaves the range of the training data ends there (`end_outside_data`). The latents
+    of images have no such range.
 
     In the published code M's first input of an episode, (z, action, restart flag), is a special
     one: the flag is one, and h and c are zero. Here an episode's first *observation* comes with the
@@ -70,7 +70,9 @@ class MDNRNN(WorldModel):
     ) -> None:
         super().__init__(observation_space, action_space, config)
         self.vision = ObservationEncoder(
-            observation_space, ImageVAESizes(config.image_size, config.latent, config.width)
+            observation_space,
+            ImageVAESizes(config.image_size, config.latent, config.width),
+            config.range_margin,
         )
         size = self.size = self.vision.size
         self.feature_dim, self.noise_dim = size + config.hidden, 2 * size
@@ -91,7 +93,7 @@ class MDNRNN(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
-        self.vision.set_statistics(statistics, self.config.range_margin)
+        self.vision.set_statistics(statistics)
         for name in ("reward_mean", "reward_std", "worst_return"):
             getattr(self, name).copy_(getattr(statistics, name))
 
@@ -126,7 +128,8 @@ class MDNRNN(WorldModel):
     ) -> State:
         """See `WorldModel.observe`; latents are sampled, because M is fitted on samples."""
         recurrent = self._advance(state, self.encode_action(action))
-        return {"z": self.vision.encode(observation, noise[..., : self.size]), **recurrent}
+        z = self.vision.encode_observation(observation, noise[..., : self.size])
+        return {"z": z, **recurrent}
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
@@ -137,19 +140,13 @@ class MDNRNN(WorldModel):
         h = recurrent["h"]
         choose, spread = noise.chunk(2, -1)
         delta = self._mixture(h, z, encoded).sample(choose, spread, temperature)
-        # The space's bounds cannot be crossed. The data's range can: beyond it all is unknown.
-        free = vision.clamp_to_space(z * vision.carried + delta * vision.delta_std)
-        new = torch.clamp(free, vision.low, vision.high)
-        unknown = (free != new).any(-1)
+        new, outside = vision.limit(z * vision.carried + delta * vision.delta_std)
         output = self._predict_reward_termination(h, z, new, encoded)
         termination = output.termination_logit.sigmoid()
         reward = output.expected_reward(termination) * self.reward_std + self.reward_mean
-        prediction = Prediction(
-            reward=torch.where(unknown, self.worst_return, reward),
-            termination=torch.where(unknown, 1.0, termination),
-            uncertainty=torch.zeros_like(reward),
-        )
-        return {"z": new, **recurrent}, prediction
+        prediction = Prediction(reward, termination, torch.zeros_like(reward))
+        following = {"z": new, **recurrent}
+        return following, end_outside_data(prediction, outside, self.worst_return)
 
     def features(self, state: State) -> Tensor:
         """Return (z, h), as the controller of V-M-C sees them: (B, n + hidden)."""
@@ -157,7 +154,7 @@ class MDNRNN(WorldModel):
 
     def decode(self, state: State) -> Observation:
         """Return the observation (B, *shape), or a dict of them, within the space's bounds."""
-        return self.vision.decode(state["z"])
+        return self.vision.decode_observation(state["z"])
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return V's loss on some of the frames plus M's on all; M's has no gradient in V.
@@ -172,7 +169,8 @@ class MDNRNN(WorldModel):
         noise = noise[..., : self.size]
         terms = {} if vision_frozen else self._vision_terms(segment, noise)
         if not vision_first:
-            encode = self.vision.encode_cached if vision_frozen else self.vision.encode
+            vision = self.vision
+            encode = vision.encode_cached if vision_frozen else vision.encode_observation
             terms |= self._dynamics_terms(segment, encode(segment.observation, noise))
         weighted = [v * self.config.kl_scale if k.startswith("kl") else v for k, v in terms.items()]
         return torch.stack(weighted).sum(), {name: term.detach() for name, term in terms.items()}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.base import KLDiagnostic, LatentDiagnostics, Segment
-from dreamgym.models.nn.codecs import flattened, standard_range
+from dreamgym.models.nn.codecs import TransitionCodec, flattened
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.distributions import normal
 from dreamgym.models.nn.layers import Linear
@@ -227,97 +227,61 @@ class FrameBatch(NamedTuple):
     epsilon: Tensor
 
 
-class ObservationEncoder(nn.Module):
+class ObservationEncoder(TransitionCodec):
     """Encodes observations as z (..., size) and back; a Dict's parts in the order of its keys.
 
-    A vector takes its own number of dimensions of z, standardised, and an image `latent` of them.
+    A vector takes as many dimensions of z as it has numbers, standardised, and an image `latent`
+    dimensions. Latents are neither standardised nor limited: their mean is zero, their standard
+    deviations are one, and their bounds are infinite.
 
     Args:
         space: a Box of floats, an image, or a Dict of them.
         sizes: sizes of the images' VAEs.
+        margin: widening of the training data's range on each side, as a share of it.
 
     Attributes:
-        size: width of z.
-        mean: (size,) mean of a vector's dimensions in the environment's units; zero for latents.
-        std: (size,) their standard deviation; one for latents.
-        low: (size,) smallest value in the training data, widened, in units of z; infinite for
-            latents.
-        high: (size,) largest value likewise.
-        space_low: (size,) lower bounds of the observation space, in the environment's units.
-        space_high: (size,) upper bounds likewise.
-        delta_std: (size,) standard deviation of a step's change of z; one for latents.
         carried: (size,) one where a step predicts the change of z, zero where it predicts z itself.
             Vectors change little in a step. A latent is sampled from its posterior at every step,
             and a model that predicted its change would have to undo the noise of the last sample.
     """
 
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
-    space_low: Tensor
-    space_high: Tensor
-    delta_std: Tensor
     carried: Tensor
 
-    def __init__(self, space: gym.Space, sizes: ImageVAESizes) -> None:
-        super().__init__()
-        self.places: dict[str, slice] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.images: dict[str, int] = {}
-        vaes: list[ImageVAE] = []
-        bounds, size = [], 0
-        for key, box in observation_boxes(space).items():
+    def __init__(self, space: gym.Space, sizes: ImageVAESizes, margin: float) -> None:
+        places: dict[str, slice] = {}
+        boxes = observation_boxes(space)
+        low, high = [], []
+        size = 0
+        for key, box in boxes.items():
             if is_image(box):
-                self.images[key] = len(vaes)
-                vaes.append(ImageVAE(box, sizes))
-                width = sizes.latent
-                bounds.append(np.full((2, width), np.inf) * [[-1], [1]])
+                low.append(np.full(sizes.latent, -np.inf))
+                high.append(np.full(sizes.latent, np.inf))
             else:
                 _check_float_box(key, box)
-                width = int(np.prod(box.shape))
-                bounds.append(np.stack([box.low.reshape(-1), box.high.reshape(-1)]))
-            self.places[key], self.shapes[key] = slice(size, size + width), box.shape
-            size += width
-        self.size = size
-        # A list by place: a key of a Dict may not be a valid module name.
-        self.sights = nn.ModuleList(vaes)
+                low.append(box.low.reshape(-1))
+                high.append(box.high.reshape(-1))
+            places[key] = slice(size, size + len(low[-1]))
+            size = places[key].stop
+        lower, upper = (np.concatenate(sides).astype(np.float64) for sides in (low, high))
+        super().__init__(gym.spaces.Box(lower, upper, dtype=np.float64), margin)
+        self.places = places
+        self.shapes = {key: box.shape for key, box in boxes.items()}
+        images = [key for key, box in boxes.items() if is_image(box)]
+        self.images = {key: index for index, key in enumerate(images)}
+        # A list by index: a key of a Dict may not be a valid module name.
+        self.sights = nn.ModuleList(ImageVAE(boxes[key], sizes) for key in images)
+        self.register_buffer("carried", torch.ones(size))
+        for key in images:
+            self.carried[places[key]] = 0.0
+            self.low[places[key]], self.high[places[key]] = -torch.inf, torch.inf
         self.clear_cache()
-        self._register(torch.tensor(np.concatenate(bounds, 1), dtype=torch.float32))
 
-    def _register(self, bounds: Tensor) -> None:
-        zeros, ones = torch.zeros(self.size), torch.ones(self.size)
-        carried = ones.clone()
-        for key in self.images:
-            carried[self.places[key]] = 0.0
-        limit = torch.where(carried > 0, 0.0, torch.inf)
-        values = {
-            "mean": zeros,
-            "std": ones,
-            "low": -limit,
-            "high": limit + carried,
-            "space_low": bounds[0],
-            "space_high": bounds[1],
-            "delta_std": ones,
-            "carried": carried,
-        }
-        for name, value in values.items():
-            self.register_buffer(name, value.clone())
-
-    def set_statistics(self, statistics: Statistics, range_margin: float) -> None:
-        """Fit the normalisers of the vectors to training data; images have none.
-
-        Args:
-            statistics: statistics of the training episodes.
-            range_margin: share of the data's range by which it is widened on each side.
-        """
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Fit the normalisers of the vectors to training data; images have none."""
         for key, moments in statistics.observation.items():
-            place = self.places[key]
-            self.mean[place], self.std[place] = moments.mean, moments.std
-            self.low[place], self.high[place] = standard_range(moments, range_margin)
-            self.delta_std[place] = moments.delta_std / moments.std
+            self.set_moments(moments, self.places[key])
 
-    def encode(self, observation: Observation, noise: Tensor) -> Tensor:
+    def encode_observation(self, observation: Observation, noise: Tensor) -> Tensor:
         """Encode observations (..., *shape) as z (..., size), without gradients in the VAEs.
 
         Args:
@@ -327,7 +291,10 @@ class ObservationEncoder(nn.Module):
         return self._encode(observation, noise, self._posterior)
 
     def encode_cached(self, observation: Observation, noise: Tensor) -> Tensor:
-        """Encode as `encode` does, with cached posteriors as long as the VAEs do not change."""
+        """Encode like `encode_observation`, but compute each image's posterior only once.
+
+        Cached posteriors are used for as long as the VAEs do not change.
+        """
         return self._encode(observation, noise, self._cached_posterior)
 
     def clear_cache(self) -> None:
@@ -371,27 +338,16 @@ class ObservationEncoder(nn.Module):
     def _image_vae(self, key: str) -> ImageVAE:
         return cast(ImageVAE, self.sights[self.images[key]])
 
-    def decode(self, z: Tensor) -> Observation:
+    def decode_observation(self, z: Tensor) -> Observation:
         """Return observations (..., *shape) for z (..., size), in the space's dtypes and bounds."""
-        decoded = {}
+        decoded, vectors = {}, self.decode(z)
         for key, place in self.places.items():
             if key in self.images:
                 part = self._image_vae(key)
                 decoded[key] = part.pixels.to_bytes(part.vae.decode(z[..., place]))
             else:
-                values = z[..., place] * self.std[place] + self.mean[place]
-                values = torch.clamp(values, self.space_low[place], self.space_high[place])
-                decoded[key] = values.reshape(*z.shape[:-1], *self.shapes[key])
+                decoded[key] = vectors[..., place].reshape(*z.shape[:-1], *self.shapes[key])
         return join_parts(decoded)
-
-    def clamp_to_space(self, z: Tensor) -> Tensor:
-        """Clamp z to the bounds of the observation space."""
-        low, high = self.standardised_space()
-        return torch.clamp(z, low, high)
-
-    def standardised_space(self) -> tuple[Tensor, Tensor]:
-        """Return the bounds of the observation space in units of z, (size,) each."""
-        return (self.space_low - self.mean) / self.std, (self.space_high - self.mean) / self.std
 
     def sample_frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
         """Take at most `count` real frames of every image part, evenly spaced over the batch.

@@ -1,4 +1,4 @@
-"""Convolutions that turn images into vectors, and vectors into images."""
+"""Convolutional encoders and decoders, and the conversion between images and network inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,9 @@ from torch import Tensor, nn
 from dreamgym.models.nn.layers import LayerNorm, RMSNorm, at_least_float32
 
 Padding = Literal["valid", "same"]
-
-
 Norm = Literal["none", "rms", "layer"]
 
-
 NORM_EPSILON = 1e-4
-
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -34,17 +30,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ConvStack:
-    """A stack of strided convolutions, or of transposed ones.
+    """Config of a stack of strided convolutions, or of transposed ones.
 
     Attributes:
-        depths: channels. An encoder's layers have these, in order; a decoder begins on a grid with
-            the first, its layers have the others, and its last layer has the image's channels.
-        kernels: width of each layer's kernel; as many as depths.
-        stride: of every layer.
-        padding: "valid" has none; "same" divides (or multiplies) the size by the stride.
+        depths: channels, in order. An encoder has one layer for each. A decoder starts from a grid
+            with the first depth; its layers have the others, and the last the image's channels.
+        kernels: kernel size of each layer; as many as depths.
+        stride: stride of every layer.
+        padding: "valid" for no padding; "same" divides (or multiplies) the size by the stride.
         activation: "relu", "elu", "silu" or "gelu"; a decoder's last layer has none.
-        norm: of the channels at each place, before the activation: "none", "rms" or "layer". A
-            decoder that has one has it, and the activation, on its grid too.
+        norm: normalisation over the channels of each pixel, before the activation: "none", "rms" or
+            "layer". A decoder applies norm and activation to its first grid as well.
     """
 
     depths: tuple[int, ...]
@@ -76,26 +72,26 @@ class ConvStack:
                 raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
 
     def scaled(self, width: float) -> ConvStack:
-        """The same stack with `width` times the channels, at least one."""
+        """Return the same stack with `width` times the channels, at least one."""
         return replace(self, depths=tuple(max(1, round(d * width)) for d in self.depths))
 
     def paddings(self, kernel: int) -> tuple[int, int]:
-        """Padding of a layer on each side, and the output padding of its transpose."""
+        """Return a layer's padding on each side, and the output padding of its transpose."""
         if self.padding == "valid":
             return 0, 0
         padding = (kernel - self.stride + 1) // 2
         return padding, self.stride - kernel + 2 * padding
 
-    def encoded(self, size: int) -> int:
-        """Rows (or columns) that an encoder leaves of `size`; below one where it does not fit."""
+    def encoded_size(self, size: int) -> int:
+        """Return an encoder's output size for input `size`; 0 if the input is too small."""
         for kernel in self.kernels:
             size = (size + 2 * self.paddings(kernel)[0] - kernel) // self.stride + 1
             if size < 1:
                 return 0
         return size
 
-    def decoded(self, grid: int) -> int:
-        """Rows (or columns) that a decoder makes of a grid with `grid`."""
+    def decoded_size(self, grid: int) -> int:
+        """Return a decoder's output size for a grid of size `grid`."""
         size = grid
         for kernel in self.kernels:
             padding, extra = self.paddings(kernel)
@@ -104,44 +100,39 @@ class ConvStack:
 
 
 VMC_ENCODER = ConvStack(depths=(32, 64, 128, 256), kernels=(4, 4, 4, 4))
-
-"""Ha and Schmidhuber (arXiv 1803.10122, appendix A.1); PlaNet and Dreamer v1 took it over."""
-
+"""Encoder of Ha and Schmidhuber (arXiv 1803.10122, appendix A.1), also of PlaNet and Dreamer v1."""
 
 VMC_DECODER = ConvStack(depths=(1024, 128, 64, 32), kernels=(5, 5, 6, 6))
+"""The decoder of the same; for 64 by 64 images it starts from a grid of 1 by 1."""
 
-"""The same; on 64 by 64 its grid is 1 by 1."""
-
-
-PIECE = 64 * 64 * 64
-
-"""Pixels that a CPU works on at once: what a layer leaves lies in its cache for the next one, and
-its memory is used again. On a thousand images at once that takes half as long again, or twice."""
+PIECE_PIXELS = 64 * 64 * 64
+"""Pixels that a CPU processes at once. A layer's output then stays in the cache for the next layer,
+and memory is reused: a thousand images take 1.5 to 2 times as long in one call."""
 
 
 def pieces(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    """What stands for images, (B, ...), in pieces to work on at once; one piece but on a CPU.
+    """Split a batch of images on a CPU into pieces that fit the cache; elsewhere, do not split.
 
     Args:
-        images: a row for each.
-        pixels: of one.
+        images: (B, ...) images, or vectors that are decoded to images.
+        pixels: pixels of one image.
     """
     if images.device.type != "cpu":
         return (images,)
-    return images.split(max(1, PIECE // pixels))
+    return images.split(max(1, PIECE_PIXELS // pixels))
 
 
-def in_pieces(layers: nn.Module, images: Tensor, pixels: int) -> Tensor:
-    """What layers make of images (B, ...), piece by piece; see `pieces`."""
-    made = [layers(piece) for piece in pieces(images, pixels)]
-    return made[0] if len(made) == 1 else torch.cat(made)
+def apply_in_pieces(layers: nn.Module, images: Tensor, pixels: int) -> Tensor:
+    """Apply layers to images (B, ...) piece by piece; see `pieces`."""
+    outputs = [layers(piece) for piece in pieces(images, pixels)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 class ConvEncoder(nn.Module):
     """Convolutions over an image, flattened.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         size: (height, width) of the image.
         stack: the layers.
 
@@ -149,14 +140,14 @@ class ConvEncoder(nn.Module):
         dim: width of the output.
 
     Raises:
-        ValueError: the size does not fit the layers; the message says what would.
+        ValueError: the image is too small; the message gives the smallest size that fits.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], stack: ConvStack) -> None:
         super().__init__()
-        self.grid = tuple(stack.encoded(side) for side in size)
+        self.grid = tuple(stack.encoded_size(side) for side in size)
         if not all(self.grid):
-            smallest = next(side for side in range(1, 1 << 16) if stack.encoded(side))
+            smallest = next(side for side in range(1, 1 << 16) if stack.encoded_size(side))
             raise ValueError(
                 f"images of {size[0]} x {size[1]} are too small for convolutions with kernels "
                 f"{stack.kernels} and stride {stack.stride}: work at {smallest} x {smallest} or "
@@ -166,14 +157,14 @@ class ConvEncoder(nn.Module):
         for depth, kernel in zip(stack.depths, stack.kernels, strict=True):
             padding, _ = stack.paddings(kernel)
             layers += [nn.Conv2d(channels, depth, kernel, stack.stride, padding)]
-            layers += _finish(stack, depth)
+            layers += _norm_and_activation(stack, depth)
             channels = depth
         self.layers = nn.Sequential(*layers)
         self.dim = channels * math.prod(self.grid)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode (..., channels, height, width) floats; gives (..., dim)."""
-        flat = in_pieces(self.layers, images.flatten(0, -4), images.shape[-2:].numel())
+        """Encode floats (..., channels, height, width) as (..., dim)."""
+        flat = apply_in_pieces(self.layers, images.flatten(0, -4), images.shape[-2:].numel())
         return flat.flatten(1).unflatten(0, images.shape[:-3])
 
 
@@ -182,22 +173,22 @@ class ConvDecoder(nn.Module):
 
     Args:
         inputs: width of the vector.
-        channels: of the image.
+        channels: channels of the image.
         size: (height, width) of the image.
         stack: the layers.
 
     Raises:
-        ValueError: the layers cannot make an image of that size; the message says what they can.
+        ValueError: the layers cannot produce that size; the message gives the nearest that fit.
     """
 
     def __init__(self, inputs: int, channels: int, size: tuple[int, int], stack: ConvStack) -> None:
         super().__init__()
         self.pixels = math.prod(size)
-        self.grid = (stack.depths[0], *(_grid(stack, side) for side in size))
+        self.grid = (stack.depths[0], *(_grid_size(stack, side) for side in size))
         self.dense = nn.Linear(inputs, math.prod(self.grid))
         layers: list[nn.Module] = []
         if stack.norm != "none":
-            layers += _finish(stack, stack.depths[0])
+            layers += _norm_and_activation(stack, stack.depths[0])
         depths = [*stack.depths, channels]
         for k, kernel in enumerate(stack.kernels):
             padding, extra = stack.paddings(kernel)
@@ -205,58 +196,58 @@ class ConvDecoder(nn.Module):
                 nn.ConvTranspose2d(depths[k], depths[k + 1], kernel, stack.stride, padding, extra)
             ]
             if k + 1 < len(stack.kernels):
-                layers += _finish(stack, depths[k + 1])
+                layers += _norm_and_activation(stack, depths[k + 1])
         self.layers = nn.Sequential(*layers)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Decode (..., inputs); gives (..., channels, height, width) floats without bounds."""
+        """Decode (..., inputs) to unbounded floats (..., channels, height, width)."""
         grid = self.dense(vectors.flatten(0, -2)).unflatten(-1, self.grid)
-        return at_least_float32(in_pieces(self.layers, grid, self.pixels)).unflatten(
+        return at_least_float32(apply_in_pieces(self.layers, grid, self.pixels)).unflatten(
             0, vectors.shape[:-1]
         )
 
 
 class ChannelNorm(nn.Module):
-    """Normalise the channels (dimension 1) at each place of (B, channels, height, width)."""
+    """Normalise over the channels of each pixel of (B, channels, height, width)."""
 
     def __init__(self, channels: int, kind: Norm) -> None:
         super().__init__()
-        of = RMSNorm if kind == "rms" else LayerNorm
-        self.norm = of(channels, eps=NORM_EPSILON)
+        norm_type = RMSNorm if kind == "rms" else LayerNorm
+        self.norm = norm_type(channels, eps=NORM_EPSILON)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised; same shape."""
+        """Normalise (B, channels, height, width)."""
         return self.norm(images.movedim(1, -1)).movedim(-1, 1)
 
 
-def _finish(stack: ConvStack, depth: int) -> list[nn.Module]:
-    """What comes after a convolution: the norm, if any, and the activation."""
+def _norm_and_activation(stack: ConvStack, depth: int) -> list[nn.Module]:
+    """Return the layers after a convolution: the norm, if any, and the activation."""
     norm: list[nn.Module] = [] if stack.norm == "none" else [ChannelNorm(depth, stack.norm)]
     return [*norm, ACTIVATIONS[stack.activation]()]
 
 
-def _grid(stack: ConvStack, size: int) -> int:
-    """Rows (or columns) of the grid from which a decoder makes `size`.
+def _grid_size(stack: ConvStack, size: int) -> int:
+    """Return the size of the grid from which a decoder produces `size`.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: there is none.
     """
-    made = [stack.decoded(grid) for grid in range(1, size + 2)]
-    if size in made:
-        return made.index(size) + 1
-    near = sorted(sorted(set(made), key=lambda other: abs(other - size))[:2])
+    sizes = [stack.decoded_size(grid) for grid in range(1, size + 2)]
+    if size in sizes:
+        return sizes.index(size) + 1
+    nearest = sorted(sorted(set(sizes), key=lambda other: abs(other - size))[:2])
     raise ValueError(
-        f"a side of {size} pixels cannot be made by transposed convolutions with kernels "
+        f"a side of {size} pixels cannot be produced by transposed convolutions with kernels "
         f"{stack.kernels}, stride {stack.stride} and padding {stack.padding!r}: work at "
-        f"{' or '.join(map(str, near))} pixels"
+        f"{' or '.join(map(str, nearest))} pixels"
     )
 
 
 def halvings(size: int, smallest: int = 4) -> int:
-    """How often an image's side can be halved down to `smallest` rows, as DreamerV3 sizes itself.
+    """Return how often an image's side can be halved down to `smallest`, as in DreamerV3.
 
     Raises:
-        ValueError: `size` is not `smallest` times a power of two; the nearest such sizes are named.
+        ValueError: `size` is not `smallest` times a power of two; the message gives the nearest.
     """
     count = round(math.log2(max(1.0, size / smallest)))
     if count < 1 or smallest << count != size:
@@ -269,18 +260,18 @@ def halvings(size: int, smallest: int = 4) -> int:
 
 
 class Pixels(nn.Module):
-    """Between a real environment's images and what a network works on; it has no parameters.
+    """Convert images of a real environment to network inputs, and back; without parameters.
 
-    A world remembers the size that it works at: images of any size are resized on their way in,
-    and what is decoded has the real environment's size again.
+    Images are resized to the size that the network works at, and decoded images back to the real
+    environment's size.
 
     Args:
-        box: of uint8 images (height, width, channels).
-        size: (height, width) to work at, or None for the images' own.
+        box: space of uint8 images (height, width, channels).
+        size: (height, width) to work at; None for the images' own.
 
     Attributes:
-        channels: of the images.
-        size: (height, width) that a network sees.
+        channels: channels of the images.
+        size: (height, width) that the network sees.
     """
 
     rows: Tensor
@@ -305,37 +296,28 @@ class Pixels(nn.Module):
                 self.register_buffer(name, value, persistent=False)
 
     def to_float(self, images: Tensor) -> Tensor:
-        """Floats in [0, 1], (..., channels, *size), of bytes (..., height, width, channels)."""
+        """Convert bytes (..., height, width, channels) to (..., channels, *size) in [0, 1]."""
         moved = images.movedim(-1, -3).float() / 255.0
         return _resize(moved, self.rows, self.columns) if self.resizes else moved
 
     def to_bytes(self, images: Tensor) -> Tensor:
-        """Bytes (..., height, width, channels) of floats (..., channels, *size), cut to [0, 1]."""
+        """Convert (..., channels, *size) to bytes (..., height, width, channels), clamped."""
         if self.resizes:
             images = _resize(images, self.rows_back, self.columns_back)
         scaled = (images * 255.0).round().clamp(self.low, self.high)
         return scaled.to(torch.uint8).movedim(-3, -1).contiguous()
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize floats (..., channels, height, width): by area where it shrinks, else linearly.
-
-    Args:
-        images: floats.
-        size: (height, width) wanted.
-    """
-    rows = _weights(images.shape[-2], size[0]).to(images)
-    columns = _weights(images.shape[-1], size[1]).to(images)
-    return _resize(images, rows, columns)
-
-
 def _resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    # Two matrix products and no `interpolate`: its "area" mode rounds the borders of an area.
+    # Two matrix products instead of `interpolate`, whose "area" mode rounds the borders of areas.
     return rows @ images @ columns.mT
 
 
 def _weights(source: int, target: int) -> Tensor:
-    """(target, source) weights of each old pixel in each new one; every row sums to one."""
+    """Return the weight of each source pixel in each target pixel: (target, source), rows sum to 1.
+
+    By area where the image shrinks, otherwise linear.
+    """
     if target <= source:
         edges = np.arange(target + 1) * (source / target)
         old = np.arange(source)

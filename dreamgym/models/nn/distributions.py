@@ -1,4 +1,4 @@
-"""Turning uniform numbers into what a model samples, so that a step stays a pure function."""
+"""Sampling from uniform numbers, so that a step stays a pure function of its noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from dreamgym.models.base import Temperature
 
 SMALLEST_UNIFORM = 2.0**-25
+"""Half the spacing of 24-bit uniforms: keeps the inverse of the normal CDF finite."""
 
-"""Half a step of a 24-bit uniform: keeps the inverse of the normal distribution finite."""
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
+LARGEST_EXPONENT = 20.0
+"""Largest two-hot bin, before symexp."""
 
 _GILES_CENTRE = (
     2.81022636e-08,
@@ -37,24 +40,24 @@ _GILES_TAIL = (
     1.00167406,
     2.83297682,
 )
-"""Highest power first."""
+"""Coefficients of Giles' polynomials (see `polynomial_normal`), highest power first."""
 
 
 def normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers by the inverse of their distribution function; same shape."""
+    """Return standard normal numbers by the inverse CDF; same shape."""
     return torch.special.ndtri(uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2))
 
 
 def quick_normal(uniform: Tensor) -> Tensor:
-    """Return what `normal` does, to float32 accuracy and in a fifth of the time; same shape.
+    """Return standard normal numbers to float32 accuracy, in a fifth of the time of `normal`.
 
     In a compiled graph it is a polynomial: Inductor cannot vectorise `erfinv`, and a loop that
     calls it is neither vectorised nor fused.
     """
-    inside = uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2)
+    clamped = uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2)
     if torch.compiler.is_compiling():
-        return polynomial_normal(inside)
-    return torch.erfinv(2 * inside - 1) * math.sqrt(2)
+        return polynomial_normal(clamped)
+    return torch.erfinv(2 * clamped - 1) * math.sqrt(2)
 
 
 def polynomial_normal(uniform: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ def polynomial_normal(uniform: Tensor) -> Tensor:
     Args:
         uniform: u, inside (0, 1).
     """
-    # As 4 u (1 - u) and not by x: it keeps its digits at both ends.
+    # 1 - x^2 is computed as 4 u (1 - u), which keeps its digits at both ends.
     w = -(4.0 * uniform * (1.0 - uniform)).log()
     centre = _horner(_GILES_CENTRE, w - 2.5)
     tail = _horner(_GILES_TAIL, w.clamp(min=5.0).sqrt() - 3.0)
@@ -74,6 +77,7 @@ def polynomial_normal(uniform: Tensor) -> Tensor:
 
 
 def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """Evaluate a polynomial by Horner's rule."""
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         value = value * x + coefficient
@@ -81,44 +85,41 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a class by the inverse of the cumulative distribution.
+    """Draw a class by the inverse CDF.
 
     Args:
         logits: (..., K), not necessarily normalised.
-        uniform: (...) one number for each draw.
+        uniform: (...) uniforms in [0, 1), one for each draw.
 
     Returns:
         (...) int64 in [0, K).
     """
     cumulative = logits.softmax(-1).cumsum(-1)
-    # Rounding can leave the last sum just under one: what lies beyond it is the last class.
+    # The last sum is left out: rounding can leave it just below one, beyond which is no class.
     return (uniform.unsqueeze(-1) >= cumulative[..., :-1]).sum(-1)
 
 
 def per_row(temperature: Temperature, like: Tensor) -> Temperature:
-    """A temperature that broadcasts against `like` (B, ...); numbers pass through."""
+    """Reshape a temperature (B,) to broadcast against `like` (B, ...); numbers pass through."""
     if isinstance(temperature, Tensor) and temperature.ndim:
         return temperature.view(-1, *[1] * (like.ndim - 1))
     return temperature
 
 
 def is_one(temperature: Temperature) -> bool:
-    """Whether a temperature is the number one, at which nothing is tempered."""
+    """Return whether a temperature is the number one, which changes nothing."""
     return not isinstance(temperature, Tensor) and temperature == 1.0
 
 
-HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
-
-
 class Mixture(NamedTuple):
-    """One Gaussian mixture for each dimension; every leaf is (..., n, mixtures)."""
+    """A Gaussian mixture for each of n dimensions; every leaf is (..., n, mixtures)."""
 
     logits: Tensor
     mean: Tensor
     log_sigma: Tensor
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of `value` (..., n), summed over the dimensions: (...)."""
+        """Return the log density of `value` (..., n), summed over the dimensions: (...)."""
         standard = (value.unsqueeze(-1) - self.mean) * (-self.log_sigma).exp()
         component = -0.5 * standard.square() - self.log_sigma - HALF_LOG_TAU
         return torch.logsumexp(component + self.logits.log_softmax(-1), -1).sum(-1)
@@ -127,9 +128,9 @@ class Mixture(NamedTuple):
         """Draw from the mixture at a temperature (arXiv 1803.10122, section 3.2).
 
         Args:
-            choose: (B, n) uniforms that pick the component.
-            spread: (B, n) uniforms that pick the place within it.
-            temperature: divides the logits, and its square root widens sigma.
+            choose: (B, n) uniforms that select the component.
+            spread: (B, n) uniforms that are mapped to the component's Gaussian.
+            temperature: divides the logits; its square root multiplies sigma.
         """
         tau = per_row(temperature, self.logits)
         index = categorical(self.logits / tau, choose).unsqueeze(-1)
@@ -138,49 +139,48 @@ class Mixture(NamedTuple):
         return mean + sigma * per_row(temperature, sigma) ** 0.5 * normal(spread)
 
 
-LARGEST_EXPONENT = 20.0
-
-
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|), equation 9; same shape."""
+    """Return sign(x) ln(1 + |x|) (DreamerV3, arXiv 2301.04104, equation 9); same shape."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
 def symexp(x: Tensor) -> Tensor:
-    """sign(x) (exp|x| - 1), the inverse of symlog; same shape."""
+    """Return sign(x) (exp|x| - 1), the inverse of symlog; same shape."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
 class TwoHot(nn.Module):
-    """A number as a categorical over fixed bins, which are the symexp of even steps.
+    """A number as a categorical over fixed bins, the symexp of evenly spaced numbers.
+
+    DreamerV3, arXiv 2301.04104, equations 9 to 11.
 
     Args:
-        count: of the bins; odd.
+        count: number of bins, odd.
     """
 
     bins: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        # One half and its mirror image: then the bins cancel out exactly.
+        # One half and its mirror image, so that opposite bins cancel exactly.
         half = symexp(torch.linspace(0.0, LARGEST_EXPONENT, count // 2 + 1, dtype=torch.float64))
         bins = torch.cat([-half.flip(0)[:-1], half]).float()
         self.register_buffer("bins", bins, persistent=False)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """The expected number, exactly zero for equal logits.
+        """Return the expected number (...); exactly zero for equal logits.
 
         Args:
             logits: (..., count).
         """
-        chances = logits.softmax(-1)
+        probabilities = logits.softmax(-1)
         middle = len(self.bins) // 2
-        # Summed in pairs of opposite bins, or the largest ones would leave their rounding behind.
-        over = chances[..., middle + 1 :] - chances[..., :middle].flip(-1)
-        return (over * self.bins[middle + 1 :]).sum(-1)
+        # Opposite bins are paired first; otherwise the rounding of the largest would remain.
+        excess = probabilities[..., middle + 1 :] - probabilities[..., :middle].flip(-1)
+        return (excess * self.bins[middle + 1 :]).sum(-1)
 
     def encode(self, value: Tensor) -> Tensor:
-        """Weights (..., count) on the two bins around each value, with the value as their mean."""
+        """Return weights (..., count) on the two bins around each value, with the value as mean."""
         value = value.clamp(self.bins[0], self.bins[-1])
         last = len(self.bins) - 1
         above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, last)
@@ -193,7 +193,7 @@ class TwoHot(nn.Module):
         )
 
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy with the two-hot value, equation 11.
+        """Return the cross-entropy with the two-hot value, equation 11; (...).
 
         Args:
             logits: (..., count).

@@ -1,4 +1,4 @@
-"""What stays exact where matrix products are in a lower precision (`torch.autocast`)."""
+"""Layers whose outputs stay in full precision under `torch.autocast`, an MLP, and an LSTM."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Values in float32 at least: in less, sums and the tails of distributions are lost."""
+    """Convert to float32 unless wider: less loses sums and the tails of distributions."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def autocast_disabled(values: Tensor) -> torch.autocast:
-    """A block where products are computed as they are written, on the device of some values."""
+    """Return a context that disables autocast on the device of `values`."""
     return torch.autocast(values.device.type, enabled=False)
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm, computed and returned in the precision of its weights."""
+    """Root mean square norm, computed and returned in the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See `torch.nn.RMSNorm`."""
@@ -26,7 +26,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm, computed and returned in the precision of its weights."""
+    """Layer norm, computed and returned in the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See `torch.nn.LayerNorm`."""
@@ -34,7 +34,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Linear(nn.Linear):
-    """A dense layer whose output is in the precision of its weights, however it was computed."""
+    """A dense layer that returns the dtype of its weights, whatever autocast computed in."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See `torch.nn.Linear`."""
@@ -42,7 +42,7 @@ class Linear(nn.Linear):
 
 
 def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers; the output is in the precision of its weights."""
+    """Return an MLP with two hidden layers; its output has the dtype of its weights."""
     return nn.Sequential(
         nn.Linear(inputs, width),
         nn.SiLU(),
@@ -71,9 +71,9 @@ def lstm_cell(gates: Tensor, c: Tensor, *, inplace: bool = False) -> tuple[Tenso
 
 
 class LSTM(nn.Module):
-    """Hochreiter and Schmidhuber (1997), with a forget gate; gates in torch's order i, f, g, o.
+    """An LSTM with forget gate (Hochreiter and Schmidhuber 1997); gates in the order i, f, g, o.
 
-    `torch.nn.LSTM` has two biases where one does the work, and cannot stand in a compiled graph.
+    `torch.nn.LSTM` has a redundant second bias, and cannot be part of a compiled graph.
 
     Args:
         inputs: width of the input.
@@ -88,12 +88,12 @@ class LSTM(nn.Module):
         self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
 
     def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """One step.
+        """Advance by one step.
 
         Args:
             x: (B, inputs).
-            h: (B, hidden) the output before.
-            c: (B, hidden) the cell before.
+            h: (B, hidden) previous output.
+            c: (B, hidden) previous cell state.
 
         Returns:
             The next h and c.
@@ -101,16 +101,16 @@ class LSTM(nn.Module):
         return lstm_cell(F.linear(x, self.weight_ih, self.bias) + F.linear(h, self.weight_hh), c)
 
     def unroll(self, x: Tensor) -> Tensor:
-        """All steps from zero state at once, by the fused kernel of the device.
+        """Run all steps from a zero state with the device's fused kernel.
 
         Args:
             x: (B, L, inputs).
 
         Returns:
-            h after each step, (B, L, hidden).
+            The output h after each step, (B, L, hidden).
         """
         zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
         weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
-        # In order: biases, layers, dropout, training, both directions, batch first.
+        # Positional: has_biases, num_layers, dropout, train, bidirectional, batch_first.
         h = torch.lstm(x, [zeros, zeros], weights, True, 1, 0.0, self.training, False, True)[0]
         return h.to(self.bias.dtype)

@@ -1,8 +1,9 @@
-"""Packed products as one opaque operation, which is how PyTorch's compiler can call them.
+"""Linear layers with packed weights, several times as fast as `F.linear` on many CPUs.
 
-The compiler takes packed weights neither as inputs nor into its cache on disk. So what it compiles
-is given the number of a packed weight, as a tensor, and this operation looks the weight up: nothing
-in compiled code depends on the process that it was compiled in.
+oneDNN multiplies by weights that were laid out for it beforehand. Inductor accepts packed weights
+neither as graph inputs nor in its disk cache. Compiled code therefore calls one custom operator
+with the number of a packed weight, as a tensor, and the operator looks the weight up: compiled code
+does not depend on the process that compiled it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._device import packs_weights
+
 _LAYOUTS: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
 
 
@@ -28,12 +31,12 @@ _LIBRARY.define("packed_linear(Tensor x, Tensor number, int width) -> Tensor")
 
 
 class PackedWeight:
-    """A weight laid out for one number of rows, and its bias.
+    """A weight packed for one number of input rows, and its bias.
 
     Args:
         weight: (out, in) in the dtype of the product.
-        bias: (out,) likewise, or None.
-        rows: of inputs.
+        bias: (out,) in the same dtype, or None.
+        rows: input rows to pack for.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
@@ -43,7 +46,7 @@ class PackedWeight:
         _LAYOUTS[int(self.number)] = self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The product with (rows, in) of any precision, (rows, out) of the weight's."""
+        """Multiply (rows, in) of any dtype; returns (rows, out) in the weight's dtype."""
         x = x.to(self.dtype)
         if torch.compiler.is_compiling():
             product: Tensor = torch.ops.dreamgym.packed_linear(x, self.number, self.width)
@@ -51,11 +54,11 @@ class PackedWeight:
         return self.multiply(x)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """The product in one precision."""
-        given: Tensor = torch.ops.mkldnn._linear_pointwise(
+        """Multiply (rows, in) in the weight's dtype."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self.layout, self.bias, "none", [], ""
         )
-        return given
+        return product
 
 
 def _multiply(x: Tensor, number: Tensor, width: int) -> Tensor:
@@ -72,39 +75,31 @@ torch.library.register_fake("dreamgym::packed_linear", _shaped, lib=_LIBRARY)
 
 
 SMALLEST_WORK = 2**19
-
-"""Below this many multiplications a plain product in float32 is faster than the packed one."""
-
+"""Multiplications below which a plain float32 product is faster than a packed one."""
 
 PLAIN_ROWS = 2
-
-"""Up to so many rows a plain product in float32 is faster, whatever the work."""
-
+"""Rows up to which a plain float32 product is always faster."""
 
 COLUMN_ROWS, COLUMN_WIDTH = 8, 32
-
-"""Up to so many rows, and from so many outputs on, a weight is better read column by column."""
-
+"""Up to so many rows, and with at least so many outputs, a column-major weight is faster."""
 
 SMALLEST_WEIGHT = 2**13
-
-"""A matrix of fewer numbers gains nothing from a lower precision: its product stays float32."""
-
+"""Numbers in a weight below which lower precision gains nothing; the product stays float32."""
 
 Linear = Callable[[Tensor], Tensor]
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
-    """A linear layer as a function from (rows, in) float32 to (rows, out) float32.
+    """Return a linear layer as a function from (rows, in) float32 to (rows, out) float32.
 
-    On processors without Intel's matrix library, oneDNN's product is two to three times faster than
-    the one that `F.linear` takes; weights are laid out for it once.
+    On processors where torch does not use Intel's matrix library, oneDNN's packed product is two to
+    three times as fast as `F.linear`. Weights are packed once.
 
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        rows: of every later input; it may be called with others, more slowly.
-        dtype: of the product; sums, inputs and outputs stay float32.
+        rows: rows of every later input; other numbers work, more slowly.
+        dtype: dtype of the product; sums, inputs and outputs stay float32.
     """
     if dtype == torch.float32 or weight.numel() < SMALLEST_WEIGHT:
         return packed_product(weight, bias, rows, torch.float32)
@@ -113,15 +108,15 @@ def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.d
 
 
 def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
-    """A linear layer as a function from (rows, in) of any precision to (rows, out) of `dtype`.
+    """Return a linear layer as a function from (rows, in) of any dtype to (rows, out) of `dtype`.
 
-    For layers one behind the other, between which nothing needs float32; see `packed_linear`.
+    For consecutive layers between which nothing needs float32; see `packed_linear`.
     """
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype).contiguous()
-    # In a lower precision the packed product is always the faster one.
+    # In lower precision the packed product is always faster.
     pays = dtype != torch.float32 or (rows > PLAIN_ROWS and rows * weight.numel() >= SMALLEST_WORK)
-    if weight.device.type == "cpu" and pays and _has_packing():
+    if weight.device.type == "cpu" and pays and packs_weights(dtype):
         return PackedWeight(weight, bias, rows)
     if dtype != torch.float32:
         return lambda x: F.linear(x.to(dtype), weight, bias)
@@ -131,10 +126,10 @@ def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.
 
 
 def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
-    """A product in float32 with the weight laid out column by column.
+    """Return a float32 product with a column-major copy of the weight.
 
-    With few rows, reading the weight is what a product takes, and a CPU reads one that is larger
-    than its cache up to twice as fast like this.
+    With few rows the product is limited by reading the weight, and a weight larger than the CPU's
+    cache is read up to twice as fast in this layout.
     """
     columns = weight.t().contiguous()
     weight = columns.t()
@@ -147,22 +142,16 @@ def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
     return product
 
 
-def _has_packing() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
-
-
 Layer = Callable[[Tensor], Tensor]
 
 
 class Packing(NamedTuple):
-    """What weights are arranged for.
+    """The use that weights are packed for.
 
     Attributes:
-        rows: of every step.
-        dtype: of the matrix products; everything between them is float32.
-        device: where they run.
+        rows: rows of every step.
+        dtype: dtype of the matrix products; everything between them is float32.
+        device: device of the products.
     """
 
     rows: int
@@ -170,16 +159,16 @@ class Packing(NamedTuple):
     device: torch.device
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """A product with weight (out, in) and bias (out,); see `packed_linear`."""
+        """Return a linear layer with float32 outputs; see `packed_linear`."""
         return packed_linear(weight, bias, self.rows, self.dtype)
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """The same, whose output stays in the dtype of the product; see `packed_product`."""
+        """Return a linear layer with outputs in the dtype of the product; see `packed_product`."""
         narrow = weight.numel() < SMALLEST_WEIGHT
         return packed_product(weight, bias, self.rows, torch.float32 if narrow else self.dtype)
 
     def chain(self, layers: Iterable[nn.Module]) -> Layer:
-        """Layers one behind the other, as `nn.Sequential` runs them."""
+        """Return consecutive layers as one function, like `nn.Sequential`."""
         steps = [self._layer(layer) for layer in layers if not isinstance(layer, nn.Identity)]
 
         def run(x: Tensor) -> Tensor:
@@ -200,23 +189,23 @@ class Packing(NamedTuple):
 
 
 def layer_norm(weight: Tensor, bias: Tensor, eps: float) -> Layer:
-    """Normalisation over the last dimension."""
+    """Return a layer norm over the last dimension as a function."""
     shape, weight, bias = weight.shape, weight.detach(), bias.detach()
     return lambda x: F.layer_norm(x, shape, weight, bias, eps)
 
 
 def rms_norm(norm: nn.RMSNorm) -> Layer:
-    """`nn.RMSNorm` with one temporary tensor less."""
+    """Return an `nn.RMSNorm` as a function that allocates one tensor less."""
     weight, eps = norm.weight.detach(), norm.eps
-    share = 1.0 / weight.numel()
+    inverse_width = 1.0 / weight.numel()
 
     def run(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.rsqrt(length.square() * share + eps)).mul_(weight)
+        return (x * torch.rsqrt(length.square() * inverse_width + eps)).mul_(weight)
 
     return run
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Device of a model's parameters."""
+    """Return the device of a model's parameters."""
     return next(model.parameters()).device

@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) of the usual sizes.
 
-Blocks normalise before attention and before the MLP; a class token stands first. Written so that
-weights of the `transformers` library's `ViTModel` fit it, name by name.
+Pre-norm blocks, with a class token in front. Every weight corresponds to one of `ViTModel` of the
+`transformers` library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NORM_EPSILON = 1e-12
 
 
 class ViTSizes(NamedTuple):
-    """Width, blocks and heads; the MLP is four times as wide."""
+    """Width, blocks and heads; the MLP is four times as wide as the tokens."""
 
     width: int
     blocks: int
@@ -31,27 +31,26 @@ SIZES = {
     "large": ViTSizes(1024, 24, 16),
 }
 
-
 NAME = re.compile(r"vit_(\w+)_patch(\d+)")
 
 
 def parse(name: str) -> tuple[ViTSizes, int]:
-    """Sizes and patch of a name such as "vit_tiny_patch14".
+    """Return the sizes and the patch size of a name such as "vit_tiny_patch14".
 
     Raises:
-        ValueError: it names none.
+        ValueError: the name is not of that form.
     """
     found = NAME.fullmatch(name)
     if not found or found[1] not in SIZES or int(found[2]) < 1:
         raise ValueError(
-            f"{name!r} is no vision transformer: say vit_SIZE_patchN with a size of "
+            f"{name!r} is not a vision transformer: give vit_SIZE_patchN with a size of "
             f"{', '.join(SIZES)}, such as vit_tiny_patch14"
         )
     return SIZES[found[1]], int(found[2])
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, both with a residual."""
+    """Self-attention and an MLP, both pre-norm and residual."""
 
     def __init__(self, sizes: ViTSizes) -> None:
         super().__init__()
@@ -63,7 +62,7 @@ class Block(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One block on (B, tokens, width)."""
+        """Apply the block to (B, tokens, width)."""
         normed = self.norm_attention(x)
         query, key, value = (
             project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -78,7 +77,7 @@ class ViT(nn.Module):
     """A vision transformer; its output is the class token.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         side: height and width of the images.
         patch: height and width of a patch.
         sizes: width, blocks and heads.
@@ -87,7 +86,7 @@ class ViT(nn.Module):
         dim: width of the output.
 
     Raises:
-        ValueError: the side is no multiple of the patch.
+        ValueError: the side is not a multiple of the patch.
     """
 
     def __init__(self, channels: int, side: int, patch: int, sizes: ViTSizes) -> None:
@@ -105,12 +104,12 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(channels, sizes.width, patch, patch)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
         self.norm = nn.LayerNorm(sizes.width, eps=NORM_EPSILON)
-        self.apply(_initialise)
+        self.apply(_init_weights)
         for token in (self.class_token, self.position):
             nn.init.trunc_normal_(token, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The class token (B, dim) of normalised images (B, channels, side, side)."""
+        """Return the class token (B, dim) of normalised images (B, channels, side, side)."""
         patches = self.patches(images).flatten(2).mT
         x = torch.cat([self.class_token.expand(len(images), -1, -1), patches], 1) + self.position
         for block in self.blocks:
@@ -118,7 +117,8 @@ class ViT(nn.Module):
         return self.norm(x)[:, 0]
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
+    """Initialise the weights of one layer."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

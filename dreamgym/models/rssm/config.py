@@ -1,4 +1,4 @@
-"""Sizes and losses of the RSSM."""
+"""Sizes and losses of the RSSM, and those of the published ones."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from typing import Any, Literal, get_args
 from dreamgym.models.nn.codecs import Units
 from dreamgym.models.nn.conv import ACTIVATIONS
 
-Normalised = Literal["none", "gates", "layer", "rms"]
-
-
-Rewards = Literal["raw", "two-hot", "standard"]
-
-
-Nats = Literal["step", "batch"]
+Norm = Literal["none", "gates", "layer", "rms"]
+RewardUnits = Literal["raw", "two-hot", "standard"]
+FreeNatsOf = Literal["step", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RSSMObjective:
-    """What an RSSM is fitted to: the units of its targets, and the weight of each loss.
+    """Targets and losses of an RSSM: the units of the targets, and the weight of each loss.
 
-    The loss of a prediction is the sum of its squared errors; at a weight of 0.5 that is the
-    negative log likelihood of a normal distribution of spread one, but for a constant.
+    The loss of a predicted observation or reward is its squared error, summed over dimensions; with
+    a weight of 0.5 that is the negative log likelihood of a unit-variance normal distribution, up
+    to a constant.
 
-    The defaults are for standard vectors of an environment with little chance in it. They are seen
-    sharply, and few nats are free: a dream draws from a prior that is as far from the posterior as
-    the free nats allow, anew at every step, and what that adds up to blurs long dreams.
+    The defaults are for standardised vectors of an environment with little randomness: a high
+    weight of the reconstruction and few free nats. A dream samples from a prior that may be as far
+    from the posterior as the free nats allow, at every step, and that error accumulates.
 
     Attributes:
-        vectors: units in which vectors are seen and predicted: "raw", "symlog" (arXiv 2301.04104,
-            equation 9) or "standard", by the moments of the training data.
-        rewards: "raw" or "standard" predict the mean; "two-hot" is a categorical over bins at the
-            symexp of even steps (the same paper, equation 10), with outputs that begin at zero.
-        image_size: side in pixels at which images are seen and predicted, whatever theirs is.
-        bins: of the two-hot rewards; an odd number, so that one of them is zero.
+        vectors: units in which vectors are encoded and predicted: "raw", "symlog" (arXiv
+            2301.04104, equation 9) or "standard", by the moments of the training data.
+        rewards: "raw" or "standard" predict the mean; "two-hot" predicts a categorical over bins
+            at the symexp of evenly spaced points (arXiv 2301.04104, equation 10), and its output
+            layer starts at zero.
+        image_size: side in pixels that images are resized to.
+        bins: bins of two-hot rewards; an odd number, so that one of them is at zero.
         vector: weight of the vectors' squared errors.
-        image: weight of the images' squared errors, in units of their full range.
+        image: weight of the images' squared errors, with pixels in [0, 1].
         reward: weight of the reward's loss.
-        termination: weight of the termination's cross-entropy, in which both classes weigh alike.
-        dyn: weight of KL(stop(posterior) || prior), which teaches the prior.
-        rep: weight of KL(posterior || stop(prior)), which keeps the posterior predictable. Equal
-            weights are the plain KL; 0.8 and 0.2 the balance of DreamerV2.
-        free_nats: what either KL may be for nothing.
-        free_nats_of: whether that is granted to each step ("step") or to their mean ("batch").
+        termination: weight of the termination's cross-entropy, without class weights.
+        dyn: weight of KL(stop_gradient(posterior) || prior), which trains the prior.
+        rep: weight of KL(posterior || stop_gradient(prior)), which keeps the posterior predictable.
+            Equal weights give the plain KL, 0.8 and 0.2 the KL balancing of DreamerV2.
+        free_nats: free bits (nats) for each KL term.
+        free_nats_of: whether the free nats apply to each step ("step") or to the mean over all
+            steps ("batch").
     """
 
     vectors: Units = "standard"
-    rewards: Rewards = "standard"
+    rewards: RewardUnits = "standard"
     image_size: int = 64
     bins: int = 255
     vector: float = 20.0
@@ -58,43 +57,43 @@ class RSSMObjective:
     dyn: float = 1.0
     rep: float = 0.1
     free_nats: float = 0.1
-    free_nats_of: Nats = "step"
+    free_nats_of: FreeNatsOf = "step"
 
     def __post_init__(self) -> None:
-        _one_of("vectors", self.vectors, get_args(Units))
-        _one_of("rewards", self.rewards, ("raw", "two-hot", "standard"))
-        _one_of("free_nats_of", self.free_nats_of, ("step", "batch"))
+        _check_choice("vectors", self.vectors, get_args(Units))
+        _check_choice("rewards", self.rewards, get_args(RewardUnits))
+        _check_choice("free_nats_of", self.free_nats_of, get_args(FreeNatsOf))
         if self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: give a whole number of at least 1")
+            raise ValueError(f"image_size={self.image_size}: expected an integer of at least 1")
         if self.bins < 3 or self.bins % 2 == 0:
-            raise ValueError(f"bins={self.bins}: give an odd number of at least 3")
+            raise ValueError(f"bins={self.bins}: expected an odd number of at least 3")
         for name in ("vector", "image", "reward", "termination", "dyn", "rep", "free_nats"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RSSMConfig:
-    """Sizes of an RSSM; the defaults are a small one in the manner of DreamerV3.
+    """Sizes of an RSSM; the defaults are a small model in the style of DreamerV3.
 
     Attributes:
-        deter: width of the recurrent state h.
+        deter: width of the deterministic, recurrent state h.
         hidden: width of the layers around it.
-        stoch: categoricals, or Gaussian numbers, in the stochastic state z.
-        classes: of each categorical; 0 makes z Gaussian.
-        blocks: of the block-diagonal GRU of DreamerV3; 0 for the one undivided GRU before it.
+        stoch: number of categoricals, or of Gaussian dimensions, in the stochastic state z.
+        classes: classes of each categorical; 0 makes z Gaussian.
+        blocks: blocks of DreamerV3's block-diagonal GRU; 0 for an ordinary GRU.
         prior_layers: hidden layers between h and the prior over z.
-        norm: what is normalised: "none", "gates" (the GRU's, by LayerNorm), or every layer by
+        norm: what is normalised: "none", "gates" (the GRU's gates, by LayerNorm), or every layer by
             "layer" (LayerNorm) or "rms" (RMSNorm).
-        activation: of every layer: "relu", "elu" or "silu".
+        activation: activation of every layer: "relu", "elu" or "silu".
         units: width of the layers of vector encoder, vector decoder and heads.
-        layers: of the vector encoder and of the vector decoder.
-        head_layers: hidden layers of the reward and the termination head.
+        layers: hidden layers of the vector encoder and of the vector decoder.
+        head_layers: hidden layers of the reward head and of the termination head.
         image_depth: channels of the first convolution on images.
         unimix: share of the uniform distribution in every categorical.
-        range_margin: a dream whose vectors leave the training data's range, widened on each side by
-            this share of it, ends there with the worst return that the data has seen; None lets
-            it go on, as the authors do.
+        range_margin: share of the training data's range by which it is widened on each side; a
+            dream whose vectors leave the widened range ends with the worst return in the data. None
+            turns this off, as in the published models.
         objective: units of the targets and weights of the losses.
     """
 
@@ -104,7 +103,7 @@ class RSSMConfig:
     classes: int = 16
     blocks: int = 4
     prior_layers: int = 1
-    norm: Normalised = "rms"
+    norm: Norm = "rms"
     activation: str = "silu"
     units: int = 128
     layers: int = 2
@@ -117,31 +116,31 @@ class RSSMConfig:
     def __post_init__(self) -> None:
         for name in ("deter", "hidden", "stoch", "prior_layers", "units", "layers", "image_depth"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         if self.classes < 0 or self.classes == 1:
-            raise ValueError(f"classes={self.classes}: give at least 2, or 0 for a Gaussian state")
+            raise ValueError(
+                f"classes={self.classes}: expected at least 2, or 0 for a Gaussian state"
+            )
         if self.head_layers < 0:
-            raise ValueError(f"head_layers={self.head_layers}: give a number of at least 0")
+            raise ValueError(f"head_layers={self.head_layers}: expected a number of at least 0")
         if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
             raise ValueError(
-                f"deter={self.deter} cannot be cut into blocks={self.blocks} equal blocks; give a "
-                "divisor of it, or 0 for an undivided GRU"
+                f"deter={self.deter} is not divisible into blocks={self.blocks} equal blocks; pass "
+                "a divisor of deter, or 0 for an ordinary GRU"
             )
-        _one_of("norm", self.norm, ("none", "gates", "layer", "rms"))
-        _one_of("activation", self.activation, tuple(ACTIVATIONS))
+        _check_choice("norm", self.norm, get_args(Norm))
+        _check_choice("activation", self.activation, tuple(ACTIVATIONS))
         if not 0 <= self.unimix < 1:
-            raise ValueError(f"unimix={self.unimix}: give a share of at least 0 and below 1")
+            raise ValueError(f"unimix={self.unimix}: expected a share of at least 0 and below 1")
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
 
 
+# Negative log likelihoods of unit-variance normal distributions.
 _UNIT_NORMAL = RSSMObjective(vectors="raw", rewards="raw", vector=0.5, image=0.5, reward=0.5)
-
-"""Negative log likelihoods of normal distributions of spread one."""
-
 
 _PLANET = RSSMConfig(
     deter=200,
@@ -157,10 +156,9 @@ _PLANET = RSSMConfig(
     image_depth=32,
     unimix=0.0,
     range_margin=None,
-    # The code weighs the log likelihood of the reward by ten.
+    # The published code multiplies the reward's log likelihood by ten.
     objective=replace(_UNIT_NORMAL, reward=5.0, rep=1.0, free_nats=3.0),
 )
-
 
 _DREAMER_V1 = replace(
     _PLANET,
@@ -168,7 +166,6 @@ _DREAMER_V1 = replace(
     units=400,
     objective=replace(_UNIT_NORMAL, termination=10.0, rep=1.0, free_nats=3.0, free_nats_of="batch"),
 )
-
 
 _DREAMER_V2 = replace(
     _DREAMER_V1,
@@ -180,13 +177,13 @@ _DREAMER_V2 = replace(
     layers=4,
     head_layers=4,
     image_depth=48,
-    # A KL of weight 0.1, of which 0.8 goes to the prior.
+    # KL weight 0.1, of which 0.8 trains the prior.
     objective=replace(_UNIT_NORMAL, termination=5.0, dyn=0.08, rep=0.02, free_nats=0.0),
 )
 
 
 def _dreamer_v3(deter: int, hidden: int, classes: int, depth: int) -> RSSMConfig:
-    """DreamerV3: vectors and rewards squashed, one set of losses for every size."""
+    """Return a DreamerV3 of one size; all sizes have the same losses."""
     return RSSMConfig(
         deter=deter,
         hidden=hidden,
@@ -216,10 +213,8 @@ PRESETS: Mapping[str, RSSMConfig] = {
     "dreamer-v3-12m": _dreamer_v3(2048, 256, 16, 16),
     "dreamer-v3-200m": _dreamer_v3(8192, 1024, 64, 64),
 }
-
 """Hafner et al.: PlaNet (arXiv 1811.04551), Dreamer (1912.01603), DreamerV2 (2010.02193) and
 DreamerV3 (2301.04104)."""
-
 
 _ADAM: Mapping[str, Any] = {
     "optimizer": "adam",
@@ -227,7 +222,6 @@ _ADAM: Mapping[str, Any] = {
     "schedule": "constant",
     "warm_up": 0,
 }
-
 
 _PLANET_FIT = {
     **_ADAM,
@@ -237,7 +231,6 @@ _PLANET_FIT = {
     "batch_size": 50,
     "segment_length": 50,
 }
-
 
 _DREAMER_V3_FIT = {
     "optimizer": "laprop",
@@ -254,7 +247,7 @@ _DREAMER_V3_FIT = {
 }
 
 
-FITS: Mapping[str, Mapping[str, Any]] = {
+PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
     "planet": _PLANET_FIT,
     "dreamer-v1": {**_PLANET_FIT, "learning_rate": 6e-4, "eps": 1e-7, "gradient_clip": 100.0},
     "dreamer-v2": {
@@ -262,7 +255,7 @@ FITS: Mapping[str, Mapping[str, Any]] = {
         "optimizer": "adamw",
         "learning_rate": 2e-4,
         "eps": 1e-5,
-        # Theirs, 1e-6, is not multiplied by the learning rate.
+        # The authors' 1e-6 is not multiplied by the learning rate; torch multiplies it.
         "weight_decay": 1e-6 / 2e-4,
         "gradient_clip": 100.0,
         "batch_size": 16,
@@ -272,9 +265,8 @@ FITS: Mapping[str, Mapping[str, Any]] = {
     "dreamer-v3-12m": _DREAMER_V3_FIT,
     "dreamer-v3-200m": _DREAMER_V3_FIT,
 }
+"""How the authors of the presets fit them, for hundreds of thousands of updates on growing data.
 
-"""How their authors fit them, by preset: for hundreds of thousands of updates, while data comes in.
-
-The eps of Dreamer v1 is that of its library. PlaNet's code lets the learning rate rise over the
-first 10,000 updates, more than a fit of logged data often has; its paper says nothing of it.
+The eps of Dreamer v1 is the default of its library. PlaNet's code raises the learning rate over the
+first 10,000 updates, which is not done here: fits of logged data are often shorter.
 """

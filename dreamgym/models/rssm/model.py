@@ -1,7 +1,7 @@
-"""RSSM: a recurrent state-space model, deterministic memory beside a stochastic state.
+"""RSSM: a recurrent state-space model, with a deterministic and a stochastic state.
 
 Hafner et al.: PlaNet (arXiv 1811.04551), Dreamer (1912.01603), DreamerV2 (2010.02193), DreamerV3
-(2301.04104). One class; what differs between them is in the config, and theirs are its presets.
+(2301.04104). One class for all of them; the differences are in the config, and theirs are presets.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from dreamgym.models.base import (
     State,
     Temperature,
     WorldModel,
+    end_outside_data,
     zero_action,
 )
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.nn.distributions import TwoHot
 from dreamgym.models.observations import Observation, map_observation
 from dreamgym.models.reduction import masked_mean
-from dreamgym.models.rssm.config import FITS, PRESETS, RSSMConfig
+from dreamgym.models.rssm.config import PRESET_FITS, PRESETS, RSSMConfig
 from dreamgym.models.rssm.modules import (
     BlockGRUCell,
     GRUCell,
-    Joined,
+    MultiInputLayer,
     ObservationCodec,
-    free,
-    latent,
+    head,
+    kl_loss,
     linear,
+    make_latent,
     mlp,
 )
 from dreamgym.models.statistics import Statistics
@@ -46,16 +48,24 @@ class RSSM(WorldModel):
     """The recurrent state-space model on vectors, images or both.
 
     State: `h` (B, deter) of the recurrent cell, which has seen everything up to the action that
-    led here, and `z` (B, stoch x classes, or stoch if Gaussian), which was sampled from the prior
-    p(z | h) in a dream and from the posterior q(z | h, observation) of real ones. Features: (h, z).
+    led here, and `z` (B, stoch x classes, or stoch if Gaussian), sampled from the prior p(z | h) by
+    `step` and from the posterior q(z | h, observation) by `observe`. Features: (h, z).
 
-    A dream of vectors that leaves the range of the data ends there with the worst return seen, as
-    in MOReL (Kidambi et al. 2020, arXiv 2005.05951, definition 2), unless the config says not to.
+    A dream whose vectors leave the range of the training data ends there (`end_outside_data`),
+    unless the config turns that off.
+
+    Args:
+        observation_space: a Box or a Dict of Boxes.
+        action_space: a Box, Discrete or MultiDiscrete space.
+        config: sizes and losses.
+
+    Raises:
+        TypeError: a space is of another kind.
     """
 
     config_type = RSSMConfig
     presets: ClassVar[Mapping[str, RSSMConfig]] = PRESETS
-    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = FITS
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESET_FITS
     fit_defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 64,
         "segment_length": 16,
@@ -69,7 +79,7 @@ class RSSM(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: RSSMConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        self.latent = latent(config)
+        self.latent = make_latent(config)
         self.feature_dim = config.deter + self.latent.size
         self.noise_dim = config.stoch
         self.encode_action = ActionEncoder(action_space)
@@ -80,10 +90,10 @@ class RSSM(WorldModel):
             *mlp(config.deter, config.prior_layers, config.hidden, config),
             linear(config.hidden, self.latent.parameters),
         )
-        self.posterior = Joined((config.deter, self.senses.dim), config.hidden, config)
+        self.posterior = MultiInputLayer((config.deter, self.senses.dim), config.hidden, config)
         self.posterior_out = linear(config.hidden, self.latent.parameters)
         self.reward = RewardHead(self.feature_dim, config)
-        self.continuation = _head(self.feature_dim, 1, config)
+        self.continuation = head(self.feature_dim, 1, config)
         self.register_buffer("worst_return", torch.zeros(()))
 
     def set_statistics(self, statistics: Statistics) -> None:
@@ -106,56 +116,58 @@ class RSSM(WorldModel):
     ) -> State:
         """See `WorldModel.observe`; z is sampled from the posterior."""
         h = self._advance(state, action)
-        seen = self._seen(self.senses.targets(observation))
-        return {"h": h, "z": self.latent.sample(self._posterior(h, seen), noise)}
+        encoded = self._encode(self.senses.targets(observation))
+        return {"h": h, "z": self.latent.sample(self._posterior(h, encoded), noise)}
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`; z is sampled from the prior."""
         h = self._advance(state, action)
-        after = {"h": h, "z": self.latent.sample(self.prior(h), noise, temperature)}
-        features = self.features(after)
+        following = {"h": h, "z": self.latent.sample(self.prior(h), noise, temperature)}
+        features = self.features(following)
         reward = self.reward.predict(features)
         termination = (-self.continuation(features).squeeze(-1)).sigmoid()
+        outside = None
         if self.config.range_margin is not None and self.senses.sizes:
-            unknown = self.senses.unknown(features, self.config.range_margin)
-            reward = torch.where(unknown, self.worst_return, reward)
-            termination = torch.where(unknown, 1.0, termination)
-        return after, Prediction(reward, termination, torch.zeros_like(reward))
+            vectors = self.senses.decode_vectors(features)
+            outside = self.senses.outside_data(vectors, self.config.range_margin)
+        prediction = Prediction(reward, termination, torch.zeros_like(reward))
+        return following, end_outside_data(prediction, outside, self.worst_return)
 
     def features(self, state: State) -> Tensor:
-        """(h, z): (B, deter + width of z)."""
+        """Return (h, z): (B, deter + width of z)."""
         return torch.cat([state["h"], state["z"]], -1)
 
     def decode(self, state: State) -> Observation:
-        """The observation (B, ...) expected in a state, in the type and bounds of its space."""
+        """Return the expected observation (B, ...), in the dtypes and bounds of its space."""
         return self.senses.decode(self.features(state))
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Errors of reconstruction, reward and termination, and KL (arXiv 2301.04104, equation 4).
+        """Return the loss of arXiv 2301.04104, equation 4.
 
-        What needs no memory, encoders and heads, is computed for the whole segment at once.
+        Its terms are the errors of reconstruction, reward and termination, and the two KLs. The
+        encoders and heads need no recurrence and run on the whole segment at once.
         """
         targets, objective = self.senses.targets(segment.observation), self.config.objective
         h, z, posterior = self._unroll(segment, targets, noise)
         features, prior = torch.cat([h, z], -1), self.prior(h)
-        observed = F.pad(segment.mask, (1, 0), value=True)  # a segment begins with a real one
-        nats = (observed, objective.free_nats, objective.free_nats_of)
-        # One value, two gradients: to the prior, and to the posterior.
+        observed = F.pad(segment.mask, (1, 0), value=True)  # a segment's first is never padding
+        free_nats = objective.free_nats, objective.free_nats_of
+        # The same value with two gradients: to the prior, and to the posterior.
         dyn = self.latent.kl(posterior.detach(), prior)
         rep = self.latent.kl(posterior, prior.detach())
-        goes_on = self.continuation(features[:, 1:]).squeeze(-1)
-        ends = F.binary_cross_entropy_with_logits(
-            goes_on, 1.0 - segment.terminated.to(goes_on.dtype), reduction="none"
+        logit = self.continuation(features[:, 1:]).squeeze(-1)
+        cross_entropy = F.binary_cross_entropy_with_logits(
+            logit, 1.0 - segment.terminated.to(logit.dtype), reduction="none"
         )
-        rewarded = self.reward.loss(features[:, 1:], segment.reward)
+        reward_loss = self.reward.loss(features[:, 1:], segment.reward)
         terms = {
             "reconstruction": masked_mean(self.senses.error(features, targets), observed),
-            "reward": masked_mean(rewarded, segment.mask),
-            "termination": masked_mean(ends, segment.mask),
-            "dyn": free(dyn, *nats),
-            "rep": free(rep, *nats),
+            "reward": masked_mean(reward_loss, segment.mask),
+            "termination": masked_mean(cross_entropy, segment.mask),
+            "dyn": kl_loss(dyn, observed, *free_nats),
+            "rep": kl_loss(rep, observed, *free_nats),
         }
         weights = {
             "reward": objective.reward,
@@ -168,13 +180,12 @@ class RSSM(WorldModel):
         return total, {name: term.detach() for name, term in terms.items()}
 
     def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
-        """See `WorldModel.diagnostics`: KL of the first observation of each segment."""
+        """See `WorldModel.diagnostics`; the KL of each segment's first observation."""
         batch, objective = len(segment.action), self.config.objective
-        h = self._advance(
-            self.initial(batch), zero_action(self.action_space, batch, segment.action.device)
-        )
+        action = zero_action(self.action_space, batch, segment.action.device)
+        h = self._advance(self.initial(batch), action)
         first = map_observation(lambda leaf: leaf[:, 0], segment.observation)
-        posterior = self._posterior(h, self._seen(self.senses.targets(first)))
+        posterior = self._posterior(h, self._encode(self.senses.targets(first)))
         nats = self.latent.divergences(posterior, self.prior(h))
         remedy = "lower objective.dyn and objective.rep, or objective.free_nats where that is large"
         return LatentDiagnostics({"": KLDiagnostic(nats, objective.free_nats, "all", remedy)}, {})
@@ -182,42 +193,43 @@ class RSSM(WorldModel):
     def _unroll(
         self, segment: Segment, targets: list[Tensor], noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """h, z and the posterior's parameters after each observation, (B, L + 1, ...) each.
+        """Return h, z and the posterior's parameters after each observation, (B, L + 1, ...) each.
 
-        The same as `filter`, with every product that does not wait for h taken beforehand.
+        The same as `filter_states`, with all products that do not depend on h computed in advance.
         """
         batch = len(segment.action)
         first = zero_action(self.action_space, batch, segment.action.device).unsqueeze(1)
         actions = torch.cat([first, segment.action.to(first.dtype)], 1)
-        prepared = self._prepared(actions).unbind(1)
-        seen, numbers = self._seen(targets).unbind(1), noise.unbind(1)
+        inputs = (self._prepare_actions(actions), self._encode(targets), noise)
         state = self.initial(batch)
         h, z, steps = state["h"], state["z"], []
-        for action, what, number in zip(prepared, seen, numbers, strict=True):
-            h = self.cell(h, z, action)
-            posterior = self._posterior(h, what)
-            z = self.latent.sample(posterior, number)
+        for prepared, encoded, uniform in zip(*(leaf.unbind(1) for leaf in inputs), strict=True):
+            h = self.cell(h, z, prepared)
+            posterior = self._posterior(h, encoded)
+            z = self.latent.sample(posterior, uniform)
             steps.append((h, z, posterior))
         hs, zs, posteriors = (torch.stack(leaves, 1) for leaves in zip(*steps, strict=True))
         return hs, zs, posteriors
 
     def _advance(self, state: State, action: Tensor) -> Tensor:
-        return self.cell(state["h"], state["z"], self._prepared(action))
+        """Return the next h (B, deter) after a raw action (B, ...)."""
+        return self.cell(state["h"], state["z"], self._prepare_actions(action))
 
-    def _prepared(self, action: Tensor) -> Tensor:
-        """What raw actions (..., *shape) add to the cell's steps."""
+    def _prepare_actions(self, action: Tensor) -> Tensor:
+        """Return what raw actions (..., *shape) add to the cell's steps."""
         return self.cell.prepare_actions(self.encode_action(action).to(self.worst_return.dtype))
 
-    def _seen(self, targets: list[Tensor]) -> Tensor:
-        """What observations add to the posterior's hidden layer, (..., hidden)."""
-        return self.posterior.part(1, self.senses.encode(targets))
+    def _encode(self, targets: list[Tensor]) -> Tensor:
+        """Return what observations add to the posterior's hidden layer, (..., hidden)."""
+        return self.posterior.product(1, self.senses.encode(targets))
 
-    def _posterior(self, h: Tensor, seen: Tensor) -> Tensor:
-        return self.posterior_out(self.posterior.finish(self.posterior.part(0, h) + seen))
+    def _posterior(self, h: Tensor, encoded: Tensor) -> Tensor:
+        """Return the posterior's parameters (B, parameters) for outputs of `_encode`."""
+        return self.posterior_out(self.posterior.finish(self.posterior.product(0, h) + encoded))
 
 
 class RewardHead(nn.Module):
-    """The expected reward, in the units that the objective asks for.
+    """Predicts the expected reward, in the units of the objective.
 
     Args:
         features: width of the input.
@@ -233,37 +245,28 @@ class RewardHead(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
         self.two_hot = TwoHot(config.objective.bins)
-        self.net = _head(features, config.objective.bins if self._squashed else 1, config)
-        if self._squashed:
-            # Nothing is promised before anything was learnt.
+        is_two_hot = self.units == "two-hot"
+        self.net = head(features, config.objective.bins if is_two_hot else 1, config)
+        if is_two_hot:
+            # As published: an unfitted head predicts a reward of zero.
             for parameter in self.net[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    @property
-    def _squashed(self) -> bool:
-        return self.units == "two-hot"
-
     def predict(self, features: Tensor) -> Tensor:
-        """The reward (...) in the real environment's units."""
+        """Return the reward (...) in the real environment's units."""
         return self.expected(self.net(features))
 
-    def expected(self, said: Tensor) -> Tensor:
-        """The reward (...) that outputs (..., bins or 1) of the network stand for."""
-        if self._squashed:
-            return self.two_hot.mean(said)
-        said = said.squeeze(-1)
-        return said * self.std + self.mean if self.units == "standard" else said
+    def expected(self, outputs: Tensor) -> Tensor:
+        """Return the reward (...) for outputs (..., bins or 1) of the network."""
+        if self.units == "two-hot":
+            return self.two_hot.mean(outputs)
+        reward = outputs.squeeze(-1)
+        return reward * self.std + self.mean if self.units == "standard" else reward
 
     def loss(self, features: Tensor, reward: Tensor) -> Tensor:
-        """Cross-entropy with the two-hot reward, or the squared error; (...)."""
-        said = self.net(features)
-        if self._squashed:
-            return self.two_hot.loss(said, reward)
-        wanted = (reward - self.mean) / self.std if self.units == "standard" else reward
-        return (said.squeeze(-1) - wanted).square()
-
-
-def _head(features: int, outputs: int, config: RSSMConfig) -> nn.Sequential:
-    hidden = mlp(features, config.head_layers, config.units, config)
-    width = config.units if config.head_layers else features
-    return nn.Sequential(*hidden, linear(width, outputs))
+        """Return the cross-entropy with the two-hot reward, or the squared error; (...)."""
+        outputs = self.net(features)
+        if self.units == "two-hot":
+            return self.two_hot.loss(outputs, reward)
+        target = (reward - self.mean) / self.std if self.units == "standard" else reward
+        return (outputs.squeeze(-1) - target).square()

@@ -1,4 +1,4 @@
-"""A JEPA's loss in one of several processes that share a batch; see `test_jepa_processes`."""
+"""A JEPA's loss in one of several processes that share a batch; see `test_processes`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch.distributed as dist
 from dreamgym.models import Segment
 from dreamgym.models.jepa.model import JEPA
 from dreamgym.models.reduction import global_batch
-from tests.models.test_jepa import a_model, a_segment, noise_for, with_objective
+from tests.models.jepa.test_model import a_model, a_segment, noise_for, with_objective
 
 PROCESSES = 2
 
 
 def fresh() -> tuple[JEPA, Segment, torch.Tensor]:
-    """The model and the whole batch, the same in every process; its rows are padded unequally."""
+    """Return model, global batch and noise, equal in every process; rows are padded unequally."""
     weights = dict.fromkeys(("sigreg", "std", "cov", "temporal", "inverse"), 1.0)
     model = a_model(with_objective(**weights, rollout=3)).train()
     segment = a_segment()
@@ -27,7 +27,7 @@ def fresh() -> tuple[JEPA, Segment, torch.Tensor]:
 
 
 def outcome(model: JEPA, segment: Segment, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Loss, terms, gradients, and what the buffers are afterwards."""
+    """Return the loss, its terms, gradients, and the buffers afterwards."""
     loss, terms = model.loss(segment, noise)
     loss.backward()
     gradients = {f"gradient {n}": p.grad for n, p in model.named_parameters()}
@@ -36,17 +36,17 @@ def outcome(model: JEPA, segment: Segment, noise: torch.Tensor) -> dict[str, tor
 
 
 def run(rank: int, folder: str) -> None:
-    """Compute this process's part, and save what it found."""
+    """Compute the outcome of this process's share of the batch, and save it."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
     model, segment, noise = fresh()
     rows = slice(rank * 3, rank * 3 + 3)
     with global_batch():
-        found = outcome(model, Segment(*(leaf[rows] for leaf in segment)), noise[rows])
-    for name, value in found.items():
-        if name.startswith("gradient"):  # as data parallelism does
+        result = outcome(model, Segment(*(leaf[rows] for leaf in segment)), noise[rows])
+    for name, value in result.items():
+        if name.startswith("gradient"):  # averaged as in data parallelism
             dist.all_reduce(value)
             value /= PROCESSES
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""LeWM checkpoints: names of both versions, equality with the authors' own code, refusals."""
+"""LeWM checkpoints: both versions of their names, the authors' own code as reference, refusals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def a_config() -> dict:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of a LeWM with images of 28 pixels, named as by transformers 5."""
+    """Every tensor of a LeWM for images of 28 pixels, by its name in transformers 5."""
     table: dict[str, tuple[int, ...]] = {
         "encoder.embeddings.cls_token": (1, 1, 192),
         "encoder.embeddings.position_embeddings": (1, 5, 192),
@@ -126,7 +126,7 @@ def a_state_dict() -> dict[str, torch.Tensor]:
 
 
 def as_transformers_4(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names that the library had before version 5."""
+    """The same tensors by their names in transformers 4."""
     pairs = {
         "encoder.layers.": "encoder.encoder.layer.",
         "attention.q_proj": "attention.attention.query",
@@ -161,7 +161,7 @@ def load(path, statistics=STATISTICS, images=IMAGES, actions=BLOCKS):
     return load_lewm(path, images, actions, statistics)
 
 
-def test_303_tensors_under_the_names_of_both_versions(folder, tensors, tmp_path):
+def test_303_tensors_load_by_their_names_in_both_versions(folder, tensors, tmp_path):
     assert len(tensors) == 303
     model = load(folder)
     old = tmp_path / "old"
@@ -173,22 +173,22 @@ def test_303_tensors_under_the_names_of_both_versions(folder, tensors, tmp_path)
     other = load(old / "weights.pt")
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-    taken = {value.flatten()[0].item() for value in model.state_dict().values() if value.numel()}
-    assert all(value.flatten()[0].item() in taken for value in tensors.values())
+    copied = {value.flatten()[0].item() for value in model.state_dict().values() if value.numel()}
+    assert all(value.flatten()[0].item() in copied for value in tensors.values())
 
 
-def test_it_has_no_reward_no_termination_no_noise_and_no_decoder(folder):
+def test_it_predicts_no_reward_and_no_termination_and_has_no_decoder(folder):
     model = load(folder)
     images = torch.randint(0, 256, (2, SIDE, SIDE, 3), dtype=torch.uint8)
     state = model.observe(model.initial(2), torch.zeros(2, 5, 2), images, torch.rand(2, 192))
-    _, said = model.step(state, torch.rand(2, 5, 2), torch.rand(2, 192))
-    assert not said.reward.any()
-    assert (said.termination < 1e-9).all()
+    _, prediction = model.step(state, torch.rand(2, 5, 2), torch.rand(2, 192))
+    assert not prediction.reward.any()
+    assert (prediction.termination < 1e-9).all()
     assert not isinstance(model, Decodes)
     assert not model.training
 
 
-def test_older_configs_name_other_classes_or_none(folder):
+def test_older_configs_with_other_or_no_class_names_load(folder):
     config = a_config()
     config["_target_"] = "jepa.JEPA"
     config["predictor"]["_target_"] = "module.ARPredictor"
@@ -197,33 +197,33 @@ def test_older_configs_name_other_classes_or_none(folder):
     load(folder)
 
 
-def test_missing_statistics_are_asked_for_by_name(folder):
+def test_missing_statistics_are_named_in_the_error(folder):
     with pytest.raises(LeWMError, match="action_mean, action_std, pixel_mean, pixel_std"):
         load(folder, None)
     some = LeWMStatistics(action_mean=[0, 0], action_std=[1, 1], pixel_mean=PIXEL_MEAN)
-    with pytest.raises(LeWMError, match="does not say pixel_std"):
+    with pytest.raises(LeWMError, match="does not contain pixel_std"):
         load(folder, some)
 
 
 class Planted:
-    """What unpickles into a call."""
+    """An object whose pickle calls a function."""
 
     def __reduce__(self):
         return (open, ("planted", "w"))
 
 
-def test_what_is_no_checkpoint_of_lewm_is_refused(folder, tensors, tmp_path, monkeypatch):
+def test_anything_but_a_lewm_checkpoint_is_refused(folder, tensors, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = folder / "weights_epoch_3.pt"
-    for changed, said in (
+    for changed, message in (
         ({k: v for k, v in tensors.items() if k != "predictor.pos_embedding"}, "1 are missing"),
         ({**tensors, "extra": torch.zeros(1)}, r"1 are unknown \(extra\)"),
         ({**tensors, "predictor.pos_embedding": torch.zeros(1, 4, 192)}, r"\(1, 4, 192\)"),
         ([1], "holds a list"),
-        ({"model": Planted()}, "cannot be read as tensors alone"),
+        ({"model": Planted()}, "cannot be read as tensors"),
     ):
         torch.save(changed, weights)
-        with pytest.raises(LeWMError, match=said):
+        with pytest.raises(LeWMError, match=message):
             load(folder)
     assert not (tmp_path / "planted").exists()
     torch.save(tensors, weights)
@@ -237,20 +237,20 @@ def test_what_is_no_checkpoint_of_lewm_is_refused(folder, tensors, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("part", "field", "value", "said"),
+    ("part", "field", "value", "message"),
     [
         ("predictor", "_target_", "os.system", "os.system"),
         ("predictor", "hidden_dim", 384, "hidden_dim is 384"),
         ("projector", "norm_fn", None, "BatchNorm1d"),
         ("encoder", "size", "giant", "vit_SIZE_patchN"),
-        ("action_encoder", "input_dim", None, "config of a LeWM"),
+        ("action_encoder", "input_dim", None, "config of a supported LeWM"),
     ],
 )
-def test_configs_of_other_models_are_refused(folder, part, field, value, said):
+def test_configs_of_other_models_are_refused(folder, part, field, value, message):
     config = a_config()
     config[part][field] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(LeWMError, match=said):
+    with pytest.raises(LeWMError, match=message):
         load(folder)
 
 
@@ -269,15 +269,15 @@ def test_predictions_are_those_of_stable_worldmodel(folder, tensors):
     pixels = (floats - channels[0]) / channels[1]
     model = load(folder)
     raw = standard.unflatten(-1, (5, 2)) * STD + MEAN
-    for given in (1, 3):  # a short context as at an episode's start, and a full one
+    for frames in (1, 3):  # a short context as at an episode's start, and a full one
         with torch.no_grad():
-            info = theirs.rollout({"pixels": pixels[:, None, :given]}, standard[:, None])
-        wanted = info["predicted_emb"][:, 0, given:]
+            info = theirs.rollout({"pixels": pixels[:, None, :frames]}, standard[:, None])
+        expected = info["predicted_emb"][:, 0, frames:]
         state, before = model.initial(2), torch.zeros(2, 5, 2)
         noise = torch.rand(2, model.noise_dim)
-        for t in range(given):
+        for t in range(frames):
             state, before = model.observe(state, before, images[:, t], noise), raw[:, t]
-        for t in range(given - 1, 6):
+        for t in range(frames - 1, 6):
             state, _ = model.step(state, raw[:, t], noise)
-            reached = wanted[:, t - given + 1]
-            torch.testing.assert_close(model.features(state), reached, atol=1e-4, rtol=1e-4)
+            reference = expected[:, t - frames + 1]
+            torch.testing.assert_close(model.features(state), reference, atol=1e-4, rtol=1e-4)

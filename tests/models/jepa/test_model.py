@@ -1,4 +1,4 @@
-"""JEPA: windows, objectives, targets and probes."""
+"""JEPA: window state, objectives, target encoder, probe and correction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 from dreamgym.models import Decodes, Segment, filter_states
 from dreamgym.models.jepa.config import LEWM, PRESETS, JEPAConfig, JEPAObjective
-from dreamgym.models.jepa.loss import Losses
+from dreamgym.models.jepa.loss import longest_context
 from dreamgym.models.jepa.model import JEPA
 from dreamgym.models.nn.distributions import normal
 from tests.small_worlds import ACTION_SPACES, STATISTICS
 
 SMALL = JEPAConfig(embedding=8, width=16, blocks=1, heads=2, head_width=4, mlp=16)
-FREE = replace(SMALL, probe="none")
+NO_PROBE = replace(SMALL, probe="none")
 VECTOR = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
 IMAGE = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 BATCH, LENGTH = 6, 7
@@ -71,12 +71,12 @@ def test_lewm_has_the_published_size():
     assert len(tensors) == 303
     assert sum(p.numel() for p in weights) == 18_034_478
     dynamics = ("embed_action", "predictor", "project_prediction")
-    said = [p for k, p in model.named_parameters() if k.startswith(dynamics)]
-    assert sum(p.numel() for p in said) / 1e6 == pytest.approx(11.7, abs=0.05)
+    weights = [p for k, p in model.named_parameters() if k.startswith(dynamics)]
+    assert sum(p.numel() for p in weights) / 1e6 == pytest.approx(11.7, abs=0.05)
     assert not isinstance(model, Decodes)
 
 
-def test_a_fresh_adaln_zero_predictor_ignores_actions_and_a_fresh_default_does_not():
+def test_an_untrained_adaln_zero_predictor_ignores_actions_and_the_default_does_not():
     segment = a_segment()
     for gate, same in ((0.0, True), (0.1, False)):
         model = a_model(replace(SMALL, gate=gate))
@@ -108,43 +108,41 @@ def test_the_window_holds_the_last_frames_and_the_actions_between_them(context):
             torch.testing.assert_close(state["actions"][:, 1 - count :], between)
 
 
-def test_the_losss_predictions_are_those_of_the_step_short_contexts_too():
-    model = a_model(FREE)
+def test_one_step_predictions_of_the_loss_are_those_of_step_also_for_short_contexts():
+    model = a_model(NO_PROBE)
     model.residual.zero_()
     segment = a_segment()
     noise = noise_for(model, segment)
     states = filter_states(model, segment, noise)
-    losses = Losses(model, segment, noise)
-    losses.total()
-    predicted = losses.transitions[1].new
+    predicted = longest_context(model.predict_windows(model.encode_segment(segment)))
     for t in range(LENGTH):
         state = {key: leaf[:, t] for key, leaf in states.items()}
         after, _ = model.step(state, segment.action[:, t], noise[:, t])
         torch.testing.assert_close(model.features(after), predicted[:, t], rtol=1e-4, atol=1e-5)
 
 
-def test_the_rollout_is_the_steps_repeated():
-    model = a_model(replace(FREE, objective=JEPAObjective(sigreg=1.0, rollout=3)))
+def test_the_rollout_is_repeated_steps():
+    model = a_model(replace(NO_PROBE, objective=JEPAObjective(sigreg=1.0, rollout=3)))
     segment = a_segment()
     noise = noise_for(model, segment)
-    losses = Losses(model, segment, noise)
-    losses.total()
+    encoding = model.encode_segment(segment)
+    newest = model.predict_windows(encoding)[:, :, -1]
+    predictions = [newest, *(t.after for t in model.rollout(encoding, newest, noise))]
+    assert len(predictions) == 3
     context = model.config.context
     states = filter_states(model, segment, noise)
     state = {key: leaf[:, context - 1] for key, leaf in states.items()}
-    for k, transitions in enumerate(losses.transitions[1:]):
-        at = context - 1 + k
-        # The step's noise is part of what it gives, the loss adds it to what it goes on from.
-        model_noise = noise[:, at + 1]
-        state, _ = model.step(state, segment.action[:, at], model_noise)
-        plain = transitions.new[:, context - 1 if k == 0 else 0]
-        shaken = plain + model.residual * normal(model_noise)
-        torch.testing.assert_close(model.features(state), shaken, rtol=1e-3, atol=1e-4)
+    for k, predicted in enumerate(predictions):
+        t = context - 1 + k
+        # A step returns the noisy embedding; the loss adds the noise when it continues from it.
+        state, _ = model.step(state, segment.action[:, t], noise[:, t + 1])
+        noisy = predicted[:, 0] + model.residual * normal(noise[:, t + 1])
+        torch.testing.assert_close(model.features(state), noisy, rtol=1e-3, atol=1e-4)
 
 
-def test_with_vectors_alone_a_step_is_pulled_to_where_observations_are():
-    model, free = a_model(), a_model(FREE)
-    free.load_state_dict(model.state_dict(), strict=False)
+def test_with_vectors_only_a_step_is_corrected_towards_embeddings_of_observations():
+    model, uncorrected = a_model(), a_model(NO_PROBE)
+    uncorrected.load_state_dict(model.state_dict(), strict=False)
     state = model.observe(
         model.initial(BATCH),
         torch.zeros(BATCH, 2),
@@ -152,29 +150,32 @@ def test_with_vectors_alone_a_step_is_pulled_to_where_observations_are():
         torch.rand(BATCH, 8),
     )
     action, noise = torch.rand(BATCH, 2), torch.rand(BATCH, 8)
-    (grounded, _), (predicted, _) = (m.step(state, action, noise) for m in (model, free))
-    away = model.features(predicted)
-    once = model.embed(model.probe.decode(away))
-    twice = model.embed(model.probe.decode(once))
-    wanted = away + 0.3 * (2 * once - twice - away)
-    torch.testing.assert_close(model.features(grounded), wanted)
-    assert not torch.allclose(model.features(grounded), away)
+    (corrected, _), (predicted, _) = (m.step(state, action, noise) for m in (model, uncorrected))
+
+    def reembedded(embeddings: torch.Tensor) -> torch.Tensor:
+        return model.embed(model.senses.to_observation(model.probe.vectors(embeddings), []))
+
+    free = model.features(predicted)
+    once = reembedded(free)
+    expected = free + 0.3 * (2 * once - reembedded(once) - free)
+    torch.testing.assert_close(model.features(corrected), expected)
+    assert not torch.allclose(model.features(corrected), free)
 
 
-def test_what_an_unseen_slot_holds_does_not_matter():
+def test_the_content_of_an_unseen_slot_does_not_matter():
     model = a_model()
     first = observations(VECTOR, BATCH)
     start = model.initial(BATCH)
-    spoilt = {key: leaf + (key != "seen") * 7.0 for key, leaf in start.items()}
+    altered = {key: leaf + (key != "seen") * 7.0 for key, leaf in start.items()}
     noise, action = torch.rand(BATCH, model.noise_dim), torch.rand(BATCH, 2)
     stepped = [
         model.step(model.observe(s, torch.zeros(BATCH, 2), first, noise), action, noise)[0]
-        for s in (start, spoilt)
+        for s in (start, altered)
     ]
     assert torch.equal(model.features(stepped[0]), model.features(stepped[1]))
 
 
-def test_padding_changes_nothing_in_training_either():
+def test_the_content_of_padding_does_not_matter_in_training():
     model = a_model(
         with_objective(sigreg=1, std=1, cov=1, temporal=1, inverse=1, rollout=3)
     ).train()
@@ -198,7 +199,7 @@ def test_padding_changes_nothing_in_training_either():
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_batch_norm_joins_rows_in_training_only():
+def test_batch_norm_couples_rows_in_training_only():
     model, segment = a_model(), a_segment()
     few = segment._replace(observation=segment.observation[:2])
     assert torch.allclose(model.embed(few.observation), model.embed(segment.observation)[:2])
@@ -209,38 +210,36 @@ def test_batch_norm_joins_rows_in_training_only():
     assert not torch.equal(model.projector.norm.running_mean, mean)
 
 
-def test_heads_and_probe_do_not_shape_the_embeddings():
+def test_heads_and_probe_give_no_gradient_to_the_embeddings():
     model = a_model(with_objective(temporal=0.0)).train()
     segment = a_segment()
-    losses = Losses(model, segment, noise_for(model, segment))
-    losses._predictions()
-    sum(losses._judgements().values()).backward()
-    shaped = ("senses.encode", "projector", "predictor", "project_prediction")
-    assert all(p.grad is None for name, p in model.named_parameters() if name.startswith(shaped))
+    terms = model.loss_terms(segment, model.encode_segment(segment), noise_for(model, segment))
+    sum(terms[name] for name in ("reward", "termination", "probe")).backward()
+    embedding = ("senses.encode", "projector", "predictor", "project_prediction")
+    assert all(p.grad is None for name, p in model.named_parameters() if name.startswith(embedding))
     assert all(p.grad.any() for name, p in model.named_parameters() if name.startswith("heads"))
 
 
-def test_without_a_regulariser_no_gradient_is_stopped_and_with_a_target_it_is():
+def test_targets_have_a_gradient_unless_there_is_a_target_encoder():
     segment = a_segment()
     for momentum in (0.0, 0.99):
         model = a_model(with_objective(momentum=momentum)).train()
-        losses = Losses(model, segment, noise_for(model, segment))
-        assert losses.targets.requires_grad == (momentum == 0.0)
+        assert model.encode_segment(segment).targets.requires_grad == (momentum == 0.0)
 
 
-def test_the_target_follows_slowly_and_then_stands():
+def test_the_target_encoder_follows_slowly_and_then_stops():
     model = a_model(with_objective(momentum=0.9, momentum_updates=10))
     assert not any(p.requires_grad for p in model.target.parameters())
     online, slow = model.projector.inwards.weight, model.target[1].inwards.weight
     assert torch.equal(online, slow)
     with torch.no_grad():
         online += 1.0
-    wanted = slow.clone()
+    expected = slow.clone()
     for update in range(1, 13):
         model.after_update()
-        share = (1 - 0.9) * (1 - min(1.0, update / 10))
-        wanted += share * (online - wanted)
-        torch.testing.assert_close(slow, wanted)
+        weight = (1 - 0.9) * (1 - min(1.0, update / 10))
+        expected += weight * (online - expected)
+        torch.testing.assert_close(slow, expected)
     assert not torch.equal(slow, online)
 
 
@@ -255,20 +254,23 @@ def test_every_small_preset_can_be_fitted(name):
 
 
 @pytest.mark.parametrize("probe", ["vectors", "all", "none"])
-def test_it_decodes_where_it_probes_the_whole_observation(probe):
+def test_a_model_decodes_if_its_probe_covers_the_whole_observation(probe):
     spaces = {"vector": VECTOR, "image": IMAGE, "both": gym.spaces.Dict(v=VECTOR, i=IMAGE)}
     decoding = {"vectors": {"vector"}, "all": {"vector", "image", "both"}, "none": set()}
     for name, space in spaces.items():
         torch.manual_seed(0)
         model = JEPA(space, ACTION_SPACES["box"], replace(SMALL, probe=probe)).eval()
         assert isinstance(model, Decodes) == (name in decoding[probe])
-        assert hasattr(model, "decode") == (name in decoding[probe])
+        assert model.decodes == (name in decoding[probe])
         state = model.observe(
             model.initial(2), torch.zeros(2, 2), observations(space, 2), torch.rand(2, 8)
         )
-        if isinstance(model, Decodes):
-            seen = model.decode(state)
-            rows = [seen] if name != "both" else list(seen.values())
+        if not model.decodes:
+            with pytest.raises(AttributeError, match="pass probe='all'"):
+                model.decode(state)
+        else:
+            decoded = model.decode(state)
+            rows = [decoded] if name != "both" else list(decoded.values())
             boxes = [space] if name != "both" else list(space.values())
             for row, box in zip(rows, boxes, strict=True):
                 assert box.contains(row[0].detach().numpy())
@@ -277,7 +279,7 @@ def test_it_decodes_where_it_probes_the_whole_observation(probe):
         assert loss.isfinite()
 
 
-def test_small_vision_transformers_work_at_their_own_size():
+def test_vision_transformers_take_images_that_their_patches_divide():
     config = replace(SMALL, image_encoder="vit_tiny_patch14", image_size=28)
     model = a_model(config, IMAGE)
     assert model.embed(observations(IMAGE, 2)).shape == (2, 8)
@@ -286,7 +288,7 @@ def test_small_vision_transformers_work_at_their_own_size():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
         ({"image_encoder": "resnet"}, "vit_tiny_patch14"),
         ({"context": 0}, "at least 1"),
@@ -295,21 +297,24 @@ def test_small_vision_transformers_work_at_their_own_size():
         ({"gate": -1.0}, "at least 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(given, said):
-    with pytest.raises(ValueError, match=said):
-        JEPAConfig(**given)
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        JEPAConfig(**settings)
+
+
+def test_an_invalid_momentum_is_refused():
     with pytest.raises(ValueError, match="momentum=2"):
         JEPAObjective(momentum=2)
 
 
-def test_a_target_follows_its_encoder_again_in_a_fit_that_goes_on():
+def test_a_resumed_fit_restarts_the_momentum_of_the_target_encoder():
     config = JEPAConfig(objective=JEPAObjective(momentum=0.9, momentum_updates=3))
     space = gym.spaces.Box(-1, 1, (4,), np.float32)
     model = JEPA(space, gym.spaces.Discrete(2), config)
     for _ in range(3):
         model.after_update()
 
-    def moved() -> bool:
+    def target_moves() -> bool:
         before = {key: leaf.clone() for key, leaf in model.target.state_dict().items()}
         with torch.no_grad():
             for weight in model.senses.parameters():
@@ -318,6 +323,6 @@ def test_a_target_follows_its_encoder_again_in_a_fit_that_goes_on():
         after = model.target.state_dict()
         return any(not torch.equal(leaf, after[key]) for key, leaf in before.items())
 
-    assert not moved()
+    assert not target_moves()
     model.before_fit()
-    assert moved()
+    assert target_moves()

@@ -1,4 +1,4 @@
-"""Frozen encoders of the transformers library, on tiny models made here."""
+"""Frozen encoders of the transformers library, with tiny random models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def a_folder(path, kind: str, seed: int = 0) -> str:
-    """A tiny model with random weights, saved as the hub has them; its path."""
+    """Save a tiny random model in the hub's format, and return its path."""
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed: pip install 'dreamgym[transformers]'"
     )
@@ -60,7 +60,7 @@ def some_images(count: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "width"), [("dinov2", 48), ("vjepa2", 24)])
-def test_stills_are_encoded_row_by_row_and_the_weights_stay(kind, width, tmp_path):
+def test_images_are_encoded_row_by_row_by_frozen_weights(kind, width, tmp_path):
     model = a_model(a_folder(tmp_path / kind, kind))
     encoder = model.senses.images[0].network
     assert encoder.dim == width
@@ -68,22 +68,22 @@ def test_stills_are_encoded_row_by_row_and_the_weights_stay(kind, width, tmp_pat
     torch.testing.assert_close(model.embed(images)[:1], model.embed(images[:1]))
     assert model.embed(images).std(0).min() > 0
     model.train()
-    assert not encoder._frozen[0].training
+    assert not encoder.frozen.training
     assert not [n for n, p in model.named_parameters() if n.startswith("senses")]
 
 
-def test_dinov2_gives_its_class_token_and_the_mean_of_all(tmp_path):
+def test_the_encoding_is_the_class_token_and_the_mean_of_all_tokens(tmp_path):
     folder = a_folder(tmp_path / "dinov2", "dinov2")
     from transformers import AutoModel
 
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         tokens = AutoModel.from_pretrained(folder).eval()(pixels).last_hidden_state
-    wanted = torch.cat([tokens[:, 0], tokens.mean(1)], -1)
-    torch.testing.assert_close(PretrainedEncoder(folder)(pixels), wanted)
+    expected = torch.cat([tokens[:, 0], tokens.mean(1)], -1)
+    torch.testing.assert_close(PretrainedEncoder(folder)(pixels), expected)
 
 
-def test_weights_are_not_saved_and_others_are_refused(tmp_path):
+def test_weights_are_not_saved_and_other_weights_are_refused(tmp_path):
     folder = a_folder(tmp_path / "dinov2", "dinov2")
     saved = a_model(folder).state_dict()
     assert [key for key in saved if "network" in key] == ["senses.images.0.network.fingerprint"]
@@ -91,28 +91,28 @@ def test_weights_are_not_saved_and_others_are_refused(tmp_path):
     again.load_state_dict(saved)
     torch.testing.assert_close(again.state_dict(), saved)
     a_folder(tmp_path / "dinov2", "dinov2", seed=1)
-    with pytest.raises(RuntimeError, match="not those that this was fitted with"):
+    with pytest.raises(RuntimeError, match="differ from those that this model was fitted with"):
         a_model(folder).load_state_dict(saved)
 
 
-def test_it_goes_where_the_model_goes(tmp_path):
+def test_moving_the_model_moves_the_frozen_encoder(tmp_path):
     model = a_model(a_folder(tmp_path / "dinov2", "dinov2")).to(torch.float64)
-    frozen = model.senses.images[0].network._frozen[0]
+    frozen = model.senses.images[0].network.frozen
     assert {p.dtype for p in frozen.parameters()} == {torch.float64}
 
 
-def test_a_model_without_images_is_refused(tmp_path):
+def test_a_text_model_is_refused(tmp_path):
     with pytest.raises(PretrainedError, match="which takes input_ids input"):
         a_model(a_folder(tmp_path / "bert", "bert"))
 
 
-def test_a_model_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_model_says_what_to_do(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed")
-    with pytest.raises(PretrainedError, match="give its path as the name"):
+    with pytest.raises(PretrainedError, match="pass its path as the name"):
         a_model(str(tmp_path / "nothing"))
 
 
-def test_without_the_library_it_says_how_to_get_it(monkeypatch):
+def test_without_transformers_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(PretrainedError, match=r"pip install 'dreamgym\[transformers\]'"):
         a_model("facebook/dinov2-small")

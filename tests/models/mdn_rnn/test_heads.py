@@ -46,7 +46,9 @@ def test_what_an_end_pays_is_learnt_though_it_looks_as_every_moment_before_it():
         loss.backward()
         optimizer.step()
     judged = heads(*parts)
-    torch.testing.assert_close(judged.expected_reward(torch.zeros(N)), torch.ones(N), atol=0.5, rtol=0)
+    torch.testing.assert_close(
+        judged.expected_reward(torch.zeros(N)), torch.ones(N), atol=0.5, rtol=0
+    )
     torch.testing.assert_close(judged.expected_reward(ends)[ends], wanted[ends], atol=0.5, rtol=0)
     half = judged.expected_reward(torch.full((N,), 0.5))
     torch.testing.assert_close(half, judged.reward + 0.5 * judged.end_bonus)

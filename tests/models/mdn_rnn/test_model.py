@@ -81,7 +81,9 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step():
     mixture = model._mixture(h[:, 1:], z[:, :-1], model.encode_action(action))
     likelihood = mixture.log_prob((z[:, 1:] - z[:, :-1]) / model.vision.delta_std)
     torch.testing.assert_close(terms["nll"], -likelihood[mask].mean())
-    said, at_end, logit = model._predict_reward_termination(h[:, 1:], z[:, :-1], z[:, 1:], model.encode_action(action))
+    said, at_end, logit = model._predict_reward_termination(
+        h[:, 1:], z[:, :-1], z[:, 1:], model.encode_action(action)
+    )
     error = (
         torch.where(ended, said + at_end, said) - (reward - model.reward_mean) / model.reward_std
     )

@@ -119,7 +119,7 @@ def test_the_fused_loss_is_the_one_of_filtering_step_by_step(space, restart):
 
 def test_the_gradient_of_m_never_reaches_v():
     model, segment = a_model(BOTH), a_segment(BOTH)
-    z = model.vision.encode(segment.observation, noise_for(model)[..., : model.size])
+    z = model.vision.encode_observation(segment.observation, noise_for(model)[..., : model.size])
     terms = model._dynamics_terms(segment, z)
     sum(terms.values()).backward()
     assert all(p.grad is None for p in model.vision.parameters())
@@ -161,7 +161,7 @@ def test_what_v_made_of_a_frame_is_recalled_until_v_changes(monkeypatch):
     monkeypatch.setattr(vision, "_posterior", lambda key, x: asked.append(len(x)) or plain(key, x))
     for k in range(3):
         recalled = vision.encode_cached(segment.observation, noise)
-        torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
+        torch.testing.assert_close(recalled, vision.encode_observation(segment.observation, noise))
         assert asked == [BATCH * (LENGTH + 1)] * (k + 2)  # `encode` always, `recall` once
     camera = segment.observation["camera"].clone()
     camera[0, 0] = 7
@@ -170,7 +170,7 @@ def test_what_v_made_of_a_frame_is_recalled_until_v_changes(monkeypatch):
     with torch.no_grad():
         vision.sights[0].vae.mean.weight.mul_(2.0)
     recalled = vision.encode_cached(segment.observation, noise)
-    torch.testing.assert_close(recalled, vision.encode(segment.observation, noise))
+    torch.testing.assert_close(recalled, vision.encode_observation(segment.observation, noise))
 
 
 def test_the_divergence_is_reported_in_nats_and_weighs_as_much_as_asked():

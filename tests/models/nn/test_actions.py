@@ -1,4 +1,4 @@
-"""Actions as networks take them: by the bounds of their space, or by the data's own statistics."""
+"""Encoded actions: scaled by the bounds of their space, or standardised by the data."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ BOX = gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 8]))
 
 
 @given(st.integers(1, 6), st.integers(0, 2**16))
-def test_single_actions_of_a_block_are_standardised_alike(k: int, seed: int) -> None:
+def test_all_actions_of_a_block_have_the_same_scale(k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     singles = rng.normal([1.0, -3.0], [2.0, 0.1], (7, k, 2)).astype(np.float32)
     mean, std = torch.tensor([1.0, -3.0]), torch.tensor([2.0, 0.1])
     skip = FrameSkip(steps=k)
     encoder = ActionEncoder(skip.space(BOX))
     encoder.set_moments(mean, std)
-    encoded = encoder(torch.from_numpy(skip.joined(singles, BOX)))
-    wanted = (torch.from_numpy(singles) - mean) / std
-    torch.testing.assert_close(encoded, wanted.flatten(1))
+    encoded = encoder(torch.from_numpy(skip.join(singles, BOX)))
+    expected = (torch.from_numpy(singles) - mean) / std
+    torch.testing.assert_close(encoded, expected.flatten(1))
 
 
-def test_by_default_bounds_are_what_counts() -> None:
+def test_by_default_actions_are_scaled_by_their_bounds() -> None:
     encoded = ActionEncoder(BOX)(torch.tensor([[-2.0, 0.0], [0.0, 4.0], [2.0, 8.0]]))
     assert encoded.tolist() == [[-1, -1], [0, 0], [1, 1]]
 
 
-def test_what_has_no_mean_is_refused() -> None:
+def test_discrete_actions_and_wrong_sizes_are_not_standardised() -> None:
     with pytest.raises(TypeError, match="only a Box"):
         ActionEncoder(gym.spaces.Discrete(3)).set_moments(torch.zeros(1), torch.ones(1))
     with pytest.raises(ValueError, match="3 numbers do not divide the 2"):
@@ -64,7 +64,7 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
     try:
         spec = ModelSpec(family=family)
     except ValueError:
-        pytest.skip("a composition: its model inside decides")
+        pytest.skip("a wrapper: the model inside decides")
     model = spec.build(gym.spaces.Box(-1, 1, (4,)), BOX)
     found = measure_statistics([(np.zeros((2, 4)), np.zeros(1))], [np.full((3, 2), 7, np.float32)])
     before = {name: value.clone() for name, value in model.state_dict().items()}

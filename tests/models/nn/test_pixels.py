@@ -1,4 +1,4 @@
-"""Images as floats and back: exact at the own size, by area at another."""
+"""Images as floats and back: exact at their own size, resized by area at another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgym.models.nn.conv import Pixels, resize
+from dreamgym.models.nn.conv import Pixels
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +19,7 @@ def box(*shape: int) -> gym.spaces.Box:
     return gym.spaces.Box(0, 255, shape, np.uint8)
 
 
-def test_bytes_go_there_and_back_unchanged():
+def test_bytes_are_unchanged_by_a_round_trip():
     pixels, seen = Pixels(box(6, 9, 3)), images(2, 4, 6, 9, 3)
     floats = pixels.to_float(seen)
     assert floats.shape == (2, 4, 3, 6, 9)
@@ -28,13 +28,13 @@ def test_bytes_go_there_and_back_unchanged():
     assert torch.equal(pixels.to_bytes(floats), seen)
 
 
-def test_what_is_out_of_range_is_cut_to_the_bounds_of_the_box():
+def test_values_out_of_range_are_clamped_to_the_bounds_of_the_box():
     pixels = Pixels(gym.spaces.Box(10, 200, (2, 2, 1), np.uint8))
     floats = torch.tensor([-3.0, 0.5, 1.0, 7.0]).view(1, 1, 2, 2)
     assert pixels.to_bytes(floats).flatten().tolist() == [10, 128, 200, 200]
 
 
-def test_a_world_works_at_its_size_and_gives_back_the_real_one():
+def test_images_are_resized_to_the_working_size_and_back():
     pixels, seen = Pixels(box(24, 32, 3), (8, 8)), images(5, 24, 32, 3)
     small = pixels.to_float(seen)
     assert small.shape == (5, 3, 8, 8)
@@ -47,15 +47,17 @@ def test_a_world_works_at_its_size_and_gives_back_the_real_one():
 
 
 @pytest.mark.parametrize("size", [(5, 7), (13, 9), (2, 3), (40, 30)])
-def test_resizing_keeps_a_plain_image_and_about_the_mean(size):
-    assert torch.allclose(resize(torch.full((1, 3, 13, 17), 0.3), size), torch.tensor(0.3))
-    shrunk = resize(torch.rand(2, 3, 13, 17), (5, 7))
-    assert shrunk.shape == (2, 3, 5, 7)
+def test_resizing_keeps_a_uniform_image(size):
+    pixels = Pixels(box(13, 17, 3), size)
+    resized = pixels.to_float(torch.full((1, 13, 17, 3), 51, dtype=torch.uint8))
+    assert resized.shape == (1, 3, *size)
+    assert torch.allclose(resized, torch.tensor(0.2))
 
 
 def test_an_area_that_ends_within_a_pixel_takes_its_share_of_it():
-    row = torch.tensor([[[0.0, 3.0, 6.0]]])
-    torch.testing.assert_close(resize(row, (1, 2)), torch.tensor([[[1.0, 5.0]]]))
-    generator = torch.Generator().manual_seed(0)
-    whole = torch.rand(1, 1, 13, 17, generator=generator)
-    torch.testing.assert_close(resize(whole, (5, 7)).mean(), whole.mean())
+    row = torch.tensor([0, 3, 6], dtype=torch.uint8).view(1, 1, 3, 1)
+    resized = Pixels(box(1, 3, 1), (1, 2)).to_float(row)
+    torch.testing.assert_close(resized * 255, torch.tensor([[[[1.0, 5.0]]]]))
+    whole = images(1, 13, 17, 1)
+    shrunk = Pixels(box(13, 17, 1), (5, 7)).to_float(whole)
+    torch.testing.assert_close(shrunk.mean() * 255, whole.float().mean())

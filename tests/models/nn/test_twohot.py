@@ -13,7 +13,7 @@ BINS = np.sign(np.linspace(-20, 20, 255)) * (np.exp(np.abs(np.linspace(-20, 20, 
 
 
 def as_two_hot(value: float) -> np.ndarray:
-    """Equation 10: weight on the two nearest bins, by how near they are."""
+    """Return the weights of equation 10, on the two nearest bins."""
     weights = np.zeros(255)
     k = int((value > BINS).sum())  # bins below the value
     if BINS[k] == value:
@@ -27,8 +27,8 @@ def as_two_hot(value: float) -> np.ndarray:
 
 def test_symlog_and_symexp_are_the_equations_and_each_others_inverse():
     x = torch.from_numpy(VALUES)
-    wanted = np.sign(VALUES) * np.log(np.abs(VALUES) + 1)
-    np.testing.assert_allclose(symlog(x).numpy(), wanted)
+    expected = np.sign(VALUES) * np.log(np.abs(VALUES) + 1)
+    np.testing.assert_allclose(symlog(x).numpy(), expected)
     torch.testing.assert_close(symexp(symlog(x)), x)
 
 
@@ -45,12 +45,12 @@ def test_the_loss_is_the_cross_entropy_with_the_two_hot_target():
     logits = torch.randn(len(VALUES), 255, generator=torch.Generator().manual_seed(0))
     log = logits.double().numpy()
     log = log - np.log(np.exp(log).sum(-1, keepdims=True))
-    wanted = [-(as_two_hot(v) * row).sum() for v, row in zip(VALUES, log, strict=True)]
+    expected = [-(as_two_hot(v) * row).sum() for v, row in zip(VALUES, log, strict=True)]
     got = TwoHot(255).loss(logits, torch.tensor(VALUES, dtype=torch.float32))
-    np.testing.assert_allclose(got.numpy(), wanted, rtol=2e-5)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=2e-5)
 
 
-def test_equal_logits_mean_exactly_nothing_and_certainty_means_its_bin():
+def test_equal_logits_give_exactly_zero_and_one_certain_bin_gives_its_value():
     head = TwoHot(255)
     assert (head.mean(torch.zeros(3, 255)) == 0).all()
     certain = torch.full((2, 255), -1e9)
@@ -58,7 +58,7 @@ def test_equal_logits_mean_exactly_nothing_and_certainty_means_its_bin():
     np.testing.assert_allclose(head.mean(certain).numpy(), BINS[[140, 100]], rtol=1e-5)
 
 
-def test_what_lies_beyond_the_last_bins_counts_as_they_do():
+def test_values_beyond_the_bins_are_clamped():
     head = TwoHot(255)
     weights = head.encode(torch.tensor([-1e12, 1e12]))
     assert weights[0, 0] == 1

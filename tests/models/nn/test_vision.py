@@ -1,4 +1,4 @@
-"""Convolutions in and out of images: published shapes, sizes that fit and sizes that do not."""
+"""Convolutional encoders and decoders: published shapes, and sizes that fit or do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dreamgym.models.nn.conv import (
 V3 = {"stride": 2, "padding": "same", "activation": "silu", "norm": "rms"}
 
 
-def test_the_published_encoder_leaves_two_by_two_and_1024_numbers_of_64():
+def test_the_published_encoder_maps_64_pixels_to_two_by_two_and_1024_numbers():
     encoder = ConvEncoder(3, (64, 64), VMC_ENCODER)
     assert encoder.grid == (2, 2)
     assert encoder.dim == 1024
@@ -29,14 +29,14 @@ def test_the_published_encoder_leaves_two_by_two_and_1024_numbers_of_64():
     assert sides[1::2] == [31, 14, 6, 2]
 
 
-def test_the_published_decoder_makes_64_of_one_place():
+def test_the_published_decoder_starts_from_one_by_one():
     decoder = ConvDecoder(32, 3, (64, 64), VMC_DECODER)
     assert decoder.grid == (1024, 1, 1)
     assert decoder(torch.zeros(2, 32)).shape == (2, 3, 64, 64)
     assert isinstance(decoder.layers[-1], torch.nn.ConvTranspose2d)
 
 
-def test_any_leading_shape_goes_through_and_rows_do_not_meet():
+def test_any_leading_shape_is_kept_and_rows_are_independent():
     encoder = ConvEncoder(3, (64, 64), VMC_ENCODER.scaled(0.25))
     decoder = ConvDecoder(encoder.dim, 3, (64, 64), VMC_DECODER.scaled(0.25))
     images = torch.rand(2, 3, 3, 64, 64)
@@ -57,7 +57,7 @@ def test_same_padding_halves_and_doubles(size, kernel):
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-def test_a_norm_is_over_the_channels_of_each_place(norm):
+def test_a_norm_is_over_the_channels_of_each_pixel(norm):
     stack = ConvStack(depths=(8,), kernels=(4,), padding="same", norm=norm)
     encoder = ConvEncoder(1, (8, 8), stack)
     normed = encoder.layers[:2](torch.rand(2, 1, 8, 8) * 100)
@@ -95,6 +95,6 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does():
         ({"depths": (4,), "kernels": (4,), "norm": "batch"}, "give one of"),
     ],
 )
-def test_a_stack_that_makes_no_sense_is_refused(wrong, match):
+def test_invalid_stacks_are_refused(wrong, match):
     with pytest.raises(ValueError, match=match):
         ConvStack(**wrong)

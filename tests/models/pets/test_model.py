@@ -1,4 +1,4 @@
-"""PETS against its equations, written out in float64; members, elites, bootstraps."""
+"""PETS against its equations in float64; members, elites and bootstraps."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def softplus(x: np.ndarray) -> np.ndarray:
     return np.log1p(np.exp(x))
 
 
-def said_by_hand(model: PETS, z: np.ndarray, action: np.ndarray, member: int) -> tuple:
-    """Mean and log variance of one member, in float64 and without a batched product."""
+def predicted_by_hand(model: PETS, z: np.ndarray, action: np.ndarray, member: int) -> tuple:
+    """Return mean and log variance of one member, in float64 and without a batched product."""
     weights = {name: leaf.detach().double().numpy() for name, leaf in model.named_parameters()}
     hidden = np.concatenate([z, np.eye(3)[action]], -1)
     for k in range(3):
@@ -60,7 +60,7 @@ def said_by_hand(model: PETS, z: np.ndarray, action: np.ndarray, member: int) ->
 
 
 def test_the_likelihood_is_the_gaussian_one_with_softly_bounded_variance():
-    """Arxiv 1805.12114, section 4 and appendix A.1, up to the constant and the factor of a half."""
+    """See arXiv 1805.12114, section 4, appendix A.1; up to a constant and a factor of one half."""
     model, segment = a_model(), a_segment()
     _, terms = model.loss(segment, torch.zeros(6, 4, model.noise_dim))
     observation = segment.observation.double().numpy()
@@ -70,7 +70,7 @@ def test_the_likelihood_is_the_gaussian_one_with_softly_bounded_variance():
     target, mask = np.concatenate([delta, reward[..., None]], -1), segment.mask.numpy()
     total = 0.0
     for member in range(7):
-        mean, log_variance = said_by_hand(model, z[:, :-1], segment.action.numpy(), member)
+        mean, log_variance = predicted_by_hand(model, z[:, :-1], segment.action.numpy(), member)
         density = stats.norm.logpdf(target, mean, np.exp(0.5 * log_variance))
         total += (-2 * density - math.log(2 * math.pi)).mean(-1)[mask].mean()
     assert float(terms["nll"]) == pytest.approx(total, rel=1e-4)
@@ -82,7 +82,7 @@ def test_the_log_variance_stays_softly_within_its_bounds():
     with torch.no_grad():
         model.network[-1].bias[..., 5:] = torch.tensor([-1e3, -20.0, -5.0, 20.0, 1e3])
     _, log_variance = model.predict(torch.zeros(1, 7))
-    # Softplus is not zero at the other bound: a hair above the ceiling, by log(1 + exp(-10.5)).
+    # Softplus is not zero at the other bound: the maximum is exceeded by log(1 + exp(-10.5)).
     assert log_variance.min() >= -10.0
     assert log_variance.max() <= 0.5 + 1e-4
     assert float(log_variance[:, 0, 0].detach().max()) == pytest.approx(-10.0)
@@ -94,15 +94,15 @@ def test_decay_is_that_of_the_published_code_on_four_layers():
     model = PETS(SPACE, gym.spaces.Discrete(3), PETSConfig())
     _, terms = model.eval().loss(a_segment(), torch.zeros(6, 4, model.noise_dim))
     published = (0.000025, 0.00005, 0.000075, 0.000075, 0.0001)
-    wanted = sum(
+    expected = sum(
         share * float(layer.weight.detach().square().sum()) / 2
         for share, layer in zip(published, model.network, strict=True)
     )
-    assert float(terms["decay"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(terms["decay"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_published_sizes():
-    """MBPO on HalfCheetah: 17 numbers and 6 actions; the head for terminations is our own."""
+    """MBPO on HalfCheetah: 17 numbers and 6 actions; the termination head is an addition."""
     model = PETS(
         gym.spaces.Box(-np.inf, np.inf, (17,), np.float64),
         gym.spaces.Box(-1, 1, (6,), np.float32),
@@ -128,31 +128,35 @@ def test_a_step_is_the_sample_of_the_member_that_the_noise_draws():
     members = np.array([6, 2, 0, 4, 1])[(noise[:, -1].numpy() * 5).astype(int)]
     assert len(set(members)) == 5
     for row, member in enumerate(members):
-        mean, log_variance = said_by_hand(
+        mean, log_variance = predicted_by_hand(
             model, state["z"].double().numpy()[row], action.numpy()[row], member
         )
         shock = stats.norm.ppf(noise[row, :-1].double().numpy())
         sample = mean + np.exp(0.5 * log_variance) * math.sqrt(1.7) * shock
-        wanted = state["z"][row].numpy() + sample[:4] * (MOMENTS.delta_std / MOMENTS.std).numpy()
+        expected = state["z"][row].numpy() + sample[:4] * (MOMENTS.delta_std / MOMENTS.std).numpy()
         low = (-3.0 - MOMENTS.mean.numpy()) / MOMENTS.std.numpy()
         high = (3.0 - MOMENTS.mean.numpy()) / MOMENTS.std.numpy()
-        np.testing.assert_allclose(new["z"][row], np.clip(wanted, low, high), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            new["z"][row], np.clip(expected, low, high), rtol=1e-3, atol=1e-3
+        )
         assert float(prediction.reward[row]) == pytest.approx(sample[4] * 2.0 + 0.5, abs=1e-2)
 
 
 def test_uncertainties_are_those_documented():
     model, z = a_model(), torch.randn(9, 4)
     state, action = {"z": z}, torch.zeros(9, dtype=torch.int64)
-    said = [said_by_hand(model, z.double().numpy(), action.numpy(), k) for k in range(7)]
-    means = np.stack([mean for mean, _ in said])
+    predictions = [
+        predicted_by_hand(model, z.double().numpy(), action.numpy(), k) for k in range(7)
+    ]
+    means = np.stack([mean for mean, _ in predictions])
     noise = torch.rand(9, model.noise_dim)
     _, prediction = model.step(state, action, noise)
-    wanted = np.sqrt(means.std(0) ** 2 @ np.ones(5) / 5)
-    np.testing.assert_allclose(prediction.uncertainty.detach(), wanted, rtol=1e-4)
+    expected = np.sqrt(means.std(0) ** 2 @ np.ones(5) / 5)
+    np.testing.assert_allclose(prediction.uncertainty.detach(), expected, rtol=1e-4)
     model = a_model(uncertainty="max-sigma")
     _, prediction = model.step(state, action, noise)
     units = np.append(MOMENTS.delta_std.numpy(), 2.0)
-    norms = [np.linalg.norm(np.exp(0.5 * lv) * units, axis=-1) for _, lv in said]
+    norms = [np.linalg.norm(np.exp(0.5 * lv) * units, axis=-1) for _, lv in predictions]
     np.testing.assert_allclose(prediction.uncertainty.detach(), np.max(norms, 0), rtol=1e-4)
 
 
@@ -177,7 +181,7 @@ def test_with_ts_infinity_a_dream_keeps_the_member_that_its_start_has_drawn():
     assert torch.equal(new["z"], other["z"])
 
 
-def test_elites_are_the_members_of_the_least_held_out_error():
+def test_elites_are_the_members_with_the_smallest_held_out_error():
     model = a_model()
     _, terms = model.loss(a_segment(), torch.zeros(6, 4, model.noise_dim))
     assert {f"member_{k}" for k in range(7)} <= set(terms)
@@ -192,30 +196,30 @@ def test_each_member_has_a_poisson_bootstrap_that_is_the_same_in_every_batch():
     order = torch.randperm(len(content))
     assert torch.equal(bootstrap_counts(content[order], 3), drawn[:, order])
     counts = np.stack([np.bincount(row.int().numpy(), minlength=5)[:5] for row in drawn])
-    wanted = stats.poisson(1).pmf(np.arange(5)) * len(content)
-    assert stats.chisquare(counts[0], wanted * counts[0].sum() / wanted.sum()).pvalue > 1e-4
+    expected = stats.poisson(1).pmf(np.arange(5)) * len(content)
+    assert stats.chisquare(counts[0], expected * counts[0].sum() / expected.sum()).pvalue > 1e-4
     assert np.abs(np.corrcoef(drawn.numpy()) - np.eye(3)).max() < 0.03
 
 
-def test_in_training_members_see_their_own_bootstraps_and_in_evaluation_everything():
+def test_members_see_their_own_bootstraps_in_training_and_everything_in_evaluation():
     model, segment = a_model(), a_segment(64)
     noise = torch.zeros(64, 4, model.noise_dim)
     trained = float(model.train().loss(segment, noise)[1]["nll"])
-    everything = float(model.eval().loss(segment, noise)[1]["nll"])
-    assert trained != everything
+    all_transitions = float(model.eval().loss(segment, noise)[1]["nll"])
+    assert trained != all_transitions
     model = a_model(bootstrap=False)
-    assert float(model.train().loss(segment, noise)[1]["nll"]) == everything
+    assert float(model.train().loss(segment, noise)[1]["nll"]) == all_transitions
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_spaces_and_configs_are_refused():
     with pytest.raises(TypeError, match="the pets family takes observations from a Box of floats"):
         PETS(gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Discrete(2), PETSConfig())
-    for settings, said in (
+    for settings, message in (
         ({"elites": 8}, "elites=8 of members=7"),
         ({"propagation": "ts-1"}, "did you mean 'ts1'"),
         ({"uncertainty": "max_sigma"}, "did you mean 'max-sigma'"),
         ({"hidden": 0}, "hidden=0"),
         ({"log_variance_max": -11.0}, "must be below"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             PETSConfig(**settings)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from dreamgym.models.reduction import masked_mean
-from dreamgym.models.rssm.modules import Categoricals, Gaussians, free
+from dreamgym.models.rssm.modules import Categoricals, Gaussians, kl_loss
 
 DRAWS = 20_000
 
@@ -97,9 +97,9 @@ def test_kl_of_gaussians_is_the_closed_form():
 def test_free_nats_are_granted_to_each_step_or_to_their_mean():
     divergence = torch.tensor([[0.5, 3.0], [2.0, 99.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    assert free(divergence, mask, 1.0, "step") == (1 + 3 + 2) / 3
-    assert free(divergence, mask, 1.0, "batch") == pytest.approx((0.5 + 3 + 2) / 3)
-    assert free(divergence, mask, 4.0, "batch") == 4
+    assert kl_loss(divergence, mask, 1.0, "step") == (1 + 3 + 2) / 3
+    assert kl_loss(divergence, mask, 1.0, "batch") == pytest.approx((0.5 + 3 + 2) / 3)
+    assert kl_loss(divergence, mask, 4.0, "batch") == 4
 
 
 def test_what_is_masked_does_not_count_even_when_it_is_no_number():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.rssm.config import PRESETS, RSSMConfig
-from dreamgym.models.rssm.modules import BlockGRUCell, GRUCell, Joined, linear
+from dreamgym.models.rssm.modules import BlockGRUCell, GRUCell, MultiInputLayer, linear
 
 LATENT, ACTION, ROWS = 10, 3, 5
 SMALL = RSSMConfig(deter=24, hidden=6, blocks=4)
@@ -34,7 +34,7 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def whole(joined: Joined) -> tuple[Tensor, Tensor]:
+def whole(joined: MultiInputLayer) -> tuple[Tensor, Tensor]:
     """One weight matrix and one bias of a layer of several inputs."""
     return torch.cat([p.weight for p in joined.products], 1), joined.products[0].bias
 

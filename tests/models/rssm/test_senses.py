@@ -127,7 +127,7 @@ def test_the_convolutions_are_the_published_ones():
     down, up = image_stacks(RSSM.presets["dreamer-v3-12m"])
     assert down.depths == (32, 48, 64, 64)  # depth 16 times (2, 3, 4, 4) of danijar/dreamerv3
     assert up.depths == (64, 64, 48, 32)
-    assert down.encoded(64) == 4
+    assert down.encoded_size(64) == 4
     down, up = image_stacks(RSSM.presets["dreamer-v2"])
     assert down.depths == (48, 96, 192, 384)
     assert up.depths == (1536, 192, 96, 48)

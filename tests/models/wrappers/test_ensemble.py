@@ -1,4 +1,4 @@
-"""An ensemble of any family: one history, one batched call, honest disagreement."""
+"""An ensemble of any family: a shared history, one batched call, the members' disagreement."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dreamgym.models import (
     ModelSpec,
     Pessimistic,
     PETSConfig,
+    RSSMConfig,
     Segment,
     filter_states,
 )
@@ -33,6 +34,8 @@ from tests.small_worlds import (
 
 ROWS = 32
 MEMBERS = sorted({*FAMILIES} - {*SPECIAL})
+FEW_LAYERS = {"jepa": JEPAConfig(blocks=1), "rssm": RSSMConfig(layers=1)}
+"""Configs with fewer layers than the defaults, which take long to trace."""
 
 
 def an_ensemble(**settings) -> Ensemble:
@@ -42,7 +45,8 @@ def an_ensemble(**settings) -> Ensemble:
 
 def of_family(family: str, members: int = 2) -> Ensemble:
     torch.manual_seed(0)
-    config = EnsembleConfig(member=ModelSpec(family=family), members=members, elites=members)
+    member = ModelSpec(family=family, config=FEW_LAYERS.get(family))
+    config = EnsembleConfig(member=member, members=members, elites=members)
     return built(ModelSpec(family="ensemble", config=config), "box").eval().requires_grad_(False)
 
 
@@ -59,7 +63,7 @@ def a_segment(model, length: int = 2, seed: int = 0) -> Segment:
 
 
 def a_start(model, seed: int = 0) -> tuple:
-    """A filtered state, an action, and noise."""
+    """Return a filtered state, an action, and noise."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(ROWS, 4, model.noise_dim, generator=generator)
     states = filter_states(model, a_segment(model), noise[:, :3])
@@ -79,84 +83,88 @@ def members_of(model: Ensemble, state: dict) -> list[tuple]:
 def test_an_ensemble_of_one_is_that_one(family):
     model = of_family(family, members=1)
     state, action, noise = a_start(model)
-    after, said = model.step(state, action, noise, 1.3)
+    after, prediction = model.step(state, action, noise, 1.3)
     (alone, own), *_ = members_of(model, state)
-    wanted, wanted_said = alone.step(own, action, noise[:, :-1], 1.3)
-    for key, leaf in wanted.items():
+    expected, expected_prediction = alone.step(own, action, noise[:, :-1], 1.3)
+    for key, leaf in expected.items():
         assert torch.equal(after[key][:, 0], leaf), key
-    assert torch.equal(said.reward, wanted_said.reward)
-    assert torch.equal(said.termination, wanted_said.termination)
-    assert torch.equal(said.uncertainty, torch.zeros(ROWS))
+    assert torch.equal(prediction.reward, expected_prediction.reward)
+    assert torch.equal(prediction.termination, expected_prediction.termination)
+    assert torch.equal(prediction.uncertainty, torch.zeros(ROWS))
     assert torch.equal(model.features(state), alone.features(own))
 
 
 @pytest.mark.parametrize("family", MEMBERS)
-def test_members_of_every_family_are_one_batched_call_that_compiles_whole(family):
+def test_members_of_every_family_are_one_batched_call_that_compiles_to_one_graph(family):
     model = of_family(family)
     state, action, noise = a_start(model)
     prepared = model.prepare(ROWS, torch.device("cpu"), torch.float32)
     torch._dynamo.reset()
     compiled = torch.compile(prepared.step, fullgraph=True, backend="aot_eager")
-    wanted, wanted_said = model.step(state, action, noise)
+    expected, expected_prediction = model.step(state, action, noise)
     for step in (prepared.step, compiled):
-        got, said = step(state, action, noise)
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(tuple(said), tuple(wanted_said), rtol=1e-4, atol=1e-4)
+        got, prediction = step(state, action, noise)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            tuple(prediction), tuple(expected_prediction), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_step_is_that_of_an_elite_and_the_others_observe_what_it_dreamt():
     model = an_ensemble()
     model.elites.copy_(torch.tensor([2, 0]))
     state, action, noise = a_start(model)
-    after, said = model.step(state, action, noise)
+    after, outcome = model.step(state, action, noise)
     steps = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
     drawn = torch.tensor([2, 0])[(noise[:, -1] * 2).long()]
     assert set(drawn.tolist()) == {0, 2}
     for row, member in enumerate(drawn.tolist()):
         following, prediction = steps[member]
-        assert said.reward[row] == prediction.reward[row]
-        assert said.termination[row] == prediction.termination[row]
+        assert outcome.reward[row] == prediction.reward[row]
+        assert outcome.termination[row] == prediction.termination[row]
         for key, leaf in following.items():
             assert torch.equal(after[key][row, member], leaf[row]), key
-    seen = model.decode(after)
+    happened = model.decode(after)
     for k, (member, own) in enumerate(members_of(model, state)):
         own_after = {key: leaf[:, k] for key, leaf in after.items()}
-        torch.testing.assert_close(member.decode(own_after), seen)
-        told = member.observe(own, action, seen, noise[:, :-1])
-        torch.testing.assert_close(own_after, told)
+        torch.testing.assert_close(member.decode(own_after), happened)
+        observed = member.observe(own, action, happened, noise[:, :-1])
+        torch.testing.assert_close(own_after, observed)
 
 
 def test_the_uncertainty_is_the_spread_of_what_the_members_imagine():
     model = an_ensemble()
     state, action, noise = a_start(model)
-    _, said = model.step(state, action, noise)
+    _, prediction = model.step(state, action, noise)
     imagined = [m.step(own, action, noise[:, :-1]) for m, own in members_of(model, state)]
     numbers = torch.stack(
         [
-            torch.cat([m.decode(after) / MOMENTS.delta_std, said_.reward[:, None] / 2.0], -1)
-            for (after, said_), m in zip(imagined, model.members, strict=True)
+            torch.cat([m.decode(after) / MOMENTS.delta_std, one.reward[:, None] / 2.0], -1)
+            for (after, one), m in zip(imagined, model.members, strict=True)
         ]
     ).double()
-    wanted = numbers.var(0, correction=0).mean(-1).sqrt()
-    torch.testing.assert_close(said.uncertainty.double(), wanted, rtol=1e-4, atol=1e-4)
-    assert (said.uncertainty > 0).all()
+    expected = numbers.var(0, correction=0).mean(-1).sqrt()
+    torch.testing.assert_close(prediction.uncertainty.double(), expected, rtol=1e-4, atol=1e-4)
+    assert (prediction.uncertainty > 0).all()
 
 
 def test_members_that_are_equal_do_not_disagree():
     model = an_ensemble()
     for member in list(model.members)[1:]:
         member.load_state_dict(model.members[0].state_dict())
-    _, said = model.step(*a_start(model))
-    assert said.uncertainty.max() < 1e-5
+    _, prediction = model.step(*a_start(model))
+    assert prediction.uncertainty.max() < 1e-5
 
 
 def test_with_ts_infinity_a_dream_keeps_the_member_that_its_start_has_drawn():
     model = an_ensemble(propagation="ts-inf")
     state, action, noise = a_start(model)
-    after, said = model.step(state, action, noise)
+    after, prediction = model.step(state, action, noise)
     assert torch.equal(after["member"], state["member"])
-    other, said_other = model.step(state, action, torch.cat([noise[:, :-1], 1 - noise[:, -1:]], -1))
-    assert torch.equal(said.reward, said_other.reward)
+    other, prediction_other = model.step(
+        state, action, torch.cat([noise[:, :-1], 1 - noise[:, -1:]], -1)
+    )
+    assert torch.equal(prediction.reward, prediction_other.reward)
     assert torch.equal(model.features(after), model.features(other))
 
 
@@ -174,21 +182,21 @@ def test_in_training_each_member_has_its_own_resample_and_in_evaluation_all_have
     assert not any("/" in name for name in terms)
 
 
-def test_elites_are_the_members_of_the_least_held_out_loss_and_members_hear_their_own():
+def test_elites_have_the_smallest_held_out_loss_and_members_receive_their_own_terms():
     spec = ModelSpec(family="pets", config=PETSConfig(hidden=8, members=2, elites=1))
     config = EnsembleConfig(member=spec, members=3, elites=2)
     model = built(ModelSpec(family="ensemble", config=config), "discrete").eval()
     _, terms = model.loss(a_segment(model), torch.zeros(ROWS, 3, model.noise_dim))
-    said = {name: torch.tensor(1.0) for name in terms}
+    held_out = {name: torch.tensor(1.0) for name in terms}
     for k, loss in enumerate((3.0, 1.0, 2.0)):
-        said[f"{k}/loss"] = torch.tensor(loss)
-        said[f"{k}/member_1"] = torch.tensor(0.0 if k == 2 else 9.0)
-    model.after_evaluation(said)
+        held_out[f"{k}/loss"] = torch.tensor(loss)
+        held_out[f"{k}/member_1"] = torch.tensor(0.0 if k == 2 else 9.0)
+    model.after_evaluation(held_out)
     assert model.elites.tolist() == [1, 2]
     assert [member.elites.tolist() for member in model.members] == [[0], [0], [1]]
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_configs_are_refused():
     with pytest.raises(ValueError, match="elites=5 of members=3"):
         EnsembleConfig(members=3)
     with pytest.raises(ValueError, match="did you mean 'ts-inf'"):
@@ -227,7 +235,7 @@ def test_one_loop_fits_it_and_chooses_elites(kind, tmp_path):
     assert (info["uncertainty"] > 0).all()
 
 
-def test_members_that_do_not_decode_take_any_actions():
+def test_members_need_not_decode_and_take_any_actions():
     config = EnsembleConfig(
         member=ModelSpec(family="jepa", config=JEPAConfig(probe="none")), members=2, elites=2
     )
@@ -235,10 +243,11 @@ def test_members_that_do_not_decode_take_any_actions():
     for action in ACTION_SPACES:
         model = built(spec, action).eval().requires_grad_(False)
         for kind in (model, model.prepare(ROWS, torch.device("cpu"), torch.float32)):
+            assert not isinstance(kind, Decodes)
             noise = torch.rand(ROWS, kind.noise_dim)
             actions = random_actions(kind.action_space, ROWS, 0)
-            following, said = kind.step(kind.initial(ROWS), actions, noise)
-            assert said.reward.shape == said.uncertainty.shape == (ROWS,)
+            following, prediction = kind.step(kind.initial(ROWS), actions, noise)
+            assert prediction.reward.shape == prediction.uncertainty.shape == (ROWS,)
             assert kind.features(following).shape == (ROWS, kind.feature_dim)
 
 
@@ -248,14 +257,14 @@ def test_keys_of_observations_may_have_dots():
     assert "arm.left" in model.decode(model.initial(3))
 
 
-def test_only_one_of_two_keeps_a_member_for_a_whole_dream():
+def test_ts_infinity_cannot_be_nested():
     inside = ModelSpec(family="pets", config=PETSConfig(propagation="ts-inf"))
     config = EnsembleConfig(member=inside, members=2, elites=2, propagation="ts-inf")
     with pytest.raises(ValueError, match="propagation='ts1'"):
         built(ModelSpec(family="ensemble", config=config), "box")
 
 
-def test_what_fits_part_by_part_does_so_inside_of_others_too():
+def test_training_phases_of_members_are_kept_inside_wrappers_and_ensembles():
     images = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     part_by_part = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(vision_updates=7, width=0.1))
     config = EnsembleConfig(member=part_by_part, members=2, elites=2)

@@ -1,4 +1,4 @@
-"""Known rewards and terminations against the environments that they are of."""
+"""Known rewards and terminations against their real environments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 
 
 def transitions(env_id: str, **arguments) -> tuple:
-    """Observations, actions, rewards, terminations and next observations of random play."""
+    """Return observations, actions, rewards, terminations and next observations of random play."""
     env = gym.make(env_id, **arguments)
     env.action_space.seed(0)
     rows: list[tuple] = []
@@ -30,30 +30,32 @@ def transitions(env_id: str, **arguments) -> tuple:
     return tuple(torch.as_tensor(np.array(column)) for column in zip(*rows, strict=True))
 
 
-def said(known: Known, rows: tuple) -> torch.Tensor:
+def computed(known: Known, rows: tuple) -> torch.Tensor:
     observation, action, _, _, following = rows
     assert observation.shape[1] in known.widths
-    given = known.function(observation.float(), action, following.float())
-    assert given.shape == (STEPS,)
-    return given.float()
+    values = known.function(observation.float(), action, following.float())
+    assert values.shape == (STEPS,)
+    return values.float()
 
 
-def marked(env_id: str):
+def maybe_skipped(env_id: str):
     missing = env_id in MUJOCO and importlib.util.find_spec("mujoco") is None
     skip = pytest.mark.skipif(missing, reason="mujoco is not installed")
     return pytest.param(env_id, marks=skip)
 
 
-@pytest.mark.parametrize("env_id", [marked(env_id) for env_id in REWARDS])
+@pytest.mark.parametrize("env_id", [maybe_skipped(env_id) for env_id in REWARDS])
 def test_known_rewards_are_the_real_ones(env_id):
     shown = {"exclude_current_positions_from_observation": False} if env_id in MUJOCO else {}
     rows = transitions(env_id, **shown)
-    torch.testing.assert_close(said(REWARDS[env_id], rows), rows[2].float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        computed(REWARDS[env_id], rows), rows[2].float(), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("shown", [True, False])
-@pytest.mark.parametrize("env_id", [marked(env_id) for env_id in TERMINATIONS])
+@pytest.mark.parametrize("env_id", [maybe_skipped(env_id) for env_id in TERMINATIONS])
 def test_known_terminations_are_the_real_ones(env_id, shown):
     arguments = {"exclude_current_positions_from_observation": not shown}
     rows = transitions(env_id, **(arguments if env_id in MUJOCO else {}))
-    assert torch.equal(said(TERMINATIONS[env_id], rows).bool(), rows[3])
+    assert torch.equal(computed(TERMINATIONS[env_id], rows).bool(), rows[3])

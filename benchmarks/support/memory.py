@@ -7,13 +7,13 @@ import resource
 import sys
 from pathlib import Path
 
-import dream_worlds
 import torch
-from reporting import Row, below
 
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models import FAMILIES
 from dreamgym.world.world import World
+from support import worlds
+from support.reporting import Row, below
 
 MANY = 65_536
 MOST = 1.0
@@ -27,20 +27,20 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 def memory_rows() -> list[Row]:
     """Bytes a row of a state for each family that stands by itself; the peak of very many rows."""
     rows = [
-        Row(name=f"{name}: a row's state", value=dream_worlds.state_bytes(make()), unit="bytes")
+        Row(name=f"{name}: a row's state", value=worlds.state_bytes(make()), unit="bytes")
         for name, make in (
-            ("V-M-C Car", dream_worlds.v_m_c),
-            ("RSSM 512, 32x32", dream_worlds.rssm),
-            ("RSSM v3-12M", dream_worlds.rssm_12m),
-            ("LeWM", dream_worlds.lewm),
+            ("V-M-C Car", worlds.v_m_c),
+            ("RSSM 512, 32x32", worlds.rssm),
+            ("RSSM v3-12M", worlds.rssm_12m),
+            ("LeWM", worlds.lewm),
         )
     ]
     for name in FAMILIES:
         try:
-            world = dream_worlds.family(name)
+            world = worlds.family(name)
         except (TypeError, ValueError):
             continue  # no config of its own, or no images
-        size = dream_worlds.state_bytes(world)
+        size = worlds.state_bytes(world)
         rows.append(Row(name=f"{name}, default: a row's state", value=size, unit="bytes"))
     rows.append(below(f"V-M-C Car, {MANY} envs: peak", _peak_of_many() / 1e9, "GB", MOST))
     return rows
@@ -56,7 +56,7 @@ def _peak_of_many() -> float:
 
 def _many(device: str) -> float:
     torch.set_num_threads(1)
-    world = dream_worlds.v_m_c()
+    world = worlds.v_m_c()
     _run(world, 64, device)  # libraries take their own at the first step
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -86,7 +86,7 @@ def _peak() -> float:
 def _run(world: World, count: int, device: str) -> None:
     env = DreamVectorEnv(world, count, view="latent", device=device)
     env.reset(seed=0)
-    action = dream_worlds.actions(count, device)
+    action = worlds.actions(count, device)
     for _ in range(STEPS):
         env.step(action)
     env.close()

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-import dream_worlds
 import torch
-from dream_baselines import plain_family, plain_mdn_rnn, plain_rssm
-from side_by_side import Apart, apart
 
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.world.world import World
+from support import worlds
+from support.baselines import plain_family, plain_mdn_rnn, plain_rssm
+from support.side_by_side import Apart, apart
 
 Step = Callable[[], Any]
 
@@ -42,21 +42,21 @@ class Subject(NamedTuple):
 SUBJECTS = [
     Subject(
         "V-M-C Car",
-        dream_worlds.v_m_c,
+        worlds.v_m_c,
         SAMPLED,
         plain_mdn_rnn,
         {(1024, "float32"): 2.5, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
     ),
     Subject(
         "RSSM 512, 32x32",
-        dream_worlds.rssm,
+        worlds.rssm,
         OFTEN,
         plain_rssm,
         {(1024, "float32"): 2.5, (1024, "bfloat16"): 4.0, (1, "float32"): 1.2},
     ),
     Subject(
         "LeWM",
-        dream_worlds.lewm,
+        worlds.lewm,
         OFTEN,
         None,
         {(1024, "float32"): 2.3, (1024, "bfloat16"): 3.5, (1, "float32"): 1.2},
@@ -74,14 +74,14 @@ def a_dream(world: World, count: int, **options: Any) -> DreamVectorEnv:
 def stepping(env: DreamVectorEnv) -> Step:
     """Its step, under always the same actions."""
     space: Any = env.single_action_space
-    action = dream_worlds.actions(env.num_envs, env.device, space)
+    action = worlds.actions(env.num_envs, env.device, space)
     return lambda: env.step(action)
 
 
 def model_alone(env: DreamVectorEnv) -> Step:
     """The arranged model's own step, from where the dream stands, with noise that is there."""
     space: Any = env.single_action_space
-    action = dream_worlds.actions(env.num_envs, env.device, space)
+    action = worlds.actions(env.num_envs, env.device, space)
     model, state = env.engine.model, env.get_state().model
     noise = torch.rand(env.num_envs, model.noise_dim, device=env.device)
 
@@ -102,4 +102,4 @@ def plain_apart(subject: Subject, count: int) -> AbstractContextManager[Apart]:
 def unprepared(world: Callable[[], World], count: int) -> Step:
     """The plain step of a family that has no other: its own, as it is before it is arranged."""
     made = world()
-    return plain_family(made, dream_worlds.actions(count, "cpu", made.model.action_space))  # type: ignore[arg-type]
+    return plain_family(made, worlds.actions(count, "cpu", made.model.action_space))  # type: ignore[arg-type]

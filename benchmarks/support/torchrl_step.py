@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dream_baselines import PlainMDNRNN, Step, quiet
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
@@ -13,6 +12,8 @@ from torch.distributions import Bernoulli, Categorical, Normal
 from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import EnvBase, WorldModelEnv
 from torchrl.modules import WorldModel
+
+from support.baselines import PlainMDNRNN, Step, quiet
 
 WIDTHS = {"z": PlainMDNRNN.z, "h": PlainMDNRNN.hidden, "c": PlainMDNRNN.hidden}
 

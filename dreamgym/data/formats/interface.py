@@ -1,0 +1,269 @@
+"""The interface between foreign formats and the rest of the package.
+
+A foreign format is one module that fulfils `Format`: `NAME`, `detect(probe)` and `read(probe,
+options)`. `Probe` gives it the path and opens the containers that several formats share; a format
+with a container of its own opens `probe.path` itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import gymnasium as gym
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym.data.episodes import Episode
+from dreamgym.data.hdf5.guard import (
+    describe_file,
+    hdf5_errors,
+    is_hdf5,
+    open_file,
+    open_regular,
+)
+from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.errors import DatasetError
+
+Array = NDArray[Any]
+Terminals = Literal["termination", "boundary"]
+
+_ZIP_SIGNATURE = b"PK\x03\x04"
+_HEAD_BYTES = 64  # enough to recognise the kind of a file
+_LISTED_NAMES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    """What the user knows about a foreign dataset and the dataset does not say.
+
+    Attributes:
+        terminals: Meaning of an ambiguous end flag: `"termination"` (the task ended) or
+            `"boundary"` (only the recording ended: a truncation).
+        observation_space: Observation space to use instead of one inferred from the values.
+        action_space: Action space to use instead of one inferred from the values.
+        env_id: Id of the environment.
+        keys: Observation keys or columns to read; all if `None`.
+    """
+
+    terminals: Terminals | None = None
+    observation_space: gym.Space[Any] | None = None
+    action_space: gym.Space[Any] | None = None
+    env_id: str | None = None
+    keys: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.terminals not in (None, "termination", "boundary"):
+            raise ValueError(
+                f"terminals is {self.terminals!r}; it must be 'termination' or 'boundary'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignDataset:
+    """An open foreign dataset.
+
+    Attributes:
+        format: Name of its format.
+        convention: What was found, and the convention by which it is read; shown by `check`.
+        metadata: Spaces, and what else is known.
+        episodes: Returns a new iterator over the episodes, in the order of the file.
+        close: Closes the files.
+        read_rows: Reads a slice of one episode's observations, given the episode's number in
+            `episodes` and the observation key (`None` if the space is not a Dict). It lets
+            observations that do not fit in memory stay in the file; `None` if the format can only
+            read whole episodes.
+    """
+
+    format: str
+    convention: str
+    metadata: DatasetMetadata
+    episodes: Callable[[], Iterator[Episode]]
+    close: Callable[[], None]
+    read_rows: Callable[[int, str | None, slice], Array] | None = None
+
+
+class Format(Protocol):
+    """A foreign format. Each one is a module of this package, listed in `registry.FORMATS`."""
+
+    NAME: str
+
+    def detect(self, probe: Probe) -> bool:
+        """Return whether a file or folder has this format, judged by its contents alone."""
+        ...
+
+    def read(self, probe: Probe, options: ForeignOptions) -> ForeignDataset:
+        """Open the dataset at `probe.path`.
+
+        Raises:
+            DatasetError: The dataset is damaged, or is ambiguous and `options` do not resolve it.
+        """
+        ...
+
+
+class Probe:
+    """A file or folder of unknown format.
+
+    Containers are opened on first use, once for all formats, and stay open until `close`.
+
+    Args:
+        path: The file or folder; files that are not regular (pipes, devices) are refused.
+
+    Raises:
+        DatasetError: There is no such file, or it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_folder = path.is_dir()
+        # Closed with the probe; a format enters here what it opens itself.
+        self.resources = contextlib.ExitStack()
+        self._hdf5_files: dict[Path, h5py.File] = {}
+        self._head = b""
+        if not self.is_folder:
+            with open_regular(path) as file:
+                self._head = file.read(_HEAD_BYTES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file that was opened through this probe."""
+        self.resources.close()
+
+    @functools.cached_property
+    def hdf5(self) -> h5py.File | None:
+        """The HDF5 file at `path`, open for reading; `None` if there is none.
+
+        Raises:
+            DatasetError: It is an HDF5 file, and damaged, or a writer has it open.
+        """
+        if self.is_folder or self._head.startswith(_ZIP_SIGNATURE) or not is_hdf5(self.path):
+            return None
+        return self.open_hdf5(self.path)
+
+    @functools.cached_property
+    def npz(self) -> NpzFile | None:
+        """The npz archive at `path`, open for reading; `None` if there is none.
+
+        Raises:
+            DatasetError: It is a zip archive that NumPy cannot read.
+        """
+        if not self._head.startswith(_ZIP_SIGNATURE):
+            return None
+        return self.resources.enter_context(NpzFile(self.path))
+
+    def open_hdf5(self, path: Path) -> h5py.File:
+        """Open an HDF5 file, for instance one inside the folder, once; `close` closes it."""
+        if path not in self._hdf5_files:
+            self._hdf5_files[path] = self.resources.enter_context(open_file(path))
+        return self._hdf5_files[path]
+
+    def files(self, pattern: str) -> tuple[Path, ...]:
+        """Return the folder's files that match a pattern, sorted by name; none if it is a file."""
+        return tuple(sorted(self.path.glob(pattern))) if self.is_folder else ()
+
+    def has(self, *names: str) -> bool:
+        """Return whether the HDF5 file or npz archive has all of these keys in its root."""
+        file = self.hdf5
+        if file is not None:
+            with hdf5_errors(self.path):
+                return all(file.get(name, getlink=True) is not None for name in names)
+        return self.npz is not None and all(name in self.npz.names for name in names)
+
+    def describe(self) -> str:
+        """Return what the file or folder contains, for an error message."""
+        if self.is_folder:
+            return _describe_folder(self.path)
+        if self.hdf5 is not None:
+            return f"an HDF5 file with the keys {sorted(self.hdf5)[:_LISTED_NAMES]}"
+        if self.npz is not None:
+            return f"an npz archive with the arrays {self.npz.names[:_LISTED_NAMES]}"
+        return describe_file(self._head)[0]
+
+    def remedy(self) -> str | None:
+        """Return what to do about a file of a well-known kind that is not a dataset."""
+        if self.is_folder or self.hdf5 is not None or self.npz is not None:
+            return None
+        return describe_file(self._head)[1]
+
+
+class NpzFile:
+    """An npz archive, read without pickle and without trusting the sizes in its headers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = np.load(path, allow_pickle=False)
+            self.names: list[str] = list(self._file.files)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise DatasetError(f"it is not a readable npz file ({error})", path=path) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> Array:
+        """Read one array of numbers.
+
+        Raises:
+            DatasetError: The array is missing or damaged, or holds objects, which only pickle could
+                read.
+        """
+        try:
+            values: Array = self._file[name]
+        except KeyError:
+            raise DatasetError("it is missing", path=self.path, key=name) from None
+        except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"it cannot be read ({error})", path=self.path, key=name) from error
+        if values.dtype.kind not in "biuf":
+            raise DatasetError(
+                f"its dtype is {values.dtype}; expected numbers", path=self.path, key=name
+            )
+        return values
+
+    def read_rows(self, name: str) -> Array:
+        """Read one array of at least one dimension.
+
+        Raises:
+            DatasetError: As for `read`, or the array is a single value.
+        """
+        values = self.read(name)
+        if values.ndim == 0:
+            raise DatasetError("it is a single value; expected rows", path=self.path, key=name)
+        return values
+
+
+def _describe_folder(path: Path) -> str:
+    entries = sorted(path.iterdir())
+    if not entries:
+        return "an empty folder"
+    counts = Counter(entry.suffix or "no suffix" for entry in entries if not entry.is_dir())
+    parts = [f"{count} of {suffix}" for suffix, count in counts.most_common(_LISTED_NAMES)]
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    text = f"a folder with {sum(counts.values())} files"
+    text += f" ({', '.join(parts)})" if parts else ""
+    return text + (f" and the folders {folders[:_LISTED_NAMES]}" if folders else "")

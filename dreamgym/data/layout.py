@@ -1,0 +1,89 @@
+"""The row layout of a dataset: names, dtypes and order of its columns, and the episode checksum.
+
+An episode of `T` actions takes `T + 1` rows, and one episode follows the other:
+
+    steps/obs/<key>   (R, *shape)   R = sum(T + 1) over the episodes
+    steps/action      (R, ...)      row t leaves observation t; the last row of an episode is zero
+    steps/reward      (R,)          float32; the last row of an episode is zero
+    episodes/<name>   (E,)          one entry per episode, see `EPISODE_COLUMNS`
+
+Every dataset, native or foreign, is read into this layout. `data.hdf5` stores it in a file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from dreamgym.errors import DatasetError
+
+OBSERVATION_GROUP = "steps/obs"
+ACTION_KEY = "steps/action"
+REWARD_KEY = "steps/reward"
+EPISODE_GROUP = "episodes"
+
+# A Dict observation has the keys of its space; a Box has one column, under this key.
+SINGLE_KEY = "observation"
+
+REWARD_DTYPE = np.dtype("<f4")
+
+# Written after the rows of an episode: it is committed once all of these have its entry.
+EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
+    "start": np.dtype("<i8"),
+    "length": np.dtype("<i8"),
+    "terminated": np.dtype("?"),
+    "truncated": np.dtype("?"),
+    "complete": np.dtype("?"),
+    "env_index": np.dtype("<i4"),
+    "seed": np.dtype("<i8"),
+    "crc": np.dtype("<u4"),
+}
+
+# Stands for "no seed" in the `seed` column.
+NO_SEED = -1
+
+
+def observation_boxes(space: gym.Space[Any]) -> dict[str, spaces.Box]:
+    """Return the Box of each key of an observation space; a plain Box has the key `SINGLE_KEY`."""
+    if isinstance(space, spaces.Dict):
+        return {key: box for key, box in space.spaces.items() if isinstance(box, spaces.Box)}
+    if not isinstance(space, spaces.Box):
+        raise DatasetError(f"{space} is not an observation space; expected a Box or a Dict of Box")
+    return {SINGLE_KEY: space}
+
+
+def observation_path(key: str) -> str:
+    """Return the column name of an observation key, with HDF5's path characters escaped."""
+    name = quote(key, safe=" !#$&'()*+,:;=?@[]") if key.strip(".") else key.replace(".", "%2E")
+    return f"{OBSERVATION_GROUP}/{name}"
+
+
+def action_layout(space: gym.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of one stored action: int64 for Discrete, else the space's own."""
+    if isinstance(space, spaces.Discrete):
+        return (), np.dtype("<i8")
+    if space.shape is None or space.dtype is None:
+        raise DatasetError(f"{space} is not an action space: it has no shape or no dtype")
+    return tuple(space.shape), np.dtype(space.dtype).newbyteorder("<")
+
+
+def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any]]) -> int:
+    """Return the CRC-32 of one episode: its length, flags, index and seed, then its stored rows.
+
+    Args:
+        header: Entries of the episode by name; `start` and `crc` are ignored.
+        columns: The `T + 1` rows of every observation key in the space's order, of the action and
+            of the reward.
+    """
+    names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]
+    crc = zlib.crc32(np.array([int(header[name]) for name in names], dtype="<i8").tobytes())
+    for rows in columns:
+        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+        crc = zlib.crc32(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data, crc)
+    return crc

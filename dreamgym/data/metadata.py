@@ -1,0 +1,107 @@
+"""What a dataset records about its origin: spaces, environment, policy, seed, library versions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import numpy as np
+from gymnasium import spaces
+
+from dreamgym.data.layout import observation_boxes
+from dreamgym.data.spaces import check_supported
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that write a dataset."""
+    try:
+        dreamgym_version = version("dreamgym")
+    except PackageNotFoundError:
+        dreamgym_version = "unknown"
+    return {
+        "dreamgym": dreamgym_version,
+        "gymnasium": gym.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.version.version,
+        "hdf5": h5py.version.hdf5_version,
+        "python": platform.python_version(),
+    }
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetMetadata:
+    """What a dataset records about its origin.
+
+    Attributes:
+        observation_space: Observation space of one environment: Box, or Dict of Box.
+        action_space: Action space of one environment: Discrete, MultiDiscrete or Box.
+        env_spec: JSON of Gymnasium's `EnvSpec`; `None` if there is none.
+        env_id: Id of the environment; `None` if it has none.
+        policy: Name of the policy that chose the actions, as free text.
+        seed: Seed of the whole recording; `None` if it had none.
+        created: UTC time in ISO 8601.
+        versions: Versions of the libraries that wrote it, by name.
+    """
+
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    env_spec: str | None = None
+    env_id: str | None = None
+    policy: str = "unspecified"
+    seed: int | None = None
+    created: str = field(default_factory=_utc_now)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+    def __post_init__(self) -> None:
+        check_supported(self.observation_space, "observation")
+        check_supported(self.action_space, "action")
+
+    @classmethod
+    def of_env(
+        cls,
+        env: gym.Env[Any, Any] | gym.vector.VectorEnv,
+        *,
+        policy: str = "unspecified",
+        seed: int | None = None,
+    ) -> DatasetMetadata:
+        """Return the metadata of a recording of `env`; of one sub-environment if it is a vector."""
+        if isinstance(env, gym.vector.VectorEnv):
+            observation_space, action_space = env.single_observation_space, env.single_action_space
+        else:
+            observation_space, action_space = env.observation_space, env.action_space
+        return cls(
+            observation_space=observation_space,
+            action_space=action_space,
+            env_spec=_spec_to_json(env.spec),
+            env_id=None if env.spec is None else env.spec.id,
+            policy=policy,
+            seed=seed,
+        )
+
+    def observation_boxes(self) -> dict[str, spaces.Box]:
+        """Return the Box of each observation key; a plain Box has the key `layout.SINGLE_KEY`."""
+        return observation_boxes(self.observation_space)
+
+    def with_keys(self, keys: Sequence[str]) -> DatasetMetadata:
+        """Return a copy with only some keys of its Dict observation space, in the space's order."""
+        chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
+        return replace(self, observation_space=spaces.Dict(chosen))
+
+
+def _spec_to_json(spec: Any) -> str | None:
+    if spec is None:
+        return None
+    try:
+        return str(spec.to_json())
+    except (TypeError, ValueError):
+        return None  # a keyword argument that JSON cannot hold; the id is stored beside it
