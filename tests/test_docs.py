@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs; every command in them is one that exists."""
+"""Python blocks of the README and of docs/ run, commands in them exist, and links resolve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ README_LINES = 20
 
 
 def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of the fenced blocks of a page."""
+    """Return (line, text) of the fenced blocks of a page in a language."""
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         if match.group(1) == language:
@@ -35,7 +35,7 @@ def page_name(page: Path) -> str:
 
 
 def commands() -> Iterator[Any]:
-    """Every line that a console block of a page tells the reader to type."""
+    """Return every command in the console blocks of the pages."""
     for page in PAGES:
         for line, text in blocks(page, "console"):
             joined = text.replace("\\\n", " ")
@@ -49,7 +49,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
-        # A traceback then points to the page's own line.
+        # Empty lines in front, so that a traceback shows the line of the page.
         exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)  # noqa: S102
 
 
@@ -68,7 +68,7 @@ def test_commands_exist(typed: str) -> None:
 
 
 def parses(arguments: list[str]) -> None:
-    """Parse a command line of dreamgym as the program would, and run nothing."""
+    """Parse a command line of dreamgym without running it."""
     group: Any = typer.main.get_command(app)
     verb, *rest = arguments
     if verb.startswith("-"):
@@ -79,20 +79,22 @@ def parses(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{target} of {page_name(page)} is not there"
+            assert (page.parent / target).exists(), (
+                f"{page_name(page)} links to {target}, which does not exist"
+            )
 
 
-def test_the_readme_shows_the_whole_way_in_twenty_lines() -> None:
+def test_the_readme_shows_all_stages_in_twenty_lines() -> None:
     _, text = next(blocks(ROOT / "README.md", "python"))
     assert len([line for line in text.splitlines() if line]) <= README_LINES
     for name in ("dreamgym.record", "dreamgym.fit", "gym.make_vec", "dreamgym.evaluate"):
         assert name in text
 
 
-def test_the_page_on_dreams_lists_every_keyword_and_no_other() -> None:
+def test_the_page_on_dreams_lists_exactly_the_options() -> None:
     text = (ROOT / "docs" / "dreams.md").read_text(encoding="utf-8")
     table = text.split("## Keywords")[1].split("## What")[0]
     listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))

@@ -100,7 +100,7 @@ def test_compiled_noise_does_not_write_out_of_bounds():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("count", [8, MANY])
+@pytest.mark.parametrize("count", [8, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_without_a_compiler_the_step_is_eager_after_one_warning(count, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     env, other = (
