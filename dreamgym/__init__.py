@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dreamgym.errors import DreamgymError as DreamgymError
     from dreamgym.errors import FitError as FitError
     from dreamgym.errors import LeWMError as LeWMError
+    from dreamgym.errors import PolicyError as PolicyError
     from dreamgym.errors import PolicyFileError as PolicyFileError
     from dreamgym.errors import PretrainedError as PretrainedError
     from dreamgym.errors import TrainingError as TrainingError
@@ -52,6 +53,7 @@ _NAMES_OF = {
         "DreamgymError",
         "FitError",
         "LeWMError",
+        "PolicyError",
         "PolicyFileError",
         "PretrainedError",
         "TrainingError",

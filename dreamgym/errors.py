@@ -146,3 +146,11 @@ class TransferError(DreamgymError, ValueError):
 
     The message says what was given, what was expected and what to do.
     """
+
+
+class PolicyError(TransferError):
+    """A policy that cannot act in an environment.
+
+    It is not a policy, its spaces or frame skip are not the environment's, or what it returned is
+    not an action.
+    """

@@ -1,4 +1,4 @@
-"""`python -m dreamgym.cli`: the command line where its script is not on the path."""
+"""`python -m dreamgym.cli`: the command line if its script is not on the path."""
 
 from dreamgym.cli.app import main
 

@@ -1,6 +1,6 @@
-"""The application: its verbs, and what it says when one of them fails.
+"""The command-line application: its verbs, and its messages on errors.
 
-Exit codes: 0 done, 1 an error (one line on stderr), 2 the command line itself is wrong, 130 Ctrl-C.
+Exit codes: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
-from dreamgym.cli.worlds import adopt, fit, train, transfer
+from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
 EPILOG = (
     "The whole way: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
     "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
-
 
 app = typer.Typer(
     name="dreamgym",
@@ -35,13 +34,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-
-for _verb in (record, check, fit, train, transfer, recover, convert, pack, adopt):
+for _verb in (record, check, fit, train, transfer, recover, convert, pack, import_checkpoint):
     app.command()(_verb)
+app.command("adopt", hidden=True)(import_checkpoint)  # the verb's former name
 
 
-def _show_version(asked: bool) -> None:
-    if not asked:
+def _show_version(requested: bool) -> None:
+    if not requested:
         return
     from importlib.metadata import version
 
@@ -54,12 +53,12 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Say which dreamgym this is."
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="On an error show the traceback as well; may stand anywhere."),
+        typer.Option("--debug", help="Show the traceback of an error; may stand anywhere."),
     ] = False,
 ) -> None:
     # Both options are handled before the verb runs: --version by its callback, --debug by main().
@@ -67,17 +66,17 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with an exit code.
+    """Run the command line and exit.
 
     Args:
-        arguments: what stands after `dreamgym`; `sys.argv[1:]` when None.
+        arguments: arguments after `dreamgym`; None for `sys.argv[1:]`.
 
     Raises:
-        SystemExit: always; the codes are in the module's docstring.
+        SystemExit: always; the exit codes are in the module's docstring.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    # It belongs to the whole application, but people add it to the end of the line that failed.
+    # --debug belongs to the application, but people add it to the end of the line that failed
     arguments = [argument for argument in arguments if argument != "--debug"]
     errors = Console(stderr=True, highlight=False)
     try:
@@ -93,11 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
             errors.print(Traceback())
         errors.print(f"error: {explain(error)}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from None
-    except SystemExit as leave:
-        if leave.code == 130:  # Ctrl-C outside the long part of a verb
-            errors.print(
-                "interrupted: before there was anything to keep", style="yellow", markup=False
-            )
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C outside the long part of a verb
+            errors.print("interrupted: nothing had been written yet", style="yellow", markup=False)
         raise
 
 

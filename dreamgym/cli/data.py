@@ -1,4 +1,4 @@
-"""`dreamgym record`: real steps into a dataset."""
+"""The verbs on datasets: record, check, recover, convert and pack."""
 
 from __future__ import annotations
 
@@ -13,25 +13,21 @@ from dreamgym.cli.options import (
     HtmlFile,
     JsonFile,
     Keys,
+    OverwriteDataset,
     Seed,
     SourceEnv,
     Terminals,
     foreign_options,
 )
 from dreamgym.cli.output import number, progress_bar, say, show_table, write_json
-from dreamgym.cli.policies import named_policy
+from dreamgym.cli.policies import POLICY_HELP, recording_policy
 
-POLICY_HELP = (
-    "random, or sticky:P, which repeats its last action with probability P. Sticky actions cover "
-    "more where random steps cancel out: sticky:0.8 suits Pendulum and LunarLander. held:N holds "
-    "each random action for N steps. Or a zip of "
-    "Stable-Baselines3, or MODULE:FUNCTION, a function from an observation to an action."
-)
+FORMATS = "Minari, D4RL, robomimic, stable-worldmodel, OGBench or npz"
 
 
 def record(
     env: Annotated[
-        str, typer.Argument(metavar="ENV", help="Id of the environment, such as CartPole-v1.")
+        str, typer.Argument(metavar="ENV", help="Id of the environment, e.g. CartPole-v1.")
     ],
     steps: Annotated[
         int, typer.Option("--steps", min=1, metavar="N", help="Real steps to record.")
@@ -40,70 +36,93 @@ def record(
     sample: Annotated[
         bool,
         typer.Option(
-            "--sample", help="Sample a zip's actions; without it, the most likely is taken."
+            "--sample", help="Sample the actions of a policy file; default: the most likely ones."
         ),
     ] = False,
     algo: Annotated[
         str | None,
         typer.Option(
-            "--algo", metavar="NAME", help="Of a zip that dreamgym did not write: PPO, SAC, ..."
+            "--algo",
+            metavar="NAME",
+            help="Algorithm of a policy file that dreamgym did not write: PPO, SAC, ...",
+        ),
+    ] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(
+            "--world",
+            metavar="WORLD",
+            help="World that a policy of the latent view was trained in: a folder or a name.",
         ),
     ] = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE", help="The dataset; by default ENV.h5 in this folder."
-        ),
+        typer.Option("--out", metavar="FILE", help="The dataset. Default: ENV.h5 in this folder."),
     ] = None,
     workers: Annotated[
         int,
         typer.Option(
-            "--workers", min=1, metavar="N", help="Processes; with several, FILE becomes a folder."
+            "--workers", min=1, metavar="N", help="Processes; with several, FILE is a folder."
         ),
     ] = 1,
-    go_on: Annotated[
+    resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the recording in --out until it holds --steps."),
+        typer.Option("--resume", help="Continue the recording in --out until it has --steps."),
     ] = False,
+    overwrite: OverwriteDataset = False,
     json_file: JsonFile = None,
 ) -> None:
     """Record real steps of ENV into a dataset, one HDF5 file of episodes.
 
-    What is recorded is safe at once: Ctrl-C, a kill or a full disk loses no finished episode.
-    Go on with --resume; after a kill, dreamgym recover first.
+    Finished episodes are safe from Ctrl-C, a kill or a full disk. Continue with --resume; after a
+    kill, run dreamgym recover first.
 
     Example: [bold]dreamgym record CartPole-v1 --steps 10000 --seed 0 --out cartpole.h5[/]
     """
-    from dreamgym.data import Dataset, ShardPlan, record_shards, resume, resume_shards
-    from dreamgym.data import record as record_steps
+    from dreamgym import data
 
-    path = out if out is not None else Path(_name(env) + (".h5" if workers == 1 else ""))
-
-    if go_on and path.is_dir():
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    path = out if out is not None else Path(_file_name(env) + (".h5" if workers == 1 else ""))
+    if resume and path.is_dir():
         workers = max(workers, len(list(path.glob("shard-*.h5"))))
-    acting = named_policy(policy, env, algo, sample)
+    acting = recording_policy(policy, env, algo=algo, world=world, sample=sample)
 
     def kept() -> str:
+        new = path.with_name(f"{path.name}.new")
+        if overwrite and new.exists():
+            return f"{path} is unchanged; the finished episodes are in {new}"
         if not path.exists():
             return "nothing was written"
-        return f"the finished episodes are in {path}; --resume goes on with it"
+        return f"the finished episodes are in {path}; --resume continues it"
 
-    before = 0
-    if go_on:
-        with Dataset(path) as dataset:
-            before = int(dataset.num_steps)
-    begin = time.perf_counter()
+    steps_before = 0
+    if resume:
+        with data.Dataset(path) as dataset:
+            steps_before = int(dataset.num_steps)
+    start = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
         if workers > 1:
-            plan = ShardPlan(steps=steps, policy=acting, seed=seed, workers=workers)
-            (resume_shards if go_on else record_shards)(env, path, plan, progress=report)
-        elif go_on:
-            resume(env, steps=steps, out=path, policy=acting, progress=report)
+            plan = data.ShardPlan(steps=steps, policy=acting, seed=seed, workers=workers)
+            if resume:
+                data.resume_shards(env, path, plan, progress=report)
+            else:
+                data.record_shards(env, path, plan, overwrite=overwrite, progress=report)
+        elif resume:
+            data.resume(env, steps=steps, out=path, policy=acting, progress=report)
         else:
-            record_steps(env, steps=steps, out=path, policy=acting, seed=seed, progress=report)
-    seconds = time.perf_counter() - begin
-    with Dataset(path) as dataset:
+            data.record(
+                env,
+                steps=steps,
+                out=path,
+                policy=acting,
+                seed=seed,
+                overwrite=overwrite,
+                progress=report,
+            )
+    seconds = time.perf_counter() - start
+    with data.Dataset(path) as dataset:
         episodes, total = int(dataset.num_episodes), int(dataset.num_steps)
         seed = seed if dataset.metadata.seed is None else dataset.metadata.seed
     write_json(
@@ -116,15 +135,15 @@ def record(
             "steps": total,
             "episodes": episodes,
             "seconds": seconds,
-            "steps_per_second": (total - before) / seconds,
+            "steps_per_second": (total - steps_before) / seconds,
         },
     )
     counts = f"{number(total)} steps of {env} in {number(episodes)} episodes"
     say(f"{path}: {counts}, {number(seconds)} s")
 
 
-def _name(env_id: str) -> str:
-    """A file name out of an id: no module, no namespace's slash."""
+def _file_name(env_id: str) -> str:
+    """Return a file name for an id: without its module, and without slashes."""
     return env_id.split(":")[-1].replace("/", "-")
 
 
@@ -137,9 +156,9 @@ def check(
     html_file: HtmlFile = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Say what is in DATASET and what is wrong with it.
+    """Show what is in DATASET and what is wrong with it.
 
-    The exit code is 1 where fitting would refuse the dataset, and 0 otherwise.
+    The exit code is 1 if fitting would refuse the dataset, and 0 otherwise.
 
     Example: [bold]dreamgym check cartpole.h5 --html cartpole.html[/]
     """
@@ -159,19 +178,19 @@ def check(
 
 def recover(
     dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="The file that was being recorded.")
+        Path, typer.Argument(metavar="DATASET", help="The file of the killed recording.")
     ],
     json_file: JsonFile = None,
 ) -> None:
-    """Make a whole dataset of what a killed recording left; nothing is deleted.
+    """Make a complete dataset from the file of a killed recording; nothing is deleted.
 
-    Every committed episode is kept. What the writer left stays beside it, as DATASET.killed.
+    Every committed episode is kept. The original file stays beside it, as DATASET.killed.
 
     Example: [bold]dreamgym recover cartpole.h5[/]
     """
     from dreamgym.data import recover as recover_dataset
 
-    with keeping(lambda: "nothing was lost; give the same command again"):
+    with keeping(lambda: "nothing was lost; run the same command again"):
         found = recover_dataset(dataset)
     write_json(
         json_file,
@@ -189,19 +208,16 @@ def recover(
         ("recovered", str(found.path) if found.path else "nothing: no episode was committed"),
         ("episodes", number(found.episodes)),
         ("steps", number(found.steps)),
-        ("as it was left", str(found.original)),
+        ("original file", str(found.original)),
     ]
     if found.damaged:
         damaged = ", ".join(map(str, found.damaged))
-        rows.append(("damaged, only there", f"episodes {damaged}"))
+        rows.append(("damaged episodes (only in the original)", damaged))
     if found.tail:
-        rows.append(("rows of no episode", f"{number(found.tail_rows)}, in {found.tail}"))
+        rows.append(("rows outside any episode", f"{number(found.tail_rows)}, in {found.tail}"))
     show_table(str(dataset), rows)
     if found.path is None:
         raise typer.Exit(1)
-
-
-FORMATS = "Minari, D4RL, robomimic, stable-worldmodel, OGBench or npz"
 
 
 def convert(
@@ -211,21 +227,28 @@ def convert(
     env: SourceEnv = None,
     keys: Keys = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad episodes out, and list them.")
+        bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
+    overwrite: OverwriteDataset = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write SOURCE, a dataset of another library, as the native dataset OUT.
 
-    The format is found by what is in the file; what was found is said. SOURCE is never changed.
+    The format is detected from the file's content and shown. SOURCE is never changed.
 
     Example: [bold]dreamgym convert hopper-medium.hdf5 hopper.h5[/]
     """
     from dreamgym.data import convert as convert_dataset
 
     options = foreign_options(terminals, env, keys)
-    with keeping(lambda: f"{source} is as it was"):
-        done = convert_dataset(source, out, options=options, on_bad="skip" if skip_bad else "raise")
+    with keeping(lambda: f"{source} is unchanged"):
+        done = convert_dataset(
+            source,
+            out,
+            options=options,
+            on_bad="skip" if skip_bad else "raise",
+            overwrite=overwrite,
+        )
     write_json(
         json_file,
         {
@@ -244,7 +267,9 @@ def convert(
 
 
 def pack(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A file of dreamgym record.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="A file that dreamgym record made.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The packed dataset to make.")],
     level: Annotated[
         int,
@@ -255,20 +280,22 @@ def pack(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="gzip, which everybody can read, or zstd, which is faster and needs "
-            "dreamgym\\[hdf5plugin] to be read.",
+            help="gzip, which every HDF5 library can read, or zstd, which is faster and needs "
+            "dreamgym\\[hdf5plugin] for reading.",
         ),
     ] = "gzip",
+    overwrite: OverwriteDataset = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Write DATASET compressed, for sharing; it reads as before, with the same checksums.
+    """Write a compressed copy of DATASET, for sharing; it reads the same, with the same checksums.
 
     Example: [bold]dreamgym pack cartpole.h5 cartpole-packed.h5[/]
     """
     from dreamgym.data import pack as pack_dataset
 
-    with keeping(lambda: f"{dataset} is as it was"):
-        pack_dataset(dataset, out, level=level, method=method)  # type: ignore[arg-type]  # checked
-    before, after = dataset.stat().st_size, out.stat().st_size
+    before = dataset.stat().st_size if dataset.exists() else 0
+    with keeping(lambda: f"{dataset} is unchanged"):
+        pack_dataset(dataset, out, level=level, method=method, overwrite=overwrite)  # type: ignore[arg-type]  # checked there
+    after = out.stat().st_size
     write_json(json_file, {"dataset": str(out), "bytes_before": before, "bytes_after": after})
     say(f"{out}: {before / 1e6:.2f} MB packed to {after / 1e6:.2f} MB")

@@ -1,4 +1,4 @@
-"""What the command line says when it cannot go on."""
+"""Error messages of the command line."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-EXTRAS = {
-    "stable_baselines3": "sb3",
-    "matplotlib": "plot",
-    "tensorboard": "tensorboard",
-    "pygame": "classic-control",
+from dreamgym._extras import EXTRA_OF, missing_extra
+from dreamgym.train import registry
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or write elsewhere",
+    errno.EDQUOT: "free some space or write elsewhere",
+    errno.EACCES: "choose a path that you may read and write",
+    errno.EROFS: "choose a path that can be written",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "give a file, not a folder",
+    errno.ENOTDIR: "give a folder, not a file",
 }
 
 
 class Interrupted(Exception):
-    """Ctrl-C during long work; the message says what was kept and how to go on."""
+    """Ctrl-C during long work; the message says what was kept and how to continue."""
 
 
 @contextmanager
-def keeping(kept: Callable[[], str]) -> Iterator[None]:
+def keeping(describe_kept: Callable[[], str]) -> Iterator[None]:
     """Turn Ctrl-C inside the block into `Interrupted`.
 
     Args:
-        kept: called at Ctrl-C; one line on what is left on disk and how to go on. Work that knows
-            better raises a `KeyboardInterrupt` with a message of its own, which is used instead.
+        describe_kept: called at Ctrl-C; returns one line on what is left on disk and how to
+            continue. A `KeyboardInterrupt` with a message of its own takes precedence.
 
     Raises:
         Interrupted: at Ctrl-C.
@@ -32,20 +38,20 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or kept()) from None
+        raise Interrupted(str(stop) or describe_kept()) from None
 
 
 def explain(error: Exception) -> str:
-    """One line on an error: the library's own words where it has them, else that it is a defect.
+    """Return one line on an error: the library's message, or that it is a defect.
 
-    Errors of the kinds below are raised with a message for the user; no other was foreseen.
+    Errors of the kinds below are raised with a message for the user; others are unexpected.
     """
     line = " ".join(str(error).split())
-    missing = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    if missing in EXTRAS:
-        return f"this needs {missing}, an extra: pip install 'dreamgym[{EXTRAS[missing]}]'"
+    if isinstance(error, ImportError) and "pip install" not in line:
+        extras = {**EXTRA_OF, **registry.extras()}
+        line = missing_extra(error.name or "", extras=extras) or line
     if isinstance(error, OSError) and error.errno is not None:
-        return _system(error)
+        return _explain_os_error(error)
     if (
         isinstance(
             error, ValueError | TypeError | OSError | ImportError | RuntimeError | MemoryError
@@ -56,21 +62,13 @@ def explain(error: Exception) -> str:
     if type(error).__module__.split(".")[0] == "gymnasium" and line:
         return line
     return (
-        f"unforeseen {type(error).__name__}: {line or 'no message'}. This is a defect in dreamgym: "
+        f"unexpected {type(error).__name__}: {line or 'no message'}. This is a defect in dreamgym: "
         "run the same command with --debug and report what it prints"
     )
 
 
-def _system(error: OSError) -> str:
+def _explain_os_error(error: OSError) -> str:
     reason = (error.strerror or str(error)).rstrip(".")
     where = f": {error.filename}" if error.filename else ""
-    todo = {
-        errno.ENOSPC: "free some space or write elsewhere",
-        errno.EDQUOT: "free some space or write elsewhere",
-        errno.EACCES: "choose a path that you may read and write",
-        errno.EROFS: "choose a path that can be written",
-        errno.ENOENT: "check the path",
-        errno.EISDIR: "give a file, not a folder",
-        errno.ENOTDIR: "give a folder, not a file",
-    }.get(error.errno or 0)
-    return f"{reason}{where}" + (f"; {todo}" if todo else "")
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{reason}{where}" + (f"; {remedy}" if remedy else "")

@@ -1,15 +1,22 @@
-"""Options that several verbs share."""
+"""Options of the verbs: those that several share, and those generated from config dataclasses."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from rich.markup import escape
 
 
-def _not_a_folder(path: Path | None) -> Path | None:
-    """Refuse a file that cannot be written before the work, not after it."""
+def _check_not_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before the work rather than after it."""
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; give the name of a file")
     return path
@@ -18,60 +25,54 @@ def _not_a_folder(path: Path | None) -> Path | None:
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        "--json", metavar="FILE", callback=_not_a_folder, help="Write the figures to FILE as JSON."
+        "--json",
+        metavar="FILE",
+        callback=_check_not_a_folder,
+        help="Write the figures to FILE as JSON.",
     ),
 ]
-
 
 HtmlFile = Annotated[
     Path | None,
     typer.Option(
-        "--html", metavar="FILE", callback=_not_a_folder, help="Write one page with pictures."
+        "--html",
+        metavar="FILE",
+        callback=_check_not_a_folder,
+        help="Write a page with pictures to FILE.",
     ),
 ]
-
 
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", min=0, metavar="N", help="Of all that is random: same seed, same result."
+        "--seed", min=0, metavar="N", help="Seed of everything random: same seed, same result."
     ),
 ]
 
-
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device", metavar="NAME", help="auto (CUDA where there is one), cpu, cuda, cuda:1, ..."
-    ),
+OverwriteDataset = Annotated[
+    bool, typer.Option("--overwrite", help="Overwrite an existing dataset.")
 ]
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that the user gave: those left out take the library's own default."""
-    return {name: value for name, value in options.items() if value is not None}
-
+OverwriteWorld = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing world.")]
+OverwritePolicy = Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing policy.")]
 
 Terminals = Annotated[
     str | None,
     typer.Option(
         "--terminals",
         metavar="WORD",
-        help="What an ambiguous end flag of a foreign file means: termination (the task ended) or "
-        "boundary.",
+        help="What an ambiguous end flag in a foreign file means: termination (the task ended) or "
+        "boundary (the episode ended for any reason).",
     ),
 ]
-
 
 SourceEnv = Annotated[
     str | None,
     typer.Option(
         "--env",
         metavar="ENV",
-        help="The environment that a foreign file comes from, for its id and spaces.",
+        help="Environment that a foreign file was recorded from, for its id and spaces.",
     ),
 ]
-
 
 Skip = Annotated[
     int,
@@ -79,39 +80,42 @@ Skip = Annotated[
         "--frame-skip",
         min=1,
         metavar="N",
-        help="Steps of the environment that one step of a dream spans.",
+        help="Steps of the environment in one step of the dream.",
     ),
 ]
 
-
-ActionsOf = Annotated[
+SkippedActions = Annotated[
     str,
     typer.Option(
         "--actions",
-        metavar="WORD",
-        help="With a frame skip, the action is the block of all N (blocks), or one that is held "
+        metavar="blocks|repeated",
+        help="With a frame skip, an action is a block of N actions (blocks), or one action held "
         "for N steps (repeated; record with --policy held:N).",
     ),
 ]
 
-
 Keys = Annotated[
     list[str] | None,
-    typer.Option("--key", metavar="KEY", help="Observation to take, of several; once for each."),
+    typer.Option("--key", metavar="KEY", help="Observation key to use; may be repeated."),
 ]
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that the user gave; the library's defaults apply to the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def foreign_options(terminals: str | None, env: str | None, keys: list[str] | None = None) -> Any:
-    """What the user says about a foreign file.
+    """Return `ForeignOptions` for what the user said about a foreign file.
 
     Args:
-        terminals: as `ForeignOptions` has it.
-        env: id of the environment, which is made to ask for its spaces.
-        keys: observation keys to take.
+        terminals: meaning of an ambiguous end flag.
+        env: id of the environment, which is made once for its spaces.
+        keys: observation keys to use.
 
     Raises:
-        ValueError: another word for `terminals`.
-        DatasetError: no such environment.
+        ValueError: `terminals` is another word.
+        DatasetError: there is no such environment.
     """
     from dreamgym.data import ForeignOptions
     from dreamgym.data.recording import make_env
@@ -126,88 +130,134 @@ def foreign_options(terminals: str | None, env: str | None, keys: list[str] | No
         }
         made.close()
     return ForeignOptions(
-        terminals=terminals,  # type: ignore[arg-type]  # checked, with an error that says the words
+        terminals=terminals,  # type: ignore[arg-type]  # checked there
         keys=tuple(keys) if keys else None,
         **known,
     )
 
 
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Segments in a batch, over all processes; by default the family's.",
-    ),
-]
+# ---------------------------------------------------------------- options of a config
 
 
-Accumulate = Annotated[
-    int | None,
-    typer.Option(
-        "--accumulate",
-        min=1,
-        metavar="N",
-        help="Pieces that a batch is worked on in, to need less memory; by default 1.",
-    ),
-]
+def options_from(
+    config: type, *, skip: tuple[str, ...] = (), rename: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a verb: add an option for each field of a config dataclass.
+
+    The verb has a parameter `**settings`, which receives the options that the user gave, by field
+    name. Fields that are dataclasses are flattened. Types, defaults and help texts come from the
+    field's annotation, default and line in the class docstring, so that a new field of the config
+    is an option without further work. Fields whose type has no command-line form are left out.
+
+    Args:
+        config: the dataclass.
+        skip: names of fields to leave out.
+        rename: option names by field name, where they differ; the verb receives the new name.
+    """
+    parameters = list(_parameters(config, skip, rename or {}))
+    lists = {each.name for each in parameters if _is_list(each.annotation)}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(verb)
+        hints = get_type_hints(verb, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+
+        @functools.wraps(verb)
+        def wrapper(**options: Any) -> None:
+            for name in lists:
+                options[name] = tuple(options[name]) if options[name] else None
+            names = {each.name for each in parameters}
+            settings = {name: options.pop(name) for name in names}
+            verb(**options, **given(**settings))
+
+        together = [*own, *parameters]
+        wrapper.__signature__ = signature.replace(parameters=together)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {each.name: each.annotation for each in together}
+        return wrapper
+
+    return decorate
 
 
-Optimizer = Annotated[
-    str | None,
-    typer.Option(
-        "--optimizer", metavar="NAME", help="adamw, adam or laprop; by default the family's."
-    ),
-]
+def _parameters(
+    config: type, skip: tuple[str, ...], rename: Mapping[str, str]
+) -> Iterator[inspect.Parameter]:
+    hints, descriptions = get_type_hints(config), field_descriptions(config)
+    for field in fields(config):
+        kind = _without_none(hints[field.name])
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from _parameters(kind, skip, rename)
+            continue
+        option_type = _option_type(kind)
+        if field.name in skip or option_type is None:
+            continue
+        name = rename.get(field.name, field.name)
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            metavar=_metavar(kind),
+            help=_help(field, descriptions, rename),
+            show_default=False,
+            rich_help_panel=f"Settings ({config.__name__})",
+        )
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[option_type | None, option],
+        )
 
 
-LearningRate = Annotated[
-    float | None,
-    typer.Option("--learning-rate", metavar="RATE", help="The peak; by default the family's."),
-]
+def field_descriptions(config: type) -> dict[str, str]:
+    """Return the descriptions in the "Attributes" section of a dataclass's docstring, by field."""
+    section = inspect.cleandoc(config.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.split(r"^    (?=\w)", section, flags=re.MULTILINE)[1:]
+    described = (entry.partition(": ") for entry in entries)
+    return {name: " ".join(text.split()) for name, _, text in described}
 
 
-Schedule = Annotated[
-    str | None,
-    typer.Option(
-        "--schedule",
-        metavar="WORD",
-        help="How the learning rate goes on after its warm-up: cosine or constant; by default the "
-        "family's.",
-    ),
-]
+def _help(field: Field[Any], descriptions: Mapping[str, str], rename: Mapping[str, str]) -> str:
+    """Return the first sentence of a field's description, and the default."""
+    sentence = re.split(r"(?<=\.) (?=[A-Z])", descriptions.get(field.name, ""))[0]
+    text = sentence[:1].upper() + sentence[1:]
+    for name in descriptions:
+        text = text.replace(f"`{name}`", "--" + rename.get(name, name).replace("_", "-"))
+    if field.default is not MISSING and field.default is not None:
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{text} Default: {shown}."
+    return escape(text)
 
 
-EMA = Annotated[
-    float | None,
-    typer.Option(
-        "--ema",
-        min=0.0,
-        max=1.0,
-        metavar="SHARE",
-        help="Keep a running mean of the weights, of which an update keeps SHARE, such as 0.999; "
-        "by default none.",
-    ),
-]
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        parts = [part for part in get_args(kind) if part is not type(None)]
+        return parts[0] if len(parts) == 1 else None
+    return kind
 
 
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="WORD",
-        help="32-true, or bf16-mixed for matrix products in bfloat16; by default the family's.",
-    ),
-]
+def _option_type(kind: Any) -> Any:
+    """Return the type of a field as typer takes it; None where the field has no option."""
+    if kind in (bool, int, float, str):
+        return kind
+    if get_origin(kind) is Literal:
+        return str  # the config checks the word, and its message names the nearest one
+    if get_origin(kind) is tuple:
+        element, *rest = get_args(kind)
+        return list[element] if rest == [Ellipsis] else kind  # type: ignore[valid-type]
+    return None
 
 
-Patience = Annotated[
-    int | None,
-    typer.Option(
-        "--patience",
-        min=1,
-        metavar="N",
-        help="Stop after N looks at the held-out episodes without a lower loss; by default never.",
-    ),
-]
+def _metavar(kind: Any) -> str | None:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        element, *rest = get_args(kind)
+        return _metavar(element) if rest == [Ellipsis] else None
+    return {int: "N", float: "X", str: "TEXT"}.get(kind)
+
+
+def _is_list(annotation: Any) -> bool:
+    return get_origin(_without_none(get_args(annotation)[0])) is list

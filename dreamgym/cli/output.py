@@ -1,4 +1,4 @@
-"""How verbs show what they do: bars on stderr, tables on stdout, JSON in a file."""
+"""Output of the verbs: progress on stderr, tables on stdout, JSON in a file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ from dreamgym._files import atomic_file
 
 Report = Callable[..., None]  # (done, total) or (done, total, figures)
 
-
-SECONDS_BETWEEN_LINES = 10.0  # of progress where there is no terminal to draw a bar on
+SECONDS_BETWEEN_LINES = 10.0  # progress lines, where there is no terminal for a bar
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Report]:
-    """A bar on stderr for long work; plain lines now and then where stderr is not a terminal.
+    """Show a progress bar on stderr; plain lines from time to time without a terminal.
 
     Args:
-        what: the work, one word or two.
+        what: name of the work, one or two words.
 
     Yields:
-        A function of (done, total) or (done, total, figures) to call as the work goes on, figures
-        being the latest losses or returns by name, or lists of words.
+        A function of (done, total) or (done, total, figures), to be called during the work.
+        `figures` are the latest losses or returns by name, or lists of words.
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
@@ -64,14 +63,14 @@ def progress_bar(what: str) -> Iterator[Report]:
 
 
 def _plain_lines(console: Console, what: str) -> Report:
-    last, ended = time.monotonic(), False
+    last_time, ended = time.monotonic(), False
 
     def report(done: int, total: int, figures: Mapping[str, Any] | None = None) -> None:
-        nonlocal last, ended
+        nonlocal last_time, ended
         now = time.monotonic()
-        if ended or (done < total and now - last < SECONDS_BETWEEN_LINES):
+        if ended or (done < total and now - last_time < SECONDS_BETWEEN_LINES):
             return
-        last, ended = now, done >= total
+        last_time, ended = now, done >= total
         console.print(
             f"{what} {done}/{total} {_figures(figures)}".rstrip(), markup=False, soft_wrap=True
         )
@@ -84,14 +83,14 @@ def _figures(figures: Mapping[str, Any] | None) -> str:
 
 
 def number(value: float) -> str:
-    """A figure as a person reads it: four significant digits, thousands apart."""
+    """Format a figure for reading: four significant digits, thousands separators."""
     if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1e4):
         return f"{value:,.0f}"
     return f"{value:.4g}"
 
 
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print rows of (name, value) under a title on stdout."""
+    """Print rows of (name, value) under a title to stdout."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE, show_header=False
     )
@@ -103,7 +102,7 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_figures(title: str, figures: Mapping[str, Any]) -> None:
-    """Print JSON-plain figures as a table, groups of figures indented under their name."""
+    """Print JSON-plain figures as a table; groups are indented under their name."""
     show_table(title, list(_rows(figures, "")))
 
 
@@ -128,22 +127,22 @@ def _cell(value: Any) -> str:
 
 
 def say(line: str) -> None:
-    """Print one line on stdout, never wrapped, so that a script can read it."""
+    """Print one line to stdout, never wrapped, so that a script can read it."""
     Console(highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write figures to `path`: aside first, then renamed, so that a reader never sees half a file.
+    """Write figures to a JSON file, atomically.
 
     Args:
-        path: where; nothing is written when None. Its folder is made.
+        path: the file; None writes nothing. Its folder is made.
         figures: JSON-plain values; a figure that is not finite is written as null.
     """
     if path is None:
         return
     text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
-    with atomic_file(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.html_report import write_page
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, open_dataset
-from dreamgym.data.policies import Policy
+from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy
 from dreamgym.data.recorder import Recorder, VectorRecorder
 from dreamgym.data.recording import ShardPlan, record, record_shards, resume, resume_shards
 from dreamgym.data.segments import SegmentBatch, SegmentSampler, prefetch
@@ -32,6 +32,8 @@ __all__ = [
     "MixedDataset",
     "Mixture",
     "Policy",
+    "PolicyLike",
+    "PredictPolicy",
     "Recorder",
     "Recovery",
     "SegmentBatch",

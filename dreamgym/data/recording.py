@@ -54,9 +54,9 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         env: Id of a Gymnasium environment, or an environment, which stays open.
         steps: Number of steps to record, at least 1.
         out: The dataset to create.
-        policy: `"random"`, `"sticky-random"`, `"sticky:0.8"` (with the probability of repeating the
-            last action), a function from an observation to an action, or a `Policy`, which is
-            seeded.
+        policy: A name such as `"random"` or `"sticky:0.8"`, a function from an observation to an
+            action, an object with `predict` (whose actions are sampled), or a `Policy`; see
+            `dreamgym.data.policies.make_policy`.
         seed: Seed of the recording, at least 0.
         overwrite: Whether to replace an existing `out`. It is replaced once the new dataset is
             complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
@@ -82,7 +82,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
             "it is a folder, and one process records to a file", path=out, remedy="name a file"
         )
     with _created(out, overwrite) as target, _opened_env(env) as opened:
-        chosen = make_policy(policy, opened.action_space)
+        chosen = make_policy(policy, opened)
         recorder = Recorder(opened, target, policy=chosen.name, seed=seed)
         try:
             _record_steps(recorder, chosen, steps=steps, seed=seed, progress=progress)
@@ -123,7 +123,7 @@ def resume(
     """
     out = Path(out)
     with _opened_env(env) as opened:
-        chosen = make_policy(policy, opened.action_space)
+        chosen = make_policy(policy, opened)
         with DatasetWriter.extend(out) as writer:
             seed = _check_same_recording(writer, opened, chosen)
             recorder = Recorder(opened, writer)
@@ -231,11 +231,13 @@ def _record_steps(
     while steps_done < steps:
         reset_seed, policy_seed = _episode_seeds(seed, episode, recorder.env_index)
         observation, _ = recorder.reset(seed=reset_seed)
-        policy.begin(policy_seed)
+        policy.reset([0], [policy_seed])
         episode += 1
         ended = False
         while not ended and steps_done < steps:
-            observation, _, terminated, truncated, _ = recorder.step(policy.act(observation))
+            observation, _, terminated, truncated, _ = recorder.step(
+                policy.act([observation], [0])[0]
+            )
             ended = terminated or truncated
             steps_done += 1
             if progress is not None and steps_done % _PROGRESS_EVERY == 0:
@@ -454,7 +456,7 @@ def _work(
 
     try:
         env, path = make_env(env_id), _shard_path(folder, number)
-        policy = make_policy(plan.policy, env.action_space)
+        policy = make_policy(plan.policy, env)
         if path.exists():
             with DatasetWriter.extend(path) as writer:
                 _check_same_recording(writer, env, policy)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from dreamgym._lazy import lazy_names
 from dreamgym.errors import CheckpointError, FitError
-from dreamgym.fitting.config import FitConfig, OptimizerConfig, default_config
-from dreamgym.fitting.importing import from_lewm, from_model
-from dreamgym.fitting.loop import fit
+
+if TYPE_CHECKING:
+    from dreamgym.fitting.config import FitConfig, OptimizerConfig, default_config
+    from dreamgym.fitting.importing import from_lewm, from_model
+    from dreamgym.fitting.loop import fit
 
 __all__ = [
     "CheckpointError",
@@ -17,3 +22,13 @@ __all__ = [
     "from_lewm",
     "from_model",
 ]
+
+# The command line reads the configs without torch; it is imported with a fit.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "config": ["FitConfig", "OptimizerConfig", "default_config"],
+        "importing": ["from_lewm", "from_model"],
+        "loop": ["fit"],
+    },
+)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from dreamgym._files import nearest
-from dreamgym.models import FAMILIES
 
 Optimizer = Literal["adamw", "adam", "laprop"]
 
@@ -166,6 +165,8 @@ def default_config(family: str, preset: str | None = None, **settings: Any) -> F
         ValueError: no such family or preset; the message has the nearest.
         TypeError: no such setting.
     """
+    from dreamgym.models import FAMILIES  # torch: the command line reads the configs without it
+
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
     known = FAMILIES[family]

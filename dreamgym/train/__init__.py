@@ -1,4 +1,4 @@
-"""Training policies in a dream: one thin file for each learner library."""
+"""Training policies in a dream: one module for each learner library, and the table of them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from dreamgym.train.config import TrainConfig
-    from dreamgym.train.policy import PolicyCard, TrainedPolicy
-    from dreamgym.train.sb3.policy_file import load_policy, with_zip_suffix
-    from dreamgym.train.sb3.training import train_policy
+    from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy
+    from dreamgym.train.registry import LEARNERS, Learner, find_learner
+    from dreamgym.train.training import train_policy
 
 __all__ = [
+    "LEARNERS",
+    "Learner",
     "PolicyCard",
     "PolicyFileError",
     "TrainConfig",
     "TrainedPolicy",
     "TrainingError",
     "TrainingInterrupted",
+    "find_learner",
     "load_policy",
     "train_policy",
-    "with_zip_suffix",
 ]
 
 
-# Learner libraries are extras: each is imported when something of it is asked for.
+# Learner libraries are extras: each is imported when it is first used.
 __getattr__ = lazy_names(
     __name__,
     {
         "config": ["TrainConfig"],
-        "policy": ["PolicyCard", "TrainedPolicy"],
-        "sb3": ["load_policy", "train_policy", "with_zip_suffix"],
+        "policy": ["PolicyCard", "TrainedPolicy", "load_policy"],
+        "registry": ["LEARNERS", "Learner", "find_learner"],
+        "sb3": [],
+        "training": ["train_policy"],
     },
 )

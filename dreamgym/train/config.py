@@ -1,4 +1,4 @@
-"""How a policy is trained in a dream."""
+"""Settings for training a policy in a dream."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from dreamgym.errors import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of `train_policy`; None means the algorithm's own default (`train.algorithms`).
+    """Settings of `train_policy`; None means the default of the algorithm or of the world.
+
+    The command line's options are generated from these fields and their descriptions.
 
     Attributes:
-        num_envs: copies of the dream side by side.
+        num_envs: copies of the dream that run side by side.
         n_steps: steps of every copy between two updates (on-policy algorithms).
         batch_size: rows of one gradient step.
-        n_epochs: passes over what was collected (PPO).
-        gamma: discount.
-        gae_lambda: of generalised advantage estimation (on-policy algorithms).
-        learning_rate: of Adam, constant.
-        net_arch: widths of the hidden layers of policy and value.
-        reward_scale: rewards are multiplied by it for the learner only; None takes one over the
-            spread of discounted returns of a random policy in the dream.
-        view: what the policy sees, "observation" or "latent"; None is the world's default.
-        horizon: steps after which a dream is truncated; None is the world's.
-        temperature: of the dream.
-        device: of the dream and of the learner.
+        n_epochs: passes over the collected steps in one update (PPO).
+        gamma: discount factor.
+        gae_lambda: lambda of generalised advantage estimation (on-policy algorithms).
+        learning_rate: constant learning rate of Adam.
+        net_arch: widths of the hidden layers of policy and value function.
+        reward_scale: factor on the rewards that the learner sees; by default one over the root
+            mean square of a random policy's discounted returns in the dream.
+        view: what the policy sees, "observation" or "latent".
+        horizon: steps after which a dream is truncated.
+        temperature: temperature of the dream; above 1 it is more uncertain than the model.
+        device: device of the dream and of the learner.
         threads: torch's threads inside an operation while training on a CPU.
-        learner: further keyword arguments of the learner's class, plain JSON values.
+        learner: further keyword arguments of the algorithm's class, JSON-plain values.
     """
 
     num_envs: int | None = None
@@ -52,12 +54,12 @@ class TrainConfig:
         for name in ("num_envs", "n_steps", "batch_size", "n_epochs", "horizon", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise TrainingError(f"{name} is {value}; wanted a whole number of at least 1")
+                raise TrainingError(f"{name} is {value}; expected a whole number of at least 1")
         for name in ("learning_rate", "reward_scale", "temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise TrainingError(f"{name} is {value}; wanted a number above 0")
+                raise TrainingError(f"{name} is {value}; expected a number above 0")
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise TrainingError(f"{name} is {value}; wanted a number between 0 and 1")
+                raise TrainingError(f"{name} is {value}; expected a number between 0 and 1")

@@ -1,55 +1,50 @@
-"""A trained policy and what is known about it."""
+"""A trained policy, its card and its file."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import torch
 from safetensors.torch import save
 
 from dreamgym.data import FrameSkip
+from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
-from dreamgym.world.world import World
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.policies import BasePolicy
-
-
-def world_checksum(world: World) -> str:
-    """SHA-256 of the world's weights as its `model.safetensors` holds them."""
-    weights = {
-        key: value.detach().cpu().contiguous() for key, value in world.model.state_dict().items()
-    }
-    return hashlib.sha256(save(weights)).hexdigest()
-
+from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
+from dreamgym.world.world import World, as_world
 
 CARD_SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyCard:
-    """What is kept beside a policy's weights; plain JSON values all.
+    """What is stored beside a policy's weights; all values are JSON-plain.
 
     Attributes:
-        algo: of Stable-Baselines3, e.g. "PPO".
+        algo: name of the algorithm, such as "PPO".
         view: what the policy sees, "observation" or "latent".
-        env_id: the real environment's id, None where the world does not say.
-        world: the world's name.
-        world_checksum: of the world's weights, as its own file says it.
-        seed: of the training.
-        steps: dream steps it was trained for.
-        observation_space, action_space: of the policy, as `dreamgym.data.spaces` writes them.
-        policy: how the network is made: `net_arch`, `mean` and `std`.
-        hyperparameters: of the learner and of the dream.
-        reward_scale: what rewards were multiplied by while training; the policy does not need it.
-        curve: [steps, mean return of the dreams that ended] pairs.
-        versions: of the libraries.
-        frame_skip: of the world, as `FrameSkip` has it; empty where it has none.
-        schema: of this card.
+        env_id: id of the real environment; None where the world has none.
+        world: name of the world.
+        world_checksum: SHA-256 of the world's weights, as in its world.json; None where unknown.
+        seed: seed of the training.
+        steps: dream steps that the policy was trained for.
+        observation_space: space of the policy's view, as JSON (`dreamgym.data.spaces`).
+        action_space: action space, as JSON.
+        policy: how the network is built: `net_arch`, `mean` and `std`.
+        hyperparameters: settings of the algorithm and of the dream.
+        reward_scale: factor on the rewards while training; the policy itself does not need it.
+        curve: pairs [steps, mean return of the dreams that ended].
+        versions: versions of the libraries.
+        frame_skip: the world's frame skip, as `FrameSkip.to_json` gives it; empty without one.
+        learner: name of the learner library in `dreamgym.train.registry.LEARNERS`.
+        schema: version of this card.
     """
 
     algo: str
@@ -67,10 +62,11 @@ class PolicyCard:
     curve: list[list[float]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     frame_skip: dict[str, Any] = field(default_factory=dict)
+    learner: str = "sb3"
     schema: int = CARD_SCHEMA
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the card as JSON-plain values."""
         return asdict(self)
 
     @classmethod
@@ -78,7 +74,7 @@ class PolicyCard:
         """Read a card.
 
         Raises:
-            PolicyFileError: it is newer than this package or lacks something.
+            PolicyFileError: it was written by a newer dreamgym, or a value is missing or wrong.
         """
         schema = values.get("schema")
         if not isinstance(schema, int) or schema > CARD_SCHEMA:
@@ -97,77 +93,196 @@ class PolicyCard:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPolicy:
-    """A policy that takes raw observations of its view and gives actions.
+    """A policy that takes raw observations of its view and returns actions.
+
+    `dreamgym.record`, `evaluate` and `transfer_policy` take it as it is. A policy of the latent
+    view acts in a real environment through `dreamgym.transfer.LatentAgent` or `LatentObservation`.
 
     Attributes:
-        network: Stable-Baselines3's policy.
-        card: what is known about it.
-        algorithm: the whole learner, to train further; None where the policy was read from a file.
+        network: the learner's own policy object, a torch module with `predict`.
+        card: where the policy comes from and how it was trained.
+        algorithm: the learner itself, for further training; None for a policy from a file.
     """
 
-    network: BasePolicy
+    network: Any
     card: PolicyCard
-    algorithm: BaseAlgorithm | None = None
+    algorithm: Any = None
+
+    @property
+    def name(self) -> str:
+        """Name in datasets: algorithm, world, and a checksum of the weights."""
+        return f"{self.card.algo}:{self.card.world}@{_network_checksum(self.network)[:12]}"
 
     @property
     def view(self) -> str:
-        """What the policy sees, "observation" or "latent"."""
+        """View of the world that the policy sees, "observation" or "latent"."""
         return self.card.view
 
     @property
     def frame_skip(self) -> FrameSkip:
-        """Steps of the real environment that one action is for."""
+        """Frame skip of the real environment that one action is for."""
         return FrameSkip(**self.card.frame_skip)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        """Of the policy's view."""
-        return self.network.observation_space
+        """Space of the policy's view."""
+        return space_from_json(self.card.observation_space)
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """Of the real environment, with the frame skip."""
-        return self.network.action_space
+        """Action space of the real environment, with the frame skip."""
+        return space_from_json(self.card.action_space)
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """(steps, mean return of the dreams that ended) through the training."""
+        """Learning curve: (steps, mean return of the dreams that ended)."""
         return [(int(steps), float(value)) for steps, value in self.card.curve]
 
     def predict(
         self,
         observation: Any,
-        state: tuple[Any, ...] | None = None,
+        state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
-    ) -> tuple[Any, tuple[Any, ...] | None]:
-        """Actions for one observation or a batch, as Stable-Baselines3's `predict`.
+    ) -> tuple[Any, Any]:
+        """Return actions for one observation or a batch, with Stable-Baselines3's signature.
 
         Args:
-            observation: (...) or (B, ...) raw, in the view's units.
-            state: of a recurrent policy; there are none yet.
-            episode_start: likewise.
-            deterministic: take the most likely action. (The default differs from SB3's.)
+            observation: (...) or (B, ...) raw observations in the view's units.
+            state: state of a recurrent policy, from the previous call.
+            episode_start: (B,) bool, rows in which an episode starts (recurrent policies).
+            deterministic: whether to take the most likely action. (SB3's default is a sample.)
 
         Returns:
-            The action or actions (NumPy), and the recurrent state (None).
+            The action or actions (NumPy), and the state of a recurrent policy, else None.
         """
-        return self.network.predict(observation, state, episode_start, deterministic)
+        actions, state = self.network.predict(observation, state, episode_start, deterministic)
+        return actions, state
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Sample actions from `seed` inside the block; the global generators are not changed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well
+            yield
 
     def save(self, path: str | Path) -> Path:
-        """Write Stable-Baselines3's zip with the card in it; whole or not at all.
+        """Write the policy's file, which is the learner's own format with the card in it.
+
+        Args:
+            path: the file; the learner's suffix is added where it has none.
 
         Returns:
-            The path, with ".zip" added where it has no suffix.
+            The path that was written.
 
         Raises:
-            PolicyFileError: this policy was read from a file (copy that one), or it cannot be
-                written there, e.g. for want of space.
+            PolicyFileError: this policy was read from a file (copy that one), or nothing can be
+                written there; the previous file is unchanged.
         """
-        from dreamgym.train.sb3.policy_file import save_policy
-
         if self.algorithm is None:
             raise PolicyFileError(
                 "a policy that was read from a file has no learner to save; copy its file instead"
             )
-        return save_policy(self, path)
+        learner = LEARNERS[self.card.learner]
+        path = learner.policy_path(path)
+        learner.library().save(self, path)
+        return path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a process that records needs the network only; the learner holds a whole dream
+        return {"network": self.network, "card": self.card, "algorithm": None}
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    world: World | str | Path | None = None,
+    algo: str | None = None,
+    env: gym.Env[Any, Any] | None = None,
+) -> TrainedPolicy:
+    """Read a policy from its file, executing nothing that is in it.
+
+    Args:
+        path: a file that `train_policy` wrote, or a learner library alone. Its suffix may be left
+            out.
+        world: if given, the policy must fit its spaces. A policy of the latent view must have been
+            trained on this world's weights, since the latents of other weights differ in meaning.
+        algo: name of the algorithm, for a file without a card only.
+        env: an environment with the policy's spaces, for a file without a card only.
+
+    Returns:
+        The policy, ready to act; it has no learner.
+
+    Raises:
+        PolicyFileError: there is no such file, its format, card or weights cannot be used, or the
+            world has other spaces or, for latents, other weights.
+        TrainingError: there is no such algorithm.
+        ModuleNotFoundError: the learner library is not installed.
+    """
+    path = _existing(Path(path))
+    if algo is not None:
+        learner = find_learner(algo)
+    else:
+        learner = learner_of_file(path) or next(iter(LEARNERS.values()))
+    policy = learner.library().load(path, algo=algo, env=env)
+    policy = replace(policy, card=replace(policy.card, learner=learner.name))
+    if world is not None:
+        _check_world(path, policy, as_world(world))
+    return policy
+
+
+def _existing(path: Path) -> Path:
+    for candidate in (path, *(learner.policy_path(path) for learner in LEARNERS.values())):
+        if candidate.is_file():
+            return candidate
+    raise PolicyFileError(f"there is no policy {path}; dreamgym train --out {path} makes one")
+
+
+def _check_world(path: Path, policy: TrainedPolicy, world: World) -> None:
+    """Check that a policy fits the spaces and, for latents, the weights of a world."""
+    if policy.view == "latent":
+        width = world.model.feature_dim
+        view_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+    else:
+        view_space = world.observation_space
+    for role, own, expected in (
+        ("observation", policy.observation_space, view_space),
+        ("action", policy.action_space, world.action_space),
+    ):
+        if not _interchangeable(own, expected):
+            raise PolicyFileError(
+                f"the policy in {path} has {role} space {own}, the world {world.name!r} (of "
+                f"{world.env_id}) needs {expected}; it was trained in {policy.card.world!r} "
+                f"(of {policy.card.env_id}): pass that world"
+            )
+    known = policy.card.world_checksum
+    if policy.view == "latent" and known is not None and known != world_checksum(world):
+        raise PolicyFileError(
+            f"the policy in {path} sees the latents of world {policy.card.world!r} with other "
+            f"weights than {world.name!r} has (checksum {known[:12]}, not "
+            f"{world_checksum(world)[:12]}); pass the world that it was trained in"
+        )
+
+
+def _interchangeable(own: gym.Space[Any], expected: gym.Space[Any]) -> bool:
+    """Return whether a policy of one space can act in the other; bounds of a Box may differ."""
+    if isinstance(expected, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return own == expected
+    return own.shape == expected.shape and type(own) is type(expected)
+
+
+def world_checksum(world: World) -> str:
+    """Return the SHA-256 of a world's weights, as its `model.safetensors` stores them."""
+    weights = {
+        key: value.detach().cpu().contiguous() for key, value in world.model.state_dict().items()
+    }
+    return hashlib.sha256(save(weights)).hexdigest()
+
+
+def _network_checksum(network: torch.nn.Module) -> str:
+    """Return a SHA-256 of a network's weights, which may share memory."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

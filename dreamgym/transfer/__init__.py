@@ -1,4 +1,4 @@
-"""Carrying a policy from the dream to the real environment, and measuring it there."""
+"""Policies in the real environment: evaluation, the latent view, and transfer from the dream."""
 
 from __future__ import annotations
 

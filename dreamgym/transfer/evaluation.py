@@ -1,4 +1,4 @@
-"""What a policy is worth in the real environment."""
+"""The return of a policy in the real environment, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -6,97 +6,29 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data.policies import Policy, PolicyLike, check_action, make_policy
 from dreamgym.errors import TransferError
-from dreamgym.transfer.policies import BATCH, Policy, PolicyRunner
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
-
-_CHUNK_ELEMENTS = 4_000_000  # indices drawn at a time: 32 MB
-
-
-def bootstrap_means(
-    values: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 0
-) -> NDArray[np.float64]:
-    """Means of `resamples` samples drawn with replacement from `values`.
-
-    Args:
-        values: (n,), n >= 1.
-        resamples: how many samples of size n are drawn.
-        seed: of a generator of its own; the global generators are not touched.
-
-    Returns:
-        (resamples,) float64.
-    """
-    values = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_ELEMENTS // len(values))
-    means = np.empty(resamples)
-    for start in range(0, resamples, rows):
-        stop = min(start + rows, resamples)
-        means[start:stop] = values[rng.integers(0, len(values), (stop - start, len(values)))].mean(
-            1
-        )
-    return means
-
-
-def mean_interval(
-    values: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the mean (Efron 1979).
-
-    Args:
-        values: (n,), n >= 1; with n = 1 the interval is that one value.
-        confidence: the share of resampled means inside, in (0, 1).
-        seed: of the resampling.
-
-    Returns:
-        (low, high), in the units of `values`.
-    """
-    return _percentiles(bootstrap_means(values, seed=seed), confidence)
-
-
-def difference_interval(
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval of mean(first) - mean(second), two independent samples.
-
-    Args:
-        first: (n,), n >= 1.
-        second: (m,), m >= 1.
-        confidence: the share of resampled differences inside, in (0, 1).
-        seed: of the resampling.
-
-    Returns:
-        (low, high), in the units of the values.
-    """
-    # two different streams: the same indices in both would correlate the resamples
-    streams = np.random.SeedSequence(seed).generate_state(2)
-    difference = bootstrap_means(first, seed=int(streams[0])) - bootstrap_means(
-        second, seed=int(streams[1])
-    )
-    return _percentiles(difference, confidence)
-
-
-def _percentiles(means: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
 
 Progress = Callable[[int, int], None]
 
-
-# away from the small seeds that data and training use: no real start is shared with them
 EVALUATION_SEED = 10_000
+"""Default seed of episode 0, far from the small seeds that recordings and trainings use."""
+
+BATCH = 32
+"""Rows of every call to a policy's `predict`, and the most environments side by side.
+
+A matrix product may round differently for another number of rows, and an episode must not depend on
+how many run beside it.
+"""
+
+_CHUNK_ELEMENTS = 4_000_000  # bootstrap indices drawn at a time: 32 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +37,10 @@ class Evaluation:
 
     Attributes:
         returns: (episodes,) float64, undiscounted, in the environment's units.
-        lengths: (episodes,) int64, steps; of a world with a frame skip, its own.
+        lengths: (episodes,) int64, in steps; with a frame skip, in steps of the world.
         seconds: wall-clock time of the episodes.
-        steps: over all episodes, of the environment without any frame skip; None for as many as
-            the lengths say.
+        steps: steps of the environment without any frame skip, over all episodes; by default the
+            sum of the lengths.
         interval: 95% percentile-bootstrap interval of the mean return.
     """
 
@@ -139,7 +71,7 @@ class Evaluation:
         return len(self.returns)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON values."""
+        """Return the figures as JSON-plain values."""
         return {
             "return_mean": self.mean,
             "return_std": self.std,
@@ -156,9 +88,10 @@ class EpisodePlan:
     """Which episodes to run, and how many side by side.
 
     Attributes:
-        episodes: how many; episode k is reset with `seed + k`.
-        seed: of episode 0.
-        num_envs: real environments side by side, at most 32. It changes the time, never the result.
+        episodes: number of episodes; episode k is reset with `seed + k`.
+        seed: seed of episode 0.
+        num_envs: real environments side by side, at most 32. It changes the time, not the result,
+            unless actions are sampled by `predict`.
         deterministic: whether a policy with `predict` is asked for its most likely action.
     """
 
@@ -169,15 +102,15 @@ class EpisodePlan:
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
-            raise TransferError(f"episodes is {self.episodes}; wanted at least 1")
+            raise TransferError(f"episodes is {self.episodes}; expected at least 1")
         if not 1 <= self.num_envs <= BATCH:
-            raise TransferError(f"num_envs is {self.num_envs}; wanted 1 to {BATCH}")
+            raise TransferError(f"num_envs is {self.num_envs}; expected 1 to {BATCH}")
         if self.seed < 0:
-            raise TransferError(f"seed is {self.seed}; wanted 0 or more")
+            raise TransferError(f"seed is {self.seed}; expected 0 or more")
 
 
 def evaluate(
-    policy: Policy | Literal["random"],
+    policy: PolicyLike,
     env: EnvSource,
     *,
     episodes: int = 100,
@@ -188,94 +121,148 @@ def evaluate(
     """Run a policy in the real environment and measure its return.
 
     Args:
-        policy: anything with `predict(observations, deterministic=)`, a callable from a batch of
-            observations to a batch of actions, or "random" for uniformly random actions.
+        policy: a name such as "random", a function from one observation to one action, an object
+            with `predict` (a `TrainedPolicy`, a Stable-Baselines3 model), or a `Policy`; see
+            `dreamgym.data.policies.make_policy`.
         env: an id, an `EnvSpec` or its JSON, or a callable that makes a `gym.Env`.
-        episodes: how many; each runs to its termination or truncation.
-        seed: episode k is reset with `seed + k`, whatever runs beside it.
-        deterministic: whether the policy is asked for its most likely action.
+        episodes: number of episodes; each runs to its termination or truncation.
+        seed: episode k is reset with `seed + k`, independent of the episodes beside it.
+        deterministic: whether `predict` is asked for the most likely action.
         progress: called with (episodes done, episodes) after each episode.
 
     Returns:
-        Returns and lengths of every episode, their mean and its 95% interval.
+        Returns and lengths of all episodes, their mean and its 95% interval.
 
     Raises:
-        TransferError: no such environment, or the policy's spaces are not the environment's.
+        PolicyError: this is not a policy, its spaces are not the environment's, or what it returned
+            is not an action.
+        TransferError: there is no such environment.
     """
     plan = EpisodePlan(episodes=episodes, seed=seed, deterministic=deterministic)
     return run_episodes(policy, env, plan, progress=progress)
 
 
 def run_episodes(
-    policy: Policy | Literal["random"],
-    env: EnvSource,
-    plan: EpisodePlan,
-    *,
-    progress: Progress | None = None,
+    policy: PolicyLike, env: EnvSource, plan: EpisodePlan, *, progress: Progress | None = None
 ) -> Evaluation:
-    """`evaluate` with a plan: the number of environments side by side is chosen too.
-
-    Raises:
-        TransferError: as `evaluate`.
-    """
-    if isinstance(policy, str) and policy != "random":
-        raise TransferError(
-            f"policy is {policy!r}; the only policy that goes by name is 'random'. A policy in a "
-            "file is read with dreamgym.train.load_policy(path)"
-        )
+    """Run the episodes of a plan; as `evaluate`, with a choice of the number of environments."""
     maker = env_maker(env)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     with ExitStack() as stack:
-        envs = []
+        envs: list[gym.Env] = []
         for _ in range(min(plan.num_envs, plan.episodes)):
             envs.append(make_env(maker))
             stack.callback(envs[-1].close)
-        actor = (
-            None
-            if isinstance(policy, str)
-            else PolicyRunner(policy, envs[0], deterministic=plan.deterministic)
+        made = make_policy(
+            policy, envs[0], deterministic=plan.deterministic, min_batch=BATCH, unroll=False
         )
-        returns, lengths, steps = _run(actor, envs, plan, progress)
-    seconds = time.perf_counter() - begin
+        returns, lengths, steps = _run(made, envs, plan, progress)
+    seconds = time.perf_counter() - start
     return Evaluation(returns=returns, lengths=lengths, seconds=seconds, steps=steps)
 
 
 def _run(
-    actor: PolicyRunner | None, envs: list[gym.Env], plan: EpisodePlan, progress: Progress | None
+    policy: Policy, envs: list[gym.Env], plan: EpisodePlan, progress: Progress | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """Run all episodes, row k of the policy in environment k; return returns, lengths and steps."""
     returns = np.zeros(plan.episodes)
     lengths = np.zeros(plan.episodes, np.int64)
-    lanes = [(env, episode, _begin(env, plan.seed + episode)) for episode, env in enumerate(envs)]
-    started, finished, steps = len(lanes), 0, 0
-    while lanes:
-        actions = _actions(actor, lanes)
-        still = []
-        for (env, episode, _), action in zip(lanes, actions, strict=True):
-            observation, reward, terminated, truncated, info = env.step(action)
+    episodes = dict(enumerate(range(len(envs))))  # episode by row
+    policy.reset(list(episodes), [plan.seed + episode for episode in episodes.values()])
+    observations = {row: env.reset(seed=plan.seed + row)[0] for row, env in enumerate(envs)}
+    started, finished, steps = len(envs), 0, 0
+    while episodes:
+        rows = list(episodes)
+        actions = policy.act([observations[row] for row in rows], rows)
+        for row, action in zip(rows, actions, strict=True):
+            env, episode = envs[row], episodes[row]
+            step = env.step(check_action(action, env.action_space))
+            observations[row], reward, terminated, truncated, info = step
             steps += info.get("env_steps", 1)
             returns[episode] += float(reward)
             lengths[episode] += 1
             if not (terminated or truncated):
-                still.append((env, episode, observation))
                 continue
             finished += 1
             if progress is not None:
                 progress(finished, plan.episodes)
-            if started < plan.episodes:
-                still.append((env, started, _begin(env, plan.seed + started)))
-                started += 1
-        lanes = still
+            if started == plan.episodes:
+                del episodes[row]
+                continue
+            episodes[row] = started
+            policy.reset([row], [plan.seed + started])
+            observations[row] = env.reset(seed=plan.seed + started)[0]
+            started += 1
     return returns, lengths, steps
 
 
-def _begin(env: gym.Env, seed: int) -> Any:
-    # the random policy draws from the action space: seeding it by episode keeps an episode
-    # independent of which environment runs it and of the episodes before
-    env.action_space.seed(seed)
-    return env.reset(seed=seed)[0]
+def mean_interval(
+    values: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile-bootstrap interval of the mean (Efron 1979).
+
+    Args:
+        values: (n,), n >= 1; with n = 1 the interval is that one value.
+        confidence: share of the resampled means inside the interval, in (0, 1).
+        seed: seed of the resampling.
+
+    Returns:
+        (low, high), in the units of `values`.
+    """
+    return _percentiles(bootstrap_means(values, seed=seed), confidence)
 
 
-def _actions(actor: PolicyRunner | None, lanes: list[tuple[gym.Env, int, Any]]) -> list[Any]:
-    if actor is None:
-        return [env.action_space.sample() for env, _, _ in lanes]
-    return actor.act([observation for _, _, observation in lanes])
+def difference_interval(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile-bootstrap interval of mean(first) - mean(second), independent samples.
+
+    Args:
+        first: (n,), n >= 1.
+        second: (m,), m >= 1.
+        confidence: share of the resampled differences inside the interval, in (0, 1).
+        seed: seed of the resampling.
+
+    Returns:
+        (low, high), in the units of the values.
+    """
+    # two different streams: the same indices in both would correlate the resamples
+    streams = np.random.SeedSequence(seed).generate_state(2)
+    difference = bootstrap_means(first, seed=int(streams[0])) - bootstrap_means(
+        second, seed=int(streams[1])
+    )
+    return _percentiles(difference, confidence)
+
+
+def bootstrap_means(
+    values: NDArray[np.float64], *, resamples: int = 10_000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return the means of `resamples` samples drawn with replacement from `values`.
+
+    Args:
+        values: (n,), n >= 1.
+        resamples: number of samples, of size n each.
+        seed: seed of a private generator; the global generators are not changed.
+
+    Returns:
+        (resamples,) float64.
+    """
+    values = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK_ELEMENTS // len(values))
+    means = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        indices = rng.integers(0, len(values), (stop - start, len(values)))
+        means[start:stop] = values[indices].mean(1)
+    return means
+
+
+def _percentiles(means: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)

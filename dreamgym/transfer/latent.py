@@ -1,7 +1,10 @@
-"""The real environment as a world model sees it."""
+"""Acting on a world model's latent state in the real environment: a wrapper and a policy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dreamgym.data import FrameSkip
+from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
-from dreamgym.models.base import zero_action
+from dreamgym.models.base import State, zero_action
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.policy import TrainedPolicy
-from dreamgym.world.world import World
+from dreamgym.world.world import World, as_world
 
 _MAX_SEED = 2**31
 
@@ -23,27 +28,29 @@ class LatentObservation(
 ):
     """A real environment whose observations are the features of the world model's state.
 
-    After every real observation the state is filtered, `state = model.observe(state, previous
-    action, observation, noise)`, and the policy sees `model.features(state)`: what it saw in a
-    dream with the "latent" view. An episode begins with the initial state and the zero action.
+    Each real observation updates the state, `state = model.observe(state, previous action,
+    observation, noise)`, and the policy sees `model.features(state)`, as in a dream with the
+    "latent" view. An episode starts with the initial state and the zero action.
 
-    The noise of filtering comes from a torch generator of the wrapper's own, seeded at each reset
-    from the environment's `np_random`: `reset(seed=)` fixes it, and no global generator is touched.
+    The filter noise comes from a private torch generator, which `reset(seed=)` seeds; without a
+    seed it is derived from the environment's `np_random`. No global generator is used.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], world: World) -> None:
+    def __init__(self, env: gym.Env[Any, Any], world: World | str | Path) -> None:
         """Wrap `env`.
 
         Args:
-            env: a real environment with the world's observation and action spaces; it is given the
-                world's frame skip where it has none.
-            world: whose model filters; its model is put into evaluation mode.
+            env: a real environment with the world's observation and action spaces. If it has no
+                frame skip, it gets the world's.
+            world: the world whose model filters: a world, its folder, or the name of one that
+                ships. The model is put into evaluation mode.
 
         Raises:
             TransferError: the environment's spaces are not the world's.
-            WorldError: it has another frame skip.
+            WorldError: the environment has another frame skip.
         """
-        # the world itself is recorded, not a copy: it makes the wrapper again from env.spec
+        world = as_world(world)
+        # the world itself, not a copy, is stored: env.spec makes the wrapper again from it
         gym.utils.RecordConstructorArgs.__init__(self, world=world, _disable_deepcopy=True)
         env = world.adapted(env)
         gym.Wrapper.__init__(self, env)
@@ -59,7 +66,7 @@ class LatentObservation(
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode.
+        """Start an episode.
 
         Returns:
             Features (feature_dim,) float32 of the state after the first observation, and the
@@ -68,15 +75,14 @@ class LatentObservation(
         observation, info = self.env.reset(seed=seed, options=options)
         self._generator.manual_seed(self._noise_seed(seed))
         self._state = self.model.initial(1)
-        return self._filter(
-            zero_action(self.model.action_space, 1, self._device), observation
-        ), info
+        action = zero_action(self.model.action_space, 1, self._device)
+        return self._filter(action, observation), info
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Act in the real environment and filter what it shows.
+        """Step the real environment and filter its observation.
 
         Args:
-            action: of the real environment.
+            action: an action of the real environment.
 
         Returns:
             Features (feature_dim,) float32, and the environment's own reward, termination,
@@ -101,88 +107,127 @@ class LatentObservation(
     @torch.no_grad()
     def _filter(self, action: torch.Tensor, observation: Any) -> NDArray[np.float32]:
         noise = torch.rand((1, self.model.noise_dim), generator=self._generator).to(self._device)
-        seen = as_tensors(_one_row(observation), self._device)
-        self._state = self.model.observe(self._state, action, seen, noise)
+        observed = as_tensors(as_batch([observation]), self._device)
+        self._state = self.model.observe(self._state, action, observed, noise)
         features = self.model.features(self._state)[0]
         return features.to("cpu", torch.float32).numpy().copy()
 
 
-def _one_row(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: np.asarray(part)[None] for key, part in observation.items()}
-    return np.asarray(observation)[None]
-
-
 def _check_spaces(env: gym.Env[Any, Any], world: World) -> None:
     for role in ("observation_space", "action_space"):
-        real, wanted = getattr(env, role), getattr(world, role)
-        if real != wanted:
+        real, expected = getattr(env, role), getattr(world, role)
+        if real != expected:
             name = env.spec.id if env.spec is not None else str(env)
             raise TransferError(
                 f"the {role.replace('_', ' ')} of {name} is {real}, that of the world "
-                f"(of {world.env_id}) is {wanted}; pass the environment that the world was fitted "
-                "on (world.real_env() makes it), without wrappers that change its spaces"
+                f"(of {world.env_id}) is {expected}; pass the environment that the world was "
+                "fitted to (world.real_env() makes it), without wrappers that change its spaces"
             )
 
 
 class LatentAgent:
-    """Filters real observations through a world's model and asks a policy for sampled actions.
+    """A policy of the latent view as a `Policy` of real observations.
 
-    It is a policy of `dreamgym.record`: what it lives through can be fitted to in the next round
-    (Dyna). Filter noise and actions come from generators of its own, seeded at each episode; the
-    global ones are left as they were.
+    It filters the observations of each row through the world's model and gives the policy the
+    features. Pass it to `dreamgym.record` to record with a latent policy, and fit to the result in
+    the next round (Dyna). Each row has its own generator for filter noise and actions, seeded at
+    the start of an episode; the global generators are not changed.
 
     Attributes:
-        name: what the dataset says of who acted.
+        name: name of the policy in datasets.
+        view: the view of real observations, "observation".
     """
 
-    def __init__(self, policy: TrainedPolicy, world: World, *, name: str) -> None:
+    view = "observation"
+
+    def __init__(
+        self,
+        policy: TrainedPolicy,
+        world: World | str | Path,
+        *,
+        name: str | None = None,
+        deterministic: bool = False,
+    ) -> None:
         """Make an agent.
 
         Args:
-            policy: of the latent view.
-            world: in whose dream it was trained.
-            name: for the dataset: another policy, another name.
+            policy: a policy of the latent view.
+            world: the world that it was trained in.
+            name: name for datasets; by default the policy's own.
+            deterministic: whether to take the most likely action; else actions are sampled.
 
         Raises:
-            ValueError: the policy sees observations; it needs no filter.
+            ValueError: the policy sees observations and needs no filter.
         """
         if policy.view != "latent":
             raise ValueError(
                 f"the policy sees the {policy.view} view; LatentAgent is for policies of the "
                 "latent view, others act on observations as they are"
             )
-        self.name = name
-        self._policy, self._model = policy, world.model.eval()
-        self._generator = torch.Generator()
-        self.begin(0)
+        self.name = name or f"{policy.name} {'deterministic' if deterministic else 'sampled'}"
+        self._deterministic = deterministic
+        self._policy, self._model = policy, as_world(world).model.eval()
+        self._rows: dict[int, _FilteredRow] = {}
 
-    def begin(self, seed: int) -> None:
-        """Begin an episode: forget the last one, and seed everything random."""
-        self._generator.manual_seed(seed)
-        self._state = self._model.initial(1)
-        self._action = zero_action(self._model.action_space, 1, self._device)
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Action space of the real environment, with the frame skip."""
+        return self._policy.action_space
 
-    def act(self, observation: Any) -> Any:
-        """A sampled action for the next real observation of the episode."""
-        with torch.no_grad():
-            row = _one_row(observation)
-            noise = torch.rand((1, self._model.noise_dim), generator=self._generator)
-            self._state = self._model.observe(
-                self._state, self._action, as_tensors(row, self._device), noise.to(self._device)
+    @property
+    def frame_skip(self) -> FrameSkip:
+        """Frame skip of the real environment that one action is for."""
+        return self._policy.frame_skip
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """See `Policy.reset`."""
+        for row, seed in zip(rows, seeds, strict=True):
+            self._rows[row] = _FilteredRow(
+                state=self._model.initial(1),
+                action=zero_action(self._model.action_space, 1, self._device),
+                generator=torch.Generator().manual_seed(seed),
             )
-            features = self._model.features(self._state).to("cpu", torch.float32).numpy()
-        action = self._sampled(features)
-        self._action[0] = torch.as_tensor(np.asarray(action), dtype=self._action.dtype)
-        return action
 
-    def _sampled(self, features: NDArray[np.float32]) -> Any:
-        seed = int(torch.randint(2**62, (), generator=self._generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            actions, _ = self._policy.predict(features, deterministic=False)
-        return np.asarray(actions[0], self._model.action_space.dtype)[()]
+    def act(self, observations: Any, rows: Sequence[int]) -> list[Any]:
+        """See `Policy.act`; rows are filtered one by one, so none depends on another."""
+        listed = as_rows(observations)
+        return [
+            self._act_in(self._rows[row], observation)
+            for row, observation in zip(rows, listed, strict=True)
+        ]
+
+    def _act_in(self, row: _FilteredRow, observation: Any) -> Any:
+        with torch.no_grad():
+            noise = torch.rand((1, self._model.noise_dim), generator=row.generator)
+            observed = as_tensors(as_batch([observation]), self._device)
+            row.state = self._model.observe(row.state, row.action, observed, noise.to(self._device))
+            features = self._model.features(row.state).to("cpu", torch.float32).numpy()
+        seed = int(torch.randint(2**62, (), generator=row.generator))
+        with self._policy.seeded(seed):
+            actions, _ = self._policy.predict(features, deterministic=self._deterministic)
+        action = np.asarray(actions[0], self._model.action_space.dtype)[()]
+        row.action[0] = torch.as_tensor(np.asarray(action), dtype=row.action.dtype)
+        return action
 
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for processes that record: their episodes start with a reset
+        return {**self.__dict__, "_rows": {}}
+
+
+@dataclass
+class _FilteredRow:
+    """The episode of one row.
+
+    Attributes:
+        state: filtered state of the world's model, batch size 1.
+        action: (1, ...) previous action, zero at the start.
+        generator: source of filter noise and action seeds.
+    """
+
+    state: State
+    action: torch.Tensor
+    generator: torch.Generator

@@ -1,4 +1,4 @@
-"""Making the real environment that a policy is measured in."""
+"""The real environments in which policies are evaluated."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ EnvSource = str | EnvSpec | Callable[[], gym.Env]
 
 
 def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
-    """Turn a description of a real environment into a function that makes one.
+    """Return a function that makes the described real environment.
 
     Args:
-        env: an id (`"CartPole-v1"`, `"module:Name-v0"`), the JSON of an `EnvSpec`, an `EnvSpec`,
-            or a callable without arguments that makes a `gym.Env`. From an `EnvSpec` only the id,
-            the keyword arguments and the time limit are taken, never its entry point: a class path
-            from a file is not imported.
+        env: an id (`"CartPole-v1"`, `"module:Name-v0"`), an `EnvSpec` or its JSON, or a callable
+            without arguments that makes a `gym.Env`. Only the id, the keyword arguments and the
+            time limit of an `EnvSpec` are used, never its entry point: a class path from a file is
+            not imported.
 
     Returns:
         A callable without arguments; every call makes a new environment.
 
     Raises:
-        TransferError: no such environment (with the nearest registered id), JSON that is no
-            `EnvSpec`, or something that cannot make an environment.
+        TransferError: there is no such environment (the message has the nearest registered id), the
+            JSON is not that of an `EnvSpec`, or `env` is something else.
     """
     if isinstance(env, str):
         spec = _parse_spec(env) if env.lstrip().startswith("{") else None
@@ -39,29 +39,29 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
         return _from_spec(json.loads(env.to_json()))
     if isinstance(env, gym.Env):
         raise TransferError(
-            f"a made environment was given ({env}); episodes run side by side in several of them, "
-            "so pass its id, its EnvSpec, or a function that makes a new one, e.g. "
+            f"got an environment object ({env}), but episodes run in several environments side by "
+            "side; pass its id, its EnvSpec, or a function that makes a new one, e.g. "
             "lambda: gym.make('CartPole-v1')"
         )
     if callable(env):
         return env
     raise TransferError(
-        f"env is a {type(env).__name__}; wanted an id, an EnvSpec (or its JSON), or a function "
-        "that makes an environment"
+        f"got an env of type {type(env).__name__}; expected an id, an EnvSpec (or its JSON), or a "
+        "function that makes an environment"
     )
 
 
 def make_env(maker: Callable[[], gym.Env]) -> gym.Env:
-    """Call `maker` and refuse anything that is not a single Gymnasium environment.
+    """Call `maker`, and check that it made a single Gymnasium environment.
 
     Raises:
-        TransferError: `maker` gave something else, e.g. a vector environment.
+        TransferError: it made something else, e.g. a vector environment.
     """
     env = maker()
     if not isinstance(env, gym.Env):
         raise TransferError(
-            f"the function given as env made a {type(env).__name__}; wanted a gymnasium.Env "
-            "(a single one: episodes are run side by side here)"
+            f"the function given as env made a {type(env).__name__}; expected a "
+            "single gymnasium.Env, not a vector environment"
         )
     return env
 
@@ -75,7 +75,8 @@ def _parse_spec(text: str) -> dict[str, Any]:
         ) from None
     if not isinstance(spec.get("id"), str):
         raise TransferError(
-            "the JSON given as env has no 'id'; wanted that of a gymnasium EnvSpec (spec.to_json())"
+            "the JSON given as env has no 'id'; expected that of a gymnasium EnvSpec "
+            "(spec.to_json())"
         )
     return spec
 
@@ -84,7 +85,7 @@ def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
     if ":" in spec["id"]:
         raise TransferError(
             f"the EnvSpec's id {spec['id']!r} names a module, which is not imported from a file; "
-            "import the module yourself and leave it out of the id"
+            "import the module yourself and remove it from the id"
         )
     kwargs = dict(spec.get("kwargs") or {})
     if spec.get("max_episode_steps") is not None:
@@ -111,5 +112,5 @@ def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
 def _no_such_environment(env_id: str, error: Exception) -> str:
     nearest = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
     hint = f"; the nearest registered id is {nearest[0]!r}" if nearest else ""
-    said = str(error).strip().rstrip(".")
-    return f"no environment {env_id!r} is registered{hint} (Gymnasium: {said})"
+    reason = str(error).strip().rstrip(".")
+    return f"no environment {env_id!r} is registered{hint} (Gymnasium: {reason})"

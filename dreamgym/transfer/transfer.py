@@ -1,4 +1,4 @@
-"""From a policy and its world to two figures: its return in the dream and in reality."""
+"""The return of a policy in the real environment beside its return in the dream."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dreamgym.data.policies import POLICY_NAMES, Policy, PolicyLike, check_action, make_policy
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TransferError
-from dreamgym.train.policy import TrainedPolicy
+from dreamgym.train.policy import load_policy
 from dreamgym.transfer.evaluation import (
     EVALUATION_SEED,
     Evaluation,
@@ -22,9 +23,8 @@ from dreamgym.transfer.evaluation import (
     evaluate,
 )
 from dreamgym.transfer.latent import LatentObservation
-from dreamgym.transfer.policies import Policy, check_spaces
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
-from dreamgym.world.world import World
+from dreamgym.world.world import World, as_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class Transfer:
 
     Attributes:
         real: episodes in the real environment.
-        dream: as many episodes in the dream, from beginnings of episodes, with the real time limit.
-            With a frame skip, lengths are in the dream's steps in both.
-        env_id: of the real environment, None where it was made by a function without a spec.
-        view: what the policy sees, "observation" or "latent".
+        dream: as many episodes in the dream, from the starts of real episodes and with the real
+            time limit. With a frame skip, the lengths of both are in steps of the dream.
+        env_id: id of the real environment; None where it has no spec.
+        view: view that the policy sees, "observation" or "latent".
         gap_interval: 95% bootstrap interval of the gap.
     """
 
@@ -56,7 +56,7 @@ class Transfer:
         return self.dream.mean - self.real.mean
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON values."""
+        """Return the figures as JSON-plain values."""
         return {
             "env_id": self.env_id,
             "view": self.view,
@@ -78,8 +78,8 @@ class Transfer:
 
 
 def transfer_policy(
-    policy: TrainedPolicy | Policy | str | Path,
-    world: World,
+    policy: PolicyLike | Path,
+    world: World | str | Path,
     *,
     episodes: int = 100,
     seed: int = EVALUATION_SEED,
@@ -88,47 +88,50 @@ def transfer_policy(
 ) -> Transfer:
     """Measure a policy in the real environment and in the dream.
 
-    A policy trained on the latent view acts in the real environment through `LatentObservation`;
-    one trained on observations acts in it as it is.
+    A policy of the latent view acts in the real environment through `LatentObservation`; one of the
+    observation view acts in it as it is.
 
     Args:
-        policy: a `TrainedPolicy`, the path of a policy's zip, or anything that `evaluate` takes.
-            One without a `view` is taken to see the world's default view.
-        world: the world it was trained in.
-        episodes: in the real environment, and as many in the dream.
-        seed: real episode k is reset with `seed + k`; the dream with `seed`.
-        env: the real environment, where it is not the one that the world names.
-        progress: called with (episodes done, episodes) of the real ones.
+        policy: a `TrainedPolicy`, the path of a policy's file, or anything that `evaluate` takes.
+            A policy without an attribute `view` is taken to see the world's default view.
+        world: the world that it was trained in: a world, its folder, or the name of one that ships.
+        episodes: number of episodes in the real environment, and in the dream.
+        seed: real episode k is reset with `seed + k`; the dream is reset with `seed`.
+        env: the real environment, if it is not the one that the world names.
+        progress: called with (episodes done, episodes) in the real environment.
 
     Returns:
         Both returns, their intervals and the gap.
 
     Raises:
-        TransferError: no real environment is known, or its spaces or the world's do not fit.
-        PolicyFileError: the file of the policy cannot be used.
+        PolicyError: this is not a policy, or its spaces are not those of the environment.
+        TransferError: no real environment is known, or its spaces are not those of the world.
+        PolicyFileError: the policy's file cannot be used.
+        WorldError: there is no such world.
     """
-    if isinstance(policy, str | Path):
-        from dreamgym.train import load_policy  # the learner library is needed for a file only
-
-        policy = load_policy(policy, world=world)
+    world = as_world(world)
+    if isinstance(policy, Path) or _is_path(policy):
+        policy = load_policy(str(policy), world=world)
     view = getattr(policy, "view", None) or world.default_view
-    maker = _real_maker(world, env, view)
+    maker = _real_env_maker(world, env, view)
     probe = make_env(maker)
     env_id = probe.spec.id if probe.spec is not None else None
     limit = _time_limit(probe, world)
-    try:
-        check_spaces(policy, probe)
-    finally:
-        probe.close()
+    probe.close()
     real = evaluate(policy, maker, episodes=episodes, seed=seed, progress=progress)
     dream = _dream_episodes(policy, world, view=view, episodes=episodes, seed=seed, limit=limit)
     return Transfer(real=real, dream=dream, env_id=env_id, view=view)
 
 
-def _real_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
+def _is_path(policy: Any) -> bool:
+    return isinstance(policy, str) and policy.partition(":")[0] not in POLICY_NAMES
+
+
+def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
+    """Return a function that makes the real environment as a policy of `view` sees it."""
     if env is None and world.env_spec is None:
         raise TransferError(
-            f"the world {world.name} does not say which real environment it was fitted on; pass "
+            f"the world {world.name} does not name the real environment it was fitted to; pass "
             "env= (an id, an EnvSpec, or a function that makes one)"
         )
     maker = world.real_env if env is None else _adapted(world, env_maker(env))
@@ -142,16 +145,17 @@ def _adapted(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env
 
 
 def _time_limit(env: gym.Env, world: World) -> int:
+    """Return the steps of the dream after which the real environment is truncated."""
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return world.frame_skip.count(env.spec.max_episode_steps)
     return world.real_limit or world.horizon
 
 
 def _dream_episodes(
-    policy: Any, world: World, *, view: str, episodes: int, seed: int, limit: int
+    policy: PolicyLike, world: World, *, view: str, episodes: int, seed: int, limit: int
 ) -> Evaluation:
-    # exactly one episode a row: taking the first `episodes` that end would prefer short ones
-    begin = time.perf_counter()
+    """Run exactly one episode a row: the first `episodes` that end would favour short ones."""
+    start = time.perf_counter()
     env = DreamVectorEnv(
         world,
         episodes,
@@ -164,21 +168,28 @@ def _dream_episodes(
     returns = np.zeros(episodes)
     lengths = np.zeros(episodes, np.int64)
     running = np.ones(episodes, bool)
+    rows = list(range(episodes))
     try:
+        made = make_policy(policy, env, deterministic=True)
         observation, _ = env.reset(seed=seed)
+        made.reset(rows, [seed + row for row in rows])
         while running.any():
-            action = _actions(policy, observation)
-            observation, reward, terminated, truncated, _ = env.step(action)
+            actions = [
+                check_action(action, env.single_action_space)
+                for action in made.act(observation, rows)
+            ]
+            observation, reward, terminated, truncated, _ = env.step(np.stack(actions))
             returns += np.where(running, reward, 0.0)
             lengths += running
-            running &= ~(np.asarray(terminated) | np.asarray(truncated))
+            ended = np.asarray(terminated) | np.asarray(truncated)
+            running &= ~ended
+            _restart(made, np.flatnonzero(ended).tolist(), seed)
     finally:
         env.close()
-    return Evaluation(returns=returns, lengths=lengths, seconds=time.perf_counter() - begin)
+    return Evaluation(returns=returns, lengths=lengths, seconds=time.perf_counter() - start)
 
 
-def _actions(policy: Any, observation: Any) -> Any:
-    if not hasattr(policy, "predict"):
-        return policy(observation)
-    answer = policy.predict(observation, deterministic=True)
-    return answer[0] if isinstance(answer, tuple) else answer
+def _restart(policy: Policy, rows: list[int], seed: int) -> None:
+    """Reset rows whose dream restarted; their further episodes are not counted."""
+    if rows:
+        policy.reset(rows, [seed + row for row in rows])

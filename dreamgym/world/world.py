@@ -244,6 +244,24 @@ def load(name_or_path: str | Path) -> World:
     )
 
 
+def as_world(world: World | str | Path) -> World:
+    """Return a world as it is, or load the one of that folder, name or id.
+
+    Raises:
+        TypeError: it is something else.
+        WorldError: it cannot be loaded; see `load`.
+    """
+    given: Any = world
+    if isinstance(given, World):
+        return given
+    if isinstance(given, str | Path):
+        return load(given)
+    raise TypeError(
+        f"expected a World, the folder of one or the name of one that ships, got "
+        f"{type(given).__name__}"
+    )
+
+
 def _find(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if folder.is_dir():

@@ -1,15 +1,16 @@
-"""The verbs, used as a person uses them: results, exit codes, and what they say on errors."""
+"""The verbs as a user runs them: results, exit codes and error messages."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,24 @@ import pytest
 from dreamgym.cli import main
 from dreamgym.data import Dataset
 
-VERBS = ("record", "check", "fit", "train", "transfer", "recover", "convert", "pack", "adopt")
+VERBS = (
+    "record",
+    "check",
+    "fit",
+    "train",
+    "transfer",
+    "recover",
+    "convert",
+    "pack",
+    "import-checkpoint",
+)
 
 pytestmark = pytest.mark.xdist_group("cli")
 
 
 @dataclass(frozen=True)
 class Done:
-    """What one command line did."""
+    """Result of one command line."""
 
     code: int
     out: str
@@ -52,7 +63,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset, a world and a policy, made by the verbs in short."""
+    """A folder with a small dataset, world and policy, made by the verbs."""
     folder = tmp_path_factory.mktemp("made")
     lines = [
         f"record CartPole-v1 --steps 1500 --seed 0 --out {folder}/cartpole.h5",
@@ -68,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_record_says_what_it_recorded(run: Run, tmp_path: Path) -> None:
+def test_record_shows_what_it_recorded(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "cartpole.h5"
     done = run("record", "CartPole-v1", "--steps", 300, "--out", out, "--json", tmp_path / "r.json")
     assert done.code == 0
@@ -79,7 +90,7 @@ def test_record_says_what_it_recorded(run: Run, tmp_path: Path) -> None:
     assert figures["env_id"] == "CartPole-v1"
 
 
-def test_record_says_the_speed_and_seed_of_what_was_resumed(run: Run, tmp_path: Path) -> None:
+def test_a_resumed_recording_has_its_own_speed_and_the_first_seed(run: Run, tmp_path: Path) -> None:
     line = ("record", "CartPole-v1", "--out", tmp_path / "d.h5", "--json", tmp_path / "r.json")
     assert run(*line, "--steps", 300, "--seed", 7).code == 0
     assert run(*line, "--steps", 400, "--resume").code == 0
@@ -146,13 +157,26 @@ def test_policies_of_a_file_and_of_a_module_record(
         assert len({dataset.episode(i).seed for i in range(len(dataset))}) == len(dataset)
 
 
-def test_a_policy_that_sees_latents_cannot_record(run: Run, made: Path, tmp_path: Path) -> None:
+def test_a_policy_that_sees_latents_records_with_its_world_only(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
     line = f"train {made}/world --view latent --steps 2048 --num-envs 16 --out {tmp_path}/p.zip"
     assert run(*line.split()).code == 0
-    done = run("record", "CartPole-v1", "--policy", tmp_path / "p.zip", "--out", tmp_path / "d.h5")
+    line = f"record CartPole-v1 --steps 60 --policy {tmp_path}/p.zip --out {tmp_path}/d.h5"
+    done = run(*line.split())
     assert done.code == 2
     assert "latent" in " ".join(done.err.split())
     assert not (tmp_path / "d.h5").exists()
+    assert run(*line.split(), "--world", made / "world").code == 0
+    with Dataset(tmp_path / "d.h5") as dataset:
+        assert dataset.policy.startswith("sb3:p.zip@")
+
+
+def test_a_policy_file_records_in_several_processes(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"record CartPole-v1 --steps 60 --policy {made}/ppo.zip --workers 2 --out {tmp_path}/d"
+    assert run(*line.split()).code == 0
+    with Dataset(tmp_path / "d") as dataset:
+        assert dataset.num_steps == 60
 
 
 def test_check_draws_a_page(run: Run, made: Path, tmp_path: Path) -> None:
@@ -190,7 +214,7 @@ def test_fit_skips_frames(run: Run, made: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "f.json").read_text())["frame_skip"] == world["frame_skip"]
     done = run(*line.split(), "--actions", "repeated", "--out", tmp_path / "x")
     assert done.code == 1
-    assert "not held for the 2 steps" in done.err
+    assert "not held for the 2 environment steps" in done.err
     held = tmp_path / "held.h5"
     assert (
         run("record", "CartPole-v1", "--steps", 300, "--policy", "held:2", "--out", held).code == 0
@@ -219,7 +243,7 @@ def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> No
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """A flat npz in the manner of D4RL: two episodes of CartPole, and no timeouts."""
+    """A flat npz like those of D4RL: two episodes of CartPole, and no timeouts."""
     path = tmp_path / "flat.npz"
     terminals = np.zeros(20, bool)
     terminals[[9, 19]] = True
@@ -233,13 +257,11 @@ def flat(tmp_path: Path) -> Path:
     return path
 
 
-def test_convert_asks_for_a_word_where_a_file_is_ambiguous(
-    run: Run, flat: Path, tmp_path: Path
-) -> None:
+def test_convert_asks_what_an_ambiguous_flag_means(run: Run, flat: Path, tmp_path: Path) -> None:
     out = tmp_path / "native.h5"
-    asked = run("convert", flat, out)
-    assert asked.code == 1
-    assert "termination" in asked.err
+    refused = run("convert", flat, out)
+    assert refused.code == 1
+    assert "termination" in refused.err
     assert not out.exists()
     done = run("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
     assert done.code == 0, done.err
@@ -304,7 +326,7 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("record CartPoll-v1 --out {tmp}/x.h5", "CartPole"),
         ("record CartPole-v1 --policy randm --out {tmp}/x.h5", "random"),
@@ -327,6 +349,8 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
         ("train {tmp}/nowhere --out {tmp}/p.zip", "nowhere"),
         ("train {made}/world --algo PPPO --out {tmp}/p.zip", "PPO"),
         ("train {made}/world --algo SAC --out {tmp}/p.zip", "SAC"),
+        ("train {made}/world --learner sb4 --out {tmp}/p.zip", "sb3"),
+        ("fit {made}/cartpole.h5 --batch-size 0 --out {tmp}/w", "batch_size=0"),
         ("train {made}/world --out {made}/ppo.zip", "--overwrite"),
         ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
         ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
@@ -336,20 +360,20 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
     ],
 )
 def test_an_error_is_one_line_and_leaves_nothing(
-    line: str, said: str, run: Run, made: Path, tmp_path: Path
+    line: str, message: str, run: Run, made: Path, tmp_path: Path
 ) -> None:
     done = run(*line.format(tmp=tmp_path, made=made).split())
     assert done.code == 1
     errors = [each for each in done.err.splitlines() if each.startswith("error: ")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert "defect" not in errors[0]
     assert "Traceback" not in done.err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("recrod CartPole-v1", "'record'"),
         ("record CartPole-v1 --stepz 10", "--steps"),
@@ -363,10 +387,12 @@ def test_an_error_is_one_line_and_leaves_nothing(
         ("pack a.h5 b.h5 --level 12", "--level"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2(line: str, said: str, run: Run, tmp_path: Path) -> None:
+def test_a_wrong_command_line_exits_with_2(
+    line: str, message: str, run: Run, tmp_path: Path
+) -> None:
     done = run(*line.format(tmp=tmp_path).split())
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(run: Run, tmp_path: Path) -> None:
@@ -393,9 +419,93 @@ def test_no_verb_lists_all_of_them(run: Run) -> None:
 def test_defaults_that_help_names_are_the_real_ones(run: Run) -> None:
     from dreamgym.fitting.config import FitConfig
 
-    said = " ".join(run("fit", "--help").out.replace("│", " ").split())
+    shown = " ".join(run("fit", "--help").out.replace("│", " ").split())
     config = FitConfig()
-    assert f"to choose and measure by; by default {config.held_out}." in said
+    after = shown.split("--held-out")[1].split(" --")[0]
+    assert after.endswith(f"Default: {config.held_out}.")
+
+
+def test_every_setting_of_a_fit_and_of_a_training_is_an_option(run: Run) -> None:
+    from dreamgym.fitting.config import FitConfig, OptimizerConfig
+    from dreamgym.train import TrainConfig
+
+    names = {each.name for config in (FitConfig, OptimizerConfig) for each in fields(config)}
+    shown = run("fit", "--help").out
+    for name in names - {"model", "name"}:
+        assert f"--{name.replace('_', '-')} " in shown
+    shown = run("train", "--help").out
+    for name in {each.name for each in fields(TrainConfig)}:
+        assert f"--{name.replace('_', '-')} " in shown
+
+
+def test_settings_reach_the_fit_and_the_training(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"fit {made}/cartpole.h5 --updates 3 --optimizer adam --betas 0.8 0.99 --starts 64"
+    assert run(*line.split(), "--out", tmp_path / "w").code == 0
+    fitted = json.loads((tmp_path / "w" / "world.json").read_text())["provenance"]["fit"]
+    assert (fitted["optimizer"], fitted["betas"]) == ("adam", [0.8, 0.99])
+    assert fitted["starts"] == 64
+    line = f"train {made}/world --steps 64 --n-steps 8 --num-envs 4 --net-arch 8 --net-arch 16"
+    done = run(*line.split(), "--out", tmp_path / "p", "--json", tmp_path / "p.json")
+    assert done.code == 0, done.err
+    card = json.loads((tmp_path / "p.json").read_text())
+    assert card["network"]["net_arch"] == [8, 16]
+    assert card["hyperparameters"]["n_steps"] == 8
+
+
+def test_import_checkpoint_is_still_reached_by_its_former_name(run: Run) -> None:
+    assert run("adopt", "--help").code == 0
+    assert " adopt " not in run("--help").out
+
+
+def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> None:
+    line = ("record", "CartPole-v1", "--out", tmp_path / "d.h5")
+    assert run(*line, "--steps", 40).code == 0
+    assert run(*line, "--steps", 50).code == 1
+    assert run(*line, "--steps", 50, "--resume", "--overwrite").code == 2
+    assert run(*line, "--steps", 50, "--overwrite").code == 0
+    with Dataset(tmp_path / "d.h5") as dataset:
+        assert dataset.num_steps == 50
+    assert [path.name for path in tmp_path.iterdir()] == ["d.h5"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
+    shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
+    if verb in ("check", "recover", "transfer"):  # they write figures only, or keep the original
+        assert "--overwrite" not in shown
+    else:
+        assert re.search(
+            r"--overwrite <bool> Overwrite an existing (dataset|world|policy)\.", shown
+        )
+
+
+def test_convert_and_pack_replace_a_dataset_only_on_request(
+    run: Run, made: Path, flat: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.h5"
+    out.write_text("an older file")
+    convert = ("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
+    pack = ("pack", made / "cartpole.h5", out)
+    for line in (convert, pack):
+        before = out.read_bytes()
+        assert run(*line).code == 1
+        assert out.read_bytes() == before
+        assert run(*line, "--overwrite").code == 0
+        assert run("check", out).code == 0
+    assert run("pack", flat, out, "--overwrite").code == 1
+    assert run("check", out).code == 0, "a failure leaves the previous file"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flat.npz", "out.h5"]
+
+
+def test_transfer_takes_the_policies_that_record_takes(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "transfer_here.py").write_text(ACTING)
+    for policy in ("random", "transfer_here:lean"):
+        done = run("transfer", policy, "--world", made / "world", "--episodes", 2)
+        assert done.code == 0, done.err
 
 
 def interrupt(
@@ -414,12 +524,12 @@ def interrupt(
     return Done(process.returncode, out, err)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "long.h5"
     done = interrupt(
         f"record CartPole-v1 --steps 50000000 --out {out}",
-        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()),
         cwd=tmp_path,
     )
     assert done.code == 130, done.err
@@ -439,12 +549,12 @@ def info_of(run: Run, dataset: Path, folder: Path) -> str:
     return (folder / "card.json").read_text()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no such kill there")
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "killed.h5"
     done = interrupt(
         f"record CartPole-v1 --steps 50000000 --out {out}",
-        lambda: any(path.stat().st_size > 200_000 for path in tmp_path.iterdir()),
+        lambda: any(path.stat().st_size > 1_000_000 for path in tmp_path.iterdir()),
         cwd=tmp_path,
         how=signal.SIGKILL,
     )
@@ -462,7 +572,7 @@ def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
     assert Path(figures["original"]).exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "world.fitting.safetensors"
     done = interrupt(
@@ -476,12 +586,12 @@ def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> 
     assert not (tmp_path / "world").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     done = interrupt(
         f"train {made}/world --steps 100000000 --out {tmp_path}/ppo.zip",
-        lambda: time.monotonic() - begun > 12,
+        lambda: time.monotonic() - start > 12,
         cwd=tmp_path,
     )
     assert done.code == 130, done.err
@@ -490,8 +600,8 @@ def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no resource limits there")
-def test_a_full_disk_is_said_in_one_line(made: Path, tmp_path: Path) -> None:
-    """A limit on file sizes stands in for a full disk: the same calls fail in the same places."""
+def test_a_full_disk_is_reported_in_one_line(made: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the same calls fail."""
     line = f"fit {made}/cartpole.h5 --updates 5 --out {tmp_path}/world"
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

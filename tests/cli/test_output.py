@@ -1,4 +1,4 @@
-"""How figures are shown and written."""
+"""Tables, figures and messages of the command line."""
 
 from __future__ import annotations
 
@@ -80,17 +80,18 @@ def test_an_interruption_says_what_was_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("a\nb"), "a b"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.h5"), "x.h5; free some space"),
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.h5"), "check the path"),
         (ModuleNotFoundError("no", name="stable_baselines3"), "dreamgym[sb3]"),
+        (ModuleNotFoundError("no", name="vizdoom.vizdoom"), "dreamgym[doom]"),
         (KeyError("x"), "defect"),
         (ValueError(), "defect"),
     ],
 )
-def test_errors_are_explained_in_one_line(error: Exception, said: str) -> None:
+def test_errors_are_explained_in_one_line(error: Exception, message: str) -> None:
     line = explain(error)
-    assert said in line
+    assert message in line
     assert "\n" not in line

@@ -1,4 +1,4 @@
-"""Worlds that were never fitted: what they dream is nonsense, but it is quick and never changes."""
+"""Unfitted worlds: their dreams are meaningless, but quick to make and always the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from dreamgym.world.world import World
 from tests.small_worlds import small_world
 
-# so short that dreams are truncated as well as terminated: an unfitted head ends every other step
+# short enough for truncations beside terminations: an unfitted head ends every other step
 HORIZON = 2
 
 

@@ -40,7 +40,7 @@ def good(discrete_world, tmp_path_factory):
 
 
 def changed(source, target, **members):
-    """A copy of a zip with some members replaced, or left out where None."""
+    """Copy a zip with some members replaced, or left out where None."""
     names = {name.replace("_DOT_", "."): value for name, value in members.items()}
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -93,7 +93,7 @@ def test_the_suffix_may_be_left_out(good):
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04 cut off"])
-def test_what_is_no_zip_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path, content):
     path = tmp_path / "policy.zip"
     path.write_bytes(content)
     with pytest.raises(PolicyFileError, match="not a zip"):
@@ -134,6 +134,14 @@ def test_a_newer_card_is_refused(good, tmp_path):
         load_policy(path)
 
 
+def test_a_card_of_before_there_were_several_learners_is_read(good, tmp_path):
+    with zipfile.ZipFile(good) as archive:
+        card = json.loads(archive.read("dreamgym.json"))
+    del card["learner"]
+    path = changed(good, tmp_path / "old.zip", dreamgym_DOT_json=json.dumps(card))
+    assert load_policy(path).card == load_policy(good).card
+
+
 @pytest.mark.parametrize("card", ["{", "[]", '{"schema": 1}'])
 def test_a_damaged_card_is_refused(good, tmp_path, card):
     path = changed(good, tmp_path / "damaged.zip", dreamgym_DOT_json=card)
@@ -171,7 +179,7 @@ def test_a_world_with_another_number_of_actions_is_refused(good, discrete_world)
 
 
 def test_latents_of_other_weights_are_refused(good, discrete_world, tmp_path):
-    """As wide as its own world's, and meaning something else."""
+    """They are as wide as those of its own world, but differ in meaning."""
     other = replace(discrete_world, model=small_model("mdn-rnn", "discrete", seed=1))
     assert load_policy(good, world=other).view == "observation", "real observations mean the same"
     config = replace(QUICK, view="latent")

@@ -14,7 +14,7 @@ ROWS, STEPS = 64, 24
 
 
 class Counting(ActorCriticPolicy):
-    """Counts how often values are asked for."""
+    """Counts its value forward passes."""
 
     calls = 0
 
@@ -50,7 +50,7 @@ def test_one_pass_for_all_truncated_rows_gives_what_stock_sb3_gives(
     assert calls <= STEPS + 1
 
 
-def test_it_is_refused_where_there_is_nothing_to_batch(discrete_world):
+def test_batched_truncation_values_refuse_off_policy_algorithms(discrete_world):
     model = DQN("MlpPolicy", SB3VecEnv(DreamVectorEnv(discrete_world, 4, output="numpy")))
     with pytest.raises(TrainingError, match="on-policy"):
         model.learn(8, callback=BatchedTruncationValues())
@@ -59,11 +59,11 @@ def test_it_is_refused_where_there_is_nothing_to_batch(discrete_world):
 def test_the_curve_is_in_real_units_and_ends_at_the_end(box_world):
     env = SB3VecEnv(DreamVectorEnv(box_world, ROWS, output="numpy"), reward_scale=1e-3)
     model = PPO("MlpPolicy", env, n_steps=STEPS, batch_size=512, seed=0, device="cpu")
-    heard = []
+    reported = []
     curve = LearningCurve(
-        3 * ROWS * STEPS, ROWS * STEPS, lambda done, total, figures: heard.append((done, total))
+        3 * ROWS * STEPS, ROWS * STEPS, lambda done, total, figures: reported.append((done, total))
     )
     model.learn(3 * ROWS * STEPS, callback=curve)
     assert [steps for steps, _ in curve.points] == [ROWS * STEPS * k for k in (1, 2, 3)]
     assert all(abs(mean) > 0.1 for _, mean in curve.points)
-    assert heard[-1] == (3 * ROWS * STEPS, 3 * ROWS * STEPS)
+    assert reported[-1] == (3 * ROWS * STEPS, 3 * ROWS * STEPS)

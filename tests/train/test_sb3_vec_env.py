@@ -35,7 +35,7 @@ def test_other_autoreset_modes_are_refused_with_what_to_pass(discrete_world, mod
         SB3VecEnv(dream(discrete_world, autoreset_mode=mode))
 
 
-def test_something_that_is_no_vector_env_is_refused():
+def test_a_single_env_is_refused():
     with pytest.raises(TrainingError, match="make_vec"):
         SB3VecEnv(gym.make("CartPole-v1"))
 
@@ -66,8 +66,8 @@ def test_shapes_and_dtypes(request, name, view, output):
         assert len(infos) == 16
 
 
-def test_it_says_what_the_dream_says(discrete_world):
-    """Row by row, against the vector environment itself under the same seed and actions."""
+def test_it_returns_what_the_dream_returns(discrete_world):
+    """Compare row by row with the vector environment under the same seed and actions."""
     plain, env = dream(discrete_world, 32), SB3VecEnv(dream(discrete_world, 32), reward_scale=0.25)
     env.seed(3)
     observation, _ = plain.reset(seed=3)
@@ -76,9 +76,9 @@ def test_it_says_what_the_dream_says(discrete_world):
     for _ in range(40):
         actions = random_actions(env, rng)
         observation, reward, terminated, truncated, info = plain.step(actions)
-        given, rewards, dones, infos = env.step(actions)
+        observed, rewards, dones, infos = env.step(actions)
         so_far += reward
-        np.testing.assert_array_equal(given, observation)
+        np.testing.assert_array_equal(observed, observation)
         np.testing.assert_allclose(rewards, reward * 0.25, rtol=1e-6)
         np.testing.assert_array_equal(dones, terminated | truncated)
         for row in np.flatnonzero(dones):
@@ -92,7 +92,7 @@ def test_it_says_what_the_dream_says(discrete_world):
     assert min(ends.values()) > 0, "the test must see both kinds of end"
 
 
-def test_rows_that_go_on_share_one_info_that_refuses_writes(discrete_world):
+def test_rows_that_are_not_done_share_one_read_only_info(discrete_world):
     env = SB3VecEnv(dream(discrete_world))
     env.reset()
     _, _, dones, infos = env.step(np.zeros(16, int))
@@ -140,7 +140,7 @@ def test_attributes_and_methods(discrete_world):
     assert env.get_attr("render_mode") == [None] * 16
     assert env.get_attr("horizon", [0, 3]) == [HORIZON, HORIZON]
     assert env.has_attr("horizon")
-    assert not env.has_attr("nothing_of_the_kind")
+    assert not env.has_attr("no_such_attribute")
     env.set_attr("remark", 7)
     assert env.get_attr("remark", 2) == [7]
     with pytest.raises(TrainingError, match="one environment"):
@@ -210,7 +210,7 @@ def test_replay_buffers_keep_truncation_apart_from_termination(box_world):
     assert not (timeout & ~done).any()
 
 
-def test_evaluate_policy_finds_returns_in_real_units_and_has_no_complaint(box_world):
+def test_evaluate_policy_finds_returns_in_real_units_without_a_warning(box_world):
     env = SB3VecEnv(dream(box_world, 4), reward_scale=1e-3)
     model = PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=8, batch_size=32)
     with warnings.catch_warnings():

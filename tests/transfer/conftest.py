@@ -1,4 +1,4 @@
-"""A small world fitted to real CartPole steps: good enough to be told from noise, no better."""
+"""Small worlds fitted to real steps: better than noise, and no better than that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's algorithms, and the settings that train them in a dream."""
+"""Stable-Baselines3's algorithms, with defaults that suit dreams."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dreamgym._files import nearest
 from dreamgym.errors import TrainingError
 from dreamgym.train.config import TrainConfig
 
+# settings that `TrainConfig` has a field for
 _SETTINGS = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "learning_rate")
 
 
@@ -23,12 +24,12 @@ class Algorithm:
     """One algorithm and its defaults.
 
     Attributes:
-        learner: Stable-Baselines3's class.
-        steps: dream steps of a whole training.
-        num_envs: copies of the dream side by side.
-        action_space: the only kind it can act in; None where it takes any.
-        settings: keyword arguments of the class. Those of `TrainConfig` that are not here do not
-            apply to the algorithm.
+        learner: class in Stable-Baselines3.
+        steps: dream steps of a training.
+        num_envs: copies of the dream that run side by side.
+        action_space: the only kind of action space that it supports; None for any.
+        settings: keyword arguments of the class. Settings of `TrainConfig` that are missing here do
+            not apply to the algorithm.
     """
 
     learner: type[BaseAlgorithm]
@@ -39,7 +40,7 @@ class Algorithm:
 
     @property
     def on_policy(self) -> bool:
-        """Whether it learns from fresh rollouts only."""
+        """Whether the algorithm is on-policy."""
         return issubclass(self.learner, OnPolicyAlgorithm)
 
 
@@ -52,7 +53,6 @@ _OFF_POLICY: dict[str, Any] = {
     "train_freq": 1,
     "gradient_steps": 8,
 }
-
 
 ALGORITHMS: dict[str, Algorithm] = {
     "PPO": Algorithm(
@@ -91,10 +91,10 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def find_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """Return the algorithm of that name.
 
     Raises:
-        TrainingError: there is none; the nearest is named.
+        TrainingError: there is none; the message names the nearest one.
     """
     if name not in ALGORITHMS:
         raise TrainingError(f"there is no algorithm {name!r}; {nearest(name, ALGORITHMS)}")
@@ -102,13 +102,13 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def check_action_space(name: str, space: gym.Space[Any]) -> None:
-    """Refuse an algorithm that cannot act in `space`.
+    """Check that an algorithm can act in `space`.
 
     Raises:
-        TrainingError: naming the algorithms that can.
+        TrainingError: it cannot; the message names the algorithms that can.
     """
-    wanted = ALGORITHMS[name].action_space
-    if wanted is None or isinstance(space, wanted):
+    supported = ALGORITHMS[name].action_space
+    if supported is None or isinstance(space, supported):
         return
     able = [
         other
@@ -116,29 +116,29 @@ def check_action_space(name: str, space: gym.Space[Any]) -> None:
         if algorithm.action_space is None or isinstance(space, algorithm.action_space)
     ]
     raise TrainingError(
-        f"{name} acts in {wanted.__name__} action spaces only, the world's is {space}; "
-        f"take one of {', '.join(able)}"
+        f"{name} acts in {supported.__name__} action spaces only, the world's is {space}; "
+        f"use one of {', '.join(able)}"
     )
 
 
 def settings_for(name: str, config: TrainConfig) -> dict[str, Any]:
-    """Keyword arguments of the algorithm's class: its defaults, then the config's own.
+    """Return keyword arguments of the algorithm's class: its defaults, overridden by the config.
 
     Raises:
-        TrainingError: the config sets something that the algorithm does not have.
+        TrainingError: the config has a setting that the algorithm does not have.
     """
-    defaults = dict(ALGORITHMS[name].settings)
+    settings = dict(ALGORITHMS[name].settings)
     for key in _SETTINGS:
         value = getattr(config, key)
         if value is None:
             continue
-        if key not in defaults:
+        if key not in settings:
             raise TrainingError(
                 f"{key}={value} does not apply to {name}; its settings are "
-                f"{', '.join(sorted(defaults))} (others go into TrainConfig(learner={{...}}))"
+                f"{', '.join(sorted(settings))} (others go into TrainConfig(learner={{...}}))"
             )
-        defaults[key] = value
-    if ALGORITHMS[name].on_policy and "batch_size" in defaults and config.batch_size is None:
-        collected = (config.num_envs or ALGORITHMS[name].num_envs) * defaults["n_steps"]
-        defaults["batch_size"] = min(defaults["batch_size"], collected)
-    return {**defaults, **config.learner}
+        settings[key] = value
+    if ALGORITHMS[name].on_policy and "batch_size" in settings and config.batch_size is None:
+        rollout = (config.num_envs or ALGORITHMS[name].num_envs) * settings["n_steps"]
+        settings["batch_size"] = min(settings["batch_size"], rollout)
+    return {**settings, **config.learner}

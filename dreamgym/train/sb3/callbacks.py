@@ -1,8 +1,7 @@
-"""Callbacks for Stable-Baselines3's learners."""
+"""Callbacks for Stable-Baselines3's algorithms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,30 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from dreamgym.data.policies import as_batch
 from dreamgym.errors import TrainingError
-
-Progress = Callable[[int, int, dict[str, float]], None]
+from dreamgym.train.training import Progress
 
 
 class BatchedTruncationValues(BaseCallback):
-    """Bootstrap every truncated row of a step with one value forward pass instead of one a row.
+    """Bootstrap all truncated rows of a step with one value forward pass.
 
-    An on-policy learner of Stable-Baselines3 adds `gamma * V(terminal_observation)` to the reward
-    of each truncated row, with a forward pass for each (its issue 633). In a dream many rows are
-    truncated in the same step. This callback adds the same numbers in one pass and then marks
-    those rows' infos as not truncated, so that the learner does not add them again. Put it last
-    in a list of callbacks: those after it no longer see `TimeLimit.truncated`.
+    The on-policy algorithms of Stable-Baselines3 add `gamma * V(terminal_observation)` to the
+    reward of each truncated row, with one forward pass a row (their issue 633). In a dream many
+    rows are truncated in the same step. This callback adds the same numbers in one pass and then
+    marks the infos of these rows as not truncated, so that they are not added twice. Put it last in
+    a list of callbacks: later ones no longer see `TimeLimit.truncated`.
 
     Raises:
-        TrainingError: at the start of training, when the learner is not on-policy (the others keep
-            `TimeLimit.truncated` in their replay buffer and need no value here).
+        TrainingError: at the start of training, if the algorithm is off-policy (such an algorithm
+            keeps `TimeLimit.truncated` in its replay buffer and needs no bootstrap here).
     """
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise TrainingError(
-                f"BatchedTruncationValues is for on-policy learners (PPO, A2C), not for "
-                f"{type(self.model).__name__}; leave it out"
+                f"BatchedTruncationValues is for on-policy algorithms (PPO, A2C), got "
+                f"{type(self.model).__name__}; leave the callback out"
             )
         self._gamma = self.model.gamma
 
@@ -48,11 +47,11 @@ class BatchedTruncationValues(BaseCallback):
         ]
         if not rows:
             return True
-        final = _stack([infos[row]["terminal_observation"] for row in rows])
+        final = as_batch([infos[row]["terminal_observation"] for row in rows])
         policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
         with torch.no_grad():
             values = policy.predict_values(policy.obs_to_tensor(final)[0])
-        # the array itself is changed: it is the one that goes into the rollout buffer
+        # in place: this array goes into the rollout buffer
         self.locals["rewards"][rows] += self._gamma * values.cpu().numpy().ravel()
         for row in rows:
             infos[row]["TimeLimit.truncated"] = False
@@ -60,19 +59,19 @@ class BatchedTruncationValues(BaseCallback):
 
 
 class LearningCurve(BaseCallback):
-    """Keep the mean return of the dreams that ended against the steps taken, and show progress.
+    """Record the mean return of finished dreams over the training steps, and report progress.
 
     Attributes:
         points: (steps, mean return of the dreams that ended since the last point), in the real
-            environment's units; no point where none ended.
+            environment's units; there is no point where no dream ended.
     """
 
     def __init__(self, total: int, every: int, progress: Progress | None = None) -> None:
-        """Prepare a curve.
+        """Make an empty curve.
 
         Args:
             total: steps of the whole training, for `progress`.
-            every: steps between two points, at least.
+            every: least number of steps between two points.
             progress: called with (steps done, total, figures) at each point.
         """
         super().__init__()
@@ -93,14 +92,14 @@ class LearningCurve(BaseCallback):
                 self._lengths.append(episode["l"])
         if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self._every
-            self._point()
+            self._add_point()
         return True
 
     def _on_training_end(self) -> None:
         if not self.points or self.points[-1][0] < self.num_timesteps:
-            self._point()
+            self._add_point()
 
-    def _point(self) -> None:
+    def _add_point(self) -> None:
         figures: dict[str, float] = {}
         if self._returns:
             figures = {
@@ -112,12 +111,3 @@ class LearningCurve(BaseCallback):
             self._lengths.clear()
         if self._progress is not None:
             self._progress(min(self.num_timesteps, self._total), self._total, figures)
-
-
-def _stack(observations: list[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {
-            key: np.stack([observation[key] for observation in observations])
-            for key in observations[0]
-        }
-    return np.stack(observations)

@@ -1,4 +1,4 @@
-"""A policy of the latent view that records real experience."""
+"""A policy of the latent view that acts on real observations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trained(request):
     return dreamgym.train_policy(world, steps=128, config=SMALL), world
 
 
-def test_what_it_records_is_settled_by_the_seed_and_names_it(trained, tmp_path):
+def test_the_seed_determines_the_recording_which_has_its_name(trained, tmp_path):
     policy, world = trained
     for name in ("a", "b"):
         agent = LatentAgent(policy, world, name="ppo-round-1")
@@ -41,40 +41,65 @@ def test_an_episode_forgets_the_one_before_and_no_global_generator_is_touched(tr
     expected = torch.rand(1).item()
     torch.manual_seed(0)
     state = random.getstate()
-    lives = []
+    episodes = []
     for _ in range(2):
-        agent.begin(5)
-        lives.append([agent.act(observation) for _ in range(20)])
-    np.testing.assert_array_equal(lives[0], lives[1])
-    assert all(world.action_space.contains(action) for action in lives[0])
+        agent.reset([0], [5])
+        episodes.append([agent.act([observation], [0])[0] for _ in range(20)])
+    np.testing.assert_array_equal(episodes[0], episodes[1])
+    assert all(world.action_space.contains(action) for action in episodes[0])
     assert torch.rand(1).item() == expected
     assert random.getstate() == state
 
 
-def test_it_sees_the_features_that_the_dream_has(trained):
-    """What it asks the policy is what filtering the same episode gives."""
+def test_the_policy_gets_the_features_of_the_filtered_episode(trained, monkeypatch):
     policy, world = trained
-    agent, seen = LatentAgent(policy, world, name="agent"), []
-    plain = agent._sampled
-    agent._sampled = lambda features: seen.append(features.copy()) or plain(features)
-    agent.begin(0)
+    agent, seen, predict = LatentAgent(policy, world), [], policy.network.predict
+    monkeypatch.setattr(
+        policy.network,
+        "predict",
+        lambda features, *rest: seen.append(features.copy()) or predict(features, *rest),
+    )
+    agent.reset([0], [0])
     rng = np.random.default_rng(0)
     observations = [
         rng.normal(size=world.observation_space.shape).astype(np.float32) for _ in "abc"
     ]
-    actions = [agent.act(observation) for observation in observations]
+    actions = [agent.act([observation], [0])[0] for observation in observations]
     state = world.model.initial(1)
     action = torch.zeros((1, *(world.action_space.shape or ())))
     for k, observation in enumerate(observations):
         with torch.no_grad():
-            noise = torch.zeros(1, world.model.noise_dim)  # numbers need none
+            noise = torch.zeros(1, world.model.noise_dim)  # vector observations need none
             state = world.model.observe(state, action, torch.from_numpy(observation)[None], noise)
             features = world.model.features(state)
         np.testing.assert_allclose(seen[k], features.numpy(), rtol=1e-5, atol=1e-6)
         action = torch.as_tensor(np.asarray(actions[k]))[None]
 
 
-def test_a_policy_of_observations_needs_none(trained):
+def test_rows_side_by_side_do_not_depend_on_each_other(trained):
+    policy, world = trained
+    agent = LatentAgent(policy, world)
+    rng = np.random.default_rng(0)
+    shape = (10, 2, *world.observation_space.shape)
+    observations = rng.normal(size=shape).astype(np.float32)
+    agent.reset([0, 1], [3, 4])
+    together = [agent.act(observations[t], [0, 1]) for t in range(10)]
+    for row in (0, 1):
+        agent.reset([row], [3 + row])
+        alone = [agent.act([observations[t, row]], [row])[0] for t in range(10)]
+        np.testing.assert_array_equal([actions[row] for actions in together], alone)
+
+
+def test_it_is_evaluated_and_transferred_like_any_policy(trained):
+    policy, world = trained
+    agent = LatentAgent(policy, world)
+    result = dreamgym.transfer_policy(agent, world, episodes=2)
+    assert result.view == "observation"
+    real = dreamgym.evaluate(agent, world.env_id, episodes=2)
+    np.testing.assert_array_equal(result.real.returns, real.returns)
+
+
+def test_a_policy_of_observations_is_refused(trained):
     _, world = trained
     policy = dreamgym.train_policy(
         world, steps=128, config=TrainConfig(num_envs=8, n_steps=16, view="observation")

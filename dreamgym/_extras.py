@@ -1,0 +1,56 @@
+"""Optional dependencies: which extra installs them, and one error where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+
+EXTRA_OF = {
+    "hdf5plugin": "hdf5plugin",
+    "matplotlib": "plot",
+    "pygame": "classic-control",
+    "tensorboard": "tensorboard",
+    "transformers": "transformers",
+    "vizdoom": "doom",
+}
+"""Extra of `pip install 'dreamgym[extra]'` by the module that it installs.
+
+Those of learner libraries are in `dreamgym.train.registry.LEARNERS`.
+"""
+
+
+def missing_extra(
+    module: str, user: str = "this", extras: Mapping[str, str] = EXTRA_OF
+) -> str | None:
+    """Return the error message for a module that is not installed; None where no extra has it.
+
+    Args:
+        module: Full name of the module; only its first part counts.
+        user: What needs it.
+        extras: Extras by module.
+    """
+    package = module.split(".")[0]
+    if package not in extras:
+        return None
+    return f"{user} needs {package}, an extra: pip install 'dreamgym[{extras[package]}]'"
+
+
+def import_extra(module: str, user: str, extras: Mapping[str, str] = EXTRA_OF) -> ModuleType:
+    """Import a module of an extra.
+
+    Args:
+        module: Full name of the module.
+        user: What needs it, for the message.
+        extras: Extras by module.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = missing_extra(error.name or module, user, extras)
+        if message is None:
+            raise
+        raise ModuleNotFoundError(message, name=error.name) from None

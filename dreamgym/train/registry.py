@@ -1,0 +1,155 @@
+"""The table of learner libraries. The rest of the package knows none of them by name.
+
+A library is one entry in `LEARNERS` and one module in `dreamgym.train` that has the functions of
+`LearnerLibrary`. It is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from dreamgym._extras import import_extra
+from dreamgym._files import nearest
+from dreamgym.errors import TrainingError
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from dreamgym.train.policy import TrainedPolicy
+    from dreamgym.train.training import TrainingRun
+
+
+class LearnerLibrary(Protocol):
+    """Functions of a learner's module."""
+
+    def adapter(self, env: Any, **options: Any) -> Any:
+        """Return a `DreamVectorEnv` as the kind of environment that the library trains in."""
+        ...
+
+    def check(self, run: TrainingRun) -> None:
+        """Raise `TrainingError` where the run's algorithm, world and settings do not fit."""
+        ...
+
+    def train(self, run: TrainingRun) -> tuple[TrainedPolicy, bool]:
+        """Train, and return the policy and whether it was trained to the end.
+
+        At a Ctrl-C it returns the policy as it was then.
+        """
+        ...
+
+    def save(self, policy: TrainedPolicy, path: Path) -> None:
+        """Write a policy that has its learner, with its card, atomically.
+
+        Raises:
+            PolicyFileError: it cannot be written there; the previous file is unchanged.
+        """
+        ...
+
+    def load(self, path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> TrainedPolicy:
+        """Read a policy, executing nothing that is in its file.
+
+        `algo` and `env` stand in for the card of a file that dreamgym did not write.
+
+        Raises:
+            PolicyFileError: the file cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """One learner library.
+
+    Attributes:
+        name: name in `train_policy(learner=)` and `dreamgym train --learner`.
+        title: the library's own name.
+        requires: module of the library.
+        extra: extra of dreamgym that installs the library.
+        module: module of dreamgym that has the functions of `LearnerLibrary`.
+        algorithms: names of its algorithms.
+        suffix: suffix of its policy files; no two learners share one.
+    """
+
+    name: str
+    title: str
+    requires: str
+    extra: str
+    module: str
+    algorithms: tuple[str, ...]
+    suffix: str
+
+    def library(self) -> LearnerLibrary:
+        """Import the learner's module.
+
+        Raises:
+            ModuleNotFoundError: the library is not installed; the message names the extra.
+        """
+        self.require_installed()
+        return cast(LearnerLibrary, importlib.import_module(self.module))
+
+    def require_installed(self) -> None:
+        """Raise `ModuleNotFoundError` with the extra's name where the library is missing."""
+        user = f"the learner {self.name!r}"
+        import_extra(self.requires, user, {self.requires: self.extra})
+
+    def policy_path(self, path: str | Path) -> Path:
+        """Return `path`, with the learner's suffix where it has none."""
+        path = Path(path)
+        return path if path.suffix else path.with_name(path.name + self.suffix)
+
+
+LEARNERS = {
+    learner.name: learner
+    for learner in (
+        Learner(
+            name="sb3",
+            title="Stable-Baselines3",
+            requires="stable_baselines3",
+            extra="sb3",
+            module="dreamgym.train.sb3",
+            algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
+            suffix=".zip",
+        ),
+    )
+}
+"""Learners by name. Where several have an algorithm, the first one is the default."""
+
+
+def find_learner(algo: str, name: str | None = None) -> Learner:
+    """Return the learner that trains an algorithm.
+
+    Args:
+        algo: name of an algorithm.
+        name: name of the learner; None for the first one that has the algorithm.
+
+    Raises:
+        TrainingError: there is no such learner or algorithm; the message names the nearest one.
+    """
+    if name is not None and name not in LEARNERS:
+        raise TrainingError(f"there is no learner {name!r}; {nearest(name, LEARNERS)}")
+    candidates = list(LEARNERS.values()) if name is None else [LEARNERS[name]]
+    for learner in candidates:
+        if algo in learner.algorithms:
+            return learner
+    known = {each for learner in candidates for each in learner.algorithms}
+    owner = "" if name is None else f" of {LEARNERS[name].title}"
+    raise TrainingError(f"there is no algorithm {algo!r}{owner}; {nearest(algo, known)}")
+
+
+def learner_of_file(path: str | Path) -> Learner | None:
+    """Return the learner that writes policy files with the suffix of `path`, or None."""
+    suffix = Path(path).suffix
+    return next((each for each in LEARNERS.values() if each.suffix == suffix), None)
+
+
+def describe_algorithms() -> str:
+    """Return one line of all algorithms by learner, for help texts."""
+    return "; ".join(f"{', '.join(each.algorithms)} ({each.name})" for each in LEARNERS.values())
+
+
+def extras() -> dict[str, str]:
+    """Return the extras of all learner libraries, by the module that they install."""
+    return {each.requires: each.extra for each in LEARNERS.values()}

@@ -1,0 +1,221 @@
+"""Training a policy in the dream of a world, with any learner library of the table."""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamgym._device import threads
+from dreamgym._files import atomic_file
+from dreamgym.data.spaces import space_to_json
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
+from dreamgym.train.config import TrainConfig
+from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
+from dreamgym.train.registry import LEARNERS, Learner, find_learner
+from dreamgym.world.world import World, as_world
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """What a learner library is asked to train.
+
+    Attributes:
+        world: the world to dream in.
+        learner: name of the learner library.
+        algo: name of one of its algorithms.
+        seed: seed of everything random.
+        steps: dream steps in all; None for the algorithm's default.
+        config: further settings.
+        progress: called with (steps done, steps, figures); None for nothing.
+    """
+
+    world: World
+    learner: str
+    algo: str
+    seed: int
+    steps: int | None
+    config: TrainConfig
+    progress: Progress | None = None
+
+    @property
+    def view(self) -> str:
+        """View that the policy sees."""
+        return self.config.view or self.world.default_view
+
+    @property
+    def dream_options(self) -> dict[str, Any]:
+        """Options of `DreamVectorEnv`."""
+        return {
+            "view": self.view,
+            "device": self.config.device,
+            "temperature": self.config.temperature,
+            "max_episode_steps": self.config.horizon,
+        }
+
+    def make_dream(self, num_envs: int) -> DreamVectorEnv:
+        """Make the dream that is trained in: NumPy output, SameStep autoreset."""
+        return DreamVectorEnv(
+            self.world,
+            num_envs,
+            output="numpy",
+            autoreset_mode="SameStep",
+            **self.dream_options,
+        )
+
+    def card(self, env: DreamVectorEnv, *, settings: dict[str, Any], **values: Any) -> PolicyCard:
+        """Make the card of a policy that this run trained.
+
+        Args:
+            env: the dream.
+            settings: keyword arguments of the algorithm's class.
+            **values: fields of `PolicyCard` that only the library knows: `steps`, `policy`,
+                `reward_scale` and `curve`.
+        """
+        chosen = {key: value for key, value in asdict(self.config).items() if value is not None}
+        chosen.pop("learner")
+        chosen["net_arch"] = list(self.config.net_arch)
+        return PolicyCard(
+            algo=self.algo,
+            learner=self.learner,
+            view=self.view,
+            env_id=self.world.env_id,
+            world=self.world.name,
+            world_checksum=world_checksum(self.world),
+            seed=self.seed,
+            observation_space=space_to_json(env.single_observation_space),
+            action_space=space_to_json(env.single_action_space),
+            hyperparameters={**chosen, **settings, "num_envs": env.num_envs},
+            versions=_versions(LEARNERS[self.learner]),
+            frame_skip=self.world.frame_skip.to_json(),
+            **values,
+        )
+
+
+def train_policy(  # noqa: PLR0913 - what to train is five of them
+    world: World | str | Path,
+    *,
+    algo: str = "PPO",
+    learner: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    config: TrainConfig | None = None,
+    progress: Progress | None = None,
+) -> TrainedPolicy:
+    """Train a policy in the dream of a world; the real environment is not used.
+
+    The policy standardises its input by fixed numbers measured in the dream, so it takes raw real
+    observations (of its view). Rewards are scaled for the learner by a fixed factor; the learning
+    curve and all figures stay in the real environment's units.
+
+    Args:
+        world: a world, its folder, or the name of one that ships with dreamgym.
+        algo: name of an algorithm: "PPO", "A2C", "SAC", "TD3" or "DQN".
+        learner: name of the learner library; None for the first that has the algorithm.
+        seed: seed of everything random in the training. The global generators of Python, NumPy and
+            torch are left unchanged.
+        steps: dream steps, rounded up to whole rollouts of all copies; None for the algorithm's
+            default.
+        out: file to save the policy in, atomically; None saves nothing.
+        config: further settings.
+        progress: called with (steps done, steps, {"dream return": ..., "dream length": ...}).
+
+    Returns:
+        The trained policy with its learner and its card.
+
+    Raises:
+        TrainingError: there is no such learner or algorithm, the algorithm cannot act in the
+            world's action space or does not have a setting, or a number is out of range.
+        PolicyFileError: nothing can be written to `out`; raised before the training if possible.
+        TrainingInterrupted: Ctrl-C; the policy so far is in `<out>.interrupted.<suffix>`.
+        ModuleNotFoundError: the learner library is not installed.
+    """
+    entry = find_learner(algo, learner)
+    if seed < 0:
+        raise TrainingError(f"seed is {seed}; expected 0 or more")
+    if steps is not None and steps < 1:
+        raise TrainingError(f"steps is {steps}; expected at least 1")
+    run = TrainingRun(
+        world=as_world(world),
+        learner=entry.name,
+        algo=algo,
+        seed=seed,
+        steps=steps,
+        config=config or TrainConfig(),
+        progress=progress,
+    )
+    library = entry.library()
+    library.check(run)
+    path = None if out is None else entry.policy_path(out)
+    if path is not None:
+        _check_writable(path)
+    with _private_generators(), threads(run.config.threads):
+        policy, finished = library.train(run)
+    if not finished:
+        raise _interruption(policy, path)
+    if path is not None:
+        policy.save(path)
+    return policy
+
+
+def _check_writable(path: Path) -> None:
+    """Raise `PolicyFileError` where no policy can be saved, before time is spent on training."""
+    if path.is_dir():
+        raise PolicyFileError(f"{path} is a folder; expected the file to save the policy in")
+    probe = path.with_name(f".{path.name}.writable")
+    try:
+        with atomic_file(probe) as temporary:
+            temporary.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise PolicyFileError(f"no policy can be written to {path}: {error}") from error
+
+
+def _interruption(policy: TrainedPolicy, path: Path | None) -> TrainingInterrupted:
+    """Save an unfinished policy beside `path`, and return the exception that says so."""
+    steps = policy.card.steps
+    done = f"training was interrupted after {steps:,} dream steps"
+    if path is None:
+        message = f"{done}; no out was given, so nothing was saved"
+        return TrainingInterrupted(message, path=None, steps=steps)
+    saved = path.with_name(f"{path.stem}.interrupted{path.suffix}")
+    try:
+        policy.save(saved)
+    except PolicyFileError as error:
+        return TrainingInterrupted(f"{done}, and {error}", path=None, steps=steps)
+    message = f"{done}; the policy so far is in {saved}, and {path} was not changed"
+    return TrainingInterrupted(message, path=saved, steps=steps)
+
+
+def _versions(learner: Learner) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("dreamgym", learner.requires, "torch", "gymnasium", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+@contextmanager
+def _private_generators() -> Iterator[None]:
+    """Restore the global generators after the block: learners seed them and draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
