@@ -118,7 +118,7 @@ def small_world(kind: str = "mdn-rnn", action: str = "discrete", horizon: int = 
     }
     return World(
         model=model,
-        starts=StartStates(states=states, beginnings=16),
+        starts=StartStates(states=states, num_episode_starts=16),
         env_spec=None,
         horizon=horizon,
         provenance={"dataset": "none"},

@@ -167,13 +167,13 @@ def _bank(world: World, source: Any) -> StartStates:
         return _fitting(world, source)
     if isinstance(source, Mapping):
         rows = len(next(iter(source.values())))
-        return _fitting(world, StartStates(states=dict(source), beginnings=rows))
+        return _fitting(world, StartStates(states=dict(source), num_episode_starts=rows))
     if source == "bank":
         return world.starts
     if source == "beginnings":
-        count = world.starts.beginnings
+        count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
-        return StartStates(states=states, beginnings=count)
+        return StartStates(states=states, num_episode_starts=count)
     if isinstance(source, str | Path) and Path(source).exists():
         return _from_dataset(world, Path(source))
     raise ValueError(
@@ -211,7 +211,7 @@ def _fitting(world: World, starts: StartStates) -> StartStates:
                 f"{ours[key].dtype}; give {_kind(ours[key])}"
             )
     cast = {key: leaf.to(ours[key].dtype) for key, leaf in starts.states.items()}
-    return StartStates(states=cast, beginnings=starts.beginnings)
+    return StartStates(states=cast, num_episode_starts=starts.num_episode_starts)
 
 
 def _kind(leaf: Tensor) -> str:

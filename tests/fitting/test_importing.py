@@ -21,7 +21,7 @@ from dreamgym.models.jepa import LeWMStatistics, load_lewm
 from dreamgym.models.jepa.lewm import names, read_config
 from dreamgym.world.world import load
 from tests.data.samples import random_episode, write
-from tests.models.test_lewm import a_config
+from tests.models.jepa.test_lewm import a_config
 from tests.small_worlds import small_model
 
 CONFIG = FitConfig(starts=6, held_out=0.4)

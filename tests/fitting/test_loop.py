@@ -128,7 +128,7 @@ def test_starts_are_beginnings_then_anything_but_last_observations(data):
         episodes = [dataset.episode(i).observations for i in training]
     first = torch.from_numpy(np.stack([episode[0] for episode in episodes]))
     before_last = torch.from_numpy(np.concatenate([episode[:-1] for episode in episodes]))
-    assert world.starts.beginnings == 32
+    assert world.starts.num_episode_starts == 32
     assert world.starts.size == 64
     for states, real in ((seen[:32], first), (seen, before_last)):
         nearest = (states[:, None] - real[None]).abs().amax(-1).amin(1)

@@ -71,7 +71,7 @@ def test_a_start_is_filtered_from_its_window_alone(path: Path, skip: int) -> Non
         bank = burn_in(model, dataset, chosen, count=300, length=LENGTH, seed=1)
         seen = model.decode(bank.states).round().int().numpy()
         by_number = {int(dataset.episode(i).observations[0, 0]): i for i in chosen}
-        assert (bank.beginnings, bank.size) == (150, 300)
+        assert (bank.num_episode_starts, bank.size) == (150, 300)
         assert (seen[:150, 1] == 0).all()
         assert set(seen[:, 0]) == set(by_number)
         for k, (number, row) in enumerate(seen.tolist()):

@@ -93,7 +93,7 @@ def test_every_start_was_burnt_in_on_the_rows_before_it_and_on_nothing_else(data
     assert torch.equal(starts.states["count"].long(), step.clamp(max=length) + 1)
     actions = [int(dataset.episode(e).actions[s - 1]) if s else 0 for e, s in zip(episode, step)]  # noqa: B905
     assert starts.states["action"].tolist() == actions
-    assert bool((step[: starts.beginnings] == 0).all())
+    assert bool((step[: starts.num_episode_starts] == 0).all())
     assert int(step.max()) > length
 
 
@@ -109,7 +109,7 @@ def test_no_start_is_the_last_row_of_an_episode_whether_it_ended_or_was_cut_off(
 def test_starts_from_anywhere_are_uniform_over_the_rows_that_can_be_left(dataset):
     every = np.arange(dataset.num_episodes)
     starts = burn_in(Witness().eval(), dataset, every, count=8000, length=1)
-    episode, step = starts.states["last"][starts.beginnings :].long().unbind(-1)
+    episode, step = starts.states["last"][starts.num_episode_starts :].long().unbind(-1)
     rows = torch.as_tensor(np.concatenate([[0], np.cumsum(dataset.lengths)[:-1]]))[episode] + step
     counts = torch.bincount(rows, minlength=int(np.sum(dataset.lengths)))
     # Chi-square per degree of freedom; of uniform draws it is 1, give or take 0.07.
