@@ -125,7 +125,7 @@ def build_world(fitted: FitResult) -> World:
     limit = data.frame_skip.count(_real_limit(data.env_spec) or DEFAULT_HORIZON)
     kept = (model, data, fitted.held_out)
     best = recommend(*kept, cap=min(limit, DEFAULT_HORIZON), seed=seed)
-    found = TrainingMonitor(dataset=data, episodes=fitted.held_out, seed=seed).look(model)
+    found = TrainingMonitor(dataset=data, episodes=fitted.held_out, seed=seed).inspect(model)
     quality = {
         **evaluate_metrics(*kept, seed),
         "recommendation": best.reasons,

@@ -282,10 +282,11 @@ class _Fit:
             figures = self._finite(terms)
             with self._averaged():
                 figures |= self._evaluate(log)
-                found = self.watch.look(self.model)
+                found = self.watch.inspect(self.model)
             for name, value in found.scalars().items():
                 log(f"held_out/{name}", value, progress.update)
-            figures = {**figures, **found.raised()}
+            if found.alarms:
+                figures["alarms"] = found.alarm_names
             # Of held-out data; some are called as the terms of the loss are.
             watched = {f"held_out_{k}" if k in figures else k: v for k, v in found.figures.items()}
             progress.history.append({"update": progress.update, **figures, **watched})
