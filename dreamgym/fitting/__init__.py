@@ -1,11 +1,17 @@
-"""The training loop: a dataset into a world."""
+"""The training loop: fit a world to a dataset."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from dreamgym._lazy import lazy_names
 from dreamgym.errors import CheckpointError, FitError
 from dreamgym.fitting.config import FitConfig, OptimizerConfig, default_config
-from dreamgym.fitting.importing import from_lewm, from_model
-from dreamgym.fitting.loop import fit
+
+if TYPE_CHECKING:
+    from dreamgym.fitting.importing import from_lewm as from_lewm
+    from dreamgym.fitting.importing import from_model as from_model
+    from dreamgym.fitting.loop import fit as fit
 
 __all__ = [
     "CheckpointError",
@@ -17,3 +23,6 @@ __all__ = [
     "from_lewm",
     "from_model",
 ]
+
+# The settings are imported without torch, for the command line's options; the rest is not.
+__getattr__ = lazy_names(__name__, {"importing": ["from_lewm", "from_model"], "loop": ["fit"]})

@@ -18,7 +18,9 @@ def an_env() -> DreamVectorEnv:
     world = small_world(action="box", horizon=100)
     world.model = copy.deepcopy(world.model).double()
     states = {key: leaf.double() for key, leaf in world.starts.states.items()}
-    world.starts = type(world.starts)(states=states, num_episode_starts=world.starts.num_episode_starts)
+    world.starts = type(world.starts)(
+        states=states, num_episode_starts=world.starts.num_episode_starts
+    )
     env = DreamVectorEnv(world, ENVS, view="latent", termination=1.0)
     env.intake = lambda actions: actions  # it would round the actions to float32
     return env
