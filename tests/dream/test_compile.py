@@ -155,7 +155,7 @@ def make_pair(kind: str) -> list[DreamVectorEnv]:
     action = zero_action(model.action_space, 64, "cpu")
     observations = random_observations(model.observation_space, 64)
     states = model.observe(model.initial(64), action, observations, noise)
-    world.starts = StartStates(states=states, beginnings=16)
+    world.starts = StartStates(states=states, num_episode_starts=16)
     envs = [DreamVectorEnv(world, MANY, compile=c, device="cpu") for c in (True, False)]
     for env in envs:
         env.reset(seed=0)
