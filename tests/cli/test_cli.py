@@ -214,7 +214,7 @@ def test_fit_skips_frames(run: Run, made: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "f.json").read_text())["frame_skip"] == world["frame_skip"]
     done = run(*line.split(), "--actions", "repeated", "--out", tmp_path / "x")
     assert done.code == 1
-    assert "not held for the 2 environment steps" in done.err
+    assert "not held for the 2 steps" in done.err
     held = tmp_path / "held.h5"
     assert (
         run("record", "CartPole-v1", "--steps", 300, "--policy", "held:2", "--out", held).code == 0
