@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamgym import FitConfig, default_config
 from dreamgym.data import SegmentBatch
-from dreamgym.fitting.batches import BatchLosses, Piece
-from dreamgym.fitting.distributed import launched
+from dreamgym.fitting.batches import BatchLosses, MicroBatch
+from dreamgym.fitting.distributed import launch
 from dreamgym.fitting.optimizer import clip_gradients, optimizer_for
 from dreamgym.models import FAMILIES, RSSMConfig
 
@@ -71,25 +71,25 @@ class Updates:
     """
 
     def __init__(self, family: str, config: FitConfig, shape: tuple[int, ...]) -> None:
-        self.config, fabric = config, launched(config)
+        self.config, runtime = config, launch(config)
         torch.manual_seed(0)
         actions = gym.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
         made = config.model or FAMILIES[family].config_type()
         self.model = FAMILIES[family](space(shape), actions, made).train()
-        fabric.to_device(self.model)
+        self.model.to(runtime.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = optimizer_for(self.parameters, config.optimizer)
-        self.losses = BatchLosses(fabric, self.model)
+        self.losses = BatchLosses(runtime, self.model)
         sizes = (config.batch_size, config.segment_length)
         self.batch = segments(shape, *sizes)
         rng = np.random.default_rng(1)
         noise = rng.random((sizes[0], sizes[1] + 1, self.model.noise_dim), dtype=np.float32)
-        self.pieces = [Piece(self.batch, noise, 0)]
+        self.pieces = [MicroBatch(self.batch, noise, 0)]
 
     def __call__(self) -> None:
         """One of them."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.losses.gradient(self.pieces)
+        self.losses.backward(self.pieces)
         clip_gradients(self.parameters, self.config.optimizer)
         self.optimizer.step()
         self.model.after_update()

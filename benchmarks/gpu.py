@@ -57,12 +57,7 @@ def machine(device: str) -> Rows:
     yield {"name": "torch", "value": torch.__version__}
     yield {"name": "python", "value": platform.python_version()}
     names = [line.replace("_", "-").split(">")[0].split("=")[0].strip() for line in needs()]
-    renamed = {"stable-baselines3": "stable_baselines3", "lightning-fabric": "lightning_fabric"}
-    missing = [
-        name
-        for name in names
-        if importlib.util.find_spec(renamed.get(name, name.replace("-", "_"))) is None
-    ]
+    missing = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is None]
     yield {"name": "missing packages", "value": missing, "holds": not missing}
     if device == "cuda":
         facts = torch.cuda.get_device_properties(0)
@@ -108,8 +103,8 @@ def ways(device: str) -> Rows:
                 env.step(action)
                 first = time.perf_counter() - begun
                 row = {"name": name, "value": count / _timed(lambda: env.step(action), 20)}  # noqa: B023
-                way = env.stepper.way
-                yield row | {"unit": "env-steps/s", "way": way, "first_step_seconds": first}
+                row |= {"unit": "env-steps/s", "execution": env.stepper.execution}
+                yield row | {"first_step_seconds": first}
             except Exception as error:
                 yield _failed(name, error)
 
@@ -192,7 +187,11 @@ def dream(device: str, world: str) -> Rows:
                 action = worlds.actions(count, str(env.device), space)
                 seconds = _timed(lambda: env.step(action), 50 if device == "cuda" else 3)  # noqa: B023
                 row = {"name": name, "value": count / seconds, "unit": "env-steps/s"}
-                yield row | {"us_a_step": 1e6 * seconds, "way": env.stepper.way, **_memory(device)}
+                yield row | {
+                    "us_a_step": 1e6 * seconds,
+                    "way": env.stepper.execution,
+                    **_memory(device),
+                }
                 env.close()
             except Exception as error:
                 yield _failed(name, error)

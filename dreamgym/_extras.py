@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 EXTRA_OF = {
     "hdf5plugin": "hdf5plugin",
     "matplotlib": "plot",
     "pygame": "classic-control",
-    "stable_baselines3": "sb3",
     "tensorboard": "tensorboard",
     "transformers": "transformers",
     "vizdoom": "doom",
 }
-"""Extra of `pip install 'dreamgym[extra]'` by the module that it installs."""
+"""Extra of `pip install 'dreamgym[extra]'` by the module that it installs.
+
+Those of learner libraries are in `dreamgym.train.registry.LEARNERS`.
+"""
 
 
-def missing_extra(module: str, user: str = "this") -> str | None:
+def missing_extra(
+    module: str, user: str = "this", extras: Mapping[str, str] = EXTRA_OF
+) -> str | None:
     """Return the error message for a module that is not installed; None where no extra has it.
 
     Args:
         module: Full name of the module; only its first part counts.
         user: What needs it.
+        extras: Extras by module.
     """
     package = module.split(".")[0]
-    if package not in EXTRA_OF:
+    if package not in extras:
         return None
-    return f"{user} needs {package}, an extra: pip install 'dreamgym[{EXTRA_OF[package]}]'"
+    return f"{user} needs {package}, an extra: pip install 'dreamgym[{extras[package]}]'"
 
 
-def import_extra(module: str, user: str) -> ModuleType:
+def import_extra(module: str, user: str, extras: Mapping[str, str] = EXTRA_OF) -> ModuleType:
     """Import a module of an extra.
 
     Args:
         module: Full name of the module.
         user: What needs it, for the message.
+        extras: Extras by module.
 
     Raises:
         ModuleNotFoundError: It is not installed; the message names the extra.
@@ -43,7 +50,7 @@ def import_extra(module: str, user: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        message = missing_extra(error.name or module, user)
+        message = missing_extra(error.name or module, user, extras)
         if message is None:
             raise
         raise ModuleNotFoundError(message, name=error.name) from None

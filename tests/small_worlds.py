@@ -119,7 +119,7 @@ def world_of(model: WorldModel, horizon: int = 7) -> World:
     """Return a world of a model with 64 random start states; the first 16 are episode starts."""
     return World(
         model=model,
-        starts=StartStates(states=random_state(model, 64, seed=1), beginnings=16),
+        starts=StartStates(states=random_state(model, 64, seed=1), num_episode_starts=16),
         env_spec=None,
         horizon=horizon,
         provenance={"dataset": "none"},

@@ -1,4 +1,4 @@
-"""The whole way with a frame skip: data, world, dream, policy, real environment."""
+"""A frame skip from end to end: data, world, dream, policy, real environment."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def world(request: pytest.FixtureRequest) -> World:
     return request.getfixturevalue(request.param)[0]
 
 
-def test_a_world_remembers_it(pendulum: tuple[World, Path], cartpole: tuple[World, Path]) -> None:
+def test_a_world_keeps_its_frame_skip(
+    pendulum: tuple[World, Path], cartpole: tuple[World, Path]
+) -> None:
     for (world, _), skip, space, horizon in (
         (pendulum, BLOCKS, gym.spaces.Box(-2, 2, (2,)), 100),  # 200 real steps
         (cartpole, REPEATED, gym.spaces.Discrete(2), 200),  # 250, but at most 200
@@ -80,25 +82,25 @@ def test_a_world_remembers_it(pendulum: tuple[World, Path], cartpole: tuple[Worl
     assert cartpole[0].real_limit == 250
 
 
-def test_the_card_says_it(pendulum: tuple[World, Path], tmp_path: Path) -> None:
+def test_the_card_describes_the_frame_skip(pendulum: tuple[World, Path], tmp_path: Path) -> None:
     folder = pendulum[0].save(tmp_path / "copy")
     assert "each of 2 steps of the environment" in (folder / "README.md").read_text()
 
 
-def test_a_world_that_says_nonsense_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_world_with_a_malformed_frame_skip_is_refused(world: World, tmp_path: Path) -> None:
     folder = world.save(tmp_path / "w")
-    said = folder / "world.json"
+    description = folder / "world.json"
     for bad in ('{"steps": 0', '{"steps": 2, "actions": "x"', '{"step": 2'):
-        text = said.read_text()
+        text = description.read_text()
         begin = text.index('"frame_skip": {')
         end = text.index("}", begin)
-        said.write_text(text[:begin] + f'"frame_skip": {bad}' + text[end:])
+        description.write_text(text[:begin] + f'"frame_skip": {bad}' + text[end:])
         with pytest.raises(WorldError, match="cannot be understood"):
             load(folder)
-        said.write_text(text)
+        description.write_text(text)
 
 
-def test_the_real_environment_takes_such_steps(world: World) -> None:
+def test_the_real_environment_takes_skipped_steps(world: World) -> None:
     env = world.real_env()
     assert frame_skip_of(env) == world.frame_skip
     assert env.action_space == world.action_space
@@ -111,29 +113,31 @@ def test_the_real_environment_takes_such_steps(world: World) -> None:
     assert lengths == -(-steps // 2)
     if world.env_id == "Pendulum-v1":
         assert (lengths, steps) == (100, 200)
-    # Wrapped once, and only once; another frame skip is refused.
+    # Not wrapped a second time; another frame skip is refused.
     assert world.adapted(env) is env
     with pytest.raises(WorldError, match="FrameSkip"):
         world.adapted(SkipFrames(gym.make(world.env_id), steps=3))
 
 
 def test_the_observation_of_a_latent_policy_is_filtered_in_the_same_steps(world: World) -> None:
-    """A plain environment is given the frame skip; one that has it already keeps it."""
-    given = LatentObservation(gym.make(world.env_id), world)
-    own = LatentObservation(world.real_env(), world)
+    """A plain environment gets the frame skip; one that has it keeps it."""
+    plain = LatentObservation(gym.make(world.env_id), world)
+    wrapped = LatentObservation(world.real_env(), world)
     check_env(LatentObservation(world.real_env(), world), skip_render_check=True)
-    assert given.action_space == own.action_space == world.action_space
-    own.action_space.seed(1)
-    np.testing.assert_array_equal(given.reset(seed=3)[0], own.reset(seed=3)[0])
+    assert plain.action_space == wrapped.action_space == world.action_space
+    wrapped.action_space.seed(1)
+    np.testing.assert_array_equal(plain.reset(seed=3)[0], wrapped.reset(seed=3)[0])
     for _ in range(4):
-        action = own.action_space.sample()
-        one, two = given.step(action), own.step(action)
+        action = wrapped.action_space.sample()
+        one, two = plain.step(action), wrapped.step(action)
         np.testing.assert_array_equal(one[0], two[0])
         assert one[1:] == two[1:]
 
 
 @pytest.mark.parametrize("view", ["observation", "latent"])
-def test_from_the_dream_to_the_real_environment(world: World, view: str, tmp_path: Path) -> None:
+def test_a_policy_trained_in_the_dream_transfers_to_the_real_environment(
+    world: World, view: str, tmp_path: Path
+) -> None:
     pytest.importorskip("stable_baselines3")
     config = TrainConfig(num_envs=8, view=view)
     policy = dreamgym.train_policy(world, steps=512, seed=0, out=tmp_path / "p.zip", config=config)
@@ -150,9 +154,9 @@ def test_from_the_dream_to_the_real_environment(world: World, view: str, tmp_pat
     if world.env_id == "Pendulum-v1":
         assert lengths.tolist() == [100] * 4
         assert figures["dream_length_mean"] <= 100
-        assert (result.real.returns < -100).all()  # 200 steps paid, not 100
+        assert (result.real.returns < -100).all()  # the sum of 200 rewards, not of 100
     else:
-        assert result.real.returns.sum() == result.real.steps  # one a step of the environment
+        assert result.real.returns.sum() == result.real.steps  # one for each environment step
     if view == "observation":
         with pytest.raises(TransferError, match=r"FrameSkip|action space"):
             evaluate(read, world.env_id, episodes=1)
@@ -160,14 +164,14 @@ def test_from_the_dream_to_the_real_environment(world: World, view: str, tmp_pat
         assert real.returns.tolist() == result.real.returns.tolist()
 
 
-def test_starts_out_of_a_dataset_are_in_its_steps(pendulum: tuple[World, Path]) -> None:
+def test_starts_from_a_dataset_use_its_frame_skip(pendulum: tuple[World, Path]) -> None:
     world, path = pendulum
     dream = DreamVectorEnv(world, 5, starts=str(path))
     observation, _ = dream.reset(seed=0)
     assert torch.isfinite(observation).all()
     with Dataset(path) as dataset:
-        shown = replay(world, with_frame_skip(dataset, world.frame_skip).episode(0))
-    assert len(shown.real) == 101  # 200 steps in blocks of two
+        replayed = replay(world, SkippedDataset(dataset, BLOCKS).episode(0))
+    assert len(replayed.real) == 101  # 200 steps in blocks of two
 
 
 def test_a_world_of_two_datasets(tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def _world(model: WorldModel) -> World:
     state, _ = model.step(state, actions(STARTS, space=model.action_space), noise)
     return World(
         model=model,
-        starts=StartStates(states={k: v.contiguous() for k, v in state.items()}, beginnings=STARTS),
+        starts=StartStates(
+            states={k: v.contiguous() for k, v in state.items()}, num_episode_starts=STARTS
+        ),
         env_spec=None,
         horizon=HORIZON,
         provenance={},

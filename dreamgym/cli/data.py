@@ -82,13 +82,12 @@ def record(
     """
     from dreamgym import data
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
     path = out if out is not None else Path(_file_name(env) + (".h5" if workers == 1 else ""))
     if resume and path.is_dir():
         workers = max(workers, len(list(path.glob("shard-*.h5"))))
     acting = recording_policy(policy, env, algo=algo, world=world, sample=sample)
-
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other")
 
     def kept() -> str:
         new = path.with_name(f"{path.name}.new")

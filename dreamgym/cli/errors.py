@@ -6,7 +6,8 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dreamgym._extras import missing_extra
+from dreamgym._extras import EXTRA_OF, missing_extra
+from dreamgym.train import registry
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or write elsewhere",
@@ -47,7 +48,8 @@ def explain(error: Exception) -> str:
     """
     line = " ".join(str(error).split())
     if isinstance(error, ImportError) and "pip install" not in line:
-        line = missing_extra(error.name or "") or line
+        extras = {**EXTRA_OF, **registry.extras()}
+        line = missing_extra(error.name or "", extras=extras) or line
     if isinstance(error, OSError) and error.errno is not None:
         return _explain_os_error(error)
     if (

@@ -469,12 +469,12 @@ def check_action(action: Any, space: gym.Space[Any]) -> Any:
             f"action of {space}. A function is given one observation at a time; an object with "
             "predict() is given a batch"
         )
-    if np.issubdtype(space.dtype, np.integer) and array.dtype.kind not in "biu":
+    if space.dtype is not None and space.dtype.kind in "iu" and array.dtype.kind not in "biu":
         raise PolicyError(
             f"the policy returned an action of dtype {array.dtype}; expected whole numbers, for "
             f"the action space is {space}"
         )
-    return array.astype(space.dtype)[()]
+    return array.astype(space.dtype, copy=False)[()]
 
 
 def check_spaces(policy: Any, env: gym.Env[Any, Any], *, unroll: bool = False) -> None:

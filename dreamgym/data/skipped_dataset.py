@@ -177,7 +177,7 @@ class SkippedDataset:
         same = (actions == actions[steps - steps % k]).reshape(len(actions), -1).all(1)
         if not same.all():
             raise DatasetError(
-                f"an action is not held for the {k} environment steps of one step",
+                f"an action is not held for the {k} steps of the frame skip",
                 path=self.path,
                 episode=number,
                 row=int(np.flatnonzero(~same)[0]),

@@ -157,13 +157,13 @@ def _find_bank(world: World, source: Any) -> StartStates:
         return _check_states(world, source)
     if isinstance(source, Mapping):
         rows = len(next(iter(source.values())))
-        return _check_states(world, StartStates(states=dict(source), beginnings=rows))
+        return _check_states(world, StartStates(states=dict(source), num_episode_starts=rows))
     if source == "bank":
         return world.starts
     if source == "beginnings":
-        count = world.starts.beginnings
+        count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
-        return StartStates(states=states, beginnings=count)
+        return StartStates(states=states, num_episode_starts=count)
     if isinstance(source, str | Path) and Path(source).exists():
         return _filter_dataset(world, Path(source))
     raise ValueError(
@@ -203,7 +203,7 @@ def _check_states(world: World, starts: StartStates) -> StartStates:
                 f"{bank[key].dtype}; give {_number_kind(bank[key])}"
             )
     cast = {key: leaf.to(bank[key].dtype) for key, leaf in starts.states.items()}
-    return StartStates(states=cast, beginnings=starts.beginnings)
+    return StartStates(states=cast, num_episode_starts=starts.num_episode_starts)
 
 
 def _number_kind(leaf: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The training loop: a dataset into a world."""
+"""The training loop: fit a world to a dataset."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dreamgym._lazy import lazy_names
 from dreamgym.errors import CheckpointError, FitError
 
 if TYPE_CHECKING:
-    from dreamgym.fitting.config import FitConfig, OptimizerConfig, default_config
-    from dreamgym.fitting.importing import from_lewm, from_model
-    from dreamgym.fitting.loop import fit
+    from dreamgym.fitting.config import FitConfig as FitConfig
+    from dreamgym.fitting.config import OptimizerConfig as OptimizerConfig
+    from dreamgym.fitting.config import default_config as default_config
+    from dreamgym.fitting.importing import from_lewm as from_lewm
+    from dreamgym.fitting.importing import from_model as from_model
+    from dreamgym.fitting.loop import fit as fit
 
 __all__ = [
     "CheckpointError",

@@ -1,4 +1,4 @@
-"""The model that a fit begins with: fresh weights, or those of a fitted model (Dyna)."""
+"""The model that a fit starts with, and the world that is built of a fitted model."""
 
 from __future__ import annotations
 
@@ -22,33 +22,40 @@ from dreamgym.models.statistics import measure_statistics
 from dreamgym.world.start_states import burn_in
 from dreamgym.world.world import World
 
+MAX_HORIZON = 200
+"""Longest recommended horizon, and the horizon where the real environment has no limit."""
 
-def first_model(
-    given: Any, family: str, seed: int, data: AnyDataset, training: NDArray
+RECORDED_VERSIONS = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
+"""Packages whose versions are saved in a world's provenance."""
+
+
+def build_model(
+    source: Any, family: str, seed: int, data: AnyDataset, training: NDArray
 ) -> WorldModel:
-    """A model to fit; the global generators are left as they were.
+    """Build the model that a fit starts with, without touching the global generators.
 
     Args:
-        given: the family's config, None for its default, or a fitted model.
-        family: a name of the table of families.
-        seed: of fresh weights.
-        data: what will be fitted to.
-        training: indices of the episodes that normalisers are fitted on; a fitted model keeps its
-            own, which its weights are used to.
+        source: config of the family, None for its default, or a fitted model to continue from.
+        family: name of a family in the registry.
+        seed: seed of fresh weights.
+        data: dataset to fit.
+        training: indices of the episodes to fit the normalisers on; a fitted model keeps its own,
+            because its weights depend on them.
 
     Raises:
-        TypeError: neither a config of the family nor a model.
-        ValueError: a fitted model is of another family, or of other spaces than the data.
+        TypeError: `source` is neither a config of the family nor a model.
+        ValueError: a fitted model is of another family, or has other spaces than the data.
     """
     with seeded(seed, torch.device("cpu")):
-        if isinstance(given, WorldModel):
-            return _again(given, family, data)
-        if given is not None and not isinstance(given, FAMILIES[family].config_type):
+        if isinstance(source, WorldModel):
+            return _copy_fitted(source, family, data)
+        config_type = FAMILIES[family].config_type
+        if source is not None and not isinstance(source, config_type):
             raise TypeError(
-                f"model={type(given).__name__}: the {family} family takes a "
-                f"{FAMILIES[family].config_type.__name__}, or a model that was fitted (world.model)"
+                f"model={type(source).__name__}: the {family} family takes a "
+                f"{config_type.__name__}, or a fitted model (`world.model`)"
             )
-        spec = ModelSpec(family=family, config=given)
+        spec = ModelSpec(family=family, config=source)
         model = spec.build(data.observation_space, data.action_space)
     episodes = (data.episode(int(index)) for index in training)
     actions = (data.actions(int(index)) for index in training)
@@ -58,56 +65,49 @@ def first_model(
     return model
 
 
-def load_initial_weights(model: Any) -> dict[str, str]:
-    """The checksum of the weights that a fit goes on from; nothing where there are none."""
-    if not isinstance(model, WorldModel):
-        return {}
-    digest = hashlib.sha256()
-    for name, leaf in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
-    return {"begun_from": digest.hexdigest()}
-
-
-def _again(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:
-    """A copy of a fitted model to fit further; the model itself is left as it is."""
+def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:
+    """Return a trainable copy of a fitted model, which itself stays as it is."""
     spec = ModelSpec.of(model)
     if spec.family != family:
         raise ValueError(
-            f"the model to go on from is of the family {spec.family!r}, the fit of {family!r}; "
+            f"the model to continue from is of the family {spec.family!r}, the fit of {family!r}; "
             f"give family={spec.family!r}"
         )
     for role in ("observation_space", "action_space"):
         if getattr(model, role) != getattr(data, role):
             raise ValueError(
-                f"the {role} of the model to go on from is {getattr(model, role)}, that of the "
+                f"the {role} of the model to continue from is {getattr(model, role)}, that of the "
                 f"data {getattr(data, role)}; give data of the same environment"
             )
-    # Built anew: what is fitted and what stays frozen is as the family makes it.
-    fresh = spec.build(data.observation_space, data.action_space)
-    fresh.load_state_dict(model.state_dict())
-    fresh.before_fit()
-    return fresh
+    # A fresh build decides which parameters are trainable and which stay frozen.
+    copy = spec.build(data.observation_space, data.action_space)
+    copy.load_state_dict(model.state_dict())
+    copy.before_fit()
+    return copy
 
 
-DEFAULT_HORIZON = 200
-
-
-PACKAGES = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
+def initial_weights_checksum(model: WorldModel) -> str:
+    """Return the SHA-256 checksum of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """A model that was fitted, and what to.
+    """A fitted model and what it was fitted to.
 
     Attributes:
-        model: in eval mode, its parameters frozen; measured where it is, then moved to the CPU.
-        data: the dataset.
-        training: indices of the episodes that it was fitted to.
-        held_out: indices of those that it was not.
+        model: model in eval mode, its parameters frozen; it is measured on its device and then
+            moved to the CPU.
+        data: dataset.
+        training: indices of the episodes that the model was fitted to.
+        held_out: indices of the other episodes.
         config: settings of the fit.
-        seed: of the fit.
-        said: what the fit itself says of how it went, JSON-plain.
+        seed: seed of the fit.
+        info: how the fit went, JSON-plain; becomes part of the provenance.
     """
 
     model: WorldModel
@@ -116,35 +116,39 @@ class FitResult:
     held_out: NDArray
     config: FitConfig
     seed: int
-    said: dict[str, Any]
+    info: dict[str, Any]
 
 
-def build_world(fitted: FitResult) -> World:
-    """The world, with starts, how best to dream it, provenance and quality."""
-    model, data, seed = fitted.model, fitted.data, fitted.seed
-    limit = data.frame_skip.count(_real_limit(data.env_spec) or DEFAULT_HORIZON)
-    kept = (model, data, fitted.held_out)
-    best = recommend(*kept, cap=min(limit, DEFAULT_HORIZON), seed=seed)
-    found = TrainingMonitor(dataset=data, episodes=fitted.held_out, seed=seed).look(model)
+def build_world(result: FitResult) -> World:
+    """Build a world: start states, recommended horizon and termination, metrics, provenance."""
+    model, data, seed = result.model, result.data, result.seed
+    limit = data.frame_skip.count(_real_limit(data.env_spec) or MAX_HORIZON)
+    held_out = (model, data, result.held_out)
+    recommendation = recommend(*held_out, cap=min(limit, MAX_HORIZON), seed=seed)
+    monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
     quality = {
-        **evaluate_metrics(*kept, seed),
-        "recommendation": best.reasons,
-        "alarms": [alarm.sentence for alarm in found.alarms],
+        **evaluate_metrics(*held_out, seed),
+        "recommendation": recommendation.reasons,
+        "alarms": [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }
-    starts = burn_in(model, data, fitted.training, count=fitted.config.starts, seed=seed)
+    starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
     return World(
         model=model.cpu(),
         starts=starts,
         env_spec=data.env_spec,
-        horizon=fitted.config.horizon or best.horizon,
-        termination=best.termination,
-        provenance={**_origin(data), **fitted.said, "versions": _versions()},
+        horizon=result.config.horizon or recommendation.horizon,
+        termination=recommendation.termination,
+        provenance={**_dataset_provenance(data), **result.info, "versions": _versions()},
         quality=quality,
         frame_skip=data.frame_skip,
     )
 
 
-def _origin(data: AnyDataset) -> dict[str, Any]:
+def _real_limit(env_spec: str | None) -> int | None:
+    return json.loads(env_spec).get("max_episode_steps") if env_spec else None
+
+
+def _dataset_provenance(data: AnyDataset) -> dict[str, Any]:
     return {
         "dataset": Path(data.path).name,
         "dataset_checksum": data.checksum,
@@ -154,9 +158,6 @@ def _origin(data: AnyDataset) -> dict[str, Any]:
     }
 
 
-def _real_limit(env_spec: str | None) -> int | None:
-    return json.loads(env_spec).get("max_episode_steps") if env_spec else None
-
-
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    versions = {name: version(name) for name in RECORDED_VERSIONS}
+    return {"python": platform.python_version(), **versions}

@@ -1,4 +1,4 @@
-"""The state of a fit between two updates: one safetensors file, written aside and renamed."""
+"""Checkpoints: the state of a fit between two updates, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Weights = dict[str, Tensor]
 
 
 @dataclass
-class Progress:
+class FitProgress:
     """How far a fit has come.
 
     Attributes:
-        update: updates done.
+        update: number of updates done.
         best_loss: lowest held-out loss so far.
-        best: the weights that gave it.
+        best: weights with that loss.
         history: figures of each evaluation.
     """
 
     update: int = 0
     best_loss: float = float("inf")
     best: Weights = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Parts(NamedTuple):
-    """What moves in a fit.
+class TrainedParts(NamedTuple):
+    """Everything that an update changes.
 
     Attributes:
-        model: that is fitted.
-        optimizer: of its parameters.
-        means: running means of the parameters, where they are taken.
+        model: model that is fitted.
+        optimizer: optimizer of its parameters.
+        means: moving averages of the parameters; empty if there are none.
     """
 
     model: torch.nn.Module
@@ -49,25 +49,34 @@ class Parts(NamedTuple):
     means: list[Tensor]
 
 
-class Stored(NamedTuple):
-    """What a checkpoint holds.
+class Checkpoint(NamedTuple):
+    """Content of a checkpoint file.
 
     Attributes:
-        said: numbers and text, JSON-plain.
-        tensors: by name.
+        info: numbers and text, JSON-plain.
+        tensors: tensors by name.
     """
 
-    said: dict[str, Any]
+    info: dict[str, Any]
     tensors: Weights
 
 
 def path_for(out: Path) -> Path:
-    """Where the checkpoint of a fit that will become `out` lies."""
+    """Return the path of the checkpoint of a fit that will make the world `out`."""
     return out.with_name(f"{out.name}.fitting.safetensors")
 
 
-def save(path: Path, fingerprint: dict[str, Any], parts: Parts, progress: Progress) -> None:
-    """Write all that moves, and the progress; a kill leaves the checkpoint before."""
+def save(
+    path: Path, fingerprint: dict[str, Any], parts: TrainedParts, progress: FitProgress
+) -> None:
+    """Write a checkpoint atomically: if the process is killed, the previous one remains.
+
+    Args:
+        path: file to write.
+        fingerprint: dataset and settings, which must be the same when the fit resumes.
+        parts: model, optimizer and averages.
+        progress: progress of the fit.
+    """
     tensors = {f"model/{key}": value for key, value in parts.model.state_dict().items()}
     tensors |= {f"best/{key}": value for key, value in progress.best.items()}
     tensors |= {f"mean/{index}": value for index, value in enumerate(parts.means)}
@@ -76,77 +85,76 @@ def save(path: Path, fingerprint: dict[str, Any], parts: Parts, progress: Progre
     for index, slots in state["state"].items():
         for key, value in slots.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"optimizer/{index}/{key}"] = value
-    said = {
+    info = {
         "fingerprint": fingerprint,
         "update": progress.update,
         "best_loss": progress.best_loss,
         "history": progress.history,
         "optimizer": numbers,
-        # Some optimisers count their steps for a whole group of parameters.
+        # Some optimizers count their steps per group of parameters.
         "steps": [group.get("step") for group in state["param_groups"]],
     }
-    # safetensors refuses two names for one memory: every tensor gets its own.
+    # safetensors refuses tensors that share memory: each gets its own.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"dreamgym": json.dumps(said)})
+        save_file(tensors, temporary, metadata={"dreamgym": json.dumps(info)})
 
 
-def read(path: Path, fingerprint: dict[str, Any] | None = None) -> Stored:
+def read(path: Path, fingerprint: dict[str, Any] | None = None) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        path: where it lies.
-        fingerprint: of the fit that it must be of; None takes that of any.
+        path: file to read.
+        fingerprint: expected fingerprint; None accepts any.
 
     Raises:
-        CheckpointError: unreadable, or of a fit with other data or settings.
+        CheckpointError: the file is not readable, or belongs to a fit with other data or settings.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["dreamgym"])
+            info = json.loads((file.metadata() or {})["dreamgym"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({error}); delete it to fit from the start"
         ) from error
     if fingerprint is not None:
-        _check_same_fit(path, said["fingerprint"], fingerprint)
-    return Stored(said, tensors)
+        _check_fingerprint(path, info["fingerprint"], fingerprint)
+    return Checkpoint(info, tensors)
 
 
-def restore(stored: Stored, parts: Parts) -> Progress:
-    """Put all that moves where a checkpoint left it, and say how far that was."""
-    said, tensors = stored
-    parts.model.load_state_dict(_under("model/", tensors))
-    for index, value in _under("mean/", tensors).items():
-        parts.means[int(index)].copy_(value)
+def restore(checkpoint: Checkpoint, parts: TrainedParts) -> FitProgress:
+    """Restore model, optimizer and averages in place, and return the progress."""
+    info, tensors = checkpoint
+    parts.model.load_state_dict(_with_prefix("model/", tensors))
+    for index, mean in _with_prefix("mean/", tensors).items():
+        parts.means[int(index)].copy_(mean)
     slots: dict[int, dict[str, Any]] = {}
-    for key, value in [*_under("optimizer/", tensors).items(), *_numbers(said["optimizer"])]:
+    values = {
+        **_with_prefix("optimizer/", tensors),
+        **_with_prefix("optimizer/", info["optimizer"]),
+    }
+    for key, value in values.items():
         index, name = key.split("/")
         slots.setdefault(int(index), {})[name] = value
     groups = parts.optimizer.state_dict()["param_groups"]
-    for group, step in zip(groups, said["steps"], strict=True):
+    for group, step in zip(groups, info["steps"], strict=True):
         group |= {} if step is None else {"step": step}
     parts.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    return Progress(said["update"], said["best_loss"], _under("best/", tensors), said["history"])
+    best = _with_prefix("best/", tensors)
+    return FitProgress(info["update"], info["best_loss"], best, info["history"])
 
 
-def _numbers(said: dict[str, float]) -> list[tuple[str, Any]]:
-    return [(key.removeprefix("optimizer/"), value) for key, value in said.items()]
+def _with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values whose names have a prefix, without it."""
+    return {key.removeprefix(prefix): v for key, v in values.items() if key.startswith(prefix)}
 
 
-def _under(prefix: str, tensors: Weights) -> Weights:
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
-
-
-def _check_same_fit(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    differing = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    if differing:
-        key = differing[0]
-        raise CheckpointError(
-            f"{path} is an unfinished fit with another {key} ({there.get(key)!r}, here "
-            f"{here.get(key)!r}); run it with the settings it began with to go on, or delete it "
-            "to fit from the start"
-        )
+def _check_fingerprint(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key in sorted({*saved, *expected}):
+        if saved.get(key) != expected.get(key):
+            raise CheckpointError(
+                f"{path} is the checkpoint of a fit with another {key} ({saved.get(key)!r}, here "
+                f"{expected.get(key)!r}); run it with its own settings to resume, or delete it to "
+                "fit from the start"
+            )

@@ -1,58 +1,54 @@
-"""Settings of a fit."""
+"""Settings of a fit. This module does not import torch; command-line options are made from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dreamgym._files import nearest
 
 Optimizer = Literal["adamw", "adam", "laprop"]
-
-
 Clip = Literal["norm", "value", "agc"]
-
-
 Schedule = Literal["cosine", "constant"]
-
-
 Precision = Literal["32-true", "bf16-mixed"]
 
-
-KNOWN: dict[str, tuple[str, ...]] = {
-    "name": ("adamw", "adam", "laprop"),
-    "clip_by": ("norm", "value", "agc"),
-    "schedule": ("cosine", "constant"),
-    "precision": ("32-true", "bf16-mixed"),
+CHOICES: dict[str, tuple[str, ...]] = {
+    "name": get_args(Optimizer),
+    "clip_by": get_args(Clip),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
 }
+"""Permitted values of the settings that are words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How the weights follow the gradient.
+    """Settings of the optimizer, the learning-rate schedule and gradient clipping.
 
     Attributes:
-        name: "adamw"; "adam", whose weight decay is part of the gradient; or "laprop" (Ziyin et
-            al. 2020, arXiv 2002.04839), which divides by the gradients' spread before it takes
-            their momentum, and with which DreamerV3 is fitted.
-        learning_rate: the peak, after the warm-up.
-        betas: decay of the mean of gradients and of that of their squares.
-        eps: added to the root of the mean square.
-        weight_decay: times the learning rate, the share of each weight that an update takes away.
-        gradient_clip: how much gradient there may be, see `clip_by`.
-        clip_by: "norm", the norm of the whole gradient is at most `gradient_clip`; "value", each
-            number of it; "agc", the norm of each tensor's is at most `gradient_clip` times that of
-            the tensor, which counts for at least 1e-3 (arXiv 2102.06171, in DreamerV3's form).
-        schedule: after the warm-up, "cosine" brings the learning rate down to nothing at the last
-            update, "constant" leaves it.
-        warm_up: updates in which the learning rate rises from nothing; below 1, their share of all.
-        ema: with more than 0, what is evaluated and kept is a running mean of the weights, of which
-            an update keeps this share (0.999, say); at first less, (1 + updates) / (10 + updates),
-            so that a short fit is not held back by how it began.
-        accumulate: pieces that a batch is worked on in, one after the other. Each needs so much
-            less memory; the gradient is that of the whole batch, but for statistics of a batch
-            itself (batch normalisation, SIGReg), which are those of a piece.
+        name: "adamw"; "adam", whose weight decay is added to the gradient; or "laprop" (Ziyin et
+            al. 2020, arXiv 2002.04839), which normalises the gradient before it applies momentum,
+            and which DreamerV3 uses.
+        learning_rate: peak learning rate, reached after the warm-up.
+        betas: decay rates of the running means of the gradient and of its square.
+        eps: number added to the root of the mean square.
+        weight_decay: decay of the weights in each update, in units of the learning rate.
+        gradient_clip: limit of the gradient, applied as `clip_by` says.
+        clip_by: "norm" limits the norm of the whole gradient to `gradient_clip`; "value" limits
+            each of its numbers; "agc" limits the norm of each tensor's gradient to `gradient_clip`
+            times the norm of the tensor, which counts as at least 1e-3 (arXiv 2102.06171, in
+            DreamerV3's form).
+        schedule: after the warm-up, "cosine" decays the learning rate to zero at the last update;
+            "constant" keeps it.
+        warm_up: updates in which the learning rate rises linearly from zero; a number below 1 is a
+            share of all updates.
+        ema: decay rate of an exponential moving average of the weights, such as 0.999; it is this
+            average that is evaluated and kept. 0 for none. In early updates the rate is smaller,
+            (1 + updates) / (10 + updates), so that the initial weights are soon forgotten.
+        accumulate: gradient-accumulation steps per batch. More steps need less memory. The gradient
+            is that of the whole batch, except for statistics of a batch (batch normalisation,
+            SIGReg), which are computed per micro-batch.
     """
 
     name: Optimizer = "adamw"
@@ -68,18 +64,18 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        _check_known(self, ("name", "clip_by", "schedule"))
+        _check_choices(self, ("name", "clip_by", "schedule"))
         for name in ("learning_rate", "gradient_clip", "eps"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
         for name in ("weight_decay", "warm_up"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas}: give two shares of at least 0 and below 1")
+            raise ValueError(f"betas={self.betas}: expected two numbers in [0, 1)")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: give a share of at least 0 and below 1")
-        _check_least(self, {"accumulate": 1})
+            raise ValueError(f"ema={self.ema}: expected a number in [0, 1)")
+        _check_minimum(self, {"accumulate": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +83,28 @@ class FitConfig:
     """Settings of a fit.
 
     Attributes:
-        updates: optimiser updates in all.
+        updates: total number of optimizer updates.
         batch_size: segments in a batch, over all processes.
         segment_length: transitions in a segment.
-        held_out: share of episodes kept out of the fit, for choosing and measuring.
-        evaluate_every: updates between two looks at the held-out episodes, each with a checkpoint.
-        patience: looks without a lower held-out loss after which the fit stops early; None never.
-        starts: states in the bank that dreams begin from.
+        held_out: share of the episodes kept out of training, for selection and metrics.
+        evaluate_every: updates between two evaluations on held-out episodes; each evaluation saves
+            a checkpoint.
+        patience: evaluations without a lower held-out loss after which the fit stops early; None
+            never stops early.
+        starts: states in the bank of start states.
         horizon: recommended length of dreams; None for the real limit, at most 200 steps, and less
-            where dreams are worse than no change (`dreamgym.quality.recommend`).
-        device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own of the kind.
-        precision: "32-true", or "bf16-mixed": matrix products in bfloat16, while weights, states,
-            logits and what is sampled from them stay float32.
-        threads: inside an operation, on a CPU; None for torch's own choice. One is fastest for
-            small models.
-        overwrite: let a world at `out` give way.
-        tensorboard: folder to log to, or None.
-        model: the family's own config, or None for its default; or a fitted model of the family,
-            from whose weights and normalisers to go on, with more data, say.
-        optimizer: how the weights follow the gradient.
+            if dreams are worse than the repeat-last baseline (`dreamgym.metrics.recommend`).
+        device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own device of
+            this type.
+        precision: "32-true", or "bf16-mixed" for matrix products in bfloat16; weights, states,
+            logits and samples remain float32.
+        threads: threads within an operation on a CPU; None for torch's own choice. One is fastest
+            for small models.
+        overwrite: overwrite an existing world.
+        tensorboard: folder of TensorBoard logs, or None.
+        model: config of the family, or None for its default; or a fitted model of the family, to
+            continue from its weights and normalisers, for example with more data.
+        optimizer: settings of the optimizer.
     """
 
     updates: int = 2000
@@ -125,67 +124,73 @@ class FitConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        least = {"updates": 1, "batch_size": 1, "segment_length": 1, "evaluate_every": 1}
-        _check_least(self, {**least, "starts": 2, "horizon": 1, "threads": 1, "patience": 1})
-        _check_known(self, ("precision",))
+        minimum = {"updates": 1, "batch_size": 1, "segment_length": 1, "evaluate_every": 1}
+        _check_minimum(self, {**minimum, "starts": 2, "horizon": 1, "threads": 1, "patience": 1})
+        _check_choices(self, ("precision",))
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out={self.held_out}: give a share between 0 and 1")
+            raise ValueError(f"held_out={self.held_out}: expected a number between 0 and 1")
         if self.batch_size % self.optimizer.accumulate:
             raise ValueError(
-                f"batch_size={self.batch_size} cannot be worked on in "
-                f"accumulate={self.optimizer.accumulate} equal pieces; give a multiple of it"
+                f"batch_size={self.batch_size} cannot be divided into "
+                f"accumulate={self.optimizer.accumulate} equal parts; give a multiple of it"
             )
 
 
-def _check_least(config: Any, least: dict[str, int]) -> None:
-    for name, minimum in least.items():
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name}={value}: give a whole number of at least {minimum}")
-
-
-def _check_known(config: Any, names: Sequence[str]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value not in KNOWN[name]:
-            raise ValueError(f"{name}={value!r}: {nearest(str(value), KNOWN[name])}")
-
-
 def default_config(family: str, preset: str | None = None, **settings: Any) -> FitConfig:
-    """The settings that a family's authors used, save those that are given.
+    """Return the settings that the authors of a family used, with changes.
 
     Args:
-        family: a name of the table of families.
-        preset: a published config of that family, such as "doom"; None for its small default.
-        **settings: fields of `FitConfig`, and those of `OptimizerConfig` by their own names, with
-            `optimizer` for its `name`: `recommended("rssm", optimizer="laprop", updates=500)`. Or
-            a whole `OptimizerConfig` as `optimizer`.
+        family: name of a family in the registry.
+        preset: published config of that family, such as "doom"; None for its small default.
+        **settings: fields of `FitConfig`, and fields of `OptimizerConfig` under their own names,
+            except that its `name` is `optimizer`:
+            `default_config("rssm", optimizer="laprop", updates=500)`. A whole `OptimizerConfig` can
+            be given as `optimizer`, too.
 
     Raises:
-        ValueError: no such family or preset; the message has the nearest.
-        TypeError: no such setting.
+        ValueError: unknown family or preset; the message names the nearest one.
+        TypeError: unknown setting.
     """
     from dreamgym.models import FAMILIES  # torch: the command line reads the configs without it
 
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
-    known = FAMILIES[family]
-    chosen = dict(known.fit_defaults)
+    model_class = FAMILIES[family]
+    values = dict(model_class.fit_defaults)
     if preset is not None:
-        if preset not in known.presets:
+        if preset not in model_class.presets:
             raise ValueError(
-                f"the {family} family has no preset {preset!r}: {nearest(preset, known.presets)}"
+                f"the {family} family has no preset {preset!r}: "
+                f"{nearest(preset, model_class.presets)}"
             )
-        chosen = {**known.preset_fits.get(preset, chosen), "model": known.presets[preset]}
-    own = {"optimizer" if each.name == "name" else each.name for each in fields(OptimizerConfig)}
-    wanted = own | {each.name for each in fields(FitConfig)}
+        values = dict(model_class.preset_fits.get(preset, values))
+        values["model"] = model_class.presets[preset]
+    optimizer_names = {
+        "optimizer" if each.name == "name" else each.name for each in fields(OptimizerConfig)
+    }
+    known = optimizer_names | {each.name for each in fields(FitConfig)}
     for name in settings:
-        if name not in wanted:
-            raise TypeError(f"there is no setting {name!r}: {nearest(name, wanted)}")
+        if name not in known:
+            raise TypeError(f"there is no setting {name!r}: {nearest(name, known)}")
     if isinstance(settings.get("optimizer"), OptimizerConfig):
-        return FitConfig(**{**{k: v for k, v in chosen.items() if k not in own}, **settings})
-    chosen |= settings
-    of_optimizer = {key: chosen.pop(key) for key in own & chosen.keys()}
-    if "optimizer" in of_optimizer:
-        of_optimizer["name"] = of_optimizer.pop("optimizer")
-    return FitConfig(**chosen, optimizer=OptimizerConfig(**of_optimizer))
+        values = {name: value for name, value in values.items() if name not in optimizer_names}
+        return FitConfig(**{**values, **settings})
+    values |= settings
+    optimizer = {name: values.pop(name) for name in optimizer_names & values.keys()}
+    if "optimizer" in optimizer:
+        optimizer["name"] = optimizer.pop("optimizer")
+    return FitConfig(**values, optimizer=OptimizerConfig(**optimizer))
+
+
+def _check_minimum(config: Any, minimum: dict[str, int]) -> None:
+    for name, least in minimum.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: expected a whole number of at least {least}")
+
+
+def _check_choices(config: Any, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name}={value!r}: {nearest(str(value), CHOICES[name])}")

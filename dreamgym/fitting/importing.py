@@ -1,4 +1,4 @@
-"""A world of a model that was fitted elsewhere."""
+"""Make worlds of models that were fitted elsewhere."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ def from_model(
     seed: int = 0,
     config: FitConfig | None = None,
 ) -> World:
-    """Make a world of any world model that is fitted already, and a dataset of its environment.
+    """Make a world of a fitted world model and a dataset of its environment.
 
-    The dataset gives what a fit takes from it besides the weights: the starts, burnt in on most of
-    its episodes, and the horizon, the termination rule and the quality, found on the others. What
-    the model was fitted to is not known here: held-out episodes may have been among it.
+    The dataset provides what a fit takes from it besides the weights. Start states are filtered
+    from most of its episodes; the horizon, the termination rule and the metrics come from the
+    others. Whether the model was fitted to these held-out episodes is not known here.
 
     Args:
-        model: put into eval mode, its parameters frozen, on the CPU.
-        dataset: of the environment that the model is of; read with the frame skip that the model
-            was fitted with (`SkippedDataset`).
+        model: fitted model; it is moved to the CPU, put into eval mode, and frozen.
+        dataset: data of the model's environment, read with the frame skip that the model was
+            fitted with (`SkippedDataset`).
         out: folder of the world to make; None keeps it in memory.
-        seed: of the split, the starts and the measurements.
-        config: of it `held_out`, `starts`, `horizon` and `overwrite` are used; None for defaults.
+        seed: seed of the split, the start states and the metrics.
+        config: settings, of which `held_out`, `starts`, `horizon` and `overwrite` are used; None
+            for the defaults.
 
     Raises:
         WorldError: the model's spaces are not the dataset's, or the world cannot be saved.
         DatasetError: the dataset cannot be used.
-        FileExistsError: `out` exists and may not be overwritten.
+        FileExistsError: `out` exists and `config.overwrite` is false.
     """
     config = config or FitConfig()
     if out is not None and Path(out).exists() and not config.overwrite:
         raise FileExistsError(f"{out} exists already; give another path or overwrite=True")
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
-            own, wanted = getattr(model, role), getattr(data, role)
-            if own != wanted:
+            actual, expected = getattr(data, role), getattr(model, role)
+            if actual != expected:
                 raise WorldError(
-                    f"the model's {role} is {own}, that of {data.path} is {wanted}; give data of "
-                    "the model's environment, read with the frame skip that it was fitted with"
+                    f"the model's {role} is {expected}, that of {data.path} is {actual}; give data "
+                    "of the model's environment, read with the frame skip it was fitted with"
                 )
         data.verify()
         training, held_out = data.split(config.held_out, seed)
@@ -64,7 +65,7 @@ def from_model(
                 held_out=held_out,
                 config=config,
                 seed=seed,
-                said={"fit": _said(data, config, seed)},
+                info={"fit": _fit_info(data, config, seed)},
             )
         )
     if out is not None:
@@ -81,17 +82,17 @@ def from_lewm(
     seed: int = 0,
     config: FitConfig | None = None,
 ) -> World:
-    """Make a world of a checkpoint of LeWM: `load_lewm`, then `from_model`.
+    """Make a world of a LeWM checkpoint: `load_lewm`, then `from_model`.
 
-    It has no reward: `world.with_model(GoalReward(world.model, goal))` gives it one.
+    LeWM has no reward; `world.with_model(GoalReward(world.model, goal))` gives it one.
 
     Args:
-        checkpoint: its folder, or one of the weights in it.
-        dataset: of the checkpoint's environment, with images and nothing else to see, read with the
+        checkpoint: folder of the checkpoint, or a weights file in it.
+        dataset: data of the checkpoint's environment, observed by images alone and read with the
             checkpoint's frame skip: `SkippedDataset(Dataset(path), FrameSkip(steps=5))`.
         out: as for `from_model`.
-        statistics: of the dataset that the checkpoint was fitted to; where that is this one,
-            `LeWMStatistics.of(dataset)`. All four are needed.
+        statistics: statistics of the dataset that the checkpoint was fitted to, all four of them;
+            if that is this dataset, `LeWMStatistics.of(dataset)`.
         seed: as for `from_model`.
         config: as for `from_model`.
 
@@ -99,7 +100,7 @@ def from_lewm(
         LeWMError: the checkpoint cannot be used, a statistic is missing, or the data do not fit it.
         WorldError: the world cannot be saved.
         DatasetError: the dataset cannot be used.
-        FileExistsError: `out` exists and may not be overwritten.
+        FileExistsError: `out` exists and `config.overwrite` is false.
     """
     with open_dataset(dataset) as data:
         spaces: tuple[gym.Space[Any], gym.Space[Any]] = data.observation_space, data.action_space
@@ -107,8 +108,8 @@ def from_lewm(
         return from_model(model, data, out, seed=seed, config=config)
 
 
-def _said(data: AnyDataset, config: FitConfig, seed: int) -> dict[str, Any]:
-    """What is known of how the world was made: not how its model was fitted."""
+def _fit_info(data: AnyDataset, config: FitConfig, seed: int) -> dict[str, Any]:
+    """Return the provenance of the world; that of the model's weights is not known."""
     return {
         "fitted": "elsewhere",
         "dataset": data.checksum,

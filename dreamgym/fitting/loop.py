@@ -1,4 +1,4 @@
-"""What stops a fit, in words that say what to do."""
+"""The training loop: fit a world to a dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,49 +21,342 @@ from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
 from dreamgym.errors import FitError
 from dreamgym.fitting import checkpoint
-from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, Piece, Share
-from dreamgym.fitting.build import FitResult, build_world, first_model, load_initial_weights
-from dreamgym.fitting.checkpoint import Parts, Progress
+from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
+from dreamgym.fitting.build import FitResult, build_model, build_world, initial_weights_checksum
+from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
-from dreamgym.fitting.distributed import is_first, launched
-from dreamgym.fitting.optimizer import RunningMean, clip_gradients, learning_rate, optimizer_for
+from dreamgym.fitting.distributed import is_first, launch
+from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
 from dreamgym.metrics import TrainingMonitor
-from dreamgym.models import FAMILIES
+from dreamgym.models import FAMILIES, WorldModel
 from dreamgym.models.spec import to_json
 from dreamgym.world.world import World
 
+DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
+
+Figures = dict[str, Any]
+"""Numbers by name; under "alarms", the names of the alarms raised."""
+
+ProgressCallback = Callable[[int, int, Figures], None]
+"""Takes the updates done, the total number of updates, and the figures to show."""
+
+Log = Callable[[str, float, int], None]
+"""Takes a figure's name, its value, and the number of updates done."""
+
+REPORT_EVERY = 25
+"""Updates between two reports of the training loss."""
+
+EVALUATION_BATCHES = 8
+"""Batches of held-out segments in one evaluation."""
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""Words in the messages of RuntimeErrors with which torch reports a lack of memory."""
 
 
-def finite(terms: Mapping[str, Tensor], update: int, checkpoint: Path | None) -> dict[str, float]:
-    """The terms of a loss as numbers.
+def fit(
+    dataset: DatasetLike,
+    out: str | Path | None = None,
+    *,
+    family: str = "mdn-rnn",
+    seed: int = 0,
+    config: FitConfig | None = None,
+    progress: ProgressCallback | None = None,
+) -> World:
+    """Fit a world to a dataset.
+
+    The episodes are split into training and held-out ones. Normalisers are fitted on the training
+    episodes, and the weights with the lowest held-out loss are kept. With `out`, a checkpoint lies
+    beside it while the fit runs, and a fit that was killed resumes from there when it is called
+    again in the same way.
+
+    Under `torchrun` the processes share every batch, and the losses are those of a single process.
+    Only the first process writes files and reports progress; all return the world.
+
+    Args:
+        dataset: dataset or its path; or several with weights, `[(path, 3.0), ...]`, from which
+            segments are drawn by weight. To choose how it is read (memory, observation keys, the
+            meaning of a foreign format), open it yourself: `fit(Dataset(path, ...))`.
+        out: folder of the world to make; None keeps it in memory, without checkpoints.
+        family: name of a family in the registry.
+        seed: seed of the split, the weights, the batches and the noise.
+        config: settings; None for those of the family's authors (`dreamgym.default_config`).
+        progress: called with the updates done, the total number of updates, and the losses; after
+            an evaluation also with "alarms", the names of the alarms raised (`dreamgym.metrics`).
+
+    Returns:
+        The world, saved at `out` if that is given.
+
+    Raises:
+        ValueError: unknown family or device, or a batch that the processes cannot share.
+        FileExistsError: `out` exists and `config.overwrite` is false.
+        DatasetError: the data cannot be used (too few episodes, not a number, ...).
+        CheckpointError: the checkpoint beside `out` belongs to another fit.
+        FitError: a loss is not finite, or memory ran out.
+        DiskFullError: no space left for a checkpoint or the world.
+    """
+    config = config or default_config(family)
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
+    target = Path(out) if out is not None else None
+    if target is not None and target.exists() and not config.overwrite:
+        raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
+    started = time.perf_counter()
+    with threads(config.threads), open_dataset(dataset) as data:
+        running = _Fit(data, family, seed, config, target)
+        running.run(progress or (lambda done, total, figures: None))
+        world = running.world(time.perf_counter() - started)
+    if target is not None and is_first():
+        world.save(target, overwrite=config.overwrite)
+        checkpoint.path_for(target).unlink(missing_ok=True)
+    return world
+
+
+class _Fit:
+    """One fit: model, optimizer, data and progress."""
+
+    def __init__(
+        self, data: AnyDataset, family: str, seed: int, config: FitConfig, target: Path | None
+    ) -> None:
+        self.data, self.family, self.seed, self.config = data, family, seed, config
+        self.checkpoint = checkpoint.path_for(target) if target is not None else None
+        self.runtime = launch(config)
+        self.training, self.held_out = data.split(config.held_out, seed)
+        self.model = build_model(config.model, family, seed, data, self.training)
+        self.model.to(self.runtime.device)
+        self.losses = BatchLosses(self.runtime, self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = optimizer_for(self.parameters, config.optimizer)
+        self.average = (
+            WeightAverage(self.parameters, config.optimizer.ema) if config.optimizer.ema else None
+        )
+        self.batches = self._batches(self.training, TRAINING)
+        self.held_out_batches = self._batches(self.held_out, HELD_OUT)
+        self.monitor = TrainingMonitor(dataset=data, episodes=self.held_out, seed=seed)
+        self.progress = FitProgress()
+
+    def _batches(self, episodes: NDArray, stream: int) -> Batches:
+        config, runtime = self.config, self.runtime
+        return Batches(
+            self.data,
+            episodes,
+            sizes=(config.batch_size, config.segment_length, self.model.noise_dim),
+            shard=Shard(runtime.rank, runtime.world_size, config.optimizer.accumulate),
+            seed=(self.seed, stream),
+        )
+
+    def run(self, report: ProgressCallback) -> None:
+        """Train from the last checkpoint to the end; the model then has the best weights."""
+        self._resume()
+        self.data.verify()
+        batches = self.batches.iterate(self.progress.update)
+        with (
+            tensorboard_log(self.config.tensorboard if is_first() else None) as log,
+            closing(batches),
+        ):
+            try:
+                while not self._is_done():
+                    # Ctrl-C takes effect between updates, so that a checkpoint is consistent.
+                    with uninterrupted(), self._explain_out_of_memory():
+                        figures = self._update(next(batches), log)
+                    if figures and is_first():
+                        report(self.progress.update, self.config.updates, figures)
+            except KeyboardInterrupt:
+                if all(bool(p.isfinite().all()) for p in self.parameters):
+                    self._save()
+                raise
+        self.model.load_state_dict(self.progress.best)
+        self.model.after_fit()
+        self.model.eval().requires_grad_(False)
+
+    def _is_done(self) -> bool:
+        return self.progress.update >= self.config.updates or self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        """Return whether the held-out loss has not improved for `patience` evaluations."""
+        losses = [figures["held_out"] for figures in self.progress.history]
+        if self.config.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
+
+    def _update(self, micro_batches: list[MicroBatch], log: Log) -> Figures:
+        """Do one update, and an evaluation if one is due; return the figures to report."""
+        config, progress = self.config, self.progress
+        self.model.train()
+        rate = learning_rate(
+            config.optimizer, progress.update, config.updates, self.model.phase_starts
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.losses.backward(micro_batches)
+        clip_gradients(self.parameters, config.optimizer)
+        # Reading the losses is a host sync, so it is not done in every update.
+        is_report_due = progress.update % REPORT_EVERY == 0
+        figures: Figures = {**self._to_finite(terms)} if is_report_due else {}
+        self.optimizer.step()
+        self.model.after_update()
+        progress.update += 1
+        if self.average is not None:
+            self.average.update(progress.update)
+        for name, value in figures.items():
+            log(f"fit/{name}", value, progress.update)
+        if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
+            figures = self._evaluate(terms, log)
+            self._save()
+        return figures
+
+    def _evaluate(self, terms: dict[str, Tensor], log: Log) -> Figures:
+        """Evaluate on held-out episodes, append to the history, and return the figures to report.
+
+        Args:
+            terms: loss of the last update and its terms.
+            log: takes the held-out figures.
+        """
+        figures: Figures = {**self._to_finite(terms)}
+        with self._averaged_weights():
+            figures["held_out"] = self._held_out_loss()
+            inspection = self.monitor.inspect(self.model)
+        for name, value in {"loss": figures["held_out"], **inspection.scalars()}.items():
+            log(f"held_out/{name}", value, self.progress.update)
+        if inspection.alarms:
+            figures["alarms"] = inspection.alarm_names
+        # Some figures of the inspection have the name of a term of the training loss.
+        inspected = {
+            f"held_out_{name}" if name in figures else name: value
+            for name, value in inspection.figures.items()
+        }
+        self.progress.history.append({"update": self.progress.update, **figures, **inspected})
+        return figures
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        """Return the loss on held-out episodes, and remember the best weights so far."""
+        self.model.eval()
+        numbers = range(EVALUATION_BATCHES)
+        terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
+        loss = self._to_finite({"held_out": terms.pop("loss")})["held_out"]
+        self.model.after_evaluation(terms)
+        if loss < self.progress.best_loss:
+            self.progress.best_loss = loss
+            self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
+        return loss
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Replace the weights by their moving averages inside the block, if there are any."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    def _to_finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        return to_finite(terms, self.progress.update, self.checkpoint)
+
+    def _explain_out_of_memory(self) -> AbstractContextManager[None]:
+        return explain_out_of_memory(self.config, self.progress.update, self.checkpoint)
+
+    def _resume(self) -> None:
+        """Restore the checkpoint if there is one; every process takes the first one's."""
+        path, saved = self.checkpoint, None
+        if path is not None and path.exists() and is_first():
+            saved = checkpoint.read(path, self.fingerprint())
+        saved = self.runtime.broadcast(saved)
+        if saved is not None:
+            self.progress = checkpoint.restore(saved, self._parts())
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and self.progress.update and is_first():
+            checkpoint.save(self.checkpoint, self.fingerprint(), self._parts(), self.progress)
+
+    def _parts(self) -> TrainedParts:
+        return TrainedParts(self.model, self.optimizer, self.average.means if self.average else [])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must be the same for a fit to resume from a checkpoint, JSON-plain.
+
+        The keys are part of the format of checkpoints and of world.json.
+        """
+        # These change nothing, or are entered below in another form.
+        left_out = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
+        settings = {k: v for k, v in vars(self.config).items() if k not in left_out}
+        optimizer = asdict(self.config.optimizer)
+        fingerprint = {
+            "dataset": self.data.checksum,
+            "family": self.family,
+            "seed": self.seed,
+            **self.data.selection,
+            **settings,
+            "optimizer": optimizer.pop("name"),
+            **optimizer,
+            "model": to_json(self.model.config),
+        }
+        if isinstance(self.config.model, WorldModel):
+            fingerprint["begun_from"] = initial_weights_checksum(self.config.model)
+        plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
+        return plain
+
+    def world(self, seconds: float) -> World:
+        """Build the fitted world; `seconds` is how long the fit took."""
+        info = {
+            "fit": self.fingerprint(),
+            "updates": self.progress.update,
+            "stopped_early": self.progress.update < self.config.updates,
+            "history": self.progress.history,
+            "best_held_out_loss": self.progress.best_loss,
+            "seconds": round(seconds, 1),
+            "device": str(self.runtime.device),
+            "processes": self.runtime.world_size,
+        }
+        return build_world(
+            FitResult(
+                model=self.model,
+                data=self.data,
+                training=self.training,
+                held_out=self.held_out,
+                config=self.config,
+                seed=self.seed,
+                info=info,
+            )
+        )
+
+
+def to_finite(
+    terms: Mapping[str, Tensor], update: int, checkpoint: Path | None
+) -> dict[str, float]:
+    """Return the terms of a loss as numbers.
 
     Args:
         terms: scalars by name.
-        update: updates done.
-        checkpoint: where one is kept, if there is one.
+        update: number of updates done.
+        checkpoint: path of the checkpoint, if checkpoints are saved.
 
     Raises:
-        FitError: one of them is not finite.
+        FitError: a term is not finite.
     """
     figures = {name: float(term.detach()) for name, term in terms.items()}
     for name, value in figures.items():
         if not math.isfinite(value):
             raise FitError(
-                f"{name} is {value} at update {update}{_kept(checkpoint)}. "
-                "Lower the learning rate or look at the data with `dreamgym check`"
+                f"{name} is {value} at update {update}{_checkpoint_note(checkpoint)}. "
+                "Lower the learning rate, or check the data with `dreamgym check`"
             )
     return figures
 
 
 @contextmanager
-def naming_memory(config: FitConfig, update: int, checkpoint: Path | None) -> Iterator[None]:
-    """Turn every way of saying "out of memory" into one error that says which size to lower.
+def explain_out_of_memory(
+    config: FitConfig, update: int, checkpoint: Path | None
+) -> Iterator[None]:
+    """Turn any out-of-memory error into one that says which settings to lower.
 
     Args:
-        config: whose sizes are named.
-        update: updates done.
-        checkpoint: where one is kept, if there is one.
+        config: settings of the fit.
+        update: number of updates done.
+        checkpoint: path of the checkpoint, if checkpoints are saved.
 
     Raises:
         FitError: the block ran out of memory.
@@ -71,35 +364,30 @@ def naming_memory(config: FitConfig, update: int, checkpoint: Path | None) -> It
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).lower()
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(words in said for words in OUT_OF_MEMORY):
+        message = str(error).lower()
+        has_known_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not has_known_type and not any(words in message for words in OUT_OF_MEMORY):
             raise
-        pieces = config.optimizer.accumulate
+        steps = config.optimizer.accumulate
         raise FitError(
             f"out of memory at update {update} with batch_size={config.batch_size}, "
-            f"segment_length={config.segment_length} and accumulate={pieces}"
-            f"{_kept(checkpoint)}. Give accumulate={2 * pieces}, which leaves the batch what it "
-            "is and takes it in smaller pieces; or lower batch_size, or else segment_length"
+            f"segment_length={config.segment_length} and accumulate={steps}"
+            f"{_checkpoint_note(checkpoint)}. Give accumulate={2 * steps}, which processes the "
+            "same batch in smaller parts; or lower batch_size or segment_length"
         ) from error
 
 
-def _kept(checkpoint: Path | None) -> str:
-    there = checkpoint is not None and checkpoint.exists()
-    return f"; the last good checkpoint is {checkpoint}" if there else ""
-
-
-Log = Callable[[str, float, int], None]
-
-"""Takes a figure's name, its value, and the number of updates done."""
+def _checkpoint_note(checkpoint: Path | None) -> str:
+    exists = checkpoint is not None and checkpoint.exists()
+    return f"; the last good checkpoint is {checkpoint}" if exists else ""
 
 
 @contextmanager
-def logger(folder: str | None) -> Iterator[Log]:
-    """What writes figures to TensorBoard, or nowhere.
+def tensorboard_log(folder: str | None) -> Iterator[Log]:
+    """Yield a function that writes figures to TensorBoard.
 
     Args:
-        folder: of TensorBoard's events; None writes nothing.
+        folder: folder of TensorBoard's event files; None writes nothing.
 
     Raises:
         ImportError: the package tensorboard is not installed.
@@ -116,268 +404,3 @@ def logger(folder: str | None) -> Iterator[Log]:
         ) from error
     with SummaryWriter(folder) as writer:
         yield lambda name, value, update: writer.add_scalar(name, value, update)
-
-
-DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
-
-
-Figures = dict[str, Any]  # numbers by name; under "alarms" the names of those that were raised
-
-
-ProgressCallback = Callable[[int, int, Figures], None]
-
-
-REPORT_EVERY = 25
-
-
-EVALUATION_BATCHES = 8
-
-
-def fit(
-    dataset: DatasetLike,
-    out: str | Path | None = None,
-    *,
-    family: str = "mdn-rnn",
-    seed: int = 0,
-    config: FitConfig | None = None,
-    progress: ProgressCallback | None = None,
-) -> World:
-    """Fit a world to a dataset.
-
-    The episodes are split, normalisers are fitted on the training ones, and the weights with the
-    lowest loss on the held-out ones are kept. With `out`, a checkpoint lies beside it while the
-    fit runs: a fit that was killed goes on from there when it is called again the same way.
-
-    Under `torchrun` the processes share every batch, and the losses are those of one process; the
-    first process alone writes files and reports progress, and all get the world.
-
-    Args:
-        dataset: a dataset, or the path of one; or several with weights, `[(path, 3.0), ...]`, from
-            which segments are then drawn by weight. How it is read (memory, observation keys, the
-            user's word on a foreign format) is said by opening it: `fit(Dataset(path, ...))`.
-        out: folder of the world to make; None keeps it in memory, without checkpoints.
-        family: a name of the table of families.
-        seed: of the split, the weights, the batches and the noise.
-        config: settings; None for those of the family's authors (`dreamgym.recommended`).
-        progress: called with updates done, updates in all, and the losses; after a look at held-out
-            episodes also with "alarms", the names of those that were raised (`dreamgym.metrics`).
-
-    Returns:
-        The world, saved at `out` if that is given.
-
-    Raises:
-        ValueError: an unknown family or device, or a batch that the processes cannot share.
-        FileExistsError: `out` exists and may not be overwritten.
-        DatasetError: the data cannot be used (too few episodes, not a number, ...).
-        CheckpointError: beside `out` lies the checkpoint of another fit.
-        FitError: a loss is not finite, or memory ran out.
-        DiskFullError: no room for a checkpoint or the world.
-    """
-    config = config or default_config(family)
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
-    target = Path(out) if out is not None else None
-    if target is not None and target.exists() and not config.overwrite:
-        raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
-    began = time.perf_counter()
-    with threads(config.threads), open_dataset(dataset) as data:
-        job = _Fit(data, family, seed, config, target)
-        job.run(progress or (lambda done, total, figures: None))
-        world = job.world(time.perf_counter() - began)
-    if target is not None and is_first():
-        world.save(target, overwrite=config.overwrite)
-        checkpoint.path_for(target).unlink(missing_ok=True)
-    return world
-
-
-class _Fit:
-    """One fit: model, optimiser and data, and how far it has come."""
-
-    def __init__(
-        self, data: AnyDataset, family: str, seed: int, config: FitConfig, target: Path | None
-    ) -> None:
-        self.data, self.family, self.seed, self.config = data, family, seed, config
-        self.checkpoint = checkpoint.path_for(target) if target is not None else None
-        self.fabric = launched(config)
-        self.device = self.fabric.device
-        self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = first_model(config.model, family, seed, data, self.training)
-        self.fabric.to_device(self.model)
-        self.losses = BatchLosses(self.fabric, self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # In these precisions an optimiser needs nothing of Fabric's.
-        self.optimizer = optimizer_for(self.parameters, config.optimizer)
-        self.mean = (
-            RunningMean(self.parameters, config.optimizer.ema) if config.optimizer.ema else None
-        )
-        self.batches = self._batches(self.training, TRAINING)
-        self.held_out_batches = self._batches(self.held_out, HELD_OUT)
-        self.watch = TrainingMonitor(dataset=data, episodes=self.held_out, seed=seed)
-        self.progress = Progress()
-
-    def _batches(self, episodes: NDArray, stream: int) -> Batches:
-        config, fabric = self.config, self.fabric
-        return Batches(
-            self.data,
-            episodes,
-            sizes=(config.batch_size, config.segment_length, self.model.noise_dim),
-            share=Share(fabric.global_rank, fabric.world_size, config.optimizer.accumulate),
-            seed=(self.seed, stream),
-        )
-
-    def run(self, report: ProgressCallback) -> None:
-        """Update until done, from the last checkpoint on; leave the best weights in the model."""
-        self._resume()
-        self.data.verify()  # what is held in memory was, and most of the rest
-        batches = self.batches.following(self.progress.update)
-        with (
-            logger(self.config.tensorboard if is_first() else None) as log,
-            closing(batches) as drawn,
-        ):
-            try:
-                while not self._done():
-                    with uninterrupted(), self._naming_memory():  # an update is done, or not begun
-                        figures = self._update(next(drawn), log)
-                    if figures and is_first():
-                        report(self.progress.update, self.config.updates, figures)
-            except KeyboardInterrupt:
-                if all(bool(p.isfinite().all()) for p in self.parameters):
-                    self._save()
-                raise
-        self.model.load_state_dict(self.progress.best)
-        self.model.after_fit()
-        self.model.eval().requires_grad_(False)
-
-    def _done(self) -> bool:
-        return self.progress.update >= self.config.updates or self._stopped_early()
-
-    def _stopped_early(self) -> bool:
-        """Whether the held-out loss has not fallen for as many looks as there is patience."""
-        losses = [figures["held_out"] for figures in self.progress.history]
-        if self.config.patience is None or not losses:
-            return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
-
-    def _update(self, pieces: list[Piece], log: Log) -> Figures:
-        """One update, and a look at the held-out episodes where one is due; figures to show."""
-        config, progress = self.config, self.progress
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                config.optimizer, progress.update, config.updates, self.model.phase_starts
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.losses.gradient(pieces)
-        clip_gradients(self.parameters, config.optimizer)
-        due = progress.update % REPORT_EVERY == 0
-        figures: Figures = {**self._finite(terms)} if due else {}
-        self.optimizer.step()
-        self.model.after_update()
-        progress.update += 1
-        if self.mean is not None:
-            self.mean.follow(progress.update)
-        for name, value in figures.items():
-            log(f"fit/{name}", value, progress.update)
-        if progress.update % config.evaluate_every == 0 or progress.update == config.updates:
-            figures = self._finite(terms)
-            with self._averaged():
-                figures |= self._evaluate(log)
-                found = self.watch.look(self.model)
-            for name, value in found.scalars().items():
-                log(f"held_out/{name}", value, progress.update)
-            figures = {**figures, **found.raised()}
-            # Of held-out data; some are called as the terms of the loss are.
-            watched = {f"held_out_{k}" if k in figures else k: v for k, v in found.figures.items()}
-            progress.history.append({"update": progress.update, **figures, **watched})
-            self._save()
-        return figures
-
-    @torch.no_grad()
-    def _evaluate(self, log: Log) -> dict[str, float]:
-        """The loss of held-out episodes; the best weights so far are kept."""
-        self.model.eval()
-        numbers = range(EVALUATION_BATCHES)
-        terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
-        figures = self._finite({"held_out": terms.pop("loss")})
-        self.model.after_evaluation(terms)
-        log("held_out/loss", figures["held_out"], self.progress.update)
-        if figures["held_out"] < self.progress.best_loss:
-            self.progress.best_loss = figures["held_out"]
-            self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
-        return figures
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The running means in the place of the weights, where they are taken."""
-        if self.mean is None:
-            yield
-            return
-        self.mean.swap()
-        try:
-            yield
-        finally:
-            self.mean.swap()
-
-    def _finite(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        return finite(terms, self.progress.update, self.checkpoint)
-
-    def _naming_memory(self) -> Any:
-        return naming_memory(self.config, self.progress.update, self.checkpoint)
-
-    def _parts(self) -> Parts:
-        return Parts(self.model, self.optimizer, self.mean.means if self.mean else [])
-
-    def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one; the first process's is that of all."""
-        path, stored = self.checkpoint, None
-        if path is not None and path.exists() and is_first():
-            stored = checkpoint.read(path, self.fingerprint())
-        stored = self.fabric.broadcast(stored)
-        if stored is not None:
-            self.progress = checkpoint.restore(stored, self._parts())
-
-    def _save(self) -> None:
-        if self.checkpoint is not None and self.progress.update and is_first():
-            checkpoint.save(self.checkpoint, self.fingerprint(), self._parts(), self.progress)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this fit."""
-        elsewhere = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
-        settings = {k: v for k, v in vars(self.config).items() if k not in elsewhere}
-        optimizer = asdict(self.config.optimizer)
-        said = {
-            "dataset": self.data.checksum,
-            "family": self.family,
-            "seed": self.seed,
-            **self.data.selection,
-            **settings,
-            "optimizer": optimizer.pop("name"),
-            **optimizer,
-            "model": to_json(self.model.config),
-            **load_initial_weights(self.config.model),
-        }
-        as_read: dict[str, Any] = json.loads(json.dumps(said))
-        return as_read
-
-    def world(self, seconds: float) -> World:
-        """The fitted world."""
-        said = {
-            "fit": self.fingerprint(),
-            "updates": self.progress.update,
-            "stopped_early": self.progress.update < self.config.updates,
-            "history": self.progress.history,
-            "best_held_out_loss": self.progress.best_loss,
-            "seconds": round(seconds, 1),
-            "device": str(self.device),
-            "processes": self.fabric.world_size,
-        }
-        fitted = FitResult(
-            model=self.model,
-            data=self.data,
-            training=self.training,
-            held_out=self.held_out,
-            config=self.config,
-            seed=self.seed,
-            said=said,
-        )
-        return build_world(fitted)

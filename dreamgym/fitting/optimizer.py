@@ -1,4 +1,4 @@
-"""Optimisers, and how much gradient they are given."""
+"""Optimizers, learning-rate schedules, gradient clipping and weight averaging."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from dreamgym.fitting.config import OptimizerConfig
 
-AGC_LEAST_NORM = 1e-3
+AGC_MIN_NORM = 1e-3
+"""Smallest norm that a tensor counts as in adaptive gradient clipping."""
 
 
 def optimizer_for(
     parameters: Sequence[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """The optimiser that a config asks for."""
+    """Make the optimizer of a config."""
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,
@@ -28,19 +29,51 @@ def optimizer_for(
         return torch.optim.AdamW(parameters, **settings)
     if config.name == "adam":
         return torch.optim.Adam(parameters, **settings)
-    from pytorch_optimizer.optimizer.laprop import LaProp  # a second's import, for the few
+    from pytorch_optimizer.optimizer.laprop import LaProp  # the import takes a second
 
-    made: torch.optim.Optimizer = LaProp(parameters, **settings)
-    return made
+    laprop: torch.optim.Optimizer = LaProp(parameters, **settings)
+    return laprop
+
+
+def learning_rate(
+    config: OptimizerConfig, update: int, updates: int, phase_starts: tuple[int, ...] = ()
+) -> float:
+    """Return the learning rate of an update: linear warm-up, then cosine decay or constant.
+
+    It is a function of the update alone, so a resumed fit needs no scheduler state.
+
+    Args:
+        config: peak, schedule and warm-up.
+        update: number of updates done before.
+        updates: total number of updates.
+        phase_starts: updates at which training switches to another part of the model, ascending.
+            The schedule restarts there, so that every part ends with small updates.
+    """
+    edges = [0, *(start for start in phase_starts if 0 < start < updates), updates]
+    begin = max(edge for edge in edges[:-1] if edge <= update)
+    end = min(edge for edge in edges[1:] if edge > begin)
+    return _phase_learning_rate(config, update - begin, end - begin)
+
+
+def _phase_learning_rate(config: OptimizerConfig, update: int, updates: int) -> float:
+    is_share = config.warm_up < 1
+    warm_up = round(config.warm_up * updates if is_share else config.warm_up)
+    warm_up = max(1 if config.warm_up else 0, warm_up)
+    if update < warm_up:
+        return config.learning_rate * (update + 1) / warm_up
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (update - warm_up) / max(1, updates - warm_up)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> None:
-    """Bring the gradients within what the config allows, in place.
+    """Clip gradients in place, as `OptimizerConfig.clip_by` says.
 
     Args:
-        parameters: those without a gradient are left out.
-        config: see `OptimizerConfig.clip_by`.
+        parameters: parameters; those without a gradient are skipped.
+        config: kind and limit of the clipping.
     """
     if config.clip_by == "norm":
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
@@ -51,79 +84,51 @@ def clip_gradients(parameters: Sequence[nn.Parameter], config: OptimizerConfig) 
 
 
 @torch.no_grad()
-def clip_adaptively(parameters: Sequence[nn.Parameter], share: float) -> None:
-    """Adaptive gradient clipping, tensor by tensor, in place.
+def clip_adaptively(parameters: Sequence[nn.Parameter], ratio: float) -> None:
+    """Apply adaptive gradient clipping to each tensor, in place.
 
-    Brock et al. (2021), arXiv 2102.06171, equation 3, but with the norm of a whole tensor, as
-    DreamerV3 (arXiv 2301.04104) has it.
+    Brock et al. (2021), arXiv 2102.06171, equation 3, but with the norm of a whole tensor, as in
+    DreamerV3 (arXiv 2301.04104).
 
     Args:
-        parameters: those without a gradient are left out.
-        share: greatest norm of a gradient, in units of its tensor's.
+        parameters: parameters; those without a gradient are skipped.
+        ratio: maximum norm of a gradient, in units of the norm of its tensor.
     """
     weights: list[Tensor] = [each for each in parameters if each.grad is not None]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     if not gradients:
         return
-    limits = torch.stack(torch._foreach_norm(weights)).clamp(min=AGC_LEAST_NORM) * share
+    limits = torch.stack(torch._foreach_norm(weights)).clamp(min=AGC_MIN_NORM) * ratio
     norms = torch.stack(torch._foreach_norm(gradients))
     torch._foreach_mul_(gradients, (limits / norms.clamp(min=1e-30)).clamp(max=1.0).unbind())
 
 
-class RunningMean:
-    """A running mean of weights that an optimiser moves.
+class WeightAverage:
+    """An exponential moving average (EMA) of parameters.
 
     Args:
-        parameters: whose mean is taken.
-        keep: the share of the mean that an update keeps, once there were many.
+        parameters: parameters to average.
+        decay: share of the average that an update keeps, after the first updates.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], keep: float) -> None:
-        self._parameters, self._keep = list(parameters), keep
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay = list(parameters), decay
         self.means = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
-    def follow(self, updates: int) -> None:
-        """Take in the weights after the update of this number, which begins at one."""
-        keep = min(self._keep, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self.means, [p.detach() for p in self._parameters], 1.0 - keep)
+    def update(self, updates: int) -> None:
+        """Add the current parameters to the average.
+
+        Args:
+            updates: number of optimizer updates done, at least 1.
+        """
+        decay = min(self._decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self.means, [p.detach() for p in self._parameters], 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Put the means where the weights are, and keep the weights; and back again."""
+        """Exchange the parameters with their averages."""
         for mean, parameter in zip(self.means, self._parameters, strict=True):
             weight = parameter.detach().clone()
             parameter.copy_(mean)
             mean.copy_(weight)
-
-
-def learning_rate(
-    config: OptimizerConfig, update: int, updates: int, phase_starts: tuple[int, ...] = ()
-) -> float:
-    """Linear warm-up to the peak, then a half cosine down to nothing, or the peak for good.
-
-    A function of the update alone, so a resumed fit needs no scheduler's state.
-
-    Args:
-        config: the peak, the kind of schedule and the warm-up.
-        update: updates done before.
-        updates: in all.
-        phase_starts: where another part's turn comes, rising: the schedule restarts there, so that
-            every part's last updates are small ones.
-    """
-    edges = [0, *(turn for turn in phase_starts if 0 < turn < updates), updates]
-    begin = max(edge for edge in edges[:-1] if edge <= update)
-    end = min(edge for edge in edges[1:] if edge > begin)
-    return _one_turn(config, update - begin, end - begin)
-
-
-def _one_turn(config: OptimizerConfig, update: int, updates: int) -> float:
-    share = config.warm_up < 1
-    warm = round(config.warm_up * updates if share else config.warm_up)
-    warm = max(1 if config.warm_up else 0, warm)
-    if update < warm:
-        return config.learning_rate * (update + 1) / warm
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (update - warm) / max(1, updates - warm)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))

@@ -1,15 +1,17 @@
-"""What is measured on held-out episodes: figures, alarms and recommendations."""
+"""Metrics on held-out episodes: figures, alarms and recommendations."""
 
 from __future__ import annotations
 
-from dreamgym.metrics.alarms import Alarm, Checkup, TrainingMonitor
+from dreamgym.metrics.alarms import Alarm, Inspection, TrainingMonitor
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.recommendation import Recommendation, recommend
-from dreamgym.metrics.registry import evaluate_metrics
+from dreamgym.metrics.registry import METRICS, MetricContext, evaluate_metrics
 
 __all__ = [
+    "METRICS",
     "Alarm",
-    "Checkup",
+    "Inspection",
+    "MetricContext",
     "OpenLoopErrors",
     "Recommendation",
     "TrainingMonitor",

@@ -1,7 +1,11 @@
-"""Alarms: illnesses of a model that its loss does not show, looked for while it is fitted."""
+"""Alarms: failures of a model that its loss does not show, checked while it is fitted.
+
+To add an alarm, write a function with the signature of `Check` and append it to `CHECKS`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,87 +16,164 @@ from numpy.typing import NDArray
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, ActionEffect, action_effect
 from dreamgym.metrics.calibration import Calibration, calibration
-from dreamgym.metrics.windows import BURN_IN, Windows, affordable, draw_windows, longest, uniform
+from dreamgym.metrics.windows import (
+    BURN_IN,
+    Windows,
+    draw_windows,
+    max_steps,
+    uniform_noise,
+    window_budget,
+)
 from dreamgym.models import WorldModel
 from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
 
-WINDOWS = (512, 64)
+MAX_WINDOWS = (512, 64)
+"""Maximum number of windows, for vectors and for images: about the work of one training batch."""
 
-"""At each look, of vectors and of images: about the work of one batch of the fit."""
+INACTIVE_NATS = 0.01
+"""A latent dimension with a smaller KL is inactive (Burda et al. 2016, arXiv 1509.00519)."""
 
+FREE_NATS_MARGIN = 1.1
+"""A latent whose KL is within this multiple of the free nats is pinned there: the loss pulls the
+KL down to the free nats, and what remains above them is rounding and noise."""
 
-ZERO_NATS = 0.01
+MIN_STD = 0.1
+"""Embeddings with a smaller standard deviation have collapsed; SIGReg and VICReg aim at 1."""
 
-"""Below this a dimension says nothing: an active unit says more (Burda et al. 2016, 1509.00519)."""
-
-
-FREE_MARGIN = 1.1
-
-"""Up to so many times the free nats a latent is pinned there: the loss still pulls, and no more
-than rounding and noise remain of it."""
-
-
-LEAST_STD = 0.1
-
-"""SIGReg and VICReg pull the standard deviation of embeddings to one; a tenth of it is collapse."""
-
-
-LEAST_RANK = 1.5
-
-"""Embeddings on one line have an effective rank of 1, in a plane with equal spread of 2."""
-
+MIN_RANK = 1.5
+"""Embeddings with a smaller effective rank have collapsed: it is 1 on a line, 2 in a plane."""
 
 EVIDENCE = 3.0
+"""Standard errors above which a difference is significant. By chance one fit in 700 exceeds it;
+every inspection of a fit uses the same windows."""
 
-"""Standard errors from which on a difference is no accident: one in 700 looks is wrong by chance,
-and every look of a fit has the same windows."""
-
-
-MISCALIBRATED = 0.25
-
-"""Share of the true number of terminations that the predicted one may be off, beyond chance."""
+MAX_MISCALIBRATION = 0.25
+"""Tolerated error of the predicted number of terminations, relative to the true number, where the
+difference is significant."""
 
 
 class Alarm(NamedTuple):
-    """An illness.
+    """A failure of a model.
 
     Attributes:
-        name: one word, for the line of progress.
-        sentence: what was found, with figures, and what to do.
+        name: one word, for the progress line.
+        sentence: finding, with figures, and what to do about it.
     """
 
     name: str
     sentence: str
 
 
-class Checkup(NamedTuple):
-    """What one look at a model found.
+class Inspection(NamedTuple):
+    """The result of inspecting a model.
 
     Attributes:
-        figures: by name.
-        alarms: none where nothing is wrong.
+        figures: numbers by name.
+        alarms: alarms raised; empty for a healthy model.
     """
 
     figures: dict[str, float]
     alarms: list[Alarm]
 
-    def raised(self) -> dict[str, list[str]]:
-        """The names of the alarms, under "alarms"; empty where there is none."""
-        return {"alarms": [alarm.name for alarm in self.alarms]} if self.alarms else {}
+    @property
+    def alarm_names(self) -> list[str]:
+        """Names of the alarms raised."""
+        return [alarm.name for alarm in self.alarms]
 
     def scalars(self) -> dict[str, float]:
-        """The figures, and one for each alarm that was raised: what a plot takes."""
-        return {**self.figures, **{f"alarm_{alarm.name}": 1.0 for alarm in self.alarms}}
+        """Return the figures, and a 1 for each alarm raised, for plotting."""
+        return {**self.figures, **{f"alarm_{name}": 1.0 for name in self.alarm_names}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionContext:
+    """Everything that a check may use.
+
+    Attributes:
+        model: model in eval mode.
+        windows: windows of held-out episodes, with the burn-in filtered.
+        transitions: number of different transitions in these episodes.
+        rng: generator of noise; the checks share it in the order of `CHECKS`.
+    """
+
+    model: WorldModel
+    windows: Windows
+    transitions: int
+    rng: np.random.Generator
+
+
+Check = Callable[[InspectionContext, set[str]], Inspection]
+"""Takes the context and the names of the alarms raised so far; returns its figures and alarms."""
+
+
+def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
+    """Check the latent diagnostics of the model: inactive latents and collapsed embeddings."""
+    figures: dict[str, float] = {}
+    alarms: list[Alarm] = []
+    segment = context.windows.segment
+    count, length = segment.mask.shape
+    noise = uniform_noise(
+        context.rng, (count, length + 1, context.model.noise_dim), segment.mask.device
+    )
+    diagnostics = context.model.diagnostics(segment, noise)
+    for name, kl in diagnostics.divergences.items():
+        suffix = f"_{name}" if name else ""
+        nats = kl.nats.mean(0)
+        figures["kl" + suffix] = float(nats.sum())
+        figures["kl_active" + suffix] = float((nats > INACTIVE_NATS).sum())
+        alarms += latent_alarms(name, kl)
+    for name, spread in diagnostics.spreads.items():
+        suffix = f"_{name}" if name else ""
+        figures["embedding_std" + suffix] = float(spread.std)
+        figures["effective_rank" + suffix] = float(spread.effective_rank)
+        alarms += collapse_alarms(name, spread)
+    return Inspection(figures, alarms)
+
+
+def check_terminations(context: InspectionContext, raised: set[str]) -> Inspection:
+    """Check the calibration of terminations one step ahead, from every state of the burn-in."""
+    windows, model = context.windows, context.model
+    mask = windows.segment.mask[:, : BURN_IN + 1]
+    if not bool(mask.any()):
+        return Inspection({}, [])
+    states = {key: leaf[mask] for key, leaf in windows.states.items()}
+    actions = windows.segment.action[:, : BURN_IN + 1][mask]
+    noise = uniform_noise(context.rng, (len(actions), model.noise_dim), actions.device)
+    _, predicted = model.step(states, actions, noise)
+    terminated = windows.segment.terminated[:, : BURN_IN + 1][mask]
+    result = calibration(predicted.termination, terminated)
+    figures = {"termination_ece": result.ece, "termination_brier": result.brier}
+    if result.skill is not None:
+        figures["termination_skill"] = result.skill
+    transitions = min(context.transitions, int(windows.segment.mask.sum()))
+    return Inspection(figures, termination_alarms(result, transitions))
+
+
+def check_actions(context: InspectionContext, raised: set[str]) -> Inspection:
+    """Check that dreams depend on the actions.
+
+    A collapsed or inactive latent cannot represent the effect of actions. Where one was found, it
+    is the cause, and no alarm about actions is added.
+    """
+    effect = action_effect(context.model, context.windows, context.rng)
+    if effect is None:
+        return Inspection({}, [])
+    alarms = [] if raised & {"latent", "collapse"} else action_alarms(effect)
+    return Inspection({"action_sensitivity": effect.sensitivity}, alarms)
+
+
+CHECKS: list[Check] = [check_latents, check_terminations, check_actions]
+"""Every check, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingMonitor:
-    """Looks at a model on held-out episodes, always on the same windows and with the same noise.
+    """Inspects a model on held-out episodes, always on the same windows and with the same noise.
 
     Attributes:
-        dataset: where the episodes are.
+        dataset: source of the episodes.
         episodes: indices of episodes that the model is not fitted to.
-        seed: of windows and noise; no global generator is touched.
+        seed: seed of windows and noise; global generators are not touched.
     """
 
     dataset: AnyDataset
@@ -100,150 +181,108 @@ class TrainingMonitor:
     seed: int = 0
 
     @torch.no_grad()
-    def look(self, model: WorldModel) -> Checkup:
-        """Examine a model, which is in eval mode; about the work of one batch of the fit."""
+    def inspect(self, model: WorldModel) -> Inspection:
+        """Run every check on a model in eval mode; takes about as long as one training batch."""
         rng = np.random.default_rng([self.seed, 0xA1A2])
-        steps = max(1, min(STEPS, longest(self.dataset, self.episodes)))
-        shape = (affordable(self.dataset, BURN_IN + steps, WINDOWS), steps)
-        windows = draw_windows(model, self.dataset, self.episodes, shape, rng)
+        steps = max(1, min(STEPS, max_steps(self.dataset, self.episodes)))
+        shape = (window_budget(self.dataset, BURN_IN + steps, MAX_WINDOWS), steps)
+        context = InspectionContext(
+            model=model,
+            windows=draw_windows(model, self.dataset, self.episodes, shape, rng),
+            transitions=int(np.asarray(self.dataset.lengths)[self.episodes].sum()),
+            rng=rng,
+        )
         figures: dict[str, float] = {}
         alarms: list[Alarm] = []
-        _latents(model, windows, rng, (figures, alarms))
-        ill = bool(alarms)
-        found = _terminations(model, windows, rng)
-        if found is not None:
-            figures |= {"termination_ece": found.ece, "termination_brier": found.brier}
-            figures |= {} if found.skill is None else {"termination_skill": found.skill}
-            distinct = int(np.asarray(self.dataset.lengths)[self.episodes].sum())
-            alarms += termination_alarms(found, min(distinct, int(windows.segment.mask.sum())))
-        effect = action_effect(model, windows, rng)
-        if effect is not None:
-            figures["action_sensitivity"] = effect.sensitivity
-            # A latent that says nothing knows nothing of what actions do: that is the cause.
-            alarms += action_alarms(effect) if not ill else []
+        for check in CHECKS:
+            result = check(context, {alarm.name for alarm in alarms})
+            figures |= result.figures
+            alarms += result.alarms
         finite = {name: value for name, value in figures.items() if np.isfinite(value)}
-        return Checkup(finite, alarms)
+        return Inspection(finite, alarms)
 
 
-def _latents(
-    model: WorldModel,
-    windows: Windows,
-    rng: np.random.Generator,
-    found: tuple[dict[str, float], list[Alarm]],
-) -> None:
-    """Add what the model itself shows of its latents."""
-    figures, alarms = found
-    shape = (*windows.segment.mask.shape, model.noise_dim)
-    noise = uniform(rng, (shape[0], shape[1] + 1, shape[2]), windows.segment.mask.device)
-    diagnostics = model.diagnostics(windows.segment, noise)
-    for name, divergence in diagnostics.divergences.items():
-        suffix = f"_{name}" if name else ""
-        each = divergence.nats.mean(0)
-        figures["kl" + suffix] = float(each.sum())
-        figures["kl_active" + suffix] = float((each > ZERO_NATS).sum())
-        alarms += latent_alarms(name, divergence)
-    for name, spread in diagnostics.spreads.items():
-        suffix = f"_{name}" if name else ""
-        figures["embedding_std" + suffix] = float(spread.std)
-        figures["effective_rank" + suffix] = float(spread.effective_rank)
-        alarms += collapse_alarms(name, spread)
-
-
-def _terminations(
-    model: WorldModel, windows: Windows, rng: np.random.Generator
-) -> Calibration | None:
-    """Calibration one step ahead, from every state of the burn-in; None without transitions."""
-    real = windows.segment.mask[:, : BURN_IN + 1]
-    if not bool(real.any()):
-        return None
-    states = {key: leaf[real] for key, leaf in windows.states.items()}
-    actions = windows.segment.action[:, : BURN_IN + 1][real]
-    noise = uniform(rng, (len(actions), model.noise_dim), actions.device)
-    _, said = model.step(states, actions, noise)
-    return calibration(said.termination, windows.segment.terminated[:, : BURN_IN + 1][real])
-
-
-def latent_alarms(name: str, found: KLDiagnostic) -> list[Alarm]:
-    """Alarms of a stochastic latent that says nothing, or no more than costs nothing."""
-    which = f"the latent of {name!r}" if name else "the latent"
-    each = found.nats.mean(0)
-    most, total = float(each.max()), float(each.sum())
-    if most < ZERO_NATS:
+def latent_alarms(name: str, diagnostic: KLDiagnostic) -> list[Alarm]:
+    """Return an alarm if a stochastic latent is inactive, or has no more KL than its free nats."""
+    latent = f"the latent of {name!r}" if name else "the latent"
+    nats = diagnostic.nats.mean(0)
+    largest, total = float(nats.max()), float(nats.sum())
+    if largest < INACTIVE_NATS:
         return [
             Alarm(
                 "latent",
-                f"{which} says nothing of what is seen: the KL of each of its {len(each)} "
-                f"dimensions from the prior is below {ZERO_NATS} nats (the greatest is "
-                f"{most:.2g}); {found.remedy}",
+                f"{latent} carries no information about the observations: the KL of each of its "
+                f"{len(nats)} dimensions from the prior is below {INACTIVE_NATS} nats (the largest "
+                f"is {largest:.2g}); {diagnostic.remedy}",
             )
         ]
-    reach, what = (
-        (total, f"the KL of {which} is {total:.3g} nats in all")
-        if found.granted == "all"
-        else (most, f"the greatest KL of a dimension of {which} is {most:.3g} nats")
+    kl, finding = (
+        (total, f"the total KL of {latent} is {total:.3g} nats")
+        if diagnostic.granted == "all"
+        else (largest, f"the largest KL of a dimension of {latent} is {largest:.3g} nats")
     )
-    if reach > FREE_MARGIN * found.free:
+    if kl > FREE_NATS_MARGIN * diagnostic.free:
         return []
     return [
         Alarm(
             "latent",
-            f"{what}, pinned at the {found.free:g} that are free, so it says as little as the loss "
-            f"allows; {found.remedy}",
+            f"{finding}, pinned at the {diagnostic.free:g} free nats, so it carries as little "
+            f"information as the loss allows; {diagnostic.remedy}",
         )
     ]
 
 
-def collapse_alarms(name: str, found: EmbeddingDiagnostic) -> list[Alarm]:
-    """Alarms of embeddings that are all the same, or lie on a line."""
-    std, rank = float(found.std), float(found.effective_rank)
-    flat = found.width > 1 and rank < LEAST_RANK
-    if std >= LEAST_STD and not flat:
+def collapse_alarms(name: str, diagnostic: EmbeddingDiagnostic) -> list[Alarm]:
+    """Return an alarm if embeddings are all the same, or lie on a line."""
+    std, rank = float(diagnostic.std), float(diagnostic.effective_rank)
+    on_a_line = diagnostic.width > 1 and rank < MIN_RANK
+    if std >= MIN_STD and not on_a_line:
         return []
-    which = f"the embeddings of {name!r}" if name else "the embeddings"
+    embeddings = f"the embeddings of {name!r}" if name else "the embeddings"
     return [
         Alarm(
             "collapse",
-            f"{which} have collapsed: their standard deviation is {std:.2g} (at least {LEAST_STD} "
-            f"is wanted) and their effective rank {rank:.2f} of {found.width} (at least "
-            f"{LEAST_RANK}); {found.remedy}",
+            f"{embeddings} have collapsed: their standard deviation is {std:.2g} (expected at "
+            f"least {MIN_STD}) and their effective rank {rank:.2f} of {diagnostic.width} (expected "
+            f"at least {MIN_RANK}); {diagnostic.remedy}",
         )
     ]
 
 
-def termination_alarms(found: Calibration, transitions: int) -> list[Alarm]:
-    """Alarms of a termination head that ends far more, or far fewer, episodes than end.
+def termination_alarms(result: Calibration, transitions: int) -> list[Alarm]:
+    """Return an alarm if the termination head predicts far too many or too few terminations.
 
     Args:
-        found: of the head, one step ahead.
-        transitions: how many different ones were looked at; chance is judged by their number.
+        result: calibration of the head, one step ahead.
+        transitions: number of different transitions, which sets what is significant.
     """
-    said, happened = found.predicted * transitions, found.rate * transitions
-    off = abs(said - happened)
-    # The spread of a count is at most the root of its mean.
-    chance = EVIDENCE * max(said, happened) ** 0.5
-    if off <= chance or off <= MISCALIBRATED * happened:
+    predicted, actual = result.predicted * transitions, result.rate * transitions
+    difference = abs(predicted - actual)
+    # The standard deviation of a count is at most the square root of its mean.
+    significant = EVIDENCE * max(predicted, actual) ** 0.5
+    if difference <= significant or difference <= MAX_MISCALIBRATION * actual:
         return []
-    skill = "" if found.skill is None else f", Brier skill {found.skill:.2f}"
+    skill = "" if result.skill is None else f", Brier skill {result.skill:.2f}"
     return [
         Alarm(
             "termination",
-            f"the termination head is not calibrated: it says {found.predicted:.2%} a step where "
-            f"{found.rate:.2%} end (ECE {found.ece:.3f}{skill}), so dreams are too "
-            f"{'short' if said > happened else 'long'}; fit it for longer, or on more episodes "
-            "that end",
+            f"the termination head is not calibrated: it predicts {result.predicted:.2%} a step, "
+            f"and {result.rate:.2%} terminate (ECE {result.ece:.3f}{skill}), so dreams are too "
+            f"{'short' if predicted > actual else 'long'}; fit for longer, or on more episodes "
+            "that terminate",
         )
     ]
 
 
-def action_alarms(found: ActionEffect) -> list[Alarm]:
-    """Alarms of a model that dreams the same whatever is done."""
-    if found.evidence >= EVIDENCE:
+def action_alarms(effect: ActionEffect) -> list[Alarm]:
+    """Return an alarm if the model dreams the same whatever the actions are."""
+    if effect.evidence >= EVIDENCE:
         return []
     return [
         Alarm(
             "actions",
-            f"the model ignores its actions: over {found.windows} windows the error {STEPS} steps "
-            f"ahead under other windows' actions is {found.sensitivity:.3f} times that under the "
-            "true ones; record data in which actions are more varied, or fit for longer",
+            f"the model ignores its actions: over {effect.windows} windows, the error {STEPS} "
+            f"steps ahead under another window's actions is {effect.sensitivity:.3f} times that "
+            "under the true ones; record data with more varied actions, or fit for longer",
         )
     ]

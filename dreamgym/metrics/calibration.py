@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Calibration of predicted probabilities against outcomes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ BINS = 10
 
 
 class Calibration(NamedTuple):
-    """Of N predicted probabilities.
+    """Calibration of N predicted probabilities.
 
     Attributes:
-        rate: how often it happened.
-        predicted: the mean probability.
-        brier: mean squared error of the probability (Brier 1950); 0 is perfect.
-        skill: 1 - brier / (rate (1 - rate)), which is 1 for a perfect prediction, 0 for the base
-            rate said every time, and negative for worse; None where it always or never happened.
-        ece: expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3): the mean
-            distance between probability and frequency, over bins of a tenth.
+        rate: frequency of the event.
+        predicted: mean predicted probability.
+        brier: mean squared error of the probabilities (Brier 1950); 0 is perfect.
+        skill: Brier skill score 1 - brier / (rate (1 - rate)): 1 for perfect predictions, 0 for
+            always predicting the base rate, negative for worse; None if the event always or never
+            happened.
+        ece: expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3): mean
+            distance between probability and frequency, over bins of width 0.1.
     """
 
     rate: float
@@ -30,18 +31,18 @@ class Calibration(NamedTuple):
     ece: float
 
 
-def calibration(probability: Tensor, happened: Tensor) -> Calibration:
-    """Measure probabilities (N,) against what happened (N,) bool; N at least 1."""
-    said, truth = probability.double(), happened.double()
-    rate, brier = float(truth.mean()), float((said - truth).square().mean())
-    bins = (said * BINS).long().clamp(0, BINS - 1)
-    off = torch.zeros(BINS, dtype=said.dtype, device=said.device)
-    off.index_add_(0, bins, said - truth)
+def calibration(probability: Tensor, outcome: Tensor) -> Calibration:
+    """Compare predicted probabilities (N,) with outcomes (N,) bool; N is at least 1."""
+    predicted, truth = probability.double(), outcome.double()
+    rate, brier = float(truth.mean()), float((predicted - truth).square().mean())
+    bins = (predicted * BINS).long().clamp(0, BINS - 1)
+    difference = torch.zeros(BINS, dtype=predicted.dtype, device=predicted.device)
+    difference.index_add_(0, bins, predicted - truth)
     variance = rate * (1.0 - rate)
     return Calibration(
         rate=rate,
-        predicted=float(said.mean()),
+        predicted=float(predicted.mean()),
         brier=brier,
         skill=1.0 - brier / variance if variance > 0 else None,
-        ece=float(off.abs().sum()) / len(said),
+        ece=float(difference.abs().sum()) / len(predicted),
     )

@@ -1,4 +1,4 @@
-"""How a world should be dreamt: the horizon, and what ends a dream; chosen on held-out episodes."""
+"""Recommend how to dream a world: its horizon and its termination rule, from held-out episodes."""
 
 from __future__ import annotations
 
@@ -11,43 +11,38 @@ from torch import Tensor
 
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
-from dreamgym.metrics.windows import BURN_IN, Windows, affordable, draw_windows, longest, uniform
+from dreamgym.metrics.windows import (
+    BURN_IN,
+    Windows,
+    draw_windows,
+    max_steps,
+    uniform_noise,
+    window_budget,
+)
 from dreamgym.models import Decodes, WorldModel
 
-LOOKS = (1, 2, 3, 5, 8, 12, 15, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200)
+HORIZONS = (1, 2, 3, 5, 8, 12, 15, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200)
+"""Horizons at which open-loop dreams are compared with the truth."""
 
-"""Horizons at which open-loop dreams are held against the truth."""
+MIN_WINDOWS_AT_HORIZON = 32
+"""A horizon that fewer windows reach is ignored."""
 
+BASELINE_MARGIN = 1.05
+"""A dream is worse than the repeat-last baseline if its error exceeds this multiple of it."""
 
-ENOUGH = 32
-
-"""Windows that must reach a horizon, or it says nothing."""
-
-
-LOSES = 1.05
-
-"""Times the error of repeating the last observation from which on a dream is worse than that."""
-
-
-LEAST_HORIZON = 15
-
-"""Shorter dreams teach a policy little, whatever they are worth; they can still be asked for."""
-
+MIN_HORIZON = 15
+"""Smallest recommended horizon: shorter dreams teach a policy little, however accurate they are."""
 
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75)
+"""Probabilities that are tried as the threshold of a termination."""
 
+MAX_WINDOWS, SAMPLES = (256, 128), 4
+"""Maximum number of windows for vectors and for images, and dreams per window."""
 
-WINDOWS, SAMPLES = (256, 128), 4
-
-"""Windows at most, of vectors and of images, and dreams of each."""
-
-
-BETTER, TIE, EVIDENCE = 0.2, 1e-3, 2.0
-
-"""A threshold is recommended over sampling if its score is better by this share, by this much, and
-by so many standard errors. It must be much better: a policy learns to live just below a threshold,
-where sampling would end its dream sooner or later."""
-
+MIN_GAIN, MIN_ABSOLUTE_GAIN, MIN_EVIDENCE = 0.2, 1e-3, 2.0
+"""A threshold is recommended over sampling if its score is better by this share, by this amount
+and by this many standard errors. It has to be much better: a policy learns to live just below a
+threshold, where sampling would end its dream sooner or later."""
 
 SAMPLE = "sample"
 
@@ -57,9 +52,10 @@ class Recommendation(NamedTuple):
 
     Attributes:
         horizon: steps after which a dream is truncated.
-        termination: "sample", or the probability from which on a dream ends.
-        reasons: JSON-plain: what the horizon was chosen by (in words); the scores of what may end a
-            dream, and the mean steps that windows and their dreams go on, where anything ends.
+        termination: "sample", or the probability at and above which a dream ends.
+        reasons: JSON-plain reasons. "horizon" says in words how the horizon was chosen. "ends" has
+            the score of each termination rule and the mean number of steps that windows and their
+            dreams survive; it is empty if no episode terminates.
     """
 
     horizon: int
@@ -75,135 +71,144 @@ def recommend(
     cap: int = 200,
     seed: int = 0,
 ) -> Recommendation:
-    """Choose the horizon and what ends a dream, on episodes that the model was not fitted to.
+    """Choose the horizon and the termination rule on episodes that the model was not fitted to.
 
-    The horizon is the cap, unless the mean of open-loop dreams does worse than repeating the last
-    observation at some step before it: then the last look before that step, though no less than
-    `LEAST_HORIZON`. Where a truth can no longer be known, the mean of faithful dreams is a constant
-    guess, which repeating does not beat either: so a good model keeps the cap however chaotic its
-    world is, and one whose dreams drift or die away does not. Models that do not decode keep it.
+    The horizon is the cap, unless the mean of open-loop dreams is worse than repeating the last
+    observation at some step before it. Then it is the last of `HORIZONS` before that step, but at
+    least `MIN_HORIZON`. Where the truth can no longer be predicted, the mean of faithful dreams is
+    a constant guess, which repeating the last observation does not beat either. A good model
+    therefore keeps the cap however chaotic its environment is, and one whose dreams drift or fade
+    does not. A model that does not decode keeps the cap.
 
-    What ends a dream is chosen by the continuous ranked probability score of the step at which
-    dreams of held-out episodes' actions end (a proper score; Gneiting and Raftery 2007, section
-    4.2): the mean over steps of the squared difference between the share of dreams that go on and
-    whether the episode did, up to where that is known. Actions after a real end are those of other
-    windows. Sampling is kept unless a threshold is clearly better: see `BETTER`.
+    The termination rule is chosen by the continuous ranked probability score of the step at which
+    dreams under the actions of held-out episodes end (a proper score; Gneiting and Raftery 2007,
+    section 4.2). It is the mean over steps of the squared difference between the share of dreams
+    that survive and whether the episode did, as far as that is known. Actions after a real end are
+    taken from other windows. Sampling is kept unless a threshold is clearly better (see
+    `MIN_GAIN`).
 
     Args:
-        model: in eval mode.
-        dataset: where the episodes are.
-        episodes: indices.
-        cap: the longest horizon that is recommended: the real limit, at most 200 in a fit.
-        seed: of windows and noise.
+        model: model in eval mode.
+        dataset: source of the episodes.
+        episodes: indices of held-out episodes.
+        cap: longest recommended horizon; a fit passes the real limit, or 200 if that is longer.
+        seed: seed of windows and noise.
     """
-    horizon, why = _horizon(model, dataset, episodes, cap, seed)
-    termination, scores = _termination(model, dataset, episodes, cap, seed)
-    return Recommendation(horizon, termination, {"horizon": why, "ends": scores})
+    horizon, reason = _choose_horizon(model, dataset, episodes, cap, seed)
+    termination, figures = _choose_termination(model, dataset, episodes, cap, seed)
+    return Recommendation(horizon, termination, {"horizon": reason, "ends": figures})
 
 
-def _horizon(
+def _choose_horizon(
     model: WorldModel, dataset: AnyDataset, episodes: NDArray[Any], cap: int, seed: int
 ) -> tuple[int, str]:
+    """Return the horizon, and the reason for it in words."""
     if not isinstance(model, Decodes):
-        return cap, "the longest allowed; nothing is decoded that could be held against episodes"
-    looks = [k for k in LOOKS if k <= cap]
-    found = open_loop_errors(model, dataset, episodes, horizons=looks, seed=seed + 1)
-    tables = list(found.values()) if isinstance(found, dict) else [found]
-    lost = [_first_loss(table) for table in tables]
-    at = min((k for k in lost if k is not None), default=None)
-    reach = max((int(k) for t in tables for k in t.horizons[t.windows >= ENOUGH]), default=0)
-    if not reach:
-        return cap, "the longest allowed; too few windows of held-out episodes to say otherwise"
-    if at is None:
+        return cap, "the longest allowed: the model does not decode, so dreams cannot be compared"
+    horizons = [k for k in HORIZONS if k <= cap]
+    errors = open_loop_errors(model, dataset, episodes, horizons=horizons, seed=seed + 1)
+    parts = list(errors.values()) if isinstance(errors, dict) else [errors]
+    compared = [int(k) for p in parts for k in p.horizons[p.windows >= MIN_WINDOWS_AT_HORIZON]]
+    if not compared:
+        return cap, "the longest allowed: too few windows of held-out episodes to judge it by"
+    worse = [k for part in parts if (k := _first_worse_than_baseline(part)) is not None]
+    if not worse:
         return cap, (
-            "the longest allowed: as far as held-out episodes show, up to "
-            f"{reach} steps, dreams are better than repeating the last observation"
+            f"the longest allowed: up to {max(compared)} steps, as far as held-out episodes show, "
+            "dreams are better than repeating the last observation"
         )
-    before = max((k for k in looks if k < at), default=1)
-    return min(cap, max(before, LEAST_HORIZON)), (
-        f"from step {at} on dreams are worse than repeating the last observation"
+    first = min(worse)
+    before = max((k for k in horizons if k < first), default=1)
+    return min(cap, max(before, MIN_HORIZON)), (
+        f"from step {first} onwards, dreams are worse than repeating the last observation"
     )
 
 
-def _first_loss(errors: OpenLoopErrors) -> int | None:
-    """The first horizon at which repeating the last observation is better."""
-    loses = (errors.mean > LOSES * errors.repeat_last) & (errors.windows >= ENOUGH)
-    return int(errors.horizons[loses][0]) if loses.any() else None
+def _first_worse_than_baseline(errors: OpenLoopErrors) -> int | None:
+    """Return the first horizon at which repeating the last observation is better, or None."""
+    worse = (errors.mean > BASELINE_MARGIN * errors.repeat_last) & (
+        errors.windows >= MIN_WINDOWS_AT_HORIZON
+    )
+    return int(errors.horizons[worse][0]) if worse.any() else None
 
 
 @torch.no_grad()
-def _termination(
+def _choose_termination(
     model: WorldModel, dataset: AnyDataset, episodes: NDArray[Any], cap: int, seed: int
 ) -> tuple[str | float, dict[str, Any]]:
-    """The rule, and every rule's score."""
-    steps = min(cap, longest(dataset, episodes))
+    """Return the termination rule, and the figures by which it was chosen."""
+    steps = min(cap, max_steps(dataset, episodes))
     if not steps:
         return SAMPLE, {}
     rng = np.random.default_rng([seed, 0x7E14])
-    shape = (affordable(dataset, BURN_IN + steps, WINDOWS), steps)
+    shape = (window_budget(dataset, BURN_IN + steps, MAX_WINDOWS), steps)
     windows = draw_windows(model, dataset, episodes, shape, rng)
-    windows = windows.take(windows.alive()[:, 0].nonzero().squeeze(-1))
-    ended = (windows.segment.terminated[:, BURN_IN:] & windows.alive()).any(1)
-    if not bool(ended.any()):  # nothing to choose by
+    windows = windows.take(windows.mask[:, 0].nonzero().squeeze(-1))
+    terminated = (windows.segment.terminated[:, BURN_IN:] & windows.mask).any(1)
+    if not bool(terminated.any()):
         return SAMPLE, {}
-    dreamt = _survival(model, windows, rng)
-    went_on, known = _real_survival(windows)
-    scores = {rule: _scores(share, went_on, known) for rule, share in dreamt.items()}
+    dreamt = _dream_survival(model, windows, rng)
+    survived, known = _real_survival(windows)
+    scores = {rule: _scores(share, survived, known) for rule, share in dreamt.items()}
     best = min(scores, key=lambda rule: float(scores[rule].mean()))
-    gain = scores[SAMPLE] - scores[best]
-    doubt = float(gain.std() / max(1, len(gain)) ** 0.5)
-    mean = float(gain.mean())
-    clear = mean > max(BETTER * float(scores[SAMPLE].mean()), TIE, EVIDENCE * doubt)
-    chosen = best if clear else SAMPLE
+    gains = scores[SAMPLE] - scores[best]
+    gain, standard_error = float(gains.mean()), float(gains.std() / max(1, len(gains)) ** 0.5)
+    required = max(
+        MIN_GAIN * float(scores[SAMPLE].mean()), MIN_ABSOLUTE_GAIN, MIN_EVIDENCE * standard_error
+    )
+    chosen = best if gain > required else SAMPLE
     figures = {
         "scores": {rule: float(score.mean()) for rule, score in scores.items()},
-        "steps_alive": _mean_steps(went_on, known),
+        "steps_alive": _mean_steps(survived, known),
         "steps_alive_in_dreams": _mean_steps(dreamt[chosen], known),
     }
     return chosen if chosen == SAMPLE else float(chosen), figures
 
 
-def _survival(model: WorldModel, windows: Windows, rng: np.random.Generator) -> dict[str, Tensor]:
-    """For each rule the share of dreams (N, L) that go on after each step."""
+def _dream_survival(
+    model: WorldModel, windows: Windows, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return, for each termination rule, the share (N, L) of dreams that survive each step."""
     count = len(windows.segment.mask)
     state = {key: leaf.repeat_interleave(SAMPLES, 0) for key, leaf in windows.start().items()}
-    actions = _continued(windows, rng)
-    said = []
+    actions = _continued_actions(windows, rng)
+    probabilities = []
     for t in range(windows.steps):
         action = actions[:, t].repeat_interleave(SAMPLES, 0)
-        noise = uniform(rng, (len(action), model.noise_dim), action.device)
+        noise = uniform_noise(rng, (len(action), model.noise_dim), action.device)
         state, prediction = model.step(state, action, noise)
-        said.append(prediction.termination)
-    ends = torch.stack(said, 1)  # (N * SAMPLES, L)
-    # The step's own chance goes on whatever the dream's: exact for every sampled path.
+        probabilities.append(prediction.termination)
+    ends = torch.stack(probabilities, 1)  # (N * SAMPLES, L)
+    # A step's termination is sampled independently of the state that follows, so the product of
+    # survival probabilities is exact for each sampled path.
     shares = {SAMPLE: (1.0 - ends).cumprod(1)}
     shares |= {str(level): (ends < level).float().cumprod(1) for level in THRESHOLDS}
     return {rule: share.unflatten(0, (count, SAMPLES)).mean(1) for rule, share in shares.items()}
 
 
-def _continued(windows: Windows, rng: np.random.Generator) -> Tensor:
-    """The windows' actions (N, L, ...); after an episode's end, real actions of any window."""
-    actions, real = windows.segment.action[:, BURN_IN:].clone(), windows.alive()
-    pool = actions[real]
-    missing = int((~real).sum())
-    actions[~real] = pool[torch.from_numpy(rng.integers(len(pool), size=missing)).to(pool.device)]
+def _continued_actions(windows: Windows, rng: np.random.Generator) -> Tensor:
+    """Return the windows' actions (N, L, ...), continued with real actions of random windows."""
+    actions, mask = windows.segment.action[:, BURN_IN:].clone(), windows.mask
+    pool = actions[mask]
+    missing = int((~mask).sum())
+    actions[~mask] = pool[torch.from_numpy(rng.integers(len(pool), size=missing)).to(pool.device)]
     return actions
 
 
 def _real_survival(windows: Windows) -> tuple[Tensor, Tensor]:
-    """Whether episodes went on after each step, and whether that is known; both (N, L)."""
-    alive = windows.alive()
-    ended = (windows.segment.terminated[:, BURN_IN:] & alive).cumsum(1) > 0
-    # After a termination an episode is over for good; after a truncation nobody knows.
-    return (~ended).float(), alive | ended
+    """Return whether episodes survived each step, and whether that is known; both (N, L)."""
+    mask = windows.mask
+    terminated = (windows.segment.terminated[:, BURN_IN:] & mask).cumsum(1) > 0
+    # After a termination an episode is over; after a truncation it is not known.
+    return (~terminated).float(), mask | terminated
 
 
-def _scores(share: Tensor, went_on: Tensor, known: Tensor) -> Tensor:
-    """The score of each window (N,)."""
-    off = torch.where(known, (share - went_on).square(), 0.0)
-    return off.sum(1) / known.sum(1).clamp(min=1)
+def _scores(share: Tensor, survived: Tensor, known: Tensor) -> Tensor:
+    """Return the score of each window, (N,)."""
+    squared = torch.where(known, (share - survived).square(), 0.0)
+    return squared.sum(1) / known.sum(1).clamp(min=1)
 
 
-def _mean_steps(went_on: Tensor, known: Tensor) -> float:
-    """Steps alive (N, L), as far as is known of the episodes; the mean of windows."""
-    return float(torch.where(known, went_on, 0.0).sum(1).mean())
+def _mean_steps(survived: Tensor, known: Tensor) -> float:
+    """Return the mean over windows of the steps survived (N, L), counting known steps only."""
+    return float(torch.where(known, survived, 0.0).sum(1).mean())

@@ -1,4 +1,4 @@
-"""Windows of held-out episodes, and what a model believes after the first rows of each."""
+"""Windows of held-out episodes, filtered by a model: what every metric is computed on."""
 
 from __future__ import annotations
 
@@ -16,26 +16,21 @@ from dreamgym.models.base import as_segment
 from dreamgym.models.observations import get_part, is_image, map_observation, observation_boxes
 
 BURN_IN = 4
+"""Transitions that the model filters before it dreams."""
 
-"""Transitions that a model is shown before it dreams."""
+MAX_OBSERVATION_BYTES = 64 << 20
+"""Approximate size of the observations in all windows, which limits the number of image windows."""
 
-
-BYTES = 64 << 20
-
-"""Of observations in all windows: of images there are fewer windows."""
-
-
-FEWEST = 64
-
-"""Windows there are in any case."""
+MIN_WINDOWS = 64
+"""Minimum number of windows, whatever their size."""
 
 
 class Windows(NamedTuple):
-    """N windows of `BURN_IN` and then L transitions.
+    """N windows of `BURN_IN` transitions followed by L more.
 
     Attributes:
-        segment: leaves (N, BURN_IN + L, ...), observations one row more.
-        states: leaves (N, BURN_IN + 1, ...): after each of the first observations.
+        segment: transitions, leaves (N, BURN_IN + L, ...); observations have one more row.
+        states: filtered states after each observation of the burn-in, leaves (N, BURN_IN + 1, ...).
     """
 
     segment: Segment
@@ -43,55 +38,58 @@ class Windows(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """L."""
+        """Number of transitions after the burn-in, L."""
         return self.segment.mask.shape[1] - BURN_IN
 
-    def start(self) -> State:
-        """Where dreams begin: after the burn-in, leaves (N, ...)."""
-        return {key: leaf[:, BURN_IN] for key, leaf in self.states.items()}
-
-    def alive(self) -> Tensor:
-        """(N, L) bool: whether the transitions after the burn-in are real."""
+    @property
+    def mask(self) -> Tensor:
+        """Whether a transition after the burn-in is real and not padding, (N, L) bool."""
         return self.segment.mask[:, BURN_IN:]
 
+    def start(self) -> State:
+        """Return the states after the burn-in, where dreams begin; leaves (N, ...)."""
+        return {key: leaf[:, BURN_IN] for key, leaf in self.states.items()}
+
     def take(self, rows: Tensor) -> Windows:
-        """Some of the windows, by their indices."""
+        """Return the windows with the given indices."""
+        observation = map_observation(lambda leaf: leaf[rows], self.segment.observation)
         rest = (leaf[rows] for leaf in self.segment[1:])
-        seen = map_observation(lambda leaf: leaf[rows], self.segment.observation)
-        return Windows(Segment(seen, *rest), {key: leaf[rows] for key, leaf in self.states.items()})
+        states = {key: leaf[rows] for key, leaf in self.states.items()}
+        return Windows(Segment(observation, *rest), states)
 
     def spread(self, key: str) -> Tensor:
-        """Standard deviation of a part of the observations that were shown, padding left out.
+        """Return the standard deviation of one part of the observations in the burn-in.
 
-        Numbers of a vector have one each; pixels share one, for many of them never change.
+        Each number of a vector has its own. The pixels of an image share one, because many of
+        them never change.
         """
-        real = F.pad(self.segment.mask[:, :BURN_IN], (1, 0), value=True)
-        seen = get_part(self.segment.observation, key)[:, : BURN_IN + 1][real].float()
-        spread = seen.std(0) if seen.ndim == 2 else seen.std()
+        mask = F.pad(self.segment.mask[:, :BURN_IN], (1, 0), value=True)
+        observed = get_part(self.segment.observation, key)[:, : BURN_IN + 1][mask].float()
+        spread = observed.std(0) if observed.ndim == 2 else observed.std()
         return spread.nan_to_num(nan=1.0).clamp(min=1e-6)
 
 
-def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Uniform random numbers of NumPy's generator on a device."""
+def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw uniform numbers from a NumPy generator onto a device."""
     return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
 
 
-def affordable(dataset: AnyDataset, length: int, most: tuple[int, int]) -> int:
-    """How many windows of `length` transitions to look at.
+def window_budget(dataset: AnyDataset, length: int, limits: tuple[int, int]) -> int:
+    """Return the number of windows of `length` transitions to evaluate.
 
     Args:
-        dataset: where they are drawn from.
-        length: of a window.
-        most: of vectors, and where there are images: to decode one takes as long as many steps.
+        dataset: source of the windows.
+        length: transitions in a window.
+        limits: maximum number of windows for vectors, and for images, which are slow to decode.
     """
     boxes = observation_boxes(dataset.observation_space).values()
-    row = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
-    limit = most[1] if any(map(is_image, boxes)) else most[0]
-    return min(limit, max(FEWEST, BYTES // (row * (length + 1))))
+    row_bytes = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
+    limit = limits[1] if any(map(is_image, boxes)) else limits[0]
+    return min(limit, max(MIN_WINDOWS, MAX_OBSERVATION_BYTES // (row_bytes * (length + 1))))
 
 
-def longest(dataset: AnyDataset, episodes: NDArray[Any]) -> int:
-    """Transitions after the burn-in in the longest of some episodes; 0 where none is so long."""
+def max_steps(dataset: AnyDataset, episodes: NDArray[Any]) -> int:
+    """Return the number of transitions after the burn-in in the longest episode; at least 0."""
     return max(0, int(np.asarray(dataset.lengths)[episodes].max()) - BURN_IN)
 
 
@@ -103,21 +101,21 @@ def draw_windows(
     shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> Windows:
-    """Draw windows that begin anywhere in the episodes, and filter the burn-in.
+    """Draw windows that begin anywhere in the episodes, and filter their burn-in.
 
     Args:
-        model: in eval mode.
-        dataset: where the episodes are.
-        episodes: indices.
-        shape: how many windows, and L.
-        rng: of the choice and of the filter's noise.
+        model: model in eval mode.
+        dataset: source of the episodes.
+        episodes: indices of the episodes.
+        shape: number of windows, and transitions after the burn-in.
+        rng: generator of the choice of windows and of the filter's noise.
     """
     device = next(model.parameters()).device
     count, steps = shape
     segment = as_segment(dataset.segments(episodes, BURN_IN + steps).draw(count, rng), device)
-    noise = uniform(rng, (count, BURN_IN + 1, model.noise_dim), device)
-    first = Segment(
+    noise = uniform_noise(rng, (count, BURN_IN + 1, model.noise_dim), device)
+    burn_in = Segment(
         map_observation(lambda leaf: leaf[:, : BURN_IN + 1], segment.observation),
         *(leaf[:, :BURN_IN] for leaf in segment[1:]),
     )
-    return Windows(segment, filter_states(model, first, noise))
+    return Windows(segment, filter_states(model, burn_in, noise))

@@ -6,7 +6,7 @@ A library is one entry in `LEARNERS` and one module in `dreamgym.train` that has
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -66,7 +66,8 @@ class Learner:
     Attributes:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
         title: the library's own name.
-        requires: module of the library, which an extra of dreamgym installs (`dreamgym._extras`).
+        requires: module of the library.
+        extra: extra of dreamgym that installs the library.
         module: module of dreamgym that has the functions of `LearnerLibrary`.
         algorithms: names of its algorithms.
         suffix: suffix of its policy files; no two learners share one.
@@ -75,6 +76,7 @@ class Learner:
     name: str
     title: str
     requires: str
+    extra: str
     module: str
     algorithms: tuple[str, ...]
     suffix: str
@@ -85,7 +87,13 @@ class Learner:
         Raises:
             ModuleNotFoundError: the library is not installed; the message names the extra.
         """
-        return cast(LearnerLibrary, import_extra(self.module, f"the learner {self.name!r}"))
+        self.require_installed()
+        return cast(LearnerLibrary, importlib.import_module(self.module))
+
+    def require_installed(self) -> None:
+        """Raise `ModuleNotFoundError` with the extra's name where the library is missing."""
+        user = f"the learner {self.name!r}"
+        import_extra(self.requires, user, {self.requires: self.extra})
 
     def policy_path(self, path: str | Path) -> Path:
         """Return `path`, with the learner's suffix where it has none."""
@@ -100,6 +108,7 @@ LEARNERS = {
             name="sb3",
             title="Stable-Baselines3",
             requires="stable_baselines3",
+            extra="sb3",
             module="dreamgym.train.sb3",
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
@@ -136,7 +145,11 @@ def learner_of_file(path: str | Path) -> Learner | None:
     return next((each for each in LEARNERS.values() if each.suffix == suffix), None)
 
 
-def describe_algorithms(learners: Iterable[Learner] | None = None) -> str:
+def describe_algorithms() -> str:
     """Return one line of all algorithms by learner, for help texts."""
-    chosen = LEARNERS.values() if learners is None else learners
-    return "; ".join(f"{', '.join(each.algorithms)} ({each.name})" for each in chosen)
+    return "; ".join(f"{', '.join(each.algorithms)} ({each.name})" for each in LEARNERS.values())
+
+
+def extras() -> dict[str, str]:
+    """Return the extras of all learner libraries, by the module that they install."""
+    return {each.requires: each.extra for each in LEARNERS.values()}

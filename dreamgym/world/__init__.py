@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replay", "StartStates", "World", "WorldError", "load", "replay"]
 
-# The names of shipped worlds are imported with dreamgym; torch only with a world.
+# `import dreamgym` reads the names of shipped worlds, so only using a world may import torch.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""The card of a world: a README.md that says what it is, whence it came and how good it is."""
+"""The card of a world: a README.md that says what it is, how it was made and how good it is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 CARD_FILE = "README.md"
 
-
 TEXT = """# {name}
 
 A world model of `{env_id}`, made by dreamgym: family `{family}`, horizon {horizon} steps{skip}.
-{ends}
+{termination}
 
 ```python
 import gymnasium as gym
@@ -20,13 +19,13 @@ import gymnasium as gym
 envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
 ```
 
-## Quality, on held-out episodes
+## Quality on held-out episodes
 
 {quality}
 
-Errors of open loops are root mean squares in units of the observations' spread, so many steps
-ahead: `rmse` of one sampled dream, `rmse of mean` of the mean of several, `repeat last` of
-repeating the last observation. Rewards are in the environment's units.
+Open-loop errors are root mean square errors in units of the observations' spread, by the number of
+steps ahead: `rmse` of one sampled dream, `rmse of mean` of the mean of several dreams, and
+`repeat last` of repeating the last observation. Rewards are in the environment's units.
 
 ## Provenance
 
@@ -38,9 +37,9 @@ def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
     """Write the card of a world into its folder.
 
     Args:
-        folder: of the world.
-        name: what it is called.
-        description: as in world.json.
+        folder: folder of the world.
+        name: name of the world.
+        description: content of world.json.
     """
     provenance = {k: v for k, v in description["provenance"].items() if k != "history"}
     text = TEXT.format(
@@ -48,38 +47,38 @@ def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
         env_id=(description["env_spec"] or {}).get("id", "an unnamed environment"),
         family=description["family"],
         horizon=description["horizon"],
-        ends=_ends(description.get("termination", "sample")),
-        skip=_skip(description.get("frame_skip")),
+        termination=_termination(description.get("termination", "sample")),
+        skip=_frame_skip(description.get("frame_skip")),
         quality=_table(description["quality"]),
         provenance=_table(provenance),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
-def _ends(termination: str | float) -> str:
+def _termination(termination: str | float) -> str:
     if termination == "sample":
-        return "Its terminations are sampled."
-    return f"Its dreams end where the probability of termination is at least {termination}."
+        return "Terminations are sampled."
+    return f"A dream ends where the probability of termination is at least {termination}."
 
 
-def _skip(frame_skip: dict[str, Any] | None) -> str:
+def _frame_skip(frame_skip: dict[str, Any] | None) -> str:
     if frame_skip is None:
         return ""
-    kept = "all kept in a block" if frame_skip["actions"] == "blocks" else "one repeated"
-    return f", each of {frame_skip['steps']} steps of the environment (actions: {kept})"
+    actions = "a block of actions" if frame_skip["actions"] == "blocks" else "one action, repeated"
+    return f", each of {frame_skip['steps']} steps of the environment ({actions})"
 
 
 def _table(values: dict[str, Any]) -> str:
-    rows = [f"| {name} | {_cell(value)} |" for name, value in _flat(values)]
-    return "\n".join(["| what | value |", "|---|---|", *rows])
+    rows = [f"| {name} | {_cell(value)} |" for name, value in _flatten(values)]
+    return "\n".join(["| name | value |", "|---|---|", *rows])
 
 
-def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every figure with the names of the groups that it stands in."""
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every figure, named by its groups and its own key."""
     for key, value in values.items():
-        name = f"{before}{str(key).replace('_', ' ')}"
+        name = f"{prefix}{str(key).replace('_', ' ')}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{name}, ")
+            yield from _flatten(value, f"{name}, ")
         else:
             yield name, value
 

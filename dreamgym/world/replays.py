@@ -1,4 +1,4 @@
-"""The same actions in reality and in dreams: what a world foresees of a real episode."""
+"""Replays: a real episode beside dreams of the same actions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dreamgym.world.world import World
 
 
 class Replay(NamedTuple):
-    """A real episode and dreams of its actions, from the same first observation on.
+    """A real episode and dreams of its actions, all from the same first observation.
 
     Attributes:
         real: (T + 1, n) observations, in the real environment's units.
-        dreamt: (samples, T + 1, n) likewise.
+        dreamt: (samples, T + 1, n) observations, in the same units.
     """
 
     real: NDArray[np.floating]
@@ -34,21 +34,22 @@ def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) 
     """Dream a real episode's actions open-loop, from its first observation.
 
     Args:
-        world: a world with a decoder.
-        episode: of the environment that the world was fitted to, best one it was not fitted on.
-        samples: dreams of the same actions, with noise of their own.
-        seed: of that noise.
+        world: world with a decoder.
+        episode: episode of the world's environment, preferably one that it was not fitted to.
+        samples: number of dreams, each with its own noise.
+        seed: seed of that noise.
 
     Returns:
         The real observations and the dreamt ones.
 
     Raises:
-        WorldError: the world has no decoder.
+        WorldError: the world has no decoder, or its observations are not single vectors.
     """
     model = world.model
     if not isinstance(model, Decodes):
         raise WorldError(
-            f"world {world.name!r} has no decoder: its dreams cannot be laid over data"
+            f"world {world.name!r} has no decoder, so its dreams cannot be compared with "
+            "observations; replay in a world whose model decodes"
         )
     rng = np.random.default_rng(seed)
     real, actions = np.asarray(episode.observations), torch.from_numpy(episode.actions)
@@ -56,19 +57,19 @@ def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) 
         rng.random((samples, episode.length + 1, model.noise_dim), dtype=np.float32)
     )
     first = torch.from_numpy(real[:1]).expand(samples, *real.shape[1:])
-    nothing = zero_action(world.action_space, samples, "cpu")
-    begun = model.observe(model.initial(samples), nothing, first, noise[:, 0])
+    no_action = zero_action(world.action_space, samples, "cpu")
+    start = model.observe(model.initial(samples), no_action, first, noise[:, 0])
     repeated = actions.expand(samples, *actions.shape)
-    states, _ = imagine(model, begun, repeated, noise[:, 1:])
-    dreams = [
-        begun,
+    states, _ = imagine(model, start, repeated, noise[:, 1:])
+    steps = [
+        start,
         *({key: leaf[:, t] for key, leaf in states.items()} for t in range(len(actions))),
     ]
-    seen = torch.stack([_vector(model.decode(state)) for state in dreams], 1)
-    return Replay(real=real, dreamt=seen.numpy())
+    dreamt = torch.stack([_check_vector(model.decode(state)) for state in steps], 1)
+    return Replay(real=real, dreamt=dreamt.numpy())
 
 
-def _vector(observation: Observation) -> Tensor:
+def _check_vector(observation: Observation) -> Tensor:
     if isinstance(observation, dict) or observation.ndim != 2:
-        raise WorldError("only observations that are one vector can be laid over each other")
+        raise WorldError("expected observations that are one vector; images and Dicts have none")
     return observation

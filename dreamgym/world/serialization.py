@@ -1,4 +1,4 @@
-"""The folder that a world is on disk: world.json and two safetensors files."""
+"""Read and write the folder of a world: world.json and two safetensors files."""
 
 from __future__ import annotations
 
@@ -19,28 +19,24 @@ from dreamgym.models import ModelSpec
 from dreamgym.world.zoo import WORLD_FILE
 
 FORMAT = "dreamgym-world"
-
-
 SCHEMA_VERSION = 1
-
-
 MODEL_FILE = "model.safetensors"
-
-
 STARTS_FILE = "starts.safetensors"
+NUM_EPISODE_STARTS = "beginnings"
+"""The JSON key of `StartStates.num_episode_starts`."""
 
-
-REQUIRED = [
+REQUIRED_KEYS = (
     "family",
     "config",
     "observation_space",
     "action_space",
     "env_spec",
     "horizon",
-    "beginnings",
+    NUM_EPISODE_STARTS,
     "provenance",
     "quality",
-]
+    "files",
+)
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:
@@ -49,19 +45,20 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
         name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in (MODEL_FILE, STARTS_FILE)
     }
-    whole = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **description, "files": files}
-    (folder / WORLD_FILE).write_text(json.dumps(whole, indent=2) + "\n")
+    content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **description, "files": files}
+    (folder / WORLD_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read world.json and check every file against it.
+    """Read world.json, and check it and the files beside it.
 
     Raises:
-        WorldError: not a world, written by a newer dreamgym, or a file is missing or changed.
+        WorldError: `folder` is not a world, was written by a newer dreamgym, or a file is missing
+            or changed.
     """
     path = folder / WORLD_FILE
     if not path.is_file():
-        raise WorldError(f"{folder} is not a world: it has no {WORLD_FILE}; fit one into it")
+        raise WorldError(f"{folder} is not a world: it has no {WORLD_FILE}; fit a world into it")
     try:
         description = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
@@ -74,37 +71,51 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path} has schema version {version!r}, and this dreamgym reads up to "
             f"{SCHEMA_VERSION}; upgrade dreamgym"
         )
-    missing = [key for key in (*REQUIRED, "files") if key not in description]
-    if missing:
-        raise WorldError(f"{path} lacks {', '.join(missing)}; restore it or fit the world again")
-    for name in ("config", "provenance", "quality", "files"):
-        if not isinstance(description[name], dict):
-            raise WorldError(f"{path}: {name} is no object; restore it or fit the world again")
-    spec = description["env_spec"]
-    if spec is not None and not (
-        isinstance(spec, dict) and {"id", "kwargs", "max_episode_steps"} <= {*spec}
-    ):
-        raise WorldError(f"{path}: env_spec is not an environment's; restore it or fit again")
-    for name in ("horizon", "beginnings"):
-        if not isinstance(description[name], int) or description[name] < 1:
-            raise WorldError(f"{path}: {name} is {description[name]!r}, not a number of at least 1")
+    _check_values(path, description)
     for name in (MODEL_FILE, STARTS_FILE):
         _check_file(folder / name, description["files"].get(name) or {})
     return description
 
 
-def _check_file(path: Path, wanted: dict[str, Any]) -> None:
+def _check_values(path: Path, description: dict[str, Any]) -> None:
+    """Raise WorldError unless every required key is there with a value of its type."""
+    missing = [key for key in REQUIRED_KEYS if key not in description]
+    if missing:
+        raise WorldError(f"{path} lacks {', '.join(missing)}; restore it or fit the world again")
+    for key in ("config", "provenance", "quality", "files"):
+        if not isinstance(description[key], dict):
+            raise WorldError(
+                f"{path}: {key} is not a JSON object; restore it or fit the world again"
+            )
+    spec = description["env_spec"]
+    if spec is not None and not (
+        isinstance(spec, dict) and {"id", "kwargs", "max_episode_steps"} <= {*spec}
+    ):
+        raise WorldError(
+            f"{path}: env_spec is not an environment's spec; restore it or fit the world again"
+        )
+    for key in ("horizon", NUM_EPISODE_STARTS):
+        if not isinstance(description[key], int) or description[key] < 1:
+            raise WorldError(
+                f"{path}: {key} is {description[key]!r}, expected a whole number of at least 1; "
+                "restore it or fit the world again"
+            )
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Raise WorldError unless the file is there with the size and checksum of world.json."""
     if not path.is_file():
         raise WorldError(f"{path} is missing; copy the world's whole folder, or fit it again")
-    if sha256(path) != wanted.get("sha256"):
+    if sha256(path) != expected.get("sha256"):
         raise WorldError(
-            f"{path} has changed since the world was saved ({path.stat().st_size} bytes, "
-            f"{wanted.get('bytes')} wanted; the checksum differs); restore it or fit it again"
+            f"{path} has changed since the world was saved: its checksum differs "
+            f"({path.stat().st_size} bytes, expected {expected.get('bytes')}); restore it or fit "
+            "the world again"
         )
 
 
-def parse(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Space, ModelSpec]:
-    """Spaces and model that a description names.
+def parse_spec(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Space, ModelSpec]:
+    """Return the observation space, the action space and the model spec of a description.
 
     Raises:
         WorldError: an unknown family or setting, or a space that cannot be read.
@@ -119,11 +130,11 @@ def parse(folder: Path, description: dict[str, Any]) -> tuple[gym.Space, gym.Spa
     return observation_space, action_space, spec
 
 
-def frame_skip(folder: Path, description: dict[str, Any]) -> FrameSkip:
-    """The frame skip that a description names; none where it names none.
+def parse_frame_skip(folder: Path, description: dict[str, Any]) -> FrameSkip:
+    """Return the frame skip of a description; no skip where the key is absent.
 
     Raises:
-        WorldError: it is not one that this dreamgym knows.
+        WorldError: a frame skip that this dreamgym does not know.
     """
     try:
         return FrameSkip(**description.get("frame_skip", {}))
@@ -131,18 +142,18 @@ def frame_skip(folder: Path, description: dict[str, Any]) -> FrameSkip:
         raise WorldError(f"{folder / WORLD_FILE} cannot be understood: {error}") from error
 
 
-def termination(folder: Path, description: dict[str, Any]) -> str | float:
-    """What a description recommends to end a dream; "sample" where it recommends nothing.
+def parse_termination(folder: Path, description: dict[str, Any]) -> str | float:
+    """Return the recommended termination rule; "sample" where the key is absent.
 
     Raises:
         WorldError: neither "sample" nor a probability.
     """
-    said = description.get("termination", "sample")
-    if said == "sample" or (type(said) in (int, float) and 0 < said <= 1):
-        return said
+    termination = description.get("termination", "sample")
+    if termination == "sample" or (type(termination) in (int, float) and 0 < termination <= 1):
+        return termination
     raise WorldError(
-        f"{folder / WORLD_FILE}: termination is {said!r}, neither 'sample' nor a probability in "
-        "(0, 1]; restore it or fit the world again"
+        f"{folder / WORLD_FILE}: termination is {termination!r}, expected 'sample' or a "
+        "probability in (0, 1]; restore it or fit the world again"
     )
 
 
@@ -150,9 +161,9 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """Read a safetensors file onto the CPU.
 
     Raises:
-        WorldError: it is not a safetensors file.
+        WorldError: not a safetensors file.
     """
     try:
         return load_file(folder / name)
     except (SafetensorError, OSError) as error:
-        raise WorldError(f"{folder / name} cannot be read: {error}; fit it again") from error
+        raise WorldError(f"{folder / name} cannot be read: {error}; fit the world again") from error

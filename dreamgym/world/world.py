@@ -1,4 +1,4 @@
-"""World: a fitted world model with all that is needed to dream in it, and to judge it."""
+"""World: a fitted world model with everything needed to dream in it and to judge it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from dreamgym.world.start_states import StartStates
 
 @dataclass(kw_only=True)
 class World:
-    """What is saved of a fit: a folder on disk, an environment when dreamt in.
+    """The result of a fit: a folder on disk, and an environment when dreamt in.
 
     Attributes:
-        model: the world model, in eval mode, its parameters frozen.
-        starts: the bank of states from which dreams begin.
-        env_spec: the real environment's Gymnasium spec as JSON, or None where there was none.
-        horizon: the recommended number of steps after which a dream is truncated.
-        termination: what is recommended to end a dream: "sample" the predicted probability, or the
-            probability from which on it ends.
-        provenance: dataset and its checksum, versions, seed, the fit's settings and figures.
+        model: world model in eval mode, its parameters frozen.
+        starts: bank of states from which dreams begin.
+        env_spec: Gymnasium spec of the real environment as JSON, or None if there is none.
+        horizon: recommended number of steps after which a dream is truncated.
+        termination: recommended rule for ending a dream: "sample" from the predicted probability,
+            or the probability at and above which it ends.
+        provenance: dataset and its checksum, versions, seed, settings and figures of the fit.
         quality: figures measured on held-out episodes.
-        name: what the world is called; the folder's name once it is saved.
-        frame_skip: how many steps of the real environment one step of a dream spans; the horizon
-            and the actions are in the dream's steps.
+        name: name of the world; the folder's name once it is saved.
+        frame_skip: steps of the real environment in one step of a dream; the horizon and the
+            actions are in the dream's steps.
     """
 
     model: WorldModel
@@ -51,23 +51,28 @@ class World:
     frame_skip: FrameSkip = field(default_factory=FrameSkip)
 
     def __repr__(self) -> str:
-        """One line: weights and starts are not for reading. A model of one's own has no family."""
-        said = f"model={type(self.model).__name__}, env_id={self.env_id!r}, horizon={self.horizon}"
-        return f"World({self.name!r}, {said}, starts={self.starts.size})"
+        """Return one line, without weights and start states.
+
+        The model is named by its class, because a user's own model has no family.
+        """
+        return (
+            f"World({self.name!r}, model={type(self.model).__name__}, env_id={self.env_id!r}, "
+            f"horizon={self.horizon}, starts={self.starts.size})"
+        )
 
     @property
     def family(self) -> str:
-        """The name that the table of families has for the model."""
+        """Name of the model's family in the registry."""
         return ModelSpec.of(self.model).family
 
     @property
     def observation_space(self) -> gym.Space:
-        """Of one real environment."""
+        """Observation space of one real environment."""
         return self.model.observation_space
 
     @property
     def action_space(self) -> gym.Space:
-        """Of one real environment, with the world's frame skip."""
+        """Action space of one real environment, with the world's frame skip."""
         return self.model.action_space
 
     @property
@@ -83,21 +88,21 @@ class World:
 
     @property
     def default_view(self) -> str:
-        """What transfers with no wrapper: "observation" for vectors, "latent" for pixels."""
+        """The view whose policies need no wrapper: "observation", or "latent" for images."""
         boxes = observation_boxes(self.observation_space).values()
         return "latent" if any(map(is_image, boxes)) else "observation"
 
     def real_env(self, **kwargs: Any) -> gym.Env:
         """Make the real environment that this world was fitted to, with the world's frame skip.
 
-        Only the id and the JSON-plain arguments of the stored spec are used: it must be registered
-        here, for a class path out of a file is never imported.
+        Only the id and the JSON-plain arguments of the stored spec are used. The environment must
+        already be registered: a class path from a file is never imported.
 
         Args:
             **kwargs: further arguments of `gym.make`, such as `render_mode`.
 
         Raises:
-            WorldError: the data came from no registered environment, or from a wrapped one.
+            WorldError: the data came from an environment that is not registered, or is wrapped.
         """
         if self.env_spec is None:
             raise WorldError(
@@ -107,13 +112,15 @@ class World:
         spec = json.loads(self.env_spec)
         if ":" in spec["id"]:
             raise WorldError(
-                f"world {self.name!r} names the environment {spec['id']!r} with a module, which "
-                "is not imported for a file; import it yourself and pass the environment"
+                f"world {self.name!r} names the environment {spec['id']!r} with a module, and "
+                "modules named in a file are not imported; import it yourself and pass the "
+                "environment"
             )
         if spec.get("additional_wrappers"):
             raise WorldError(
-                f"world {self.name!r} was fitted to {spec['id']!r} inside further wrappers, which "
-                "are not imported from a file; make the wrapped environment yourself and pass it"
+                f"world {self.name!r} was fitted to {spec['id']!r} inside further wrappers, and "
+                "wrappers named in a file are not imported; make the wrapped environment yourself "
+                "and pass it"
             )
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
@@ -121,73 +128,81 @@ class World:
         return self.adapted(gym.make(spec["id"], **arguments))
 
     def adapted(self, env: gym.Env) -> gym.Env:
-        """The real environment as the world was fitted to it: its observation keys, its frame skip.
+        """Wrap a real environment to have the world's observation keys and frame skip.
 
         Raises:
-            WorldError: it has another frame skip already.
+            WorldError: the environment already has another frame skip.
         """
-        skip, given = self.frame_skip, frame_skip_of(env)
-        if given == FrameSkip() != skip:
-            env = SkipFrames(env, steps=skip.steps, actions=skip.actions)
-        elif given != skip:
+        expected, actual = self.frame_skip, frame_skip_of(env)
+        if actual == FrameSkip() != expected:
+            env = SkipFrames(env, steps=expected.steps, actions=expected.actions)
+        elif actual != expected:
             raise WorldError(
-                f"the environment has {given}, world {self.name!r} was fitted with {skip}; give "
-                "the environment without a frame skip"
+                f"the environment has {actual}, but world {self.name!r} was fitted with "
+                f"{expected}; pass the environment without a frame skip"
             )
-        mine, its = self.observation_space, env.observation_space
-        if not isinstance(mine, gym.spaces.Dict) or not isinstance(its, gym.spaces.Dict):
+        ours, theirs = self.observation_space, env.observation_space
+        if not isinstance(ours, gym.spaces.Dict) or not isinstance(theirs, gym.spaces.Dict):
             return env
-        if mine.spaces.keys() >= its.spaces.keys() or not mine.spaces.keys() <= its.spaces.keys():
+        if not ours.spaces.keys() < theirs.spaces.keys():
             return env
-        return gym.wrappers.FilterObservation(env, list(mine.spaces))
+        return gym.wrappers.FilterObservation(env, list(ours.spaces))
 
     def with_model(self, model: WorldModel) -> World:
-        """The same world with another model of the same states, such as a composition around it.
+        """Return this world with another model of the same states, such as a wrapper around it.
 
-        `world.with_model(Pessimistic(world.model, weight=1.0))` dreams from the same starts. The
-        figures of `quality` stay those of the model that was fitted.
+        `world.with_model(Pessimistic(world.model, weight=1.0))` dreams from the same start states.
+        The figures in `quality` remain those of the fitted model.
 
         Args:
-            model: put into eval mode, its parameters frozen.
+            model: model to use; it is put into eval mode and its parameters are frozen.
 
         Raises:
-            TypeError: no model.
-            WorldError: its states are not those of the starts, its spaces are others, or it knows
-                the reward of single steps, and the world has a frame skip.
+            TypeError: not a model.
+            WorldError: the model's states do not match the start states, its spaces differ, or it
+                assumes single steps of the environment and the world has a frame skip.
         """
-        given: Any = model
-        if not isinstance(given, WorldModel):
-            raise TypeError(f"a {type(given).__name__} is no model; of a world give its `.model`")
+        untyped: Any = model
+        if not isinstance(untyped, WorldModel):
+            raise TypeError(
+                f"expected a WorldModel, got {type(untyped).__name__}; if you have a World, pass "
+                "`world.model`"
+            )
         if self.frame_skip.steps > 1 and model.assumes_single_env_steps:
             raise WorldError(
-                f"the model knows the reward of one real step, and a step of world {self.name!r} "
-                f"is {self.frame_skip}; give KnownReward a function of its own for that"
+                f"the model computes the reward of one real step, but a step of world "
+                f"{self.name!r} is {self.frame_skip}; give KnownReward your own function for that"
             )
         spaces = (model.observation_space, model.action_space)
         if spaces != (self.observation_space, self.action_space):
             raise WorldError(
-                f"the model is of {spaces}, world {self.name!r} of "
+                f"the model has the spaces {spaces}, world {self.name!r} has "
                 f"{(self.observation_space, self.action_space)}; give a model of the same spaces"
             )
-        misfit = _misfit(model, self.starts.states)
-        if misfit:
+        mismatch = _state_mismatch(model, self.starts.states)
+        if mismatch:
             raise WorldError(
-                f"the starts of world {self.name!r} do not fit the model: {misfit}; fit a world to "
-                "this model, or make starts for it with dreamgym.starts.burn_in"
+                f"the start states of world {self.name!r} do not fit the model: {mismatch}; fit a "
+                "world to this model, or make start states for it with "
+                "dreamgym.world.start_states.burn_in"
             )
         return replace(self, model=model.eval().requires_grad_(False))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the world's folder: aside first, then renamed.
+        """Write the world's folder atomically: to a temporary folder, which is then renamed.
 
         Args:
-            path: the folder to make.
-            overwrite: let what stands at `path` give way.
+            path: folder to make.
+            overwrite: overwrite whatever exists at `path`.
+
+        Returns:
+            `path`.
 
         Raises:
             FileExistsError: `path` exists and `overwrite` is false.
-            DiskFullError: no room; what stood at `path` is as it was.
-            WorldError: the model holds a Python function, or is of no family: no file can say it.
+            DiskFullError: no space left; what was at `path` is unchanged.
+            WorldError: the model holds a Python function or is of an unknown family, which a file
+                cannot describe.
         """
         path = Path(path)
         try:
@@ -207,7 +222,7 @@ class World:
                 "horizon": self.horizon,
                 "termination": self.termination,
                 **({"frame_skip": self.frame_skip.to_json()} if self.frame_skip.steps > 1 else {}),
-                "beginnings": self.starts.beginnings,
+                serialization.NUM_EPISODE_STARTS: self.starts.num_episode_starts,
                 "provenance": self.provenance,
                 "quality": self.quality,
             }
@@ -221,26 +236,26 @@ def load(name_or_path: str | Path) -> World:
     """Load a world: a folder, or the name or id of one that ships with dreamgym.
 
     Every file is checked against the checksums in world.json before it is used, and nothing in
-    any of them is executed.
+    the files is executed.
 
     Raises:
         WorldError: there is no such world; a file is missing or changed; the family is unknown;
             the folder was written by a newer dreamgym; weights or starts do not fit the config.
     """
-    folder = _find(name_or_path)
+    folder = _find_folder(name_or_path)
     description = serialization.read_description(folder)
-    model = _build(folder, description)
+    model = _load_model(folder, description)
     env_spec = description["env_spec"]
     return World(
         model=model,
-        starts=_starts(folder, model, description["beginnings"]),
+        starts=_load_starts(folder, model, description[serialization.NUM_EPISODE_STARTS]),
         env_spec=json.dumps(env_spec) if env_spec else None,
         horizon=description["horizon"],
-        termination=serialization.termination(folder, description),
+        termination=serialization.parse_termination(folder, description),
         provenance=description["provenance"],
         quality=description["quality"],
         name=folder.name,
-        frame_skip=serialization.frame_skip(folder, description),
+        frame_skip=serialization.parse_frame_skip(folder, description),
     )
 
 
@@ -262,7 +277,7 @@ def as_world(world: World | str | Path) -> World:
     )
 
 
-def _find(name_or_path: str | Path) -> Path:
+def _find_folder(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
@@ -270,16 +285,18 @@ def _find(name_or_path: str | Path) -> Path:
     if shipped.parent == zoo.folder() and shipped.name in zoo.names():
         return shipped
     if folder.exists():
-        raise WorldError(f"{folder} is a file; a world is a folder with {zoo.WORLD_FILE} in it")
+        raise WorldError(
+            f"{folder} is a file; expected a world, which is a folder with {zoo.WORLD_FILE} in it"
+        )
     raise WorldError(
-        f"no world {str(name_or_path)!r}: there is no such folder, and of the worlds that ship, "
-        f"{nearest(str(name_or_path), zoo.names())}"
+        f"no world {str(name_or_path)!r}: there is no such folder, and among the worlds that ship "
+        f"with dreamgym, {nearest(str(name_or_path), zoo.names())}"
     )
 
 
-def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
-    """The model with its weights; the global generator is left as it was."""
-    observation_space, action_space, spec = serialization.parse(folder, description)
+def _load_model(folder: Path, description: dict[str, Any]) -> WorldModel:
+    """Return the model with its weights, without touching torch's global generator."""
+    observation_space, action_space, spec = serialization.parse_spec(folder, description)
     with torch.random.fork_rng(devices=[]):
         try:
             model = spec.build(observation_space, action_space)
@@ -289,28 +306,29 @@ def _build(folder: Path, description: dict[str, Any]) -> WorldModel:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        path = folder / serialization.MODEL_FILE
-        said = f"{path} does not fit the config in {zoo.WORLD_FILE}; fit the world again: {error}"
-        raise WorldError(said) from error
+        raise WorldError(
+            f"{folder / serialization.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}; "
+            f"fit the world again: {error}"
+        ) from error
     return model.eval().requires_grad_(False)
 
 
-def _starts(folder: Path, model: WorldModel, beginnings: int) -> StartStates:
+def _load_starts(folder: Path, model: WorldModel, num_episode_starts: int) -> StartStates:
     states = serialization.read_tensors(folder, serialization.STARTS_FILE)
     path = folder / serialization.STARTS_FILE
-    misfit = _misfit(model, states)
-    if misfit:
-        raise WorldError(f"{path} does not fit the model: {misfit}; fit the world again")
+    mismatch = _state_mismatch(model, states)
+    if mismatch:
+        raise WorldError(f"{path} does not fit the model: {mismatch}; fit the world again")
     try:
-        return StartStates(states=states, beginnings=beginnings)
+        return StartStates(states=states, num_episode_starts=num_episode_starts)
     except ValueError as error:
         raise WorldError(f"{path} cannot be used: {error}; fit the world again") from error
 
 
-def _misfit(model: WorldModel, states: State) -> str:
-    """How states differ from the model's, in words; empty where they do not."""
-    wanted = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
-    given = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
-    if wanted == given:
+def _state_mismatch(model: WorldModel, states: State) -> str:
+    """Describe how the shapes of states differ from the model's; empty if they do not."""
+    expected = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
+    actual = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
+    if expected == actual:
         return ""
-    return f"its states have leaves of shapes {given}, the model's are {wanted}"
+    return f"it has leaves of shapes {actual}, expected {expected}"

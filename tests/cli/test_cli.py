@@ -214,7 +214,7 @@ def test_fit_skips_frames(run: Run, made: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "f.json").read_text())["frame_skip"] == world["frame_skip"]
     done = run(*line.split(), "--actions", "repeated", "--out", tmp_path / "x")
     assert done.code == 1
-    assert "not held for the 2 environment steps" in done.err
+    assert "not held for the 2 steps" in done.err
     held = tmp_path / "held.h5"
     assert (
         run("record", "CartPole-v1", "--steps", 300, "--policy", "held:2", "--out", held).code == 0
@@ -259,9 +259,9 @@ def flat(tmp_path: Path) -> Path:
 
 def test_convert_asks_what_an_ambiguous_flag_means(run: Run, flat: Path, tmp_path: Path) -> None:
     out = tmp_path / "native.h5"
-    asked = run("convert", flat, out)
-    assert asked.code == 1
-    assert "termination" in asked.err
+    refused = run("convert", flat, out)
+    assert refused.code == 1
+    assert "termination" in refused.err
     assert not out.exists()
     done = run("convert", flat, out, "--terminals", "termination", "--env", "CartPole-v1")
     assert done.code == 0, done.err
@@ -524,7 +524,7 @@ def interrupt(
     return Done(process.returncode, out, err)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_recording_keeps_the_finished_episodes(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "long.h5"
     done = interrupt(
@@ -549,7 +549,7 @@ def info_of(run: Run, dataset: Path, folder: Path) -> str:
     return (folder / "card.json").read_text()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no such kill there")
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "killed.h5"
     done = interrupt(
@@ -572,7 +572,7 @@ def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
     assert Path(figures["original"]).exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "world.fitting.safetensors"
     done = interrupt(
@@ -586,7 +586,7 @@ def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> 
     assert not (tmp_path / "world").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) -> None:
     start = time.monotonic()
     done = interrupt(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.models.wrappers import EnsembleConfig
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
     assert_compiles_to_one_graph,
     test_a_row_does_not_depend_on_its_neighbours,
@@ -39,10 +40,14 @@ SPACES = {
 }
 
 
+SMALLER = {"ensemble": EnsembleConfig(members=2, elites=2)}
+
+
 def build(family: str, space: str) -> WorldModel:
-    """Return a model with the family's default config and random weights."""
+    """Return a model with random weights and the family's default config, or a smaller one."""
     torch.manual_seed(0)
-    model = FAMILIES[family](SPACES[space], ACTIONS, FAMILIES[family].config_type())
+    config = SMALLER.get(family) or FAMILIES[family].config_type()
+    model = FAMILIES[family](SPACES[space], ACTIONS, config)
     moments = {"joints": STATISTICS.vector} if space == "both" else {}
     model.set_statistics(STATISTICS._replace(observation=moments))
     return model.eval().requires_grad_(False)

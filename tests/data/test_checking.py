@@ -1,3 +1,5 @@
+"""The check of a dataset: its card, its notes and problems, and the HTML page."""
+
 from __future__ import annotations
 
 import io
@@ -14,7 +16,7 @@ from dreamgym.data.html_report import png
 from tests.data.samples import dict_cartpole, image_cartpole, write, write_random
 
 
-def test_a_card_of_cartpole(cartpole: Path) -> None:
+def test_the_card_of_a_cartpole_dataset(cartpole: Path) -> None:
     card = check(cartpole)
     with Dataset(cartpole) as dataset:
         episodes = [dataset.episode(i) for i in range(len(dataset))]
@@ -39,7 +41,7 @@ def test_a_card_of_cartpole(cartpole: Path) -> None:
     assert channel["std"] == pytest.approx(observations[:, 2].std(), rel=1e-4)
 
 
-def test_a_card_is_json_and_reads_well(pendulum: Path) -> None:
+def test_a_card_as_json_and_as_text(pendulum: Path) -> None:
     card = check(pendulum)
     again = json.loads(json.dumps(card.as_dict(), allow_nan=False))
     assert again["ok"] is True
@@ -49,7 +51,7 @@ def test_a_card_is_json_and_reads_well(pendulum: Path) -> None:
         assert part in text
 
 
-def test_constant_and_saturated_channels(tmp_path: Path) -> None:
+def test_constant_and_saturated_channels_are_noted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(101, 4)).astype(np.float32)
     observations[:, 1] = 3.0
@@ -71,7 +73,7 @@ def test_constant_and_saturated_channels(tmp_path: Path) -> None:
     assert any("1 saturated channels in 'observation': 2" in note for note in card.notes)
 
 
-def test_a_dict_of_images_and_numbers(tmp_path: Path) -> None:
+def test_the_card_of_a_dict_of_images_and_numbers(tmp_path: Path) -> None:
     card = check(record(dict_cartpole(), steps=200, out=tmp_path / "d.h5"))
     assert card.ok
     assert set(card.observations) == {"pixels", "a/b %.", "angle"}
@@ -79,14 +81,14 @@ def test_a_dict_of_images_and_numbers(tmp_path: Path) -> None:
     str(card)
 
 
-def test_too_few_episodes(tmp_path: Path) -> None:
+def test_a_single_episode_is_a_problem(tmp_path: Path) -> None:
     card = check(write_random(tmp_path / "d.h5", [9]))
     assert not card.ok
     assert "at least 2" in card.problems[0]
     assert "fitting would refuse it" in str(card)
 
 
-def test_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         check(tmp_path / "none.h5")
 
@@ -116,7 +118,7 @@ def test_near_duplicates_are_noted(tmp_path: Path) -> None:
     ]
 
 
-def test_real_episodes_are_no_duplicates(cartpole: Path, pendulum: Path) -> None:
+def test_real_episodes_are_not_duplicates(cartpole: Path, pendulum: Path) -> None:
     for path in (cartpole, pendulum):
         assert not any("nearly" in note for note in check(path).notes)
 
@@ -128,7 +130,7 @@ def test_coverage_and_throughput(pendulum: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["cartpole", "images", "dict"])
-def test_a_page_with_pictures(tmp_path: Path, cartpole: Path, which: str) -> None:
+def test_the_html_page_has_pictures(tmp_path: Path, cartpole: Path, which: str) -> None:
     path = cartpole
     if which != "cartpole":
         make = image_cartpole if which == "images" else dict_cartpole
@@ -143,7 +145,7 @@ def test_a_page_with_pictures(tmp_path: Path, cartpole: Path, which: str) -> Non
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_page_of_a_dataset_without_a_good_episode(tmp_path: Path) -> None:
+def test_the_html_page_of_a_dataset_without_a_good_episode(tmp_path: Path) -> None:
     path = write_random(tmp_path / "d.h5", [4])
     with h5py.File(path, "r+") as file:
         file["steps/reward"][0] = 9.0
@@ -153,16 +155,16 @@ def test_a_page_of_a_dataset_without_a_good_episode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
-def test_a_png_is_one(shape: tuple[int, ...]) -> None:
+def test_png_is_read_back_by_pillow(shape: tuple[int, ...]) -> None:
     image_of = pytest.importorskip("PIL.Image")
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     with image_of.open(io.BytesIO(png(image))) as read:
-        wanted = image.reshape(5, 7) if image.size == 35 else image[:, :, :3]
-        np.testing.assert_array_equal(np.asarray(read), wanted)
+        expected = image.reshape(5, 7) if image.size == 35 else image[:, :, :3]
+        np.testing.assert_array_equal(np.asarray(read), expected)
 
 
 def test_reward_figures_are_of_actions_only(cartpole: Path) -> None:
-    """The last row of an episode holds a zero that is no reward: CartPole gives 1 a step."""
+    """The zero in the last row of an episode is not a reward: CartPole gives 1 per step."""
     rewards = check(cartpole).rewards
     assert (rewards["min"], rewards["mean"], rewards["max"]) == (1.0, 1.0, 1.0)
     assert rewards["rows"] == 2000

@@ -15,8 +15,7 @@ import pytest
 from dreamgym.data import Dataset, DatasetError, DatasetWriter, check, record, resume
 from dreamgym.data.hdf5 import guard, reader, writer
 from dreamgym.data.storage import SlicedColumn
-from tests.data.samples import dict_cartpole, image_cartpole, write_random
-from tests.data.test_reader import assert_same_batch
+from tests.data.samples import assert_same_batch, dict_cartpole, image_cartpole, write_random
 
 MISSING = {
     "nothing": (),

@@ -1,4 +1,4 @@
-"""Frame skip: what a step of several steps is, read from data and taken in an environment."""
+"""Frame skip: steps of several environment steps, read from data and taken in an environment."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ numbers = itertools.count()
 
 
 def held(episode: Episode, steps: int) -> Episode:
-    """The same episode with each action held for some steps."""
-    begun = np.arange(episode.length) // steps * steps
-    return Episode(**{**vars(episode), "actions": episode.actions[begun]})
+    """Return the same episode with each action repeated for some steps."""
+    first = np.arange(episode.length) // steps * steps
+    return Episode(**{**vars(episode), "actions": episode.actions[first]})
 
 
 def a_dataset(folder: Path, kind: str, skip: FrameSkip, ends: list[tuple[int, bool]]) -> Dataset:
-    """Random episodes of some lengths, terminated or truncated."""
+    """Write and open random episodes of given lengths, each terminated or truncated."""
     metadata = DatasetMetadata(
         observation_space=spaces.Box(-9, 9, (3,)), action_space=ACTIONS[kind]
     )
@@ -76,8 +76,8 @@ def long_enough(skip: FrameSkip, ends: list[tuple[int, bool]]) -> list[int]:
 
 
 @given(ENDS, st.sampled_from(SKIPS), st.sampled_from([*ACTIONS]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_episodes_are_as_defined(
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_skipped_episodes_match_their_definition(
     tmp_path: Path, ends: list[tuple[int, bool]], skip: FrameSkip, kind: str
 ) -> None:
     dataset, kept = a_dataset(tmp_path, kind, skip, ends), long_enough(skip, ends)
@@ -99,7 +99,7 @@ def test_episodes_are_as_defined(
         last = min(whole.length, episode.length * skip.steps)
         np.testing.assert_array_equal(episode.observations[-1], whole.observations[last])
         assert episode.rewards.sum() == pytest.approx(whole.rewards[:last].sum(), abs=1e-4)
-        # No terminal transition is lost, and none is invented.
+        # Terminal transitions are kept, and none is added.
         assert episode.terminated == whole.terminated == ends[number][1]
         assert not episode.terminated or last == whole.length
         assert episode.truncated == (whole.truncated and last == whole.length)
@@ -112,11 +112,11 @@ def test_episodes_are_as_defined(
 
 
 @given(ENDS, st.sampled_from(SKIPS), st.sampled_from([*ACTIONS]), st.integers(1, 5))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_windows_and_segments_are_the_episodes_own(
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_and_segments_match_the_episodes(
     tmp_path: Path, ends: list[tuple[int, bool]], skip: FrameSkip, kind: str, length: int
 ) -> None:
-    """A window is what the episode is; each segment is one that begins at some step."""
+    """A window equals that part of the episode; a segment begins at some step of one."""
     if not long_enough(skip, ends):
         return
     dataset = a_dataset(tmp_path, kind, skip, ends)
@@ -148,11 +148,11 @@ def test_windows_and_segments_are_the_episodes_own(
 
 
 @given(st.integers(1, 4), st.sampled_from([2, 3, 7]), st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_segments_of_blocks_begin_at_any_step(
     tmp_path: Path, length: int, k: int, data: st.DataObject
 ) -> None:
-    """Against the plain segments of `length * k` transitions from the same beginnings."""
+    """They are compared with plain segments of `length * k` transitions from the same rows."""
     ends = data.draw(ENDS)
     skip = FrameSkip(steps=k)
     if not long_enough(skip, ends):
@@ -167,22 +167,22 @@ def test_segments_of_blocks_begin_at_any_step(
     shape = (plain.num_transitions, length, k)
     taken = steps.mask.reshape(shape)
     whole = taken.all(2) | steps.terminated.reshape(shape).any(2)
-    begun = whole[:, 0]
-    assert sampler.num_transitions == begun.sum()
+    usable = whole[:, 0]
+    assert sampler.num_transitions == usable.sum()
     blocks = sampler.at(np.arange(sampler.num_transitions))
-    np.testing.assert_array_equal(blocks.mask, whole[begun])
-    np.testing.assert_array_equal(blocks.terminated, steps.terminated.reshape(shape).any(2)[begun])
-    real = taken[begun] & whole[begun][:, :, None]
-    actions = steps.action.reshape(*shape, 2, 2)[begun]
+    np.testing.assert_array_equal(blocks.mask, whole[usable])
+    np.testing.assert_array_equal(blocks.terminated, steps.terminated.reshape(shape).any(2)[usable])
+    real = taken[usable] & whole[usable][:, :, None]
+    actions = steps.action.reshape(*shape, 2, 2)[usable]
     np.testing.assert_array_equal(blocks.action[real], actions[real])
-    rewards = np.where(real, steps.reward.reshape(shape)[begun], 0).sum(2)
+    rewards = np.where(real, steps.reward.reshape(shape)[usable], 0).sum(2)
     np.testing.assert_allclose(blocks.reward, rewards, rtol=1e-5, atol=1e-6)
-    ahead = steps.observation[begun, ::k][:, 1:]
+    ahead = steps.observation[usable, ::k][:, 1:]
     np.testing.assert_array_equal(blocks.observation[:, 1:][blocks.mask], ahead[blocks.mask])
 
 
-def test_actions_after_the_end_do_not_tell_that_it_came(tmp_path: Path) -> None:
-    """A model that could see it in the actions would never end a dream, whose blocks are whole."""
+def test_actions_after_the_end_do_not_reveal_it(tmp_path: Path) -> None:
+    """In a dream all blocks are whole: a model that read the end off them would never end one."""
     rng = np.random.default_rng(0)
     metadata = DatasetMetadata(
         observation_space=spaces.Box(-9, 9, (3,)), action_space=spaces.Box(-1, 1, (1,))
@@ -204,7 +204,7 @@ def test_actions_after_the_end_do_not_tell_that_it_came(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
-def test_what_is_borrowed_is_an_action_of_the_episode(length: int, beyond: int) -> None:
+def test_borrowed_steps_lie_in_the_episode(length: int, beyond: int) -> None:
     steps = borrowed_steps(np.array([length + beyond]), length)
     assert 0 <= steps[0] < length
     np.testing.assert_array_equal(
@@ -230,7 +230,7 @@ def test_actions_that_change_within_a_step_are_refused(tmp_path: Path) -> None:
         assert skipped.lengths.tolist() == [-(-n // 2) for n in dataset.lengths.tolist()]
 
 
-def test_images_in_the_file_are_read_alike(tmp_path: Path) -> None:
+def test_images_in_the_file_are_read_the_same(tmp_path: Path) -> None:
     path = record(image_cartpole(), steps=150, out=tmp_path / "d.h5")
     skip = FrameSkip(steps=3)
     with Dataset(path, memory=0) as left, Dataset(path) as held_in_memory:
@@ -259,15 +259,15 @@ def test_a_mixture_of_skipped_datasets(tmp_path: Path) -> None:
             for row, (part, index, t) in enumerate(
                 [(two, two.num_episodes - 1, 0), (one, 0, 1), (two, two.num_episodes - 1, 1)]
             ):
-                wanted = part.windows([index], [t], 2)
-                for got, want in zip(windows, wanted, strict=True):
-                    np.testing.assert_array_equal(got[row], want[0])
+                expected = part.windows([index], [t], 2)
+                for actual, single in zip(windows, expected, strict=True):
+                    np.testing.assert_array_equal(actual[row], single[0])
         with pytest.raises(DatasetError, match="frame skip"):
             MixedDataset([(one, 1.0), (b, 1.0)])
 
 
 class Counter(gym.Env):
-    """Pays one a step, and says each action that it was given."""
+    """Gives reward 1 per step, and keeps every action that it was passed."""
 
     def __init__(self, action_space: gym.Space, ends: int) -> None:
         self.observation_space = spaces.Box(0, np.inf, (1,))
@@ -286,20 +286,20 @@ class Counter(gym.Env):
 
 
 @given(st.sampled_from([*ACTIONS]), st.sampled_from(SKIPS), st.integers(1, 12), st.integers(1, 12))
-def test_an_environment_takes_the_same_steps(
+def test_the_wrapper_takes_the_environment_steps_of_an_action(
     kind: str, skip: FrameSkip, ends: int, limit: int
 ) -> None:
-    """It ends within a step where the environment does, and a time limit counts its steps."""
+    """A step is cut short where the environment ends; a time limit counts environment steps."""
     inner = Counter(ACTIONS[kind], ends)
     env = SkipFrames(gym.wrappers.TimeLimit(inner, limit), steps=skip.steps, actions=skip.actions)
     assert frame_skip_of(gym.wrappers.OrderEnforcing(env)) == skip == frame_skip_of(env)
     env.action_space.seed(ends)
     env.reset(seed=0)
-    wanted: list[Any] = []
+    expected: list[Any] = []
     total, over = 0.0, False
     while not over:
         action = env.action_space.sample()
-        wanted += skip.split(action, inner.action_space)
+        expected += skip.split(action, inner.action_space)
         before = len(inner.taken)
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
@@ -309,11 +309,11 @@ def test_an_environment_takes_the_same_steps(
     assert total == len(inner.taken) == min(ends, limit)
     assert terminated == (ends <= limit)
     assert truncated == (limit <= ends)
-    for given_action, taken in zip(wanted, inner.taken, strict=False):
+    for given_action, taken in zip(expected, inner.taken, strict=False):
         np.testing.assert_array_equal(given_action, taken)
 
 
-def test_gymnasiums_checker_is_content() -> None:
+def test_gymnasiums_env_checker_passes() -> None:
     for name in ("CartPole-v1", "Pendulum-v1"):
         env = SkipFrames(gym.make(name), steps=2)
         check_env(env, skip_render_check=True)
@@ -321,7 +321,7 @@ def test_gymnasiums_checker_is_content() -> None:
         assert again.action_space == env.action_space
 
 
-def test_what_is_refused() -> None:
+def test_invalid_settings_and_actions_are_refused() -> None:
     for settings_, message in (
         ({"steps": 0}, "steps=0"),
         ({"steps": True}, "steps=True"),

@@ -1,3 +1,5 @@
+"""Recording one environment: what is written, and what an interruption or an error leaves."""
+
 from __future__ import annotations
 
 import json
@@ -24,8 +26,8 @@ def same(left: Path, right: Path) -> bool:
         return a.checksum == b.checksum
 
 
-def test_what_is_recorded_is_what_the_environment_gave(cartpole: Path) -> None:
-    """Replaying the seeds and actions in a fresh environment gives every row again."""
+def test_a_recording_holds_what_the_environment_returned(cartpole: Path) -> None:
+    """Replaying the seeds and actions in a fresh environment reproduces every row."""
     env = gym.make("CartPole-v1")
     with Dataset(cartpole) as dataset:
         assert dataset.num_steps == 2000
@@ -58,13 +60,13 @@ def test_the_same_seed_gives_the_same_data(tmp_path: Path, policy: str) -> None:
     assert not same(tmp_path / "a", tmp_path / "c")
 
 
-def test_recording_leaves_the_global_generators_alone(tmp_path: Path) -> None:
+def test_recording_does_not_touch_the_global_generators(tmp_path: Path) -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     record("CartPole-v1", steps=100, out=tmp_path / "d.h5")
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
-def test_no_reset_seed_comes_twice(cartpole: Path) -> None:
+def test_every_episode_has_its_own_reset_seed(cartpole: Path) -> None:
     with h5py.File(cartpole) as file:
         seeds = file["episodes/seed"][:]
     assert len(set(seeds.tolist())) == len(seeds)
@@ -77,7 +79,7 @@ def test_the_last_episode_is_kept_as_incomplete(tmp_path: Path) -> None:
         assert (last.terminated, last.truncated, last.complete) == (False, False, False)
 
 
-def test_sticky_actions_stick(tmp_path: Path) -> None:
+def test_sticky_actions_repeat(tmp_path: Path) -> None:
     path = record("Pendulum-v1", steps=2000, out=tmp_path / "d.h5", policy="sticky:0.8")
     with Dataset(path) as dataset:
         actions = [dataset.episode(i).actions for i in range(len(dataset))]
@@ -96,20 +98,20 @@ def test_a_function_as_a_policy(tmp_path: Path) -> None:
         np.testing.assert_array_equal(episode.actions, episode.observations[:-1, 2] > 0)
 
 
-def test_an_environment_that_is_handed_in_stays_open(tmp_path: Path) -> None:
+def test_an_environment_that_is_passed_in_stays_open(tmp_path: Path) -> None:
     closed = []
 
-    class Noticing(gym.Wrapper):
+    class Closing(gym.Wrapper):
         def close(self) -> None:
             closed.append(True)
 
-    env = Noticing(gym.make("CartPole-v1"))
+    env = Closing(gym.make("CartPole-v1"))
     record(env, steps=30, out=tmp_path / "d.h5")
     assert not closed
 
 
 @pytest.mark.parametrize("make", [image_cartpole, dict_cartpole])
-def test_images_and_dicts(tmp_path: Path, make: Any) -> None:
+def test_images_and_dicts_are_recorded(tmp_path: Path, make: Any) -> None:
     path = record(make(), steps=200, out=tmp_path / "d.h5")
     env = make()
     with Dataset(path) as dataset:
@@ -169,7 +171,7 @@ def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
 
 
 class Failing(gym.Wrapper):
-    """Does something wrong after a number of steps."""
+    """Fails, or returns something invalid, after a number of steps."""
 
     def __init__(self, after: int, what: Any) -> None:
         super().__init__(gym.make("Pendulum-v1"))
@@ -202,7 +204,7 @@ class Failing(gym.Wrapper):
         (lambda o, r: (o, 1e300), DatasetError, "reward: episode 1, row 50"),
     ],
 )
-def test_whatever_goes_wrong_nothing_recorded_is_lost(
+def test_an_error_loses_nothing_that_was_recorded(
     tmp_path: Path, what: Any, error: type[BaseException], message: str | None
 ) -> None:
     path = tmp_path / "d.h5"
@@ -246,7 +248,7 @@ def test_ctrl_c_closes_the_file_and_keeps_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
-def test_a_full_disk_while_recording(tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_committed_episode(tmp_path: Path) -> None:
     done = run_python(
         """
         import resource
@@ -266,7 +268,7 @@ def test_a_full_disk_while_recording(tmp_path: Path) -> None:
         assert dataset.num_episodes > 50
 
 
-def test_the_recorder_changes_nothing_and_keeps_early_resets(tmp_path: Path) -> None:
+def test_the_recorder_is_transparent_and_keeps_early_resets(tmp_path: Path) -> None:
     plain = gym.make("Pendulum-v1")
     with Recorder(gym.make("Pendulum-v1"), tmp_path / "d.h5", policy="mine") as env:
         for seed in (5, None):
@@ -311,7 +313,7 @@ def test_a_step_without_a_reset_is_refused(tmp_path: Path) -> None:
             env.step(np.zeros(1, np.float32))
 
 
-def test_a_discrete_action_of_any_integer_kind(tmp_path: Path) -> None:
+def test_a_discrete_action_may_be_any_integer_type(tmp_path: Path) -> None:
     env = Recorder(gym.make("CartPole-v1"), tmp_path / "d.h5")
     env.reset(seed=0)
     for action in (0, np.int32(1), np.array(0), np.int64(1)):
@@ -322,7 +324,7 @@ def test_a_discrete_action_of_any_integer_kind(tmp_path: Path) -> None:
         assert dataset.episode(0).actions.dtype == np.int64
 
 
-def test_a_multi_discrete_action(tmp_path: Path) -> None:
+def test_multi_discrete_actions_are_recorded(tmp_path: Path) -> None:
     class TwoButtons(gym.ActionWrapper):
         action_space = spaces.MultiDiscrete([2, 3])
 

@@ -1,3 +1,5 @@
+"""Spaces as JSON and back, and which of them are supported."""
+
 from __future__ import annotations
 
 import json
@@ -48,12 +50,12 @@ def through_json(space: gym.Space) -> gym.Space:
 
 
 @given(boxes() | DISCRETES | MULTI_DISCRETES | DICTS)
-def test_a_space_comes_back_equal(space: gym.Space) -> None:
+def test_a_space_survives_json(space: gym.Space) -> None:
     assert through_json(space) == space
 
 
 @given(boxes())
-def test_bounds_come_back_bit_for_bit(space: spaces.Box) -> None:
+def test_bounds_survive_json_bit_for_bit(space: spaces.Box) -> None:
     again = through_json(space)
     assert again.low.tobytes() == space.low.tobytes()
     assert again.high.tobytes() == space.high.tobytes()
@@ -65,7 +67,7 @@ def test_the_order_of_keys_is_kept() -> None:
     assert list(through_json(space).spaces) == ["z", "a"]
 
 
-def test_an_image_space_is_short() -> None:
+def test_the_description_of_an_image_space_is_short() -> None:
     assert len(json.dumps(space_to_json(spaces.Box(0, 255, (64, 64, 3), np.uint8)))) < 120
 
 
@@ -118,7 +120,7 @@ JSON = st.recursive(
     | JSON
 )
 @settings(max_examples=300)
-def test_whatever_comes_from_a_file_is_a_space_or_a_clear_error(description: object) -> None:
+def test_an_arbitrary_description_is_a_space_or_a_clear_error(description: object) -> None:
     try:
         space = space_from_json(description)
     except (DatasetError, UnsupportedSpaceError):

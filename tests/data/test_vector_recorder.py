@@ -1,4 +1,4 @@
-"""Recording many environments at once, in one process and in several."""
+"""Recording several environments at once, in one process and in several."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLE
 
 
 def run_recorder(path: Path, make: Any, mode: AutoresetMode, steps: int) -> None:
-    """Actions fixed by environment and by step of the episode, so that modes can be compared."""
+    """Record with actions that depend only on environment and episode step, to compare modes."""
     env = VectorRecorder(SyncVectorEnv([make] * 3, autoreset_mode=mode), path, policy="fixed")
     env.reset(seed=[1, 2, 3])
     age = np.zeros(3, dtype=int)
@@ -64,7 +64,7 @@ def by_env(path: Path) -> list[list[Episode]]:
 
 
 def reference(make: Any, index: int, count: int) -> list[Episode]:
-    """The same by a single environment, one step after the other."""
+    """Return the same episodes, taken in a single environment."""
     env, episodes = make(), []
     for number in range(count):
         observation, _ = env.reset(seed=index + 1 if number == 0 else None)
@@ -110,21 +110,20 @@ def test_every_mode_gives_the_episodes_of_single_environments(
         complete = [e for e in episodes if e.complete]
         assert len(complete) >= 4
         assert [e.complete for e in episodes[:-1]] == [True] * (len(episodes) - 1)
-        for episode, wanted in zip(complete, reference(make, index, len(complete)), strict=True):
-            assert_same_episode(episode, wanted)
+        for episode, expected in zip(complete, reference(make, index, len(complete)), strict=True):
+            assert_same_episode(episode, expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_truncation_and_termination_are_apart(tmp_path: Path, mode: AutoresetMode) -> None:
+def test_truncation_is_not_termination(tmp_path: Path, mode: AutoresetMode) -> None:
     run_recorder(tmp_path / "d.h5", short_cartpole, mode, steps=60)
-    episodes = [e for of_env in by_env(tmp_path / "d.h5") for e in of_env if e.complete]
-    assert {(e.terminated, e.truncated) for e in episodes} >= {(False, True)} or all(
-        e.terminated for e in episodes
-    )
-    assert all(e.length == 12 for e in episodes if e.truncated and not e.terminated)
+    episodes = [e for episodes in by_env(tmp_path / "d.h5") for e in episodes if e.complete]
+    # Some episodes end by the time limit alone, some fall in the same step.
+    assert {(e.terminated, e.truncated) for e in episodes} == {(False, True), (True, True)}
+    assert all(e.length == 12 for e in episodes if e.truncated)
 
 
-def test_an_early_reset_keeps_what_was_open(tmp_path: Path) -> None:
+def test_an_early_reset_keeps_the_open_episodes(tmp_path: Path) -> None:
     env = VectorRecorder(gym.make_vec("Pendulum-v1", num_envs=2), tmp_path / "d.h5")
     env.reset(seed=7)
     for _ in range(5):
@@ -142,7 +141,7 @@ def test_an_early_reset_keeps_what_was_open(tmp_path: Path) -> None:
         assert dataset.env_id == "Pendulum-v1"
 
 
-def test_an_action_outside_is_refused_by_index(tmp_path: Path) -> None:
+def test_an_action_outside_its_space_names_the_sub_environment(tmp_path: Path) -> None:
     env = VectorRecorder(gym.make_vec("Pendulum-v1", num_envs=2), tmp_path / "d.h5")
     env.reset(seed=0)
     env.step(np.zeros((2, 1), np.float32))
@@ -153,7 +152,7 @@ def test_an_action_outside_is_refused_by_index(tmp_path: Path) -> None:
         assert dataset.lengths.tolist() == [1, 1]
 
 
-def test_what_cannot_be_recorded(tmp_path: Path) -> None:
+def test_unsupported_environments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedSpaceError, match="Discrete"):
         VectorRecorder(gym.make_vec("FrozenLake-v1", num_envs=2), tmp_path / "d.h5")
     env = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
@@ -183,26 +182,26 @@ def test_several_processes_make_one_dataset(tmp_path: Path) -> None:
         record_shards("Pendulum-v1", tmp_path / "a", plan)
 
 
-def test_shards_are_gone_on_with(tmp_path: Path) -> None:
-    """Their complete episodes are those of a recording that was never interrupted."""
+def test_shards_can_be_resumed(tmp_path: Path) -> None:
+    """The complete episodes are those of a recording that was never interrupted."""
     plan = ShardPlan(steps=150, workers=2, seed=4)
     record_shards("CartPole-v1", tmp_path / "a", plan)
     whole = ShardPlan(steps=400, workers=2, seed=4)
     record_shards("CartPole-v1", tmp_path / "b", whole)
-    (tmp_path / "a" / "shard-0001.h5").unlink()  # a process that had not yet begun
+    (tmp_path / "a" / "shard-0001.h5").unlink()  # as if that process had not started yet
     resume_shards("CartPole-v1", tmp_path / "a", ShardPlan(steps=400, workers=2, seed=99))
     with Dataset(tmp_path / "a") as a, Dataset(tmp_path / "b") as b:
         assert a.num_steps == 400
-        of_a, of_b = (
+        from_a, from_b = (
             {e.seed: e.observations for e in map(d.episode, range(len(d))) if e.complete}
             for d in (a, b)
         )
         seeds = [a.episode(i).seed for i in range(len(a))]
         assert len(set(seeds)) == len(seeds)
-        common = of_a.keys() & of_b.keys()
-        assert len(common) >= len(of_b) - 2
+        common = from_a.keys() & from_b.keys()
+        assert len(common) >= len(from_b) - 2
         for seed in common:
-            np.testing.assert_array_equal(of_a[seed], of_b[seed])
+            np.testing.assert_array_equal(from_a[seed], from_b[seed])
     with pytest.raises(DatasetError, match="as many processes"):
         resume_shards("CartPole-v1", tmp_path / "a", ShardPlan(steps=500, workers=1))
     with pytest.raises(DatasetError, match="recorded with the policy 'random'"):
@@ -216,7 +215,7 @@ def act_wrongly(observation: Any) -> Any:
     return np.array([99.0], np.float32)
 
 
-def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_process_is_reported(tmp_path: Path) -> None:
     plan = ShardPlan(steps=10, workers=1, policy=act_wrongly)
     with pytest.raises(DatasetError, match=r"worker 0 failed: DatasetError: .*outside"):
         record_shards("Pendulum-v1", tmp_path / "a", plan)

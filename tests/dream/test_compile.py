@@ -100,7 +100,7 @@ def test_compiled_noise_does_not_write_out_of_bounds():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("count", [8, MANY])
+@pytest.mark.parametrize("count", [8, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_without_a_compiler_the_step_is_eager_after_one_warning(count, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     env, other = (
@@ -155,7 +155,7 @@ def make_pair(kind: str) -> list[DreamVectorEnv]:
     action = zero_action(model.action_space, 64, "cpu")
     observations = random_observations(model.observation_space, 64)
     states = model.observe(model.initial(64), action, observations, noise)
-    world.starts = StartStates(states=states, beginnings=16)
+    world.starts = StartStates(states=states, num_episode_starts=16)
     envs = [DreamVectorEnv(world, MANY, compile=c, device="cpu") for c in (True, False)]
     for env in envs:
         env.reset(seed=0)

@@ -92,7 +92,7 @@ def start_rows(env: DreamVectorEnv) -> torch.Tensor:
 def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
     env = make_env(starts={"beginnings": 3, "bank": 1})
     rows = start_rows(env)
-    beginnings = env.world.starts.beginnings
+    beginnings = env.world.starts.num_episode_starts
     share = (rows < beginnings).float().mean()
     assert share == pytest.approx(0.75 + 0.25 * beginnings / 64, abs=0.03)
     counts = torch.bincount(rows, minlength=64)[:beginnings]
@@ -102,7 +102,7 @@ def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
 def test_starts_can_be_given_as_states():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
-    for given in (one, StartStates(states=one, beginnings=1)):
+    for given in (one, StartStates(states=one, num_episode_starts=1)):
         env = DreamVectorEnv(world, 5, starts=given)
         env.reset(seed=0)
         assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
@@ -112,7 +112,7 @@ def test_starts_of_another_precision_are_cast_and_those_of_another_kind_refused(
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
     double = {key: leaf.double() for key, leaf in one.items()}
-    for given in (double, StartStates(states=double, beginnings=1)):
+    for given in (double, StartStates(states=double, num_episode_starts=1)):
         env, plain = (DreamVectorEnv(world, 5, starts=starts) for starts in (given, one))
         env.reset(seed=0), plain.reset(seed=0)
         assert env.dreams.model["z"].dtype == torch.float32

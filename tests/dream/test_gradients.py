@@ -18,7 +18,9 @@ def make_env() -> DreamVectorEnv:
     world = small_world(action="box", horizon=100)
     world.model = copy.deepcopy(world.model).double()
     states = {key: leaf.double() for key, leaf in world.starts.states.items()}
-    world.starts = type(world.starts)(states=states, beginnings=world.starts.beginnings)
+    world.starts = type(world.starts)(
+        states=states, num_episode_starts=world.starts.num_episode_starts
+    )
     env = DreamVectorEnv(world, ENVS, view="latent", termination=1.0)
     env.validate_actions = lambda actions: actions  # which would round the actions to float32
     return env

@@ -68,7 +68,7 @@ torch.set_num_threads(1)
 space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
 config = MDNRNNConfig(hidden=256, trunk=0, head=0)
 model = MDNRNN(space, gym.spaces.Box(-1, 1, (3,), np.float32), config).eval().requires_grad_(False)
-starts = StartStates(states=model.initial(64), beginnings=64)
+starts = StartStates(states=model.initial(64), num_episode_starts=64)
 world = World(model=model, starts=starts, env_spec=None, horizon=100, provenance={}, quality={},
               name="car")
 

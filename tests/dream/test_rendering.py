@@ -30,7 +30,7 @@ def world_on(observations: gym.Space, actions: gym.Space, env_spec: str | None =
     model = spec.build(observations, actions).eval()
     return World(
         model=model.requires_grad_(False),
-        starts=StartStates(states=model.initial(4), beginnings=4),
+        starts=StartStates(states=model.initial(4), num_episode_starts=4),
         env_spec=env_spec,
         horizon=5,
         provenance={},

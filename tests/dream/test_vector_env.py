@@ -224,7 +224,9 @@ def test_two_engines_do_not_disturb_each_other():
 def test_starts_can_be_beginnings_only():
     env = make_env(num_envs=512, starts="beginnings", view="latent")
     observation, _ = env.reset(seed=0)
-    expected = env.world.model.features(env.world.starts.states)[: env.world.starts.beginnings]
+    expected = env.world.model.features(env.world.starts.states)[
+        : env.world.starts.num_episode_starts
+    ]
     assert (observation[:, None] == expected[None]).all(-1).any(1).all()
 
 

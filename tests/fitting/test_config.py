@@ -1,4 +1,4 @@
-"""Settings of a fit: their bounds, and those that the authors of families published."""
+"""Settings of a fit: their bounds, and the published settings of families."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_preset_is_fitted_as_its_authors_did(family, preset):
     assert config.precision == ("bf16-mixed" if preset == "lewm" else "32-true")
 
 
-def test_fits_are_declared_for_presets_that_exist_with_settings_that_exist():
+def test_preset_fits_name_existing_presets_and_settings():
     for family, known in FAMILIES.items():
         assert set(known.preset_fits) <= set(known.presets)
         for preset in known.preset_fits:
@@ -88,7 +88,7 @@ def test_fits_are_declared_for_presets_that_exist_with_settings_that_exist():
         default_config(family, model=object())
 
 
-def test_settings_of_the_optimiser_are_given_by_their_own_names():
+def test_optimizer_settings_are_given_by_their_own_names():
     config = default_config("rssm", optimizer="laprop", learning_rate=1e-4, updates=3)
     assert (config.optimizer.name, config.optimizer.learning_rate) == ("laprop", 1e-4)
     assert config.updates == 3
@@ -117,12 +117,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_setting_of_the_optimiser_out_of_range_is_refused_by_name(name, value):
+def test_an_optimizer_setting_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=name):
         OptimizerConfig(**{name: value})
 
 
-def test_words_that_are_not_known_are_refused_with_the_nearest():
+def test_unknown_words_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'laprop'"):
         OptimizerConfig(name="lapropp")
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
@@ -131,11 +131,11 @@ def test_words_that_are_not_known_are_refused_with_the_nearest():
         FitConfig(precision="bf16")
 
 
-def test_a_batch_is_cut_into_equal_pieces_or_refused():
-    cut = OptimizerConfig(accumulate=3)
-    assert FitConfig(batch_size=12, optimizer=cut).batch_size == 12
+def test_a_batch_is_divided_equally_or_refused():
+    thirds = OptimizerConfig(accumulate=3)
+    assert FitConfig(batch_size=12, optimizer=thirds).batch_size == 12
     with pytest.raises(ValueError, match=r"batch_size=16 .* accumulate=3"):
-        replace(FitConfig(optimizer=cut, batch_size=12), batch_size=16)
+        replace(FitConfig(optimizer=thirds, batch_size=12), batch_size=16)
 
 
 def test_a_misspelt_setting_is_refused_with_the_nearest():

@@ -1,4 +1,4 @@
-"""A fit in several processes, started as a user starts it, against the fit in one."""
+"""A fit in several processes, started by torchrun, equals the fit in one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_fit_what_one_fits(data, tmp_path):
     (tmp_path / "fit_them.py").write_text(PARALLEL)
     done = torchrun("fit_them.py", str(data), str(tmp_path), cwd=tmp_path)
-    # Progress is the first process's: three looks at held-out episodes, and the first update.
+    # Only the first process reports: three evaluations and the first update.
     assert sorted(done.stdout.split("\n")[-7:-1]) == sorted(
         f"{family} {count}" for family in FITS for count in (0, 4)
     )
@@ -88,8 +88,8 @@ def test_two_processes_fit_what_one_fits(data, tmp_path):
                 assert other[name] == pytest.approx(one[name], rel=tolerance), (family, name)
         weights, there = alone.model.state_dict(), shared.model.state_dict()
         for name, value in weights.items():
-            # What is added before a batch norm has no gradient but rounding, of which Adam makes
-            # steps of full size; the running mean goes with it.
+            # The gradient of a bias before batch normalisation is rounding error, which Adam scales
+            # to full steps; the running mean follows the bias.
             if family == "jepa" and name.endswith(("bias", "running_mean")):
                 continue
             torch.testing.assert_close(
@@ -98,7 +98,7 @@ def test_two_processes_fit_what_one_fits(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_speaks_once(data, tmp_path):
+def test_the_command_line_prints_once(data, tmp_path):
     arguments = ["fit", str(data), "--updates", "2", "--out", "w", "--json", "fit.json"]
     done = torchrun("-m", "dreamgym.cli", *arguments, cwd=tmp_path)
     assert done.stdout.count("a world of CartPole-v1") == 1
@@ -108,11 +108,11 @@ def test_the_command_line_speaks_once(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shared_is_refused(data, tmp_path):
+def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
     arguments = ["-m", "dreamgym.cli", "fit", str(data), "--out", "w", "--batch-size", "7"]
     with pytest.raises(AssertionError, match="batch_size=7 cannot be shared by 2"):
         torchrun(*arguments, cwd=tmp_path)
 
 
-def test_every_family_that_is_fitted_here_exists():
+def test_every_family_fitted_here_exists():
     assert set(FITS) <= set(FAMILIES)

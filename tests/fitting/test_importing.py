@@ -1,4 +1,4 @@
-"""Worlds of models that were fitted elsewhere: any model with a dataset, and LeWM's checkpoints."""
+"""Worlds of models that were fitted elsewhere: any model with a dataset, and LeWM checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.small_worlds import small_model
 
 CONFIG = FitConfig(starts=6, held_out=0.4)
 SKIP = FrameSkip(steps=5)
-# Larger than the model's own 14 pixels: of large images a world's quality is measured on few.
+# Larger than the model's own 14 pixels, so that metrics use few windows.
 IMAGES = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
 
 
@@ -41,14 +41,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     sizes, numbers = read_config(folder / "config.json")
     places = JEPA(IMAGES, gym.spaces.Box(-1, 1, (numbers,)), sizes).state_dict()
-    wanted = tensor_names(12, sizes.blocks)
-    torch.save({theirs: places[ours] for theirs, ours in wanted.items()}, folder / "weights.pt")
+    renamed = tensor_names(12, sizes.blocks)
+    torch.save({theirs: places[ours] for theirs, ours in renamed.items()}, folder / "weights.pt")
     return folder
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images and two numbers to act with: what LeWM is fitted to."""
+    """A dataset of images with actions of two numbers, as LeWM takes."""
     metadata = DatasetMetadata(
         observation_space=IMAGES, action_space=gym.spaces.Box(-1, 1, (2,), np.float32)
     )
@@ -94,7 +94,7 @@ def test_a_world_of_any_model(tmp_path: Path) -> None:
 
 
 def test_a_world_of_a_lewm_checkpoint(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    """Loaded, saved, loaded again and dreamt with a goal, in blocks of five actions."""
+    """Load, save, load again, and dream with a goal, in blocks of five actions."""
     with Dataset(images) as dataset:
         data = SkippedDataset(dataset, SKIP)
         statistics = LeWMStatistics.of(data)
@@ -132,7 +132,7 @@ def test_a_world_of_a_lewm_checkpoint(checkpoint: Path, images: Path, tmp_path: 
     assert observation.shape == (3, 192)
 
 
-def test_a_dict_of_images_alone_is_seen(checkpoint: Path) -> None:
+def test_a_dict_of_images_alone_is_accepted(checkpoint: Path) -> None:
     statistics = LeWMStatistics(
         action_mean=[0, 0], action_std=[1, 1], pixel_mean=[0.5] * 3, pixel_std=[0.5] * 3
     )
@@ -145,7 +145,7 @@ def test_a_dict_of_images_alone_is_seen(checkpoint: Path) -> None:
         load_lewm(checkpoint, both, blocks, statistics)
 
 
-def test_the_verb(
+def test_the_command(
     checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["adopt", str(checkpoint), str(images), "--frame-skip", "5"]
@@ -155,19 +155,19 @@ def test_the_verb(
             main([*line, *words])
         return int(left.value.code or 0), capsys.readouterr().err
 
-    code, said = run("--out", str(tmp_path / "w"))
+    code, error = run("--out", str(tmp_path / "w"))
     assert code == 1
-    assert "action_mean, action_std, pixel_mean, pixel_std" in said
+    assert "action_mean, action_std, pixel_mean, pixel_std" in error
     bad = tmp_path / "bad.json"
     bad.write_text('{"action_means": [0]}')
     assert run("--out", str(tmp_path / "w"), "--statistics", str(bad))[0] == 2
     assert not (tmp_path / "w").exists()
     figures = tmp_path / "f.json"
-    code, said = run(
+    code, error = run(
         *("--out", str(tmp_path / "w"), "--statistics", "dataset", "--goal", "1"),
         *("--json", str(figures), "--horizon", "7"),
     )
-    assert code == 0, said
+    assert code == 0, error
     world = load(tmp_path / "w")
     assert (world.family, world.horizon, world.frame_skip) == ("goal-reward", 7, SKIP)
     assert json.loads(figures.read_text())["frame_skip"] == SKIP.to_json()

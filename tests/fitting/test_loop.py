@@ -1,4 +1,4 @@
-"""The one training loop: repeatable, resumable, careful with what it keeps."""
+"""The training loop: repeatable and resumable, with clear errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_no_global_generator_is_touched(data):
     assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
-def test_the_loss_falls_and_the_world_says_how_it_was_made(data, tmp_path):
+def test_the_loss_falls_and_the_world_has_its_provenance(data, tmp_path):
     seen = []
     world = dreamgym.fit(
         data,
@@ -82,15 +82,15 @@ def test_the_loss_falls_and_the_world_says_how_it_was_made(data, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["w"]
 
 
-def test_what_is_watched_takes_no_terms_place_in_the_history(data):
+def test_inspected_figures_do_not_replace_loss_terms_in_the_history(data):
     config = replace(QUICK, updates=1, model=small_model("rssm", "discrete").config)
     world = dreamgym.fit(data, family="rssm", config=config)
     last = world.provenance["history"][-1]
     assert last["kl"] != last["held_out_kl"]
 
 
-def test_alarms_are_shown_logged_and_kept(data):
-    """Weights that learnt nothing: termination at even odds, whatever is done."""
+def test_alarms_are_reported_and_saved(data):
+    """Untrained weights predict termination with probability 0.5, whatever the action."""
     seen = []
     world = dreamgym.fit(
         data,
@@ -99,13 +99,13 @@ def test_alarms_are_shown_logged_and_kept(data):
     )
     assert "termination" in seen[-1]["alarms"]
     assert world.provenance["history"][-1]["alarms"] == seen[-1]["alarms"]
-    said = [alarm for alarm in world.quality["alarms"] if "not calibrated" in alarm]
-    assert len(said) == 1
-    assert "too short" in said[0]
+    sentences = [alarm for alarm in world.quality["alarms"] if "not calibrated" in alarm]
+    assert len(sentences) == 1
+    assert "too short" in sentences[0]
     assert world.horizon == 15
 
 
-def test_a_horizon_that_is_given_is_kept(data):
+def test_a_given_horizon_is_kept(data):
     world = dreamgym.fit(data, config=replace(QUICK, updates=1, horizon=3))
     assert world.horizon == 3
 
@@ -115,13 +115,13 @@ def test_normalisers_are_fitted_on_training_episodes_only(data):
     with Dataset(data) as dataset:
         training, held_out = dataset.split(QUICK.held_out, 0)
         assert not set(training) & set(held_out)
-        wanted = measure_statistics(
+        expected = measure_statistics(
             (dataset.episode(i).observations, dataset.episode(i).rewards) for i in training
         )
-    assert torch.equal(world.model.vision.mean, wanted.vector.mean)
+    assert torch.equal(world.model.vision.mean, expected.vector.mean)
 
 
-def test_starts_are_beginnings_then_anything_but_last_observations(data):
+def test_start_states_are_episode_starts_then_any_but_last_observations(data):
     world = dreamgym.fit(data, config=replace(QUICK, updates=1))
     seen = world.model.decode(world.starts.states)
     with Dataset(data) as dataset:
@@ -129,7 +129,7 @@ def test_starts_are_beginnings_then_anything_but_last_observations(data):
         episodes = [dataset.episode(i).observations for i in training]
     first = torch.from_numpy(np.stack([episode[0] for episode in episodes]))
     before_last = torch.from_numpy(np.concatenate([episode[:-1] for episode in episodes]))
-    assert world.starts.beginnings == 32
+    assert world.starts.num_episode_starts == 32
     assert world.starts.size == 64
     for states, real in ((seen[:32], first), (seen, before_last)):
         nearest = (states[:, None] - real[None]).abs().amax(-1).amin(1)
@@ -144,7 +144,7 @@ def interrupt_at(update: int):
     return callback
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_world(data, tmp_path):
+def test_an_interrupted_fit_resumes_to_the_same_world(data, tmp_path):
     whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
     with pytest.raises(KeyboardInterrupt):
         dreamgym.fit(data, tmp_path / "cut", config=QUICK, progress=interrupt_at(15))
@@ -166,7 +166,7 @@ dreamgym.fit(sys.argv[1], sys.argv[2], config=QUICK, progress=report)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL to send")
-def test_a_killed_fit_goes_on_from_its_last_checkpoint_to_the_same_world(data, tmp_path):
+def test_a_killed_fit_resumes_from_its_last_checkpoint_to_the_same_world(data, tmp_path):
     whole = dreamgym.fit(data, tmp_path / "whole", config=QUICK)
     command = [sys.executable, "-c", KILLED, str(data), str(tmp_path / "cut")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
         dreamgym.fit(data, tmp_path / "w", config=QUICK)
 
 
-def test_settings_are_the_authors_save_those_that_are_given():
+def test_default_settings_are_the_authors_unless_overridden():
     config = dreamgym.default_config("mdn-rnn", "doom", updates=3)
     assert config.model.hidden == 512
     assert config.updates == 3
@@ -239,7 +239,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to oneself")
-def test_ctrl_c_at_any_moment_leaves_a_fit_that_goes_on_to_the_same_world(data, tmp_path):
+def test_ctrl_c_at_any_moment_leaves_a_fit_that_resumes_to_the_same_world(data, tmp_path):
     whole = dreamgym.fit(data, config=QUICK)
     for moment in (0.05, 0.1, 0.15, 0.2):
         out = tmp_path / str(moment)
@@ -250,7 +250,7 @@ def test_ctrl_c_at_any_moment_leaves_a_fit_that_goes_on_to_the_same_world(data, 
             assert same_weights(whole, dreamgym.fit(data, again, config=QUICK))
 
 
-def test_episodes_too_short_to_be_measured_leave_those_figures_out(tmp_path):
+def test_figures_are_left_out_where_episodes_are_too_short(tmp_path):
     short = dreamgym.record(
         gym.make("CartPole-v1", max_episode_steps=3), steps=60, out=tmp_path / "short.h5", seed=0
     )
@@ -278,7 +278,7 @@ except DiskFullError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on file sizes to set")
-def test_a_disk_that_fills_up_stops_the_fit_and_it_goes_on_when_there_is_room(data, tmp_path):
+def test_a_full_disk_stops_the_fit_which_resumes_when_there_is_space(data, tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(data), str(tmp_path / "cut")]
     assert subprocess.run(command, timeout=120).returncode == 7
     assert [entry.name for entry in tmp_path.iterdir()] == ["cut.fitting.safetensors"]
@@ -300,8 +300,8 @@ RICH = replace(
 )
 
 
-def test_every_part_that_moves_is_resumed_to_the_same_world(data, tmp_path):
-    """LaProp's own counts, the running mean of the weights, the schedule, the pieces."""
+def test_every_trained_part_resumes_to_the_same_world(data, tmp_path):
+    """LaProp's step counts, the moving average of the weights, the schedule, micro-batches."""
     whole = dreamgym.fit(data, config=RICH)
     with pytest.raises(KeyboardInterrupt):
         dreamgym.fit(data, tmp_path / "cut", config=RICH, progress=interrupt_at(11))
@@ -312,35 +312,35 @@ def test_every_part_that_moves_is_resumed_to_the_same_world(data, tmp_path):
     assert resumed.provenance["fit"]["ema"] == 0.9
 
 
-def test_the_running_mean_is_what_is_kept(data):
+def test_the_moving_average_of_the_weights_is_kept(data):
     slow = OptimizerConfig(learning_rate=0.05, warm_up=0, schedule="constant")
     one, other = (
         dreamgym.fit(data, config=replace(QUICK, updates=10, optimizer=replace(slow, ema=ema)))
         for ema in (0.0, 0.9)
     )
     losses = [[each["loss"] for each in w.provenance["history"]] for w in (one, other)]
-    assert losses[0] == losses[1]  # the weights that are fitted go the same way
+    assert losses[0] == losses[1]  # the trained weights are the same
     assert not same_weights(one, other)
     assert one.provenance["best_held_out_loss"] != other.provenance["best_held_out_loss"]
 
 
-def test_patience_stops_a_fit_that_no_longer_gets_better(data, tmp_path):
-    # Far too fast: what comes after the first looks is worse.
+def test_patience_stops_a_fit_that_no_longer_improves(data, tmp_path):
+    # The learning rate is far too high: later evaluations are worse.
     wild = OptimizerConfig(learning_rate=0.5, warm_up=0, schedule="constant")
     config = replace(QUICK, updates=400, evaluate_every=5, patience=3, optimizer=wild)
     world = dreamgym.fit(data, tmp_path / "w", config=config)
-    said = world.provenance
-    held_out = [each["held_out"] for each in said["history"]]
+    info = world.provenance
+    held_out = [each["held_out"] for each in info["history"]]
     best = held_out.index(min(held_out))
     assert len(held_out) == best + 1 + 3
-    assert said["stopped_early"] is True
-    assert said["updates"] == 5 * len(held_out) < 400
-    assert said["best_held_out_loss"] == held_out[best]
+    assert info["stopped_early"] is True
+    assert info["updates"] == 5 * len(held_out) < 400
+    assert info["best_held_out_loss"] == held_out[best]
     patient = dreamgym.fit(data, config=replace(QUICK, updates=10))
     assert patient.provenance["stopped_early"] is False
 
 
-def test_memory_that_runs_out_names_the_sizes_to_lower(data, tmp_path, monkeypatch):
+def test_out_of_memory_names_the_settings_to_lower(data, tmp_path, monkeypatch):
     real = MDNRNN.loss
 
     def loss(self, segment, noise):
@@ -349,17 +349,17 @@ def test_memory_that_runs_out_names_the_sizes_to_lower(data, tmp_path, monkeypat
         return real(self, segment, noise)
 
     monkeypatch.setattr(MDNRNN, "loss", loss)
-    wanted = r"out of memory at update 12 with batch_size=16, segment_length=8 and accumulate=1; "
-    with pytest.raises(FitError, match=wanted + "the last good checkpoint is .*accumulate=2"):
+    expected = r"out of memory at update 12 with batch_size=16, segment_length=8 and accumulate=1; "
+    with pytest.raises(FitError, match=expected + "the last good checkpoint is .*accumulate=2"):
         dreamgym.fit(data, tmp_path / "w", config=QUICK)
-    kept = checkpoint.read(checkpoint.path_for(tmp_path / "w")).said
+    kept = checkpoint.read(checkpoint.path_for(tmp_path / "w")).info
     assert kept["update"] == 10
     assert "held_out" in kept["history"][-1]
     halved = replace(QUICK, optimizer=OptimizerConfig(accumulate=2))
     assert dreamgym.fit(data, config=halved).provenance["updates"] == 30
 
 
-def test_an_error_of_another_kind_is_left_as_it_is(data, monkeypatch):
+def test_other_errors_are_not_changed(data, monkeypatch):
     def loss(self, segment, noise):
         raise RuntimeError("the dimensions do not match")
 
@@ -368,7 +368,7 @@ def test_an_error_of_another_kind_is_left_as_it_is(data, monkeypatch):
         dreamgym.fit(data, config=QUICK)
 
 
-def test_products_in_bfloat16_fit_nearly_the_same(data):
+def test_bfloat16_products_fit_nearly_the_same(data):
     one, other = (
         dreamgym.fit(data, config=replace(QUICK, precision=precision)).provenance["history"]
         for precision in ("32-true", "bf16-mixed")
@@ -379,7 +379,7 @@ def test_products_in_bfloat16_fit_nearly_the_same(data):
         assert there["held_out"] == pytest.approx(here["held_out"], rel=0.02)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_fit_and_is_named(data, tmp_path):
     wild = OptimizerConfig(learning_rate=1e30, gradient_clip=1e30)
     wild = replace(QUICK, optimizer=wild, updates=400)
     with pytest.raises(FitError, match=r"(loss|nll|reward|termination) is (nan|inf).*update"):
@@ -387,7 +387,7 @@ def test_a_loss_that_is_not_a_number_stops_the_fit_and_names_it(data, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_what_cannot_be_fitted_is_refused_before_any_work(data, tmp_path):
+def test_what_cannot_be_fitted_is_refused_early(data, tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(FileExistsError, match="taken"):
         dreamgym.fit(data, tmp_path / "taken", config=QUICK)

@@ -1,4 +1,4 @@
-"""Losses of batches in pieces: the same as of the whole batch."""
+"""Losses under gradient accumulation equal those of the whole batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import dreamgym
 from dreamgym import OptimizerConfig
 from dreamgym.data import Dataset
-from dreamgym.fitting.batches import Batches, BatchLosses, Share
-from dreamgym.fitting.distributed import launched
+from dreamgym.fitting.batches import Batches, BatchLosses, Shard
+from dreamgym.fitting.distributed import launch
 from dreamgym.models import FAMILIES, RSSMConfig, WorldModel
 from dreamgym.models.statistics import measure_statistics
 
@@ -34,11 +34,11 @@ def fresh(family: str, dataset: Dataset) -> WorldModel:
     return model.train()
 
 
-def found(family: str, path: Path, pieces: int) -> tuple[dict, torch.Tensor, dict]:
+def measure(family: str, path: Path, accumulate: int) -> tuple[dict, torch.Tensor, dict]:
     """Terms and gradient of a batch with padding in it, and the mean terms of three batches."""
     config = replace(
         dreamgym.FitConfig(batch_size=32, segment_length=12),
-        optimizer=OptimizerConfig(accumulate=pieces),
+        optimizer=OptimizerConfig(accumulate=accumulate),
     )
     with Dataset(path) as dataset:
         model, every = fresh(family, dataset), range(dataset.num_episodes)
@@ -47,12 +47,12 @@ def found(family: str, path: Path, pieces: int) -> tuple[dict, torch.Tensor, dic
             dataset,
             torch.tensor(every).numpy(),
             sizes=sizes,
-            share=Share(pieces=pieces),
+            shard=Shard(accumulate=accumulate),
             seed=(0, 0),
         )
-        assert not all(piece.batch.mask.all() for piece in batches.draw(0))
-        losses = BatchLosses(launched(config), model)
-        terms = losses.gradient(batches.draw(0))
+        assert not all(each.batch.mask.all() for each in batches.draw(0))
+        losses = BatchLosses(launch(config), model)
+        terms = losses.backward(batches.draw(0))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         return terms, gradient, losses.mean(batches.draw(k) for k in range(3))
 
@@ -60,10 +60,10 @@ def found(family: str, path: Path, pieces: int) -> tuple[dict, torch.Tensor, dic
 @pytest.mark.parametrize(
     ("family", "tolerance"), [("mdn-rnn", 1e-5), ("pets", 1e-5), ("rssm", 5e-3)]
 )
-def test_the_gradient_of_the_pieces_is_that_of_the_batch(data, family, tolerance):
-    """But for terms that count an episode's first observation too, up to padding."""
-    terms, gradient, mean = found(family, data, 1)
-    cut_terms, cut_gradient, cut_mean = found(family, data, 8)
+def test_the_gradient_of_micro_batches_is_that_of_the_batch(data, family, tolerance):
+    """RSSM terms also count first observations, so its tolerance covers differences in padding."""
+    terms, gradient, mean = measure(family, data, 1)
+    cut_terms, cut_gradient, cut_mean = measure(family, data, 8)
     assert float((cut_gradient - gradient).norm() / gradient.norm()) < tolerance
     for name, value in terms.items():
         assert float(cut_terms[name]) == pytest.approx(float(value), rel=tolerance)

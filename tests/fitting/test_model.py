@@ -1,4 +1,4 @@
-"""Fits that go on from the weights of a fitted model."""
+"""Fits that continue from the weights of a fitted model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def world(data):
     return dreamgym.fit(data, config=replace(SHORT, updates=200))
 
 
-def test_it_begins_where_the_other_fit_ended_and_leaves_that_model_alone(data, world):
+def test_it_starts_where_the_other_fit_ended_and_does_not_change_that_model(data, world):
     before = {name: leaf.clone() for name, leaf in world.model.state_dict().items()}
     fresh = dreamgym.fit(data, config=SHORT)
     further = dreamgym.fit(data, config=replace(SHORT, model=world.model))
@@ -71,7 +71,7 @@ def test_a_model_that_does_not_fit_is_refused(data, world, tmp_path):
     with pytest.raises(ValueError, match="family 'mdn-rnn', the fit of 'rssm'"):
         dreamgym.fit(data, family="rssm", config=config)
     pendulum = dreamgym.record("Pendulum-v1", steps=600, out=tmp_path / "p.h5")
-    with pytest.raises(ValueError, match="observation_space of the model to go on from"):
+    with pytest.raises(ValueError, match="observation_space of the model to continue from"):
         dreamgym.fit(pendulum, config=config)
     assert isinstance(world.action_space, gym.spaces.Discrete)
 

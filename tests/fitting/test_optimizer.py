@@ -1,4 +1,4 @@
-"""Optimisers and clipping, against the papers' equations in float64."""
+"""Optimizers and clipping, compared with the papers' equations in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dreamgym import OptimizerConfig
-from dreamgym.fitting.optimizer import RunningMean, clip_gradients, optimizer_for
+from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, optimizer_for
 
 
 def parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.nn.Parameter]:
@@ -34,15 +34,15 @@ def test_laprop_normalises_before_it_takes_the_momentum():
         torch.testing.assert_close(weight.detach(), truth.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_names_are_the_optimisers():
+def test_names_select_the_optimizers():
     weights = parameters((2,))
-    found = {
+    types = {
         name: type(optimizer_for(weights, OptimizerConfig(name=name)))
         for name in ("adam", "adamw", "laprop")
     }
-    assert found["adam"] is torch.optim.Adam
-    assert found["adamw"] is torch.optim.AdamW
-    assert found["laprop"].__name__ == "LaProp"
+    assert types["adam"] is torch.optim.Adam
+    assert types["adamw"] is torch.optim.AdamW
+    assert types["laprop"].__name__ == "LaProp"
     group = optimizer_for(weights, OptimizerConfig(betas=(0.5, 0.6), eps=0.1)).param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.5, 0.6), 0.1)
 
@@ -51,35 +51,35 @@ def test_agc_limits_each_tensor_by_its_own_norm():
     weights = parameters((4, 4), (3,), (2, 2))
     with torch.no_grad():
         weights[2].zero_()  # counts for 1e-3
-    given = [torch.full((4, 4), 9.0), torch.full((3,), 1e-4), torch.full((2, 2), 5.0)]
-    for weight, gradient in zip(weights, given, strict=True):
+    original = [torch.full((4, 4), 9.0), torch.full((3,), 1e-4), torch.full((2, 2), 5.0)]
+    for weight, gradient in zip(weights, original, strict=True):
         weight.grad = gradient.clone()
-    silent = parameters((2,))
-    clip_gradients([*weights, *silent], OptimizerConfig(clip_by="agc", gradient_clip=0.3))
-    for weight, gradient in zip(weights, given, strict=True):
+    without_gradient = parameters((2,))
+    clip_gradients([*weights, *without_gradient], OptimizerConfig(clip_by="agc", gradient_clip=0.3))
+    for weight, gradient in zip(weights, original, strict=True):
         limit = 0.3 * max(1e-3, float(weight.detach().norm()))
         share = 1 / max(1.0, float(gradient.norm()) / limit)
         torch.testing.assert_close(weight.grad, gradient * share)
-    assert silent[0].grad is None
-    clip_gradients(silent, OptimizerConfig(clip_by="agc", gradient_clip=0.3))
+    assert without_gradient[0].grad is None
+    clip_gradients(without_gradient, OptimizerConfig(clip_by="agc", gradient_clip=0.3))
 
 
 def test_clipping_by_norm_and_by_value():
-    for clip_by, wanted in (("norm", [0.6, 0.8]), ("value", [1.0, 1.0])):
+    for clip_by, expected in (("norm", [0.6, 0.8]), ("value", [1.0, 1.0])):
         weights = parameters((1,), (1,))
         weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
         clip_gradients(weights, OptimizerConfig(clip_by=clip_by, gradient_clip=1.0))
-        assert [float(weight.grad) for weight in weights] == pytest.approx(wanted, rel=1e-5)
+        assert [float(weight.grad) for weight in weights] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_running_mean_follows_and_changes_places():
+def test_a_weight_average_follows_and_swaps():
     weights = parameters((3,))
-    mean = RunningMean(weights, 0.9)
+    mean = WeightAverage(weights, 0.9)
     truth = weights[0].detach().clone()
     for k in range(1, 200):
         with torch.no_grad():
             weights[0].add_(0.01 * k)
-        mean.follow(k)
+        mean.update(k)
         keep = min(0.9, (1 + k) / (10 + k))
         truth = keep * truth + (1 - keep) * weights[0].detach()
     torch.testing.assert_close(mean.means[0], truth)

@@ -1,4 +1,4 @@
-"""What fitting reads: from memory or a file, some keys, several datasets."""
+"""Data that a fit reads: from memory or a file, some keys, several datasets."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def weights(world: dreamgym.World) -> torch.Tensor:
     return torch.cat([leaf.flatten() for leaf in world.model.state_dict().values()])
 
 
-def test_where_the_data_lie_makes_no_difference(data: Path) -> None:
-    """Read ahead from the file by a thread, or drawn from memory: the same world."""
+def test_reading_from_memory_or_a_file_makes_no_difference(data: Path) -> None:
+    """Prefetched from the file by a thread, or drawn from memory: the world is the same."""
     with Dataset(data, memory=0) as streamed:
         assert not streamed.in_memory
         from_file = dreamgym.fit(streamed, config=QUICK)
@@ -83,7 +83,7 @@ class Parts(gym.Env):
         return {"cart": observation[:2], "pole": observation[2:]}, *rest
 
 
-def test_the_real_environment_of_such_a_world_shows_the_same_keys(tmp_path: Path) -> None:
+def test_the_real_environment_of_a_world_has_the_same_observation_keys(tmp_path: Path) -> None:
     gym.register("Parts-v0", f"{__name__}:Parts", max_episode_steps=50)
     try:
         path = dreamgym.record("Parts-v0", steps=300, out=tmp_path / "d.h5")
@@ -96,7 +96,7 @@ def test_the_real_environment_of_such_a_world_shows_the_same_keys(tmp_path: Path
             lambda seen: int(seen["pole"][0] > 0), world.real_env, episodes=3
         )
         assert evaluation.mean > 10
-        # and where the caller says which environment it is
+        # The same holds if the caller names the environment.
         given = dreamgym.transfer_policy(
             lambda seen: int(seen["pole"][0] > 0), world, episodes=3, env="Parts-v0"
         )

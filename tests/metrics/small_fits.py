@@ -1,4 +1,4 @@
-"""A small task with chance in it, and models fitted to it in seconds."""
+"""A small stochastic environment, and models fitted to it in seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HAZARD = 0.06
 
 
 class Swing(gym.Env):
-    """A pendulum of small swings, pushed left or right; each step may be the last by chance."""
+    """A linear pendulum, pushed left or right; every step may terminate by chance."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -41,12 +41,12 @@ class Swing(gym.Env):
 
 
 def record_swing(folder: Path) -> Path:
-    """A dataset of random actions."""
+    """Record a dataset of random actions."""
     return dreamgym.record(Swing(), steps=STEPS, out=folder / "swing.h5", seed=0)
 
 
 def fitted(model: WorldModel, dataset: Dataset, updates: int = 250) -> WorldModel:
-    """The model after some updates on the training episodes; in eval mode."""
+    """Fit the model to the training episodes and put it into eval mode."""
     training, _ = dataset.split(0.2, 0)
     episodes = [dataset.episode(int(i)) for i in training]
     model.set_statistics(measure_statistics((e.observations, e.rewards) for e in episodes))

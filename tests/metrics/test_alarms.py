@@ -1,4 +1,4 @@
-"""Alarms: every illness raises its own, and a healthy model none."""
+"""Alarms: every failure raises its own alarm, and a healthy model raises none."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def build(family: type[WorldModel], config: object) -> WorldModel:
 
 def raised(model: WorldModel, dataset: Dataset) -> list[str]:
     _, held_out = dataset.split(0.2, 0)
-    checkup = TrainingMonitor(dataset=dataset, episodes=held_out).look(model)
-    assert all(np.isfinite(value) for value in checkup.figures.values())
-    assert all(alarm.sentence for alarm in checkup.alarms)
-    return [alarm.name for alarm in checkup.alarms]
+    inspection = TrainingMonitor(dataset=dataset, episodes=held_out).inspect(model)
+    assert all(np.isfinite(value) for value in inspection.figures.values())
+    assert all(alarm.sentence for alarm in inspection.alarms)
+    return inspection.alarm_names
 
 
 HEALTHY = {
@@ -53,12 +53,12 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("kind", HEALTHY)
-def test_a_healthy_model_raises_none(kind, dataset):
+def test_a_healthy_model_raises_no_alarm(kind, dataset):
     assert raised(fitted(build(*HEALTHY[kind]), dataset), dataset) == []
 
 
-class Mute(nn.Module):
-    """An action encoder whose actions are multiplied by zero."""
+class ZeroEncoder(nn.Module):
+    """An action encoder whose output is multiplied by zero."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -69,39 +69,39 @@ class Mute(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["mdn-rnn", "rssm"])
-def test_a_model_that_ignores_its_actions_is_found_out(kind, dataset):
+def test_a_model_that_ignores_its_actions_raises_an_alarm(kind, dataset):
     model = build(*HEALTHY[kind])
-    model.encode_action = Mute(model.encode_action)
+    model.encode_action = ZeroEncoder(model.encode_action)
     assert raised(fitted(model, dataset), dataset) == ["actions"]
 
 
 @pytest.mark.parametrize(("classes", "free_nats"), [(0, 0.0), (8, 0.1)])
-def test_a_latent_that_the_divergence_silences_is_found_out(classes, free_nats, dataset):
+def test_a_latent_made_inactive_by_its_kl_raises_an_alarm(classes, free_nats, dataset):
     objective = RSSMObjective(dyn=1e6, rep=1e6, free_nats=free_nats)
     config = RSSMConfig(**{**SMALL_RSSM, "classes": classes}, objective=objective)
     assert raised(fitted(build(RSSM, config), dataset), dataset) == ["latent"]
 
 
-def test_an_encoder_that_has_collapsed_is_found_out(dataset):
+def test_a_collapsed_encoder_raises_an_alarm(dataset):
     config = JEPAConfig(**SMALL_JEPA, objective=JEPAObjective(), predicts="next")
     model = build(JEPA, config)
-    for parameter in model.projector.parameters():  # all that keeps embeddings apart
+    for parameter in model.projector.parameters():  # nothing else keeps embeddings apart
         nn.init.zeros_(parameter)
     assert raised(fitted(model, dataset), dataset) == ["collapse"]
 
 
-def test_a_termination_head_with_class_weights_is_found_out(dataset, monkeypatch):
+def test_a_termination_head_with_class_weights_raises_an_alarm(dataset, monkeypatch):
     weighted = partial(F.binary_cross_entropy_with_logits, pos_weight=torch.tensor(10.0))
     monkeypatch.setattr(F, "binary_cross_entropy_with_logits", weighted)
     assert raised(fitted(build(MDNRNN, SMALL_MDN), dataset), dataset) == ["termination"]
 
 
-def test_a_look_is_always_the_same_and_touches_no_global_generator(dataset):
+def test_an_inspection_is_repeatable_and_touches_no_global_generator(dataset):
     model = build(MDNRNN, SMALL_MDN).eval()
     _, held_out = dataset.split(0.2, 0)
-    watch = TrainingMonitor(dataset=dataset, episodes=held_out)
+    monitor = TrainingMonitor(dataset=dataset, episodes=held_out)
     before = torch.get_rng_state()
-    assert watch.look(model) == watch.look(model)
+    assert monitor.inspect(model) == monitor.inspect(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -120,7 +120,7 @@ def test_free_nats_are_counted_for_all_dimensions_or_for_each():
     assert names(nats(0.0, 2.0, 0.5), 0.5, "each") == []
 
 
-def test_sentences_say_the_figure_and_what_to_do():
+def test_sentences_give_the_figure_and_the_remedy():
     (alarm,) = latent_alarms("camera", KLDiagnostic(nats(0.001, 0.002), 0.5, "each", "lower it"))
     assert "'camera'" in alarm.sentence
     assert "0.002" in alarm.sentence
@@ -134,13 +134,13 @@ def test_sentences_say_the_figure_and_what_to_do():
     assert collapse_alarms("", lone) == []  # one dimension cannot have more
 
 
-def test_chance_is_no_miscalibration():
-    said = Calibration(rate=0.05, predicted=0.07, brier=0.05, skill=0.0, ece=0.02)
-    assert termination_alarms(said, 200) == []  # 10 ended, 14 foretold
-    assert [alarm.name for alarm in termination_alarms(said, 20_000)] == ["termination"]
-    near = said._replace(predicted=0.055)
+def test_chance_alone_raises_no_calibration_alarm():
+    result = Calibration(rate=0.05, predicted=0.07, brier=0.05, skill=0.0, ece=0.02)
+    assert termination_alarms(result, 200) == []  # 10 ended, 14 predicted
+    assert [alarm.name for alarm in termination_alarms(result, 20_000)] == ["termination"]
+    near = result._replace(predicted=0.055)
     assert termination_alarms(near, 10_000_000) == []
     never = Calibration(rate=0.0, predicted=0.05, brier=0.003, skill=None, ece=0.05)
     assert "too short" in termination_alarms(never, 1000)[0].sentence
-    forgets = said._replace(predicted=0.001)
-    assert "too long" in termination_alarms(forgets, 1000)[0].sentence
+    rare = result._replace(predicted=0.001)
+    assert "too long" in termination_alarms(rare, 1000)[0].sentence

@@ -1,4 +1,4 @@
-"""Calibration against what can be counted by hand, and against chance itself."""
+"""Calibration, compared with counts by hand and with true probabilities."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from dreamgym.metrics.calibration import calibration
 
 
-def test_figures_are_those_counted_by_hand():
-    said = torch.tensor([0.05, 0.05, 0.95, 0.85])
+def test_figures_equal_those_counted_by_hand():
+    predicted = torch.tensor([0.05, 0.05, 0.95, 0.85])
     truth = torch.tensor([False, True, True, True])
-    found = calibration(said, truth)
+    found = calibration(predicted, truth)
     assert found.rate == 0.75
     assert found.predicted == pytest.approx(0.475)
     brier = (0.05**2 + 0.95**2 + 0.05**2 + 0.15**2) / 4
@@ -25,15 +25,15 @@ def test_true_probabilities_are_calibrated_and_sharper_ones_are_not():
     generator = torch.Generator().manual_seed(0)
     chance = torch.rand(50_000, generator=generator)
     happened = torch.rand(50_000, generator=generator) < chance
-    honest = calibration(chance, happened)
-    assert honest.ece < 0.01
-    assert honest.skill == pytest.approx(1 / 3, abs=0.02)
-    boastful = calibration((chance > 0.5).float(), happened)
-    assert boastful.ece > 0.2
-    assert boastful.brier > honest.brier
+    exact = calibration(chance, happened)
+    assert exact.ece < 0.01
+    assert exact.skill == pytest.approx(1 / 3, abs=0.02)
+    overconfident = calibration((chance > 0.5).float(), happened)
+    assert overconfident.ece > 0.2
+    assert overconfident.brier > exact.brier
 
 
-def test_the_base_rate_has_no_skill_and_what_never_happens_has_none_to_have():
+def test_the_base_rate_has_no_skill_and_skill_is_undefined_without_variance():
     happened = torch.arange(100) < 20
     assert calibration(torch.full((100,), 0.2), happened).skill == pytest.approx(0)
     never = calibration(torch.zeros(5), torch.zeros(5, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Every family can be examined, on vectors, images and both; figures are JSON-plain and finite."""
+"""Metrics of every family on vectors, images and Dicts: figures are JSON-plain and finite."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def build(spec: ModelSpec, dataset: Dataset) -> WorldModel:
 
 
 def examine(model: WorldModel, dataset: Dataset) -> dict[str, float]:
-    """The figures of a look; everything is asked for, and must be plain and finite."""
+    """Return the monitor's figures, after checking that every metric is JSON-plain and finite."""
     every = np.arange(dataset.num_episodes)
     best = recommend(model, dataset, every, cap=20)
     assert 1 <= best.horizon <= 20
     quality = evaluate_metrics(model, dataset, every)
-    figures = TrainingMonitor(dataset=dataset, episodes=every).look(model).figures
+    figures = TrainingMonitor(dataset=dataset, episodes=every).inspect(model).figures
     json.dumps([quality, best.reasons, best.termination, figures], allow_nan=False)
     assert {"termination_ece", "action_sensitivity"} <= {*quality}
     return figures
@@ -74,7 +74,7 @@ def test_every_family_on_every_kind_of_observation(family, seen):
     assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")
 
 
-def test_models_around_models_show_what_is_inside(tmp_path):
+def test_wrappers_show_the_diagnostics_of_the_models_inside(tmp_path):
     path = dreamgym.record(Swing(), steps=200, out=tmp_path / "data.h5", seed=0)
     member = ModelSpec(family="rssm", config=CONFIGS["rssm"])
     spec = ModelSpec(family="ensemble", config=EnsembleConfig(member=member, members=2, elites=2))

@@ -1,4 +1,4 @@
-"""Open-loop errors against a model whose errors are known."""
+"""Open-loop errors and action effect of a model whose errors are known."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SPREAD = 0.5
 
 
 class Known(WorldModel):
-    """Dreams the truth of `Swing`, and sees it through normal noise that is drawn in each step.
+    """The true dynamics of `Swing`, observed with normal noise that is drawn in each step.
 
     Args:
-        minds: what actions are multiplied by.
-        decodes: whether it says what it sees, or has it as its features alone.
+        action_scale: factor of the actions; 0 ignores them.
+        decodes: whether it has a decoder, or features only.
     """
 
     feature_dim = noise_dim = 2
 
-    def __init__(self, minds: float = 1.0, *, decodes: bool = True) -> None:
+    def __init__(self, action_scale: float = 1.0, *, decodes: bool = True) -> None:
         super().__init__(Swing.observation_space, Swing.action_space, None)
-        self.minds = minds
+        self.action_scale = action_scale
         self.weight = torch.nn.Parameter(torch.zeros(()))
         if decodes:
             self.decode = lambda state: state["state"] + SPREAD * state["error"]
@@ -43,7 +43,7 @@ class Known(WorldModel):
 
     def step(self, state, action, noise, temperature=1.0):
         angle, speed = state["state"].double().unbind(-1)
-        push = 0.5 * (2 * action.double() - 1) * self.minds
+        push = 0.5 * (2 * action.double() - 1) * self.action_scale
         speed = 0.98 * speed + push - 0.4 * angle
         new = torch.stack([angle + 0.4 * speed, speed], -1).float()
         zeros = torch.zeros(len(new))
@@ -80,7 +80,7 @@ def test_errors_of_samples_and_of_their_mean_are_those_of_the_noise(dataset, epi
     assert (found.repeat_last[5:15] > 0.5).all()
 
 
-def test_repeating_the_last_observation_has_the_error_that_it_has(dataset, episodes):
+def test_the_repeat_last_error_equals_that_of_all_pairs_in_the_data(dataset, episodes):
     found = open_loop_errors(Known(), dataset, episodes, horizons=[3])
     pairs, rows = [], []
     for i in episodes:
@@ -120,10 +120,10 @@ def effect_of(model, dataset, episodes):
 
 
 @pytest.mark.parametrize("decodes", [True, False])
-def test_the_effect_of_actions_is_seen_through_any_noise_of_the_state(decodes, dataset, episodes):
-    minds = effect_of(Known(decodes=decodes), dataset, episodes)
-    assert minds.sensitivity > 1.3
-    assert minds.evidence > 10
+def test_the_effect_of_actions_is_measured_despite_noise_of_the_state(decodes, dataset, episodes):
+    action_scale = effect_of(Known(decodes=decodes), dataset, episodes)
+    assert action_scale.sensitivity > 1.3
+    assert action_scale.evidence > 10
     ignores = effect_of(Known(0.0, decodes=decodes), dataset, episodes)
     assert ignores.sensitivity == 1.0
     assert ignores.evidence == 0.0
@@ -133,7 +133,7 @@ class Still(Swing):
     action_space = gym.spaces.Discrete(1)
 
 
-def test_where_there_is_but_one_action_nothing_can_be_said(tmp_path):
+def test_with_a_single_action_there_is_no_action_effect(tmp_path):
     import dreamgym
 
     path = dreamgym.record(Still(), steps=300, out=tmp_path / "still.h5", seed=0)
@@ -141,7 +141,7 @@ def test_where_there_is_but_one_action_nothing_can_be_said(tmp_path):
         assert effect_of(Known(), dataset, np.arange(dataset.num_episodes)) is None
 
 
-def test_quality_is_that_of_the_known_model(dataset, episodes):
+def test_metrics_are_those_of_the_known_model(dataset, episodes):
     found = evaluate_metrics(Known(), dataset, episodes)
     assert found["termination_skill"] == pytest.approx(0, abs=0.02)
     assert found["termination_ece"] == pytest.approx(

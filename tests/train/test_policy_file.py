@@ -134,6 +134,14 @@ def test_a_newer_card_is_refused(good, tmp_path):
         load_policy(path)
 
 
+def test_a_card_of_before_there_were_several_learners_is_read(good, tmp_path):
+    with zipfile.ZipFile(good) as archive:
+        card = json.loads(archive.read("dreamgym.json"))
+    del card["learner"]
+    path = changed(good, tmp_path / "old.zip", dreamgym_DOT_json=json.dumps(card))
+    assert load_policy(path).card == load_policy(good).card
+
+
 @pytest.mark.parametrize("card", ["{", "[]", '{"schema": 1}'])
 def test_a_damaged_card_is_refused(good, tmp_path, card):
     path = changed(good, tmp_path / "damaged.zip", dreamgym_DOT_json=card)

@@ -51,6 +51,7 @@ def toy(monkeypatch):
         name="toy",
         title="Toy",
         requires="numpy",
+        extra="toys",
         module="toy_learner",
         algorithms=("REINFORCE", "PPO"),
         suffix=".toy",
@@ -82,8 +83,10 @@ def test_the_first_learner_of_an_algorithm_is_the_default(toy):
 
 
 def test_a_learner_that_is_not_installed_names_its_extra(toy):
-    missing = replace(toy, module="stable_baselines3.not_there")
-    with pytest.raises(ModuleNotFoundError, match=r"'toy' needs .*pip install 'dreamgym\[sb3\]'"):
+    missing = replace(toy, requires="not_there")
+    with pytest.raises(
+        ModuleNotFoundError, match=r"'toy' needs not_there.*pip install 'dreamgym\[toys\]'"
+    ):
         missing.library()
 
 

@@ -40,7 +40,7 @@ def test_same_seed_same_policy_and_another_seed_another(discrete_world):
     assert not equal(first, other)
 
 
-def test_nothing_global_is_touched(discrete_world):
+def test_global_generators_and_threads_are_unchanged(discrete_world):
     torch.set_num_threads(2)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     train_policy(discrete_world, steps=256, config=TrainConfig(num_envs=16, n_steps=8))
@@ -66,7 +66,7 @@ def test_progress_and_curve_agree(box_world):
     assert policy.card.steps == 1024
 
 
-def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(box_world, tmp_path):
+def test_the_zip_is_sb3s_format_and_acts_the_same_however_it_is_read(box_world, tmp_path):
     trained = train_policy(box_world, steps=512, out=tmp_path / "policy", config=QUICK)
     path = tmp_path / "policy.zip"
     read, stock = load_policy(path, world=box_world), PPO.load(path, device="cpu")
@@ -81,7 +81,7 @@ def test_the_zip_is_sb3s_own_and_acts_alike_however_it_is_read(box_world, tmp_pa
     assert sorted(tmp_path.iterdir()) == [path], "nothing may be left beside the policy"
 
 
-def test_the_card_says_where_the_policy_comes_from(discrete_world, tmp_path):
+def test_the_card_has_the_origin_of_the_policy(discrete_world, tmp_path):
     path = tmp_path / "policy.zip"
     train_policy(discrete_world, seed=4, steps=512, out=path, config=QUICK)
     saved = copy.copy(discrete_world).save(tmp_path / "world")
@@ -102,7 +102,7 @@ def test_the_card_says_where_the_policy_comes_from(discrete_world, tmp_path):
 
 
 def test_the_policy_takes_raw_observations(discrete_world):
-    """Its normaliser has the scale of the dream, so a real observation goes in as it is."""
+    """Its normaliser has the scales of the dream, so it takes raw real observations."""
     policy = train_policy(discrete_world, steps=256, config=QUICK)
     extractor = policy.network.pi_features_extractor
     raw = extractor.mean + 2 * extractor.std
@@ -152,7 +152,7 @@ def test_every_algorithm_trains_saves_and_is_read_back(request, tmp_path, name, 
     np.testing.assert_array_equal(read.predict(observations)[0], trained.predict(observations)[0])
 
 
-def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(discrete_world, tmp_path):
+def test_ctrl_c_saves_the_policy_so_far_and_changes_nothing_else(discrete_world, tmp_path):
     path = tmp_path / "policy.zip"
     path.write_bytes(b"an older policy")
 
@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_what_was_trained_and_nothing_else_changed(discrete_world,
     assert path.read_bytes() == b"an older policy"
 
 
-def test_ctrl_c_without_a_place_says_that_nothing_was_saved(discrete_world):
+def test_ctrl_c_without_an_out_says_that_nothing_was_saved(discrete_world):
     def stop(done, total, figures):
         raise KeyboardInterrupt
 
@@ -220,7 +220,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(discrete_worl
         ("PPO", TrainConfig(learner={"nothing_such": 1}), "nothing_such"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_what_can(box_world, algo, config, message):
+def test_what_cannot_be_trained_is_refused_with_a_remedy(box_world, algo, config, message):
     with pytest.raises(TrainingError, match=message):
         train_policy(box_world, algo=algo, steps=256, config=config)
 

@@ -6,7 +6,7 @@ import pytest
 from dreamgym.transfer.evaluation import bootstrap_means, difference_interval, mean_interval
 
 
-def test_it_covers_the_true_mean_about_as_often_as_it_says():
+def test_its_coverage_of_the_true_mean_is_about_its_confidence():
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(200):
@@ -21,7 +21,7 @@ def test_its_width_is_that_of_the_normal_interval():
     assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(1000), rel=0.05)
 
 
-def test_same_seed_same_interval_and_the_global_generator_is_left_alone():
+def test_same_seed_same_interval_and_no_use_of_the_global_generator():
     values = np.random.default_rng(2).normal(size=50)
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
@@ -34,7 +34,7 @@ def test_one_value_and_equal_values_have_no_width():
     assert mean_interval(np.full(10, 500.0)) == (500.0, 500.0)
 
 
-def test_large_samples_are_resampled_in_pieces():
+def test_large_samples_are_resampled_in_chunks():
     values = np.random.default_rng(5).normal(size=6000)
     means = bootstrap_means(values, resamples=2000)
     assert means.shape == (2000,)

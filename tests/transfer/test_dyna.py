@@ -59,9 +59,8 @@ def test_the_most_likely_actions_are_recorded_on_request(observing, tmp_path):
     np.testing.assert_array_equal(episode.actions, expected)
 
 
-@pytest.mark.parametrize("view", ["observation", "latent"])
-def test_processes_record_with_a_trained_policy(view, cartpole_world, observing, latent, tmp_path):
-    policy = observing if view == "observation" else LatentAgent(latent, cartpole_world)
+def test_processes_record_with_a_trained_policy(cartpole_world, latent, tmp_path):
+    policy = LatentAgent(latent, cartpole_world)
     plan = ShardPlan(steps=60, policy=policy, workers=2)
     with Dataset(record_shards("CartPole-v1", tmp_path / "shards", plan)) as dataset:
         assert dataset.num_steps == 60

@@ -25,7 +25,7 @@ class ActsOnce:
 
 
 def by_hand(env_id, act, seeds):
-    """One episode after the other, in one environment: what `evaluate` must agree with."""
+    """Run one episode after the other in one environment, as a reference for `evaluate`."""
     env, returns, lengths = gym.make(env_id), [], []
     for seed in seeds:
         observation, _ = env.reset(seed=seed)
@@ -53,7 +53,7 @@ def test_it_agrees_with_episodes_run_by_hand():
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_the_number_of_environments_side_by_side_changes_nothing(env_id):
-    """Bit for bit: a network's rounding must not depend on who else is in the batch."""
+    """Bit for bit: a network's rounding must not depend on the other rows of the batch."""
     policy = PPO("MlpPolicy", gym.make(env_id), seed=0, device="cpu").policy
     results = [
         run_episodes(policy, env_id, EpisodePlan(episodes=7, seed=3, num_envs=lanes))
@@ -64,7 +64,7 @@ def test_the_number_of_environments_side_by_side_changes_nothing(env_id):
         np.testing.assert_array_equal(result.lengths, results[0].lengths)
 
 
-def test_random_episodes_do_not_depend_on_the_lanes_either():
+def test_random_episodes_do_not_depend_on_the_number_of_environments():
     one, many = (
         run_episodes("random", "CartPole-v1", EpisodePlan(episodes=12, num_envs=lanes))
         for lanes in (1, 7)
@@ -112,10 +112,10 @@ def test_a_module_named_by_a_spec_is_not_imported():
         evaluate("random", '{"id": "this:CartPole-v1"}', episodes=1)
 
 
-def test_progress_is_told_after_each_episode():
-    heard = []
-    evaluate("random", "CartPole-v1", episodes=20, progress=lambda *given: heard.append(given))
-    assert heard == [(done, 20) for done in range(1, 21)]
+def test_progress_is_reported_after_each_episode():
+    reported = []
+    evaluate("random", "CartPole-v1", episodes=20, progress=lambda *given: reported.append(given))
+    assert reported == [(done, 20) for done in range(1, 21)]
 
 
 def test_environments_are_closed_even_when_the_policy_fails():
@@ -142,29 +142,29 @@ def test_environments_are_closed_even_when_the_next_cannot_be_made():
             closed.append(self)
             super().close()
 
-    def third_time_unlucky():
+    def fail_at_the_third():
         if len(made) == 2:
             raise OSError("no port is free")
         made.append(Watched(gym.make("CartPole-v1")))
         return made[-1]
 
     with pytest.raises(OSError, match="no port"):
-        evaluate("random", third_time_unlucky, episodes=5)
+        evaluate("random", fail_at_the_third, episodes=5)
     assert set(closed) == set(made)
     assert len(made) == 2
 
 
 def test_deterministic_is_passed_on():
-    asked = set()
+    received = set()
 
     class Policy:
         def predict(self, observation, deterministic=False):
-            asked.add(deterministic)
+            received.add(deterministic)
             return np.zeros(len(observation), int), None
 
     evaluate(Policy(), "CartPole-v1", episodes=1)
     evaluate(Policy(), "CartPole-v1", episodes=1, deterministic=False)
-    assert asked == {True, False}
+    assert received == {True, False}
 
 
 def test_dict_observations():
@@ -204,7 +204,7 @@ def test_environments_that_do_not_exist_are_refused(env, message):
         evaluate("random", env, episodes=1)
 
 
-def test_a_made_environment_and_a_vector_environment_are_refused():
+def test_an_environment_object_and_a_vector_environment_are_refused():
     with pytest.raises(TransferError, match="a function that makes"):
         evaluate("random", gym.make("CartPole-v1"), episodes=1)
     with pytest.raises(TransferError, match=r"made a .*Vector"):

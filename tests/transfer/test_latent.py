@@ -12,14 +12,14 @@ from dreamgym.transfer import LatentObservation, TransferError
 
 
 @pytest.mark.parametrize("name", ["cartpole_world", "pendulum_world"])
-def test_gymnasiums_checker_is_content(request, name):
+def test_it_passes_gymnasiums_checker(request, name):
     world = request.getfixturevalue(name)
     check_env(LatentObservation(world.real_env(), world), skip_render_check=True)
 
 
 @pytest.mark.parametrize("name", ["cartpole_world", "pendulum_world"])
 def test_it_gives_the_features_of_the_filtered_state(request, name):
-    """Step by step it must agree with `filter` over the whole episode."""
+    """Compare step by step with `filter_states` over the whole episode."""
     world = request.getfixturevalue(name)
     env, plain = LatentObservation(world.real_env(), world), world.real_env()
     env.action_space.seed(0)

@@ -1,4 +1,4 @@
-"""Starts are what the model makes of their windows alone, wherever the data lie."""
+"""Start states depend on their own windows only, not on how the data are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPACE = gym.spaces.Box(0, 100, (2,))
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each observation says its episode and its row."""
+    """A dataset in which each observation holds its episode and its row."""
     rng = np.random.default_rng(0)
     episodes = [
         Episode(
@@ -51,8 +51,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("starts") / "d.h5", episodes, metadata)
 
 
-def a_model(dataset: AnyDataset) -> torch.nn.Module:
-    """On vectors it filters without noise: a state follows from what was observed alone."""
+def build_model(dataset: AnyDataset) -> torch.nn.Module:
+    """A model that filters vectors without noise, so that a state depends on observations only."""
     torch.manual_seed(0)
     spec = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
     model = spec.build(dataset.observation_space, dataset.action_space)
@@ -62,19 +62,19 @@ def a_model(dataset: AnyDataset) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("skip", [1, 3])
-def test_a_start_is_filtered_from_its_window_alone(path: Path, skip: int) -> None:
-    """No padding, nothing before the window, nothing of another episode; never a last row."""
+def test_a_start_state_is_filtered_from_its_window_alone(path: Path, skip: int) -> None:
+    """Padding, earlier rows and other episodes play no part; a last row is never a start."""
     with Dataset(path) as inner:
         dataset = SkippedDataset(inner, FrameSkip(steps=skip)) if skip > 1 else inner
-        model = a_model(dataset)
+        model = build_model(dataset)
         chosen = np.array([0, 1, 3, 4]) if skip == 1 else np.arange(dataset.num_episodes - 1)
         bank = burn_in(model, dataset, chosen, count=300, length=LENGTH, seed=1)
-        seen = model.decode(bank.states).round().int().numpy()
+        decoded = model.decode(bank.states).round().int().numpy()
         by_number = {int(dataset.episode(i).observations[0, 0]): i for i in chosen}
-        assert (bank.beginnings, bank.size) == (150, 300)
-        assert (seen[:150, 1] == 0).all()
-        assert set(seen[:, 0]) == set(by_number)
-        for k, (number, row) in enumerate(seen.tolist()):
+        assert (bank.num_episode_starts, bank.size) == (150, 300)
+        assert (decoded[:150, 1] == 0).all()
+        assert set(decoded[:, 0]) == set(by_number)
+        for k, (number, row) in enumerate(decoded.tolist()):
             episode, t = dataset.episode(by_number[number]), row // skip
             assert t < episode.length
             begin = max(0, t - LENGTH)
@@ -85,26 +85,26 @@ def test_a_start_is_filtered_from_its_window_alone(path: Path, skip: int) -> Non
                 torch.zeros(1, t - begin, dtype=torch.bool),
                 torch.ones(1, t - begin, dtype=torch.bool),
             )
-            wanted = filter_states(model, window, torch.rand(1, t - begin + 1, model.noise_dim))
-            for key, leaf in wanted.items():
+            expected = filter_states(model, window, torch.rand(1, t - begin + 1, model.noise_dim))
+            for key, leaf in expected.items():
                 torch.testing.assert_close(bank.states[key][k], leaf[0, -1])
 
 
 def test_starts_from_anywhere_are_uniform_over_steps(path: Path) -> None:
     with Dataset(path) as dataset:
-        model = a_model(dataset)
+        model = build_model(dataset)
         bank = burn_in(model, dataset, np.array([1, 4]), count=8000, length=1)
-    seen = model.decode(bank.states).round().int().numpy()[4000:]
-    counts = np.bincount(seen[:, 1], minlength=45)
+    decoded = model.decode(bank.states).round().int().numpy()[4000:]
+    counts = np.bincount(decoded[:, 1], minlength=45)
     assert len(counts) == 45
     both, one = counts[:30], counts[30:]
     # 75 steps in all: two episodes have the first 30, one has the others.
     assert both.mean() == pytest.approx(2 * 4000 / 75, rel=0.1)
     assert one.mean() == pytest.approx(4000 / 75, rel=0.1)
-    assert set(seen[:, 0]) == {1, 4}
+    assert set(decoded[:, 0]) == {1, 4}
 
 
-def test_it_does_not_matter_where_the_data_lie_nor_how_much_is_read_at_once(
+def test_start_states_do_not_depend_on_memory_or_chunk_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = record(image_cartpole(), steps=200, out=tmp_path / "d.h5")
@@ -117,7 +117,7 @@ def test_it_does_not_matter_where_the_data_lie_nor_how_much_is_read_at_once(
         monkeypatch.setattr(start_states, "CHUNK_BYTES", size)
         with Dataset(path, memory=memory) as dataset:
             mixed = MixedDataset([(dataset, 1.0)])
-            model = a_model(dataset)
+            model = build_model(dataset)
             every = np.arange(dataset.num_episodes)
             banks.append(burn_in(model, dataset, every, count=40))
             banks.append(burn_in(model, mixed, every, count=40))

@@ -1,4 +1,4 @@
-"""Starts are burnt in on real rows only: a model that remembers what it was shown says so."""
+"""Start states are filtered from real rows only; a model that records its inputs proves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNT = 200
 
 
 class Counted(gym.Env):
-    """Shows its episode's number and step; its episodes end or are cut off, in turns."""
+    """Observes its episode number and step; episodes terminate and are truncated alternately."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Discrete(100)
@@ -41,7 +41,7 @@ class Counted(gym.Env):
 
 
 class Witness(WorldModel):
-    """Remembers the last observation and action, how many it saw, and whether they all followed."""
+    """Records the last observation and action, their number, and whether they were consecutive."""
 
     feature_dim, noise_dim = 2, 1
 
@@ -52,7 +52,7 @@ class Witness(WorldModel):
     def initial(self, batch_size):
         zeros = torch.zeros(batch_size)
         last = torch.zeros(batch_size, 2)
-        return {"last": last, "count": zeros, "sound": zeros + 1, "action": zeros}
+        return {"last": last, "count": zeros, "consecutive": zeros + 1, "action": zeros}
 
     def observe(self, state, action, observation, noise):
         follows = (observation - state["last"] == torch.tensor([0.0, 1.0])).all(-1)
@@ -60,7 +60,7 @@ class Witness(WorldModel):
         return {
             "last": observation,
             "count": state["count"] + 1,
-            "sound": state["sound"] * torch.where(first, action == 0, follows),
+            "consecutive": state["consecutive"] * torch.where(first, action == 0, follows),
             "action": action.float(),
         }
 
@@ -83,42 +83,44 @@ def dataset(tmp_path_factory):
 
 
 @pytest.mark.parametrize("length", [LENGTH, 1])
-def test_every_start_was_burnt_in_on_the_rows_before_it_and_on_nothing_else(dataset, length):
+def test_a_start_state_is_filtered_from_the_rows_before_it_and_nothing_else(dataset, length):
     chosen = np.arange(0, dataset.num_episodes, 3)
     starts = burn_in(Witness().eval(), dataset, chosen, count=COUNT, length=length)
     episode, step = starts.states["last"].long().unbind(-1)
-    assert bool((starts.states["sound"] == 1).all())
+    assert bool((starts.states["consecutive"] == 1).all())
     assert {*episode.tolist()} <= {*chosen.tolist()}
-    # One observation more than there are steps before it: neither padding nor what comes after.
+    # One observation more than there are steps before it: no padding and no later rows.
     assert torch.equal(starts.states["count"].long(), step.clamp(max=length) + 1)
     actions = [int(dataset.episode(e).actions[s - 1]) if s else 0 for e, s in zip(episode, step)]  # noqa: B905
     assert starts.states["action"].tolist() == actions
-    assert bool((step[: starts.beginnings] == 0).all())
+    assert bool((step[: starts.num_episode_starts] == 0).all())
     assert int(step.max()) > length
 
 
-def test_no_start_is_the_last_row_of_an_episode_whether_it_ended_or_was_cut_off(dataset):
+def test_the_last_row_of_an_episode_is_never_a_start_state(dataset):
     every = np.arange(dataset.num_episodes)
     starts = burn_in(Witness().eval(), dataset, every, count=2000, length=LENGTH)
     episode, step = starts.states["last"].long().unbind(-1)
     left = torch.as_tensor(np.asarray(dataset.lengths))[episode] - step
-    assert int(left.min()) == 1  # the row before the last is one to begin from
+    assert int(left.min()) == 1  # the row before the last is a valid start
     assert {dataset.episode(int(e)).terminated for e in {*episode.tolist()}} == {True, False}
 
 
-def test_starts_from_anywhere_are_uniform_over_the_rows_that_can_be_left(dataset):
+def test_start_states_from_anywhere_are_uniform_over_rows_with_an_action(dataset):
     every = np.arange(dataset.num_episodes)
     starts = burn_in(Witness().eval(), dataset, every, count=8000, length=1)
-    episode, step = starts.states["last"][starts.beginnings :].long().unbind(-1)
+    episode, step = starts.states["last"][starts.num_episode_starts :].long().unbind(-1)
     rows = torch.as_tensor(np.concatenate([[0], np.cumsum(dataset.lengths)[:-1]]))[episode] + step
     counts = torch.bincount(rows, minlength=int(np.sum(dataset.lengths)))
-    # Chi-square per degree of freedom; of uniform draws it is 1, give or take 0.07.
-    off = (counts - counts.float().mean()).square().sum() / counts.float().mean() / len(counts)
-    assert 0.7 < float(off) < 1.35
+    # Chi-square per degree of freedom: 1 +- 0.07 for uniform draws.
+    statistic = (
+        (counts - counts.float().mean()).square().sum() / counts.float().mean() / len(counts)
+    )
+    assert 0.7 < float(statistic) < 1.35
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_same_seed_gives_the_same_starts_and_another_others(dataset, seed):
+def test_start_states_are_determined_by_the_seed(dataset, seed):
     every = np.arange(dataset.num_episodes)
     one, two = (burn_in(Witness().eval(), dataset, every, count=64, seed=s) for s in (seed, 5))
     again = burn_in(Witness().eval(), dataset, every, count=64, seed=seed)

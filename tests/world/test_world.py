@@ -49,34 +49,34 @@ def test_loading_touches_no_global_generator(folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def spoil_missing(folder: Path) -> None:
+def remove_starts(folder: Path) -> None:
     (folder / "starts.safetensors").unlink()
 
 
-def spoil_truncated(folder: Path) -> None:
+def truncate_weights(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 1000)
 
 
-def spoil_one_bit(folder: Path) -> None:
+def flip_one_bit(folder: Path) -> None:
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
 
 
-def spoil_not_json(folder: Path) -> None:
+def break_json(folder: Path) -> None:
     (folder / "world.json").write_text("{")
 
 
-def spoil_description(folder: Path) -> None:
+def remove_description(folder: Path) -> None:
     (folder / "world.json").unlink()
 
 
 SPOILT = {
-    "missing file": (spoil_missing, "starts.safetensors is missing"),
-    "truncated file": (spoil_truncated, "model.safetensors has changed"),
-    "one bit": (spoil_one_bit, "model.safetensors has changed"),
-    "not JSON": (spoil_not_json, "not JSON"),
-    "no description": (spoil_description, "no world.json"),
+    "missing file": (remove_starts, "starts.safetensors is missing"),
+    "truncated file": (truncate_weights, "model.safetensors has changed"),
+    "one bit": (flip_one_bit, "model.safetensors has changed"),
+    "not JSON": (break_json, "not JSON"),
+    "no description": (remove_description, "no world.json"),
     "another format": (lambda f: change(f, format="x"), "not a world's description"),
     "newer schema": (lambda f: change(f, schema_version=99), "upgrade dreamgym"),
     "unknown family": (lambda f: change(f, family="mdn-rn"), "did you mean 'mdn-rnn'"),
@@ -84,25 +84,25 @@ SPOILT = {
     "wrong setting": (lambda f: change(f, config={"hidden": 0}), "hidden=0"),
     "wrong space": (lambda f: change(f, action_space={"type": "Text"}), "cannot be understood"),
     "other shapes": (lambda f: change(f, config={"hidden": 32}), "does not fit the config"),
-    "no beginnings": (lambda f: change(f, beginnings=0), "beginnings is 0"),
-    "too many beginnings": (lambda f: change(f, beginnings=65), "65 beginnings"),
-    "files no object": (lambda f: change(f, files=[]), "files is no object"),
-    "a spec that is none": (lambda f: change(f, env_spec={"id": "X-v0"}), "env_spec is not"),
-    "no rule of termination": (lambda f: change(f, termination=1.5), "termination is 1.5"),
-    "no horizon": (lambda f: change(f, horizon="long"), "horizon"),
+    "no episode starts": (lambda f: change(f, beginnings=0), "beginnings is 0"),
+    "too many episode starts": (lambda f: change(f, beginnings=65), "65 episode starts"),
+    "files not an object": (lambda f: change(f, files=[]), "files is not a JSON object"),
+    "not an env spec": (lambda f: change(f, env_spec={"id": "X-v0"}), "env_spec is not"),
+    "bad termination rule": (lambda f: change(f, termination=1.5), "termination is 1.5"),
+    "bad horizon": (lambda f: change(f, horizon="long"), "horizon"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(SPOILT))
 def test_a_spoilt_world_is_refused_by_name(folder, name):
-    spoil, said = SPOILT[name]
+    spoil, message = SPOILT[name]
     spoil(folder)
-    with pytest.raises(WorldError, match=said):
+    with pytest.raises(WorldError, match=message):
         dreamgym.load(folder)
 
 
 @pytest.mark.parametrize("termination", ["sample", 0.25])
-def test_what_ends_dreams_is_kept_and_dreams_take_it(folder, tmp_path, termination):
+def test_the_termination_rule_is_saved_and_used_by_dreams(folder, tmp_path, termination):
     replace(dreamgym.load(folder), termination=termination).save(tmp_path / "again")
     world = dreamgym.load(tmp_path / "again")
     assert world.termination == termination
@@ -112,7 +112,7 @@ def test_what_ends_dreams_is_kept_and_dreams_take_it(folder, tmp_path, terminati
     assert DreamVectorEnv(world, 2, termination=0.75).options.threshold == 0.75
 
 
-def test_a_world_of_before_there_was_a_choice_samples(folder):
+def test_an_old_world_without_a_termination_rule_samples(folder):
     description = json.loads((folder / "world.json").read_text())
     del description["termination"]
     (folder / "world.json").write_text(json.dumps(description))
@@ -128,7 +128,7 @@ def test_a_world_that_does_not_exist_is_refused(tmp_path):
         dreamgym.load(tmp_path / "file")
 
 
-def test_saving_over_a_world_needs_leave_and_replaces_it_whole(folder):
+def test_saving_over_a_world_needs_overwrite_and_replaces_the_whole_folder(folder):
     other = small_world(horizon=9)
     with pytest.raises(FileExistsError):
         other.save(folder)
@@ -152,7 +152,7 @@ except DiskFullError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on file sizes to set")
-def test_a_full_disk_leaves_the_old_world_and_no_litter(folder):
+def test_a_full_disk_leaves_the_old_world_and_no_temporary_files(folder):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(folder)], timeout=120)
     assert done.returncode == 7
     assert dreamgym.load(folder).horizon == 7
@@ -188,7 +188,7 @@ def test_the_real_environment_is_made_by_id_and_never_by_class_path(folder):
         small_world().real_env()
 
 
-def test_family_and_view_follow_from_the_model():
+def test_family_and_view_are_the_models():
     world: World = small_world()
     assert world.family == "mdn-rnn"
     assert world.default_view == "observation"

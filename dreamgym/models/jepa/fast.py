@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
-from dreamgym.models.jepa.model import CORRECTION, JEPA, predictor_inputs, push_frame
+from dreamgym.models.jepa.model import (
+    CORRECTION,
+    JEPA,
+    PROBE_RESIDUAL,
+    predictor_inputs,
+    push_frame,
+)
 from dreamgym.models.jepa.modules import ActionEmbedding, Block, Probe, Projector
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
 from dreamgym.models.nn.packed import Layer, Packing, model_device
@@ -81,7 +87,7 @@ class FastJEPA(FastForm):
         reward, logit = self._heads(torch.cat([new, new - old, encoded], -1)).unbind(-1)
         probe_residual = None
         if self._residual_ar1 is not None:
-            probe_residual = state["unread"] * self._residual_ar1
+            probe_residual = state[PROBE_RESIDUAL] * self._residual_ar1
         state = push_frame(state, encoded, new, probe_residual)
         prediction = model.to_prediction(reward, logit)
         return state, end_outside_data(prediction, outside, model.worst_return)

@@ -58,6 +58,9 @@ from dreamgym.models.statistics import Statistics
 
 HEAD_WIDTH = 128
 
+PROBE_RESIDUAL = "unread"
+"""State leaf of the probe's residual. Saved start states have this name, so it cannot change."""
+
 SMALLEST_MOMENTUM = 0.01
 """Final weight of one batch in the running statistics of a fit."""
 
@@ -158,7 +161,7 @@ class JEPA(WorldModel):
             "seen": zeros(batch_size, context),
         }
         if self.residual_probe is not None:
-            state["unread"] = zeros(batch_size, self.residual_probe.residual_size)
+            state[PROBE_RESIDUAL] = zeros(batch_size, self.residual_probe.residual_size)
         return state
 
     def observe(
@@ -188,7 +191,7 @@ class JEPA(WorldModel):
             outside = self.senses.outside_data(vectors, self.config.range_margin)
         probe_residual = None
         if self.residual_probe is not None:
-            probe_residual = state["unread"] * self.residual_probe.residual_ar1
+            probe_residual = state[PROBE_RESIDUAL] * self.residual_probe.residual_ar1
         state = push_frame(state, encoded, new, probe_residual)
         prediction = self.to_prediction(reward, logit)
         return state, end_outside_data(prediction, outside, self.worst_return)
@@ -214,7 +217,7 @@ class JEPA(WorldModel):
             )
         vectors, images = self.probe.decode(self.features(state))
         if vectors is not None:
-            vectors = vectors + state["unread"]
+            vectors = vectors + state[PROBE_RESIDUAL]
         return self.senses.to_observation(vectors, images)
 
     @property
@@ -497,8 +500,7 @@ def push_frame(
         "seen": torch.ones_like(state["seen"][:, :1]),
     }
     pushed = {key: torch.cat([state[key][:, 1:], new], 1) for key, new in newest.items()}
-    # The leaf is called "unread" in saved worlds.
-    return pushed if probe_residual is None else pushed | {"unread": probe_residual}
+    return pushed if probe_residual is None else pushed | {PROBE_RESIDUAL: probe_residual}
 
 
 def _at(observation: Observation, times: slice) -> Observation:

@@ -61,6 +61,7 @@ class FastMDNRNN(FastForm):
         gates = self.linear["gates"](torch.cat([*inputs, state["h"]], -1))
         # A compiler fuses the cell better without in-place operations on slices.
         h, c = lstm_cell(gates, state["c"], inplace=not torch.compiler.is_compiling())
+        del gates  # the largest tensor of a step: it must not add to the peak below
         outputs, vision = self._mixture_outputs(h, z, encoded), self.vision
         delta = self._sample_delta(outputs, noise, temperature)
         new, outside = vision.limit(torch.addcmul(z * vision.carried, delta, vision.delta_std))

@@ -5,9 +5,9 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are here under their n
 
 from __future__ import annotations
 
-from dreamgym._extras import import_extra
+from dreamgym.train.registry import LEARNERS
 
-import_extra("stable_baselines3", "dreamgym.train.sb3")
+LEARNERS["sb3"].require_installed()
 
 from dreamgym.train.sb3.algorithms import ALGORITHMS  # noqa: E402 - the library comes first
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402

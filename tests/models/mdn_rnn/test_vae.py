@@ -1,4 +1,4 @@
-"""The VAE of V-M-C: published size, published loss, and that it learns."""
+"""The VAE of V-M-C: published sizes, published loss, and a short fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def small_vae() -> VAE:
 
 
 def images(batch: int) -> torch.Tensor:
-    """A light square on a dark ground, somewhere."""
+    """Return images of a light square at a random place on a dark ground."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.full((batch, 3, 64, 64), 0.3)
     for frame, (row, column) in zip(
@@ -34,23 +34,23 @@ def test_the_published_sizes():
 
 def test_the_loss_is_the_published_one_written_out():
     vae, frames = small_vae(), images(6)
-    standard = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    epsilon = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         mean, log_variance = vae.encode(frames)
-        decoded = vae.decode(mean + (log_variance / 2).exp() * standard)
-        loss = vae.loss(frames, standard, tolerance=0.0)
-        floor = vae.loss(frames, standard, tolerance=0.5)
+        decoded = vae.decode(mean + (log_variance / 2).exp() * epsilon)
+        loss = vae.loss(frames, epsilon, tolerance=0.0)
+        floor = vae.loss(frames, epsilon, tolerance=0.5)
     error = torch.stack([((frames[k] - decoded[k]) ** 2).sum() for k in range(6)])
     torch.testing.assert_close(loss.reconstruction, error)
     normal = torch.distributions.Normal
-    wanted = torch.distributions.kl_divergence(
+    expected = torch.distributions.kl_divergence(
         normal(mean, (log_variance / 2).exp()), normal(torch.tensor(0.0), torch.tensor(1.0))
     ).sum(-1)
-    torch.testing.assert_close(loss.kl, wanted)
-    torch.testing.assert_close(floor.kl, wanted.clamp(min=2.0))
+    torch.testing.assert_close(loss.kl, expected)
+    torch.testing.assert_close(floor.kl, expected.clamp(min=2.0))
 
 
-def test_below_the_tolerance_the_divergence_pulls_at_nothing():
+def test_below_the_tolerance_the_divergence_has_no_gradient():
     vae, frames = small_vae(), images(3)
     vae.loss(frames, torch.zeros(3, 4), tolerance=100.0).kl.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in vae.parameters())
@@ -75,11 +75,11 @@ def test_a_sample_has_the_posteriors_mean_and_spread():
     torch.testing.assert_close(drawn.var(0), posterior.log_variance.exp()[0], atol=0.1, rtol=0)
 
 
-def test_it_learns_where_a_square_is():
+def test_a_short_fit_reconstructs_the_place_of_a_square():
     vae, frames = small_vae(), images(32)
     optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(2)
-    blind = ((frames - frames.mean(0)) ** 2).sum((1, 2, 3)).mean()
+    baseline = ((frames - frames.mean(0)) ** 2).sum((1, 2, 3)).mean()
     for _ in range(150):
         loss = vae.loss(frames, torch.randn(32, 4, generator=generator), tolerance=0.5)
         optimizer.zero_grad()
@@ -87,4 +87,4 @@ def test_it_learns_where_a_square_is():
         optimizer.step()
     with torch.no_grad():
         seen = vae.loss(frames, torch.zeros(32, 4), tolerance=0.5).reconstruction.mean()
-    assert seen < 0.75 * blind
+    assert seen < 0.75 * baseline

@@ -1,4 +1,4 @@
-"""What an RSSM may be asked for, and the sizes of the published ones."""
+"""The RSSM's config: published sizes, and invalid settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VECTOR = gym.spaces.Box(-9.0, 9.0, (4,), np.float32)
 
 
 def test_the_published_sizes_have_the_parameters_of_the_published_code():
-    """A step's layers, h to prior and posterior, counted from the code's own definitions."""
+    """Counts of the layers from h to prior and posterior, from the published code."""
 
     def count(name: str) -> int:
         with torch.device("meta"):
@@ -39,7 +39,7 @@ def test_the_published_sizes_have_the_parameters_of_the_published_code():
         assert count(name) == layers + 2 * dense(hidden, 32 * classes), name
 
 
-def test_a_layer_norm_rssm_of_512_can_be_asked_for():
+def test_an_rssm_with_layer_norm_and_an_ordinary_gru_is_built():
     config = RSSMConfig(
         deter=512, hidden=512, stoch=32, classes=32, blocks=0, norm="layer", units=512,
         head_layers=2, objective=RSSMObjective(rewards="two-hot"),
@@ -60,7 +60,7 @@ def test_a_layer_norm_rssm_of_512_can_be_asked_for():
         ({"units": 0}, "units=0"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(given, message):
+def test_invalid_sizes_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         RSSMConfig(**given)
 
@@ -74,12 +74,12 @@ def test_sizes_that_make_no_sense_are_refused(given, message):
         ({"free_nats_of": "year"}, "free_nats_of"),
     ],
 )
-def test_objectives_that_make_no_sense_are_refused(given, message):
+def test_invalid_objectives_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         RSSMObjective(**given)
 
 
-def test_an_untrained_v3_promises_no_reward():
+def test_an_unfitted_v3_predicts_a_reward_of_zero():
     model = RSSM(VECTOR, gym.spaces.Discrete(3), RSSM.presets["dreamer-v3-1m"])
     _, prediction = model.step(
         model.initial(3), torch.zeros(3, dtype=torch.int64), torch.rand(3, model.noise_dim)

@@ -1,4 +1,4 @@
-"""The latents of the RSSM against their distributions."""
+"""The latent distributions of the RSSM against their definitions."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def parameters(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def mixed(logits: np.ndarray, unimix: float) -> np.ndarray:
-    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return (1 - unimix) * chances + unimix / logits.shape[-1]
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return (1 - unimix) * probabilities + unimix / logits.shape[-1]
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, torch.tensor(1.7, dtype=torch.float64)])
-def test_categoricals_draw_one_hot_from_the_tempered_mixture(tau):
+def test_categoricals_draw_one_hots_from_the_tempered_distribution(tau):
     given = parameters(1, 3 * 5)
     latent = Categoricals(3, 5, 0.01)
     z = latent.sample(given.expand(DRAWS, -1), uniforms(DRAWS, 3), tau).unflatten(-1, (3, 5))
     assert ((z == 0) | (z == 1)).all()
     assert (z.sum(-1) == 1).all()
-    chances = mixed(given.view(3, 5).numpy(), 0.01) ** (1 / float(tau))
-    chances /= chances.sum(-1, keepdims=True)
-    for seen, wanted in zip(z.sum(0).numpy(), chances, strict=True):
-        assert stats.chisquare(seen, wanted * DRAWS).pvalue > 1e-4
+    probabilities = mixed(given.view(3, 5).numpy(), 0.01) ** (1 / float(tau))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    for seen, expected in zip(z.sum(0).numpy(), probabilities, strict=True):
+        assert stats.chisquare(seen, expected * DRAWS).pvalue > 1e-4
 
 
 def test_a_categorical_is_the_inverse_of_its_cumulative_distribution():
@@ -54,15 +54,15 @@ def test_the_gradient_of_a_categorical_is_that_of_its_probabilities(tau):
     latent, weights = Categoricals(3, 5, 0.01), parameters(4, 15, seed=2)
     (latent.sample(given, uniforms(4, 3), tau) * weights).sum().backward()
     plain = given.detach().clone().requires_grad_()
-    chances = plain.view(4, 3, 5).softmax(-1) * 0.99 + 0.01 / 5
-    chances = chances ** (1 / tau)
-    chances = chances / chances.sum(-1, keepdim=True)
-    (chances.flatten(-2) * weights).sum().backward()
+    probabilities = plain.view(4, 3, 5).softmax(-1) * 0.99 + 0.01 / 5
+    probabilities = probabilities ** (1 / tau)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    (probabilities.flatten(-2) * weights).sum().backward()
     torch.testing.assert_close(given.grad, plain.grad)
 
 
 @pytest.mark.parametrize("tau", [0.25, 1.0, 2.0])
-def test_gaussians_draw_from_a_normal_of_at_least_a_tenth_and_tau_times_its_variance(tau):
+def test_gaussians_draw_with_tau_times_the_variance(tau):
     given = parameters(1, 2 * 3)
     z = Gaussians(3).sample(given.expand(DRAWS, -1), uniforms(DRAWS, 3), tau).numpy()
     mean, raw = given[0, :3].numpy(), given[0, 3:].numpy()
@@ -74,8 +74,8 @@ def test_gaussians_draw_from_a_normal_of_at_least_a_tenth_and_tau_times_its_vari
 def test_kl_of_categoricals_is_the_sum_over_classes_and_categoricals():
     one, other = parameters(7, 15), parameters(7, 15, seed=2)
     p, q = (mixed(x.view(7, 3, 5).numpy(), 0.01) for x in (one, other))
-    wanted = (p * (np.log(p) - np.log(q))).sum((-2, -1))
-    np.testing.assert_allclose(Categoricals(3, 5, 0.01).kl(one, other).numpy(), wanted)
+    expected = (p * (np.log(p) - np.log(q))).sum((-2, -1))
+    np.testing.assert_allclose(Categoricals(3, 5, 0.01).kl(one, other).numpy(), expected)
 
 
 def test_kl_without_uniform_share_stays_finite_where_a_class_is_impossible():
@@ -85,16 +85,16 @@ def test_kl_without_uniform_share_stays_finite_where_a_class_is_impossible():
 
 def test_kl_of_gaussians_is_the_closed_form():
     one, other = parameters(7, 6), parameters(7, 6, seed=2)
-    wanted = torch.distributions.kl_divergence(
+    expected = torch.distributions.kl_divergence(
         *(
             torch.distributions.Normal(x[:, :3], torch.nn.functional.softplus(x[:, 3:]) + 0.1)
             for x in (one, other)
         )
     )
-    torch.testing.assert_close(Gaussians(3).kl(one, other), wanted.sum(-1))
+    torch.testing.assert_close(Gaussians(3).kl(one, other), expected.sum(-1))
 
 
-def test_free_nats_are_granted_to_each_step_or_to_their_mean():
+def test_free_nats_apply_to_each_step_or_to_the_mean():
     divergence = torch.tensor([[0.5, 3.0], [2.0, 99.0]])
     mask = torch.tensor([[True, True], [True, False]])
     assert kl_loss(divergence, mask, 1.0, "step") == (1 + 3 + 2) / 3
@@ -102,7 +102,7 @@ def test_free_nats_are_granted_to_each_step_or_to_their_mean():
     assert kl_loss(divergence, mask, 4.0, "batch") == 4
 
 
-def test_what_is_masked_does_not_count_even_when_it_is_no_number():
+def test_masked_values_do_not_count_even_if_not_finite():
     values = torch.tensor([[1.0, float("nan")], [float("inf"), 3.0]])
     assert masked_mean(values, torch.tensor([[True, False], [False, True]])) == 2
     assert masked_mean(values, torch.zeros(2, 2, dtype=torch.bool)) == 0

@@ -1,4 +1,4 @@
-"""The cells of the RSSM against their published equations, in float64."""
+"""The RSSM's recurrent cells against their published equations, in float64."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def shaken(module: nn.Module) -> nn.Module:
-    """In float64, with no weight left at one or zero."""
+def randomised(module: nn.Module) -> nn.Module:
+    """Return the module in float64, with no weight left at one or zero."""
     generator = torch.Generator().manual_seed(1)
     module = module.double()
     with torch.no_grad():
@@ -34,9 +34,9 @@ def shaken(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def whole(joined: MultiInputLayer) -> tuple[Tensor, Tensor]:
-    """One weight matrix and one bias of a layer of several inputs."""
-    return torch.cat([p.weight for p in joined.products], 1), joined.products[0].bias
+def joint_weights(layer: MultiInputLayer) -> tuple[Tensor, Tensor]:
+    """Return the joint weight matrix and the bias of a layer of several inputs."""
+    return torch.cat([p.weight for p in layer.products], 1), layer.products[0].bias
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
@@ -57,44 +57,44 @@ def dense(layers: nn.Sequential, x: Tensor) -> Tensor:
     return silu(rms_norm(x @ layers[0].weight.T + layers[0].bias, layers[1].weight))
 
 
-def test_without_norms_it_is_torchs_gru(inputs):
+def test_the_cell_without_norms_is_torchs_gru(inputs):
     h, z, action = inputs
     config = replace(SMALL, blocks=0, norm="none", activation="elu")
-    cell = shaken(GRUCell(LATENT, ACTION, config))
+    cell = randomised(GRUCell(LATENT, ACTION, config))
     theirs = nn.GRUCell(config.hidden, config.deter).double()
     theirs.weight_ih.data, theirs.bias_ih.data = cell.gates_x.weight, cell.gates_x.bias
     theirs.weight_hh.data, theirs.bias_hh.data = cell.gates_h.weight, cell.gates_h.bias
-    weight, bias = whole(cell.enter)
+    weight, bias = joint_weights(cell.enter)
     x = nn.functional.elu(torch.cat([z, action], -1) @ weight.T + bias)
     torch.testing.assert_close(cell(h, z, cell.prepare_actions(action)), theirs(x, h))
 
 
-def test_with_normalised_gates_it_is_the_gru_of_dreamer_v2(inputs):
-    """One layer norm over all gates; the reset on the candidate; the update's bias of minus one."""
+def test_the_cell_with_normalised_gates_is_the_gru_of_dreamer_v2(inputs):
+    """One layer norm over all gates, the reset gate on the candidate, an update bias of -1."""
     h, z, action = inputs
     config = replace(SMALL, blocks=0, norm="gates", activation="elu")
-    cell = shaken(GRUCell(LATENT, ACTION, config))
-    weight, bias = whole(cell.enter)
+    cell = randomised(GRUCell(LATENT, ACTION, config))
+    weight, bias = joint_weights(cell.enter)
     x = nn.functional.elu(torch.cat([z, action], -1) @ weight.T + bias)
     joint = torch.cat([cell.gates_x.weight, cell.gates_h.weight], 1)
     gates = layer_norm(torch.cat([x, h], -1) @ joint.T + cell.gates_x.bias, cell.norm)
     reset, candidate, update = gates.chunk(3, -1)
     candidate = torch.tanh(torch.sigmoid(reset) * candidate)
     update = torch.sigmoid(update - 1)
-    wanted = update * candidate + (1 - update) * h
-    torch.testing.assert_close(cell(h, z, cell.prepare_actions(action)), wanted)
+    expected = update * candidate + (1 - update) * h
+    torch.testing.assert_close(cell(h, z, cell.prepare_actions(action)), expected)
 
 
 def test_the_block_gru_gives_each_block_its_part_of_h_and_all_inputs(inputs):
-    """DreamerV3's recurrent model, block by block as its code has it."""
+    """DreamerV3's recurrent model, block by block as in its code."""
     h, z, action = inputs
-    cell = shaken(BlockGRUCell(LATENT, ACTION, SMALL))
+    cell = randomised(BlockGRUCell(LATENT, ACTION, SMALL))
     action = action * 3
     within = action / action.abs().clamp(min=1)
     x = torch.cat(
         [dense(cell.enter_h, h), dense(cell.enter_z, z), dense(cell.enter_action, within)], -1
     )
-    weight, bias = whole(cell.mix)
+    weight, bias = joint_weights(cell.mix)
     block = SMALL.deter // SMALL.blocks
     places = [slice(k * block, (k + 1) * block) for k in range(SMALL.blocks)]
     mixed = [
@@ -102,18 +102,18 @@ def test_the_block_gru_gives_each_block_its_part_of_h_and_all_inputs(inputs):
         for k, at in enumerate(places)
     ]
     mixed = silu(rms_norm(torch.cat(mixed, -1), cell.mix.norm.weight))
-    wanted = []
+    expected = []
     for k, at in enumerate(places):
         gates = mixed[:, at] @ cell.gates[k] + cell.gates_bias[k]
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)
-        wanted.append(update * candidate + (1 - update) * h[:, at])
+        expected.append(update * candidate + (1 - update) * h[:, at])
     got = cell(h, z, cell.prepare_actions(action))
-    torch.testing.assert_close(got, torch.cat(wanted, -1))
+    torch.testing.assert_close(got, torch.cat(expected, -1))
 
 
-def test_weights_begin_with_a_variance_of_one_over_the_inputs_and_no_tails():
+def test_initial_weights_have_variance_one_over_fan_in_and_are_truncated():
     torch.manual_seed(0)
     weight = linear(400, 300).weight
     assert weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
@@ -131,7 +131,7 @@ def cell_of(name: str, actions: int) -> nn.Module:
 
 
 def test_the_cells_have_the_parameters_of_the_published_code():
-    """Layer by layer from the code that DreamerV3's authors, and those before, have published."""
+    """Counts layer by layer from the code of the authors of Dreamer v1 to v3."""
     count = lambda name: sum(p.numel() for p in cell_of(name, 6).parameters())  # noqa: E731
     # danijar/dreamer, models.py: Dense(200) on (z, a), then Keras' GRUCell(200), two biases.
     assert count("dreamer-v1") == (36 * 200 + 200) + 3 * (200 * 200 * 2 + 2 * 200)

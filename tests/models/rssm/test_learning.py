@@ -1,4 +1,4 @@
-"""An RSSM learns a small world in a few seconds."""
+"""A short fit of an RSSM on a small environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EPISODES, LENGTH, BURN_IN, UPDATES, RATE = 128, 6, 3, 120, 5e-3
 
 
 def a_swing(seed: int = 0) -> Segment:
-    """A pendulum of small swings, pushed left or right; it is paid for standing still."""
+    """Return episodes of a linear pendulum that is pushed left or right and rewarded at rest."""
     rng = np.random.default_rng(seed)
     seen, actions = [rng.normal(size=(EPISODES, 2))], []
     for _ in range(LENGTH):
@@ -33,7 +33,7 @@ def a_swing(seed: int = 0) -> Segment:
 
 
 @pytest.mark.parametrize(("stoch", "classes"), [(8, 8), (4, 0)])
-def test_a_short_fit_lowers_the_loss_and_sees_one_step_ahead(stoch, classes):
+def test_a_short_fit_lowers_the_loss_and_predicts_one_step_ahead(stoch, classes):
     torch.manual_seed(0)
     space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     config = RSSMConfig(deter=48, hidden=48, stoch=stoch, classes=classes, units=48)
@@ -57,12 +57,12 @@ def test_a_short_fit_lowers_the_loss_and_sees_one_step_ahead(stoch, classes):
         states = filter_states(model, held_out, torch.rand(shape))
         start = {key: leaf[:, BURN_IN] for key, leaf in states.items()}
         noise = torch.rand(EPISODES, model.noise_dim)
-        dreamt, said = model.step(start, held_out.action[:, BURN_IN], noise)
-        seen = model.decode(dreamt)
+        following, prediction = model.step(start, held_out.action[:, BURN_IN], noise)
+        seen = model.decode(following)
     truth, last = held_out.observation[:, BURN_IN + 1], held_out.observation[:, BURN_IN]
-    paid = held_out.reward[:, BURN_IN]
+    reward = held_out.reward[:, BURN_IN]
     assert rms(seen - truth) < 0.7 * rms(last - truth)
-    assert rms(said.reward - paid) < 0.7 * float(paid.std())
+    assert rms(prediction.reward - reward) < 0.7 * float(reward.std())
 
 
 def rms(error: torch.Tensor) -> float:

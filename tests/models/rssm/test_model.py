@@ -1,4 +1,4 @@
-"""The RSSM: its unroll held to its steps, its losses to the papers' equations in float64."""
+"""The RSSM in float64: its unroll against its steps, its losses against the papers' equations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STYLES = {
 
 
 def a_model(style: str) -> RSSM:
-    """In float64, so that no rounding moves a draw to another class; every weight counts."""
+    """Return a model in float64, where rounding changes no drawn class, without zero weights."""
     torch.manual_seed(0)
     model = RSSM(VECTOR, gym.spaces.Discrete(3), STYLES[style]).double()
     model.set_statistics(STATISTICS)
@@ -65,7 +65,7 @@ def style(request) -> str:
 
 
 @torch.no_grad()
-def test_the_unroll_of_the_loss_is_filter_and_its_priors_are_those_of_step(style):
+def test_the_unroll_of_the_loss_is_that_of_filter_states_and_step(style):
     model, segment = a_model(style), a_segment()
     noise = noise_for(model, BATCH, LENGTH + 1)
     h, z, _ = model._unroll(segment, model.senses.targets(segment.observation), noise)
@@ -112,8 +112,8 @@ def symlog(x: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_the_papers(style):
-    """Reconstruction, reward, termination and the two KLs from the model's raw outputs."""
+def test_the_loss_is_the_published_one(style):
+    """Compute reconstruction, reward, termination and the KLs from the model's raw outputs."""
     model, segment = a_model(style), a_segment()
     config, aim = model.config, model.config.objective
     noise = noise_for(model, BATCH, LENGTH + 1)
@@ -124,20 +124,20 @@ def test_the_loss_is_that_of_the_papers(style):
     mask = segment.mask.numpy()
     observed = np.concatenate([np.ones((BATCH, 1), bool), mask], 1)
 
-    wanted = {
+    expected = {
         "raw": lambda: seen,
         "symlog": lambda: symlog(seen),
         "standard": lambda: (seen - MOMENTS.mean.numpy()) / MOMENTS.std.numpy(),
     }[aim.vectors]()
-    error = ((model.senses.decode_vectors(features).numpy() - wanted) ** 2).sum(-1)
-    said = model.reward.net(features[:, 1:]).numpy()
+    error = ((model.senses.decode_vectors(features).numpy() - expected) ** 2).sum(-1)
+    outputs = model.reward.net(features[:, 1:]).numpy()
     if aim.rewards == "two-hot":
-        paid = two_hot_loss(said, reward)
+        reward_loss = two_hot_loss(outputs, reward)
     else:
         target = (reward - 0.5) / 2.0 if aim.rewards == "standard" else reward
-        paid = (said[..., 0] - target) ** 2
-    goes_on = 1 / (1 + np.exp(-model.continuation(features[:, 1:])[..., 0].numpy()))
-    ends = -np.log(np.where(segment.terminated.numpy(), 1 - goes_on, goes_on))
+        reward_loss = (outputs[..., 0] - target) ** 2
+    continuation = 1 / (1 + np.exp(-model.continuation(features[:, 1:])[..., 0].numpy()))
+    ends = -np.log(np.where(segment.terminated.numpy(), 1 - continuation, continuation))
     kl = kl_reference(config, posterior.numpy(), model.prior(h).numpy())
     if aim.free_nats_of == "step":
         nats = np.maximum(kl, aim.free_nats)[observed].mean()
@@ -146,7 +146,7 @@ def test_the_loss_is_that_of_the_papers(style):
 
     reference = {
         "reconstruction": aim.vector * error[observed].mean(),
-        "reward": paid[mask].mean(),
+        "reward": reward_loss[mask].mean(),
         "termination": ends[mask].mean(),
         "dyn": nats,
         "rep": nats,
@@ -163,7 +163,7 @@ def test_the_loss_is_that_of_the_papers(style):
     assert total.item() == pytest.approx(weighted, rel=1e-5)
 
 
-def test_kl_balance_teaches_the_prior_with_dyn_and_the_posterior_with_rep():
+def test_dyn_trains_the_prior_and_rep_the_posterior():
     """arXiv 2010.02193, algorithm 2."""
     model, segment = a_model("v2"), a_segment()
     noise = noise_for(model, BATCH, LENGTH + 1)
@@ -186,17 +186,17 @@ def test_kl_balance_teaches_the_prior_with_dyn_and_the_posterior_with_rep():
 
 
 @pytest.mark.parametrize("style", ["planet", "v3", "default"])
-def test_padding_influences_nothing(style):
+def test_padding_changes_neither_loss_nor_gradients(style):
     model, segment = a_model(style), a_segment()
     noise = noise_for(model, BATCH, LENGTH + 1)
 
-    def fitted(segment: Segment, noise: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def loss_and_gradients(segment: Segment, noise: Tensor) -> tuple[Tensor, list[Tensor]]:
         model.zero_grad()
         loss, _ = model.loss(segment, noise)
         loss.backward()
         return loss.detach(), [p.grad.clone() for p in model.parameters()]
 
-    loss, gradients = fitted(segment, noise)
+    loss, gradients = loss_and_gradients(segment, noise)
     padding = ~segment.mask
     after = torch.cat([torch.zeros(BATCH, 1, dtype=torch.bool), padding], 1)
     changed = Segment(
@@ -206,7 +206,7 @@ def test_padding_influences_nothing(style):
         terminated=segment.terminated | padding,
         mask=segment.mask,
     )
-    other, others = fitted(changed, torch.where(after.unsqueeze(-1), 0.5, noise))
+    other, others = loss_and_gradients(changed, torch.where(after.unsqueeze(-1), 0.5, noise))
     torch.testing.assert_close(other, loss)
     for one, another in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, another)
@@ -222,22 +222,22 @@ def test_a_step_can_be_differentiated_through_its_draws():
     assert again["z"].requires_grad
 
 
-def test_the_termination_is_what_the_continue_head_leaves():
+def test_termination_is_the_complement_of_continuation():
     model = a_model("v3").requires_grad_(False)
     state = model.initial(3)
     after, prediction = model.step(state, torch.zeros(3, dtype=torch.int64), noise_for(model, 3))
-    goes_on = model.continuation(model.features(after)).squeeze(-1).sigmoid()
-    torch.testing.assert_close(prediction.termination, 1 - goes_on)
+    continuation = model.continuation(model.features(after)).squeeze(-1).sigmoid()
+    torch.testing.assert_close(prediction.termination, 1 - continuation)
     assert (prediction.uncertainty == 0).all()
 
 
-def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_with_the_worst():
+def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_with_the_worst_return():
     model = small_model("rssm")
     noise, action = torch.rand(64, model.noise_dim), torch.zeros(64, dtype=torch.int64)
     state = model.initial(64)
     seen = model.decode(model.step(state, action, noise)[0])[:, 0]
     edge = float(seen.sort().values[31:33].mean())
-    # A range of 10 in the first number, which widened on both sides begins between the rows.
+    # A range of 10 in the first number, whose widened lower end lies between two of the rows.
     low, high = MOMENTS.low.clone(), MOMENTS.high.clone()
     low[0] = edge + model.config.range_margin * 10
     high[0] = low[0] + 10
@@ -253,7 +253,7 @@ def test_a_dream_that_leaves_the_widened_range_of_the_data_ends_with_the_worst()
     assert (prediction.reward[~outside] != -30.0).all()
 
 
-def test_the_authors_models_dream_on_outside_the_data():
+def test_the_presets_do_not_end_dreams_outside_the_data():
     assert all(config.range_margin is None for config in RSSM.presets.values())
     model = RSSM(VECTOR, gym.spaces.Discrete(3), STYLES["v3"])
     nowhere = torch.zeros(SIZE)
@@ -264,35 +264,35 @@ def test_the_authors_models_dream_on_outside_the_data():
     assert (prediction.termination < 1).all()
 
 
-def test_dreams_of_all_presets_stay_finite(style):
+def test_dreams_of_every_style_stay_finite(style):
     model = a_model(style).requires_grad_(False)
     actions = torch.randint(0, 3, (BATCH, 30), generator=torch.Generator().manual_seed(0))
-    states, said = imagine(model, model.initial(BATCH), actions, noise_for(model, BATCH, 30))
-    assert all(leaf.isfinite().all() for leaf in (*states.values(), *said))
+    states, prediction = imagine(model, model.initial(BATCH), actions, noise_for(model, BATCH, 30))
+    assert all(leaf.isfinite().all() for leaf in (*states.values(), *prediction))
     assert math.isfinite(float(model.decode({k: v[:, -1] for k, v in states.items()}).sum()))
 
 
-def test_a_world_keeps_its_config_and_says_the_same_after_loading(tmp_path):
+def test_a_loaded_world_has_the_same_config_and_predictions(tmp_path):
     world = small_world("rssm")
     world.save(tmp_path / "world")
     loaded = load(tmp_path / "world")
     assert loaded.model.config == world.model.config
     action, noise = torch.zeros(5, dtype=torch.int64), torch.rand(5, world.model.noise_dim)
-    (one, said), (other, heard) = (
+    (one, prediction), (other, loaded_prediction) = (
         model.step(model.initial(5), action, noise) for model in (world.model, loaded.model)
     )
     assert torch.equal(one["h"], other["h"])
-    assert torch.equal(said.reward, heard.reward)
+    assert torch.equal(prediction.reward, loaded_prediction.reward)
 
 
 @pytest.mark.parametrize("style", ["planet", "v2", "v3"])
-def test_the_step_of_other_generations_compiles_whole(style):
+def test_the_step_of_every_generation_compiles_to_one_graph(style):
     model = a_model(style).requires_grad_(False)
     state, action, noise = model.initial(3), torch.tensor([0, 1, 2]), noise_for(model, 3)
     torch._dynamo.reset()
     compiled = torch.compile(model.step, fullgraph=True, backend="aot_eager")
     for temperature in (1.0, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)):
-        got, said = compiled(state, action, noise, temperature)
-        wanted, said_plainly = model.step(state, action, noise, temperature)
-        torch.testing.assert_close(got, wanted)
-        torch.testing.assert_close(tuple(said), tuple(said_plainly))
+        got, prediction = compiled(state, action, noise, temperature)
+        expected, plain_prediction = model.step(state, action, noise, temperature)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(tuple(prediction), tuple(plain_prediction))

@@ -1,4 +1,4 @@
-"""What an RSSM takes in and gives out: vectors, images, bytes and Dicts of them."""
+"""The RSSM's observation codec: vectors, images, bytes and Dicts of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dreamgym.models.statistics import measure_statistics
 IMAGE = gym.spaces.Box(0, 255, (20, 24, 3), np.uint8)
 FLOATS = gym.spaces.Box(np.float32([-1, -1, -8]), np.float32([1, 1, 8]))
 BYTES = gym.spaces.Box(0, 255, (5,), np.uint8)
-WHOLES = gym.spaces.Box(-3, 7, (2, 2), np.int32)
+INTEGERS = gym.spaces.Box(-3, 7, (2, 2), np.int32)
 SPACES = {
     "floats": FLOATS,
     "image": IMAGE,
     "bytes": BYTES,
-    "wholes": WHOLES,
+    "integers": INTEGERS,
     "scalar": gym.spaces.Box(-1.0, 1.0, (), np.float32),
     "all": gym.spaces.Dict({"a.b": FLOATS, "camera": IMAGE, "ram": BYTES, "wrist": IMAGE}),
 }
@@ -50,7 +50,7 @@ def observations(space: gym.Space, count: int):
 
 @pytest.mark.parametrize("name", sorted(SPACES))
 @pytest.mark.parametrize(("units", "blocks"), [("standard", 2), ("symlog", 2), ("raw", 0)])
-def test_it_learns_from_and_decodes_to_observations_of_its_space(name, units, blocks):
+def test_every_space_is_fitted_with_every_weight_and_decoded_within_the_space(name, units, blocks):
     space = SPACES[name]
     torch.manual_seed(0)
     model = RSSM(space, gym.spaces.Discrete(2), config(units, blocks))
@@ -84,7 +84,7 @@ def test_it_learns_from_and_decodes_to_observations_of_its_space(name, units, bl
 
 
 @pytest.mark.parametrize("units", get_args(Units))
-@pytest.mark.parametrize("box", [FLOATS, BYTES, WHOLES])
+@pytest.mark.parametrize("box", [FLOATS, BYTES, INTEGERS])
 def test_vectors_come_out_as_they_went_in(units, box):
     codec = VectorCodec(box, units)
     seen = torch.from_numpy(observations(box, 50))
@@ -112,15 +112,15 @@ def test_unknown_is_what_lies_beyond_the_widened_range():
     assert codec.outside_data(at, 0.2).tolist() == [False, False, True, True]
 
 
-def test_images_are_the_sum_of_squares_over_their_full_range():
+def test_the_error_of_images_is_the_sum_of_squares_of_pixels_in_zero_to_one():
     senses = ObservationCodec(IMAGE, 8, config("standard"))
     images = torch.from_numpy(observations(IMAGE, 6)).unflatten(0, (2, 3))
     targets = senses.targets(images)
     features = torch.randn(2, 3, 8)
-    said = senses.predict(features)[0]
-    assert said.abs().max() < 0.5
-    wanted = ((said + 0.5) - senses.pixels[0].to_float(images)).square().flatten(2).sum(-1)
-    torch.testing.assert_close(senses.error(features, targets), wanted)
+    predicted = senses.predict(features)[0]
+    assert predicted.abs().max() < 0.5
+    expected = ((predicted + 0.5) - senses.pixels[0].to_float(images)).square().flatten(2).sum(-1)
+    torch.testing.assert_close(senses.error(features, targets), expected)
 
 
 def test_the_convolutions_are_the_published_ones():

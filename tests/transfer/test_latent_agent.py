@@ -1,4 +1,4 @@
-"""A policy of the latent view that records real experience."""
+"""A policy of the latent view that acts on real observations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trained(request):
     return dreamgym.train_policy(world, steps=128, config=SMALL), world
 
 
-def test_what_it_records_is_settled_by_the_seed_and_names_it(trained, tmp_path):
+def test_the_seed_determines_the_recording_which_has_its_name(trained, tmp_path):
     policy, world = trained
     for name in ("a", "b"):
         agent = LatentAgent(policy, world, name="ppo-round-1")
@@ -41,12 +41,12 @@ def test_an_episode_forgets_the_one_before_and_no_global_generator_is_touched(tr
     expected = torch.rand(1).item()
     torch.manual_seed(0)
     state = random.getstate()
-    lives = []
+    episodes = []
     for _ in range(2):
         agent.reset([0], [5])
-        lives.append([agent.act([observation], [0])[0] for _ in range(20)])
-    np.testing.assert_array_equal(lives[0], lives[1])
-    assert all(world.action_space.contains(action) for action in lives[0])
+        episodes.append([agent.act([observation], [0])[0] for _ in range(20)])
+    np.testing.assert_array_equal(episodes[0], episodes[1])
+    assert all(world.action_space.contains(action) for action in episodes[0])
     assert torch.rand(1).item() == expected
     assert random.getstate() == state
 
@@ -99,7 +99,7 @@ def test_it_is_evaluated_and_transferred_like_any_policy(trained):
     np.testing.assert_array_equal(result.real.returns, real.returns)
 
 
-def test_a_policy_of_observations_needs_none(trained):
+def test_a_policy_of_observations_is_refused(trained):
     _, world = trained
     policy = dreamgym.train_policy(
         world, steps=128, config=TrainConfig(num_envs=8, n_steps=16, view="observation")

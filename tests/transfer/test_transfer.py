@@ -36,7 +36,7 @@ def test_both_returns_and_the_gap(cartpole_world, policy):
 
 
 def test_the_dream_runs_one_episode_a_row_with_the_real_limit(cartpole_world, policy):
-    """No policy falls within four real steps; a hasty world may end a few dreams before."""
+    """No policy falls within four real steps, but an inaccurate world may end a few dreams."""
     spec = copy.deepcopy(gym.spec("CartPole-v1"))
     spec.max_episode_steps = 4
     result = transfer_policy(policy, cartpole_world, episodes=20, env=spec.to_json())
@@ -45,14 +45,14 @@ def test_the_dream_runs_one_episode_a_row_with_the_real_limit(cartpole_world, po
     assert (result.dream.lengths == 4).sum() > 10
 
 
-def test_dream_returns_are_first_episodes_from_beginnings(cartpole_world, policy):
-    """Long episodes count as much as short ones: each row gives exactly its first."""
+def test_dream_returns_are_those_of_first_episodes_from_episode_starts(cartpole_world, policy):
+    """Each row counts exactly once, so long episodes count as much as short ones."""
     result = transfer_policy(policy, cartpole_world, episodes=40, seed=9)
     env = DreamVectorEnv(
         cartpole_world, 40, output="numpy", starts="beginnings", max_episode_steps=500
     )
     observation, _ = env.reset(seed=9)
-    assert np.abs(observation).max() <= 0.06, "beginnings of CartPole lie within 0.05"
+    assert np.abs(observation).max() <= 0.06, "episodes of CartPole start within 0.05"
     first = np.full(40, np.nan)
     for _ in range(500):
         action, _ = policy.predict(observation)
@@ -62,7 +62,7 @@ def test_dream_returns_are_first_episodes_from_beginnings(cartpole_world, policy
     np.testing.assert_allclose(result.dream.returns, first, rtol=1e-4)
 
 
-def test_a_latent_policy_acts_through_the_worlds_eyes(cartpole_world):
+def test_a_latent_policy_acts_on_filtered_features(cartpole_world):
     config = TrainConfig(num_envs=16, n_steps=32, view="latent")
     policy = train_policy(cartpole_world, steps=512, config=config)
     result = transfer_policy(policy, cartpole_world, episodes=4)

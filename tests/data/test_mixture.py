@@ -1,4 +1,4 @@
-"""Several datasets with weights, read as one."""
+"""Several datasets read as one, each with a weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamgym.data import Dataset, DatasetError, MixedDataset, open_dataset, rec
 from tests.data.samples import assert_same_episode, image_cartpole, write_random
 
 
-def test_it_is_counted_through(tmp_path: Path) -> None:
+def test_episodes_are_numbered_through(tmp_path: Path) -> None:
     paths = [write_random(tmp_path / "a.h5", [3, 4, 5]), write_random(tmp_path / "b.h5", [6, 7])]
     with Dataset(paths[0]) as a, Dataset(paths[1]) as b:
         mixed = MixedDataset([(a, 1), (b, 3)])
@@ -26,22 +26,22 @@ def test_it_is_counted_through(tmp_path: Path) -> None:
         assert mixed.checksum not in (a.checksum, b.checksum)
         fitted, held_out = mixed.split(0.3, seed=1)
         assert sorted([*fitted, *held_out]) == [0, 1, 2, 3, 4]
-        assert min(held_out) < 3 <= max(held_out)  # of each dataset one is held out
+        assert min(held_out) < 3 <= max(held_out)  # one episode of each dataset is held out
         mixed.verify()
 
 
-def test_segments_come_by_weight(tmp_path: Path) -> None:
+def test_segments_are_drawn_by_weight(tmp_path: Path) -> None:
     paths = [write_random(tmp_path / "a.h5", [500]), write_random(tmp_path / "b.h5", [5])]
     with open_dataset([(paths[0], 1.0), (paths[1], 3.0)]) as mixed:
         short = mixed.episode(1).observations
         batch = mixed.segments([0, 1], 1).draw(4000, np.random.default_rng(0))
-        of_short = (batch.observation[:, :1] == short[None]).all(axis=2).any(axis=1)
-        assert of_short.mean() == pytest.approx(0.75, abs=0.03)
+        from_short = (batch.observation[:, :1] == short[None]).all(axis=2).any(axis=1)
+        assert from_short.mean() == pytest.approx(0.75, abs=0.03)
         only = mixed.segments([1], 1).draw(50, np.random.default_rng(0))
         assert (only.observation[:, :1] == short[None]).all(axis=2).any(axis=1).all()
 
 
-def test_what_cannot_be_mixed(tmp_path: Path, cartpole: Path) -> None:
+def test_invalid_mixtures_are_refused(tmp_path: Path, cartpole: Path) -> None:
     path = write_random(tmp_path / "a.h5", [3, 4])
     images = record(image_cartpole(), steps=40, out=tmp_path / "i.h5")
     for pairs, error, message in (

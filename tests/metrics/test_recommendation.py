@@ -1,4 +1,4 @@
-"""The horizon and what ends a dream, for models of which the right choice is known."""
+"""Recommended horizon and termination rule, for models for which the right choice is known."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ CAP = 30
 
 
 class Edge(Swing):
-    """Ends where the angle leaves its bounds, and never by chance."""
+    """Terminates where the angle leaves its bounds, and never by chance."""
 
     def step(self, action):
         seen, reward, _, truncated, info = super().step(action)
         return seen, reward, bool(abs(seen[0]) > EDGE), truncated, info
 
 
-class Foretelling(Known):
-    """Knows the truth, but for what it says of the end: by chance, or at the edge with a leak."""
+class KnownDynamics(Known):
+    """True dynamics with a constant hazard, or with a termination at the edge that leaks."""
 
     def __init__(self, hazard: float, *, edge: bool) -> None:
         super().__init__()
         self.hazard, self.edge = hazard, edge
 
     def step(self, state, action, noise, temperature=1.0):
-        state, said = super().step(state, action, noise)
-        chance = torch.full_like(said.termination, self.hazard)
+        state, prediction = super().step(state, action, noise)
+        chance = torch.full_like(prediction.termination, self.hazard)
         beyond = state["state"][:, 0].abs() > EDGE
         if self.edge:
             chance = torch.where(beyond, 1.0 - self.hazard, chance)
-        return state, said._replace(termination=chance)
+        return state, prediction._replace(termination=chance)
 
 
 class Drifting(Known):
-    """Right for some steps, and further and further off from then on."""
+    """Right for some steps, then increasingly wrong."""
 
     def step(self, state, action, noise, temperature=1.0):
-        state, said = super().step(state, action, noise)
-        return {**state, "state": state["state"] * 1.25}, said
+        state, prediction = super().step(state, action, noise)
+        return {**state, "state": state["state"] * 1.25}, prediction
 
 
 def dataset_of(env, folder):
@@ -65,12 +65,12 @@ def at_the_edge(tmp_path_factory):
         yield dataset
 
 
-def default_config(model, dataset, cap=CAP):
+def recommendation(model, dataset, cap=CAP):
     return recommend(model, dataset, np.arange(dataset.num_episodes), cap=cap)
 
 
-def test_chance_is_sampled(by_chance):
-    found = default_config(Foretelling(HAZARD, edge=False), by_chance)
+def test_terminations_by_chance_are_sampled(by_chance):
+    found = recommendation(KnownDynamics(HAZARD, edge=False), by_chance)
     assert found.termination == "sample"
     ends = found.reasons["ends"]
     assert min(ends["scores"], key=ends["scores"].get) == "sample"
@@ -78,44 +78,44 @@ def test_chance_is_sampled(by_chance):
 
 
 def test_a_sharp_end_that_leaks_is_thresholded(at_the_edge):
-    found = default_config(Foretelling(0.05, edge=True), at_the_edge)
+    found = recommendation(KnownDynamics(0.05, edge=True), at_the_edge)
     assert 0.1 <= found.termination <= 0.75
     scores = found.reasons["ends"]["scores"]
     assert scores[str(found.termination)] < 0.5 * scores["sample"]
 
 
 def test_a_tie_is_sampled(at_the_edge):
-    found = default_config(Foretelling(1e-6, edge=True), at_the_edge)
+    found = recommendation(KnownDynamics(1e-6, edge=True), at_the_edge)
     assert found.termination == "sample"
 
 
-def test_where_nothing_ends_there_is_nothing_to_choose_by(by_chance, tmp_path):
+def test_without_terminations_in_the_data_sampling_is_kept(by_chance, tmp_path):
     class Endless(Swing):
         def step(self, action):
             seen, reward, _, truncated, info = super().step(action)
             return seen, reward, False, truncated, info
 
     with Dataset(dataset_of(Endless(), tmp_path)) as dataset:
-        found = default_config(Foretelling(0.0, edge=False), dataset)
+        found = recommendation(KnownDynamics(0.0, edge=False), dataset)
     assert found.termination == "sample"
     assert found.reasons["ends"] == {}
 
 
 def test_a_good_model_keeps_the_cap_and_one_that_drifts_does_not(by_chance):
-    assert default_config(Known(), by_chance).horizon == CAP
-    assert default_config(Known(), by_chance, cap=200).horizon == 200  # no episode is so long
-    drifting = default_config(Drifting(), by_chance)
+    assert recommendation(Known(), by_chance).horizon == CAP
+    assert recommendation(Known(), by_chance, cap=200).horizon == 200  # no episode is so long
+    drifting = recommendation(Drifting(), by_chance)
     assert drifting.horizon == 15
     assert "worse than repeating" in drifting.reasons["horizon"]
-    assert default_config(Drifting(), by_chance, cap=5).horizon == 5
+    assert recommendation(Drifting(), by_chance, cap=5).horizon == 5
 
 
 def test_a_model_that_does_not_decode_keeps_the_cap(by_chance):
-    assert default_config(Known(decodes=False), by_chance).horizon == CAP
+    assert recommendation(Known(decodes=False), by_chance).horizon == CAP
 
 
 def test_episodes_too_short_to_dream_in_keep_the_cap_and_the_reason_says_so(tmp_path):
     with Dataset(dataset_of(TimeLimit(Swing(), 3), tmp_path)) as dataset:
-        found = default_config(Known(), dataset)
+        found = recommendation(Known(), dataset)
     assert found.horizon == CAP
     assert "too few windows" in found.reasons["horizon"]

@@ -1,4 +1,4 @@
-"""Images by position, shards, frame skip, keys, mixtures and prefetching."""
+"""Rows in memory and in the file: columns, shards, mixtures, prefetching, snapshots."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ from dreamgym.data import (
 from dreamgym.data.hdf5.reader import PREADV_AVAILABLE, PositionedColumn
 from dreamgym.data.segments import SegmentSampler
 from dreamgym.data.storage import MemoryColumn, SlicedColumn
-from tests.data.samples import image_cartpole, random_episode, write, write_random
-from tests.data.test_reader import assert_same_batch, slow_segments
+from tests.data.samples import (
+    assert_same_batch,
+    image_cartpole,
+    random_episode,
+    slow_segments,
+    write,
+    write_random,
+)
 
 IMAGES = DatasetMetadata(
     observation_space=spaces.Box(0, 255, (8, 8, 3), np.uint8), action_space=spaces.Discrete(3)
@@ -76,7 +82,7 @@ def compressed(images: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize(("length", "frame_skip"), [(1, 1), (16, 1), (40, 1), (5, 3), (3, 50)])
-def test_every_way_of_reading_gives_the_same(
+def test_every_kind_of_column_reads_the_same(
     request: pytest.FixtureRequest,
     which: str,
     memory: int,
@@ -85,12 +91,12 @@ def test_every_way_of_reading_gives_the_same(
     frame_skip: int,
 ) -> None:
     with Dataset(request.getfixturevalue("images")) as reference:
-        wanted = reference.segments(np.arange(7), length, frame_skip=frame_skip)
+        expected = reference.segments(np.arange(7), length, frame_skip=frame_skip)
         with Dataset(request.getfixturevalue(which), memory=memory) as dataset:
             assert type(dataset._source.observations["observation"]) is column
             sampler = dataset.segments(np.arange(7), length, frame_skip=frame_skip)
             every = np.arange(sampler.num_transitions)
-            assert_same_batch(sampler.at(every), wanted.at(every))
+            assert_same_batch(sampler.at(every), expected.at(every))
             for index in range(7):
                 np.testing.assert_array_equal(
                     dataset.episode(index).observations, reference.episode(index).observations
@@ -98,14 +104,14 @@ def test_every_way_of_reading_gives_the_same(
             dataset.verify()
 
 
-def test_the_reference_is_as_defined(images: Path) -> None:
+def test_the_reference_matches_the_definition(images: Path) -> None:
     with Dataset(images) as dataset:
         sampler = dataset.segments(np.arange(7), 16)
         every = sampler.at(np.arange(sampler.num_transitions))
         assert_same_batch(every, slow_segments(dataset, list(range(7)), 16))
 
 
-def test_observation_keys(tmp_path: Path) -> None:
+def test_segments_of_some_observation_keys(tmp_path: Path) -> None:
     metadata = DatasetMetadata(
         observation_space=spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Box(-1, 1, (3,))),
         action_space=spaces.Discrete(2),
@@ -117,7 +123,7 @@ def test_observation_keys(tmp_path: Path) -> None:
             dataset.segments([0], 3, keys=["b", "c"])
 
 
-def test_keys_of_a_space_that_has_none(images: Path) -> None:
+def test_keys_are_refused_if_the_space_is_not_a_dict(images: Path) -> None:
     with Dataset(images) as dataset, pytest.raises(DatasetError, match="not a Dict"):
         dataset.segments([0], 3, keys=["observation"])
 
@@ -138,8 +144,8 @@ def test_a_mixture_draws_by_weight(tmp_path: Path) -> None:
     assert shares.sum() == 1
     assert shares[1] == 0
     assert abs(shares[0] - 0.75) < 0.03
-    assert 0.2 < np.mean(np.array(origin)[:100, 2]) < 0.35  # and not sorted by origin
-    for index in (0, 17):  # rows stay together
+    assert 0.2 < np.mean(np.array(origin)[:100, 2]) < 0.35  # the segments are not sorted by origin
+    for index in (0, 17):  # the arrays of a segment stay together
         sampler = samplers[origin[index].index(True)]
         every = sampler.at(np.arange(sampler.num_transitions))
         at = [o.tobytes() for o in every.observation].index(batch.observation[index].tobytes())
@@ -147,7 +153,7 @@ def test_a_mixture_draws_by_weight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")]])
-def test_a_mixture_without_sense(images: Path, weights: list[float]) -> None:
+def test_invalid_mixture_weights_are_refused(images: Path, weights: list[float]) -> None:
     with Dataset(images) as dataset, pytest.raises(ValueError, match="weights"):
         Mixture([dataset.segments([1], 2)] * 2, weights)
 
@@ -216,7 +222,7 @@ def test_shards_of_images(tmp_path: Path, memory: int) -> None:
         dataset.verify()
 
 
-def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
+def test_shards_of_different_spaces_or_unfinished_ones_are_refused(tmp_path: Path) -> None:
     write_random(tmp_path / "a.h5", [4])
     write_random(tmp_path / "b.h5", [4], IMAGES)
     with pytest.raises(DatasetError, match=r"b\.h5: its spaces differ from those of a\.h5"):
@@ -227,7 +233,7 @@ def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
 
 
 @POSITIONED
-def test_a_file_that_is_shortened_while_it_is_open(images: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_while_it_is_open_is_reported(images: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.h5"
     path.write_bytes(images.read_bytes())
     with Dataset(path, memory=0) as dataset:
@@ -239,7 +245,7 @@ def test_a_file_that_is_shortened_while_it_is_open(images: Path, tmp_path: Path)
 
 
 @POSITIONED
-def test_bit_rot_that_was_not_seen_on_opening(images: Path, tmp_path: Path) -> None:
+def test_bit_rot_in_rows_left_in_the_file_is_found_by_verify(images: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.h5"
     path.write_bytes(images.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -254,7 +260,7 @@ def test_bit_rot_that_was_not_seen_on_opening(images: Path, tmp_path: Path) -> N
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_bounded_by_the_argument(tmp_path: Path) -> None:
-    """400 MB of images in under 150 MB more than an empty process has."""
+    """400 MB of images are read with less than 150 MB on top of an empty process."""
     metadata = DatasetMetadata(
         observation_space=spaces.Box(0, 255, (64, 64, 3), np.uint8), action_space=spaces.Discrete(2)
     )
@@ -288,7 +294,7 @@ print(resident() - before)
 RNG = np.random.default_rng(0)
 
 
-def test_recording_images_that_stay_in_the_file(tmp_path: Path) -> None:
+def test_recorded_images_read_the_same_from_the_file(tmp_path: Path) -> None:
     path = record(image_cartpole(), steps=300, out=tmp_path / "d.h5")
     with Dataset(path) as held, Dataset(path, memory=0) as streamed:
         assert held.checksum == streamed.checksum
@@ -297,7 +303,7 @@ def test_recording_images_that_stay_in_the_file(tmp_path: Path) -> None:
         assert_same_batch(a, b)
 
 
-def test_chunks_that_fill_pages_begin_on_one(tmp_path: Path) -> None:
+def test_chunks_that_fill_pages_are_page_aligned(tmp_path: Path) -> None:
     space = spaces.Box(0, 255, (16, 16, 16), np.uint8)  # 16 rows of one page each
     metadata = DatasetMetadata(observation_space=space, action_space=spaces.Discrete(2))
     path = write_random(tmp_path / "d.h5", [40, 20], metadata)
@@ -309,8 +315,8 @@ def test_chunks_that_fill_pages_begin_on_one(tmp_path: Path) -> None:
     assert not any(place % 4096 for place in places)
 
 
-def test_reading_while_it_is_written(tmp_path: Path) -> None:
-    """Each snapshot holds whole episodes, as many as had been committed when it was taken."""
+def test_snapshots_of_a_dataset_that_is_being_written(tmp_path: Path) -> None:
+    """A snapshot holds exactly the episodes that had been committed when it was taken."""
     rng = np.random.default_rng(0)
     episodes = [
         random_episode(IMAGES.observation_space, IMAGES.action_space, n, rng) for n in (30, 3, 50)
@@ -328,12 +334,12 @@ def test_reading_while_it_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 def test_reading_while_another_process_writes(tmp_path: Path, memory: int) -> None:
-    """Snapshots of a file that grows all the while: whole, verified, and never fewer episodes."""
+    """Snapshots of a growing file are valid, and the number of their episodes never falls."""
     code = """
 import sys, numpy as np
 from dreamgym.data import DatasetWriter
 from tests.data.samples import random_episode
-from tests.data.test_streams import IMAGES
+from tests.data.test_storage import IMAGES
 rng = np.random.default_rng(0)
 episodes = [random_episode(IMAGES.observation_space, IMAGES.action_space, n, rng) for n in (9, 40)]
 with DatasetWriter("d.h5", IMAGES) as writer:

@@ -1,3 +1,5 @@
+"""Datasets opened for reading: segments, splits, keys and verification."""
+
 from __future__ import annotations
 
 import time
@@ -10,62 +12,16 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, SegmentBatch, record
+from dreamgym.data import Dataset, DatasetError, DatasetMetadata, record
 from tests.data.samples import (
+    assert_same_batch,
     dict_cartpole,
     image_cartpole,
     random_episode,
+    slow_segments,
     write,
     write_random,
 )
-
-
-def slow_segments(dataset: Dataset, episodes: list[int], length: int) -> SegmentBatch:
-    """Every segment of the episodes, by the definition: one transition after the other."""
-    rows = []
-    for index in episodes:
-        episode = dataset.episode(index)
-        for first in range(episode.length):
-            t = np.arange(first, first + length)
-            mask = t < episode.length
-            inside = np.minimum(t, episode.length - 1)
-            observed = np.minimum(np.append(t, first + length), episode.length)
-
-            def padded(values: np.ndarray, mask: np.ndarray = mask, inside: np.ndarray = inside):
-                shape = (-1, *(1,) * (values.ndim - 1))
-                return np.where(mask.reshape(shape), values[inside], np.zeros_like(values[:1]))
-
-            observations = episode.observations
-            rows.append(
-                (
-                    {k: v[observed] for k, v in observations.items()}
-                    if isinstance(observations, dict)
-                    else observations[observed],
-                    padded(episode.actions),
-                    padded(episode.rewards),
-                    mask & (t == episode.length - 1) & episode.terminated,
-                    mask,
-                )
-            )
-    first = rows[0][0]
-    stacked = [np.stack([row[i] for row in rows]) for i in range(1, 5)]
-    if isinstance(first, dict):
-        observation = {key: np.stack([row[0][key] for row in rows]) for key in first}
-    else:
-        observation = np.stack([row[0] for row in rows])
-    return SegmentBatch(observation, *stacked)
-
-
-def assert_same_batch(left: SegmentBatch, right: SegmentBatch) -> None:
-    pairs = list(zip(left[1:], right[1:], strict=True))
-    if isinstance(left.observation, dict):
-        assert left.observation.keys() == right.observation.keys()
-        pairs += [(left.observation[key], right.observation[key]) for key in left.observation]
-    else:
-        pairs.append((left.observation, right.observation))
-    for a, b in pairs:
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 @given(
@@ -75,7 +31,7 @@ def assert_same_batch(left: SegmentBatch, right: SegmentBatch) -> None:
     st.data(),
 )
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_segments_are_as_defined(
+def test_segments_match_their_definition(
     tmp_path: Path, lengths: list[int], length: int, memory: int, data: st.DataObject
 ) -> None:
     path = tmp_path / "d.h5"
@@ -109,7 +65,7 @@ def test_segments_are_as_defined(
         assert_same_batch(every, slow_segments(dataset, chosen, length))
 
 
-def test_segments_of_real_data(cartpole: Path) -> None:
+def test_segments_of_real_data_match_their_definition(cartpole: Path) -> None:
     with Dataset(cartpole) as dataset:
         train, _ = dataset.split(seed=1)
         sampler = dataset.segments(train, 16)
@@ -140,7 +96,7 @@ def test_batches_are_fresh_arrays(cartpole: Path) -> None:
         np.testing.assert_array_equal(dataset.episode(0).observations, before.observations)
 
 
-def test_raw_units_and_dtypes(pendulum: Path, tmp_path: Path) -> None:
+def test_segments_keep_raw_units_and_dtypes(pendulum: Path, tmp_path: Path) -> None:
     with Dataset(pendulum) as dataset:
         batch = dataset.segments([0, 1], 8).draw(5, np.random.default_rng(0))
     assert batch.observation.shape == (5, 9, 3)
@@ -154,7 +110,7 @@ def test_raw_units_and_dtypes(pendulum: Path, tmp_path: Path) -> None:
     with Dataset(write_random(tmp_path / "d.h5", [5], metadata)) as dataset:
         batch = dataset.segments([0], 2).draw(1, np.random.default_rng(0))
         assert batch.observation.dtype == np.float64
-        assert batch.action.dtype == np.float32  # as models take them
+        assert batch.action.dtype == np.float32  # the dtype that models take
         assert dataset.episode(0).actions.dtype == np.float64
 
 
@@ -174,7 +130,7 @@ def test_the_split_is_by_episode(tmp_path: Path, count: int, share: float, seed:
         assert abs(len(held) - share * count) <= 1
 
 
-def test_what_cannot_be_split_or_drawn(tmp_path: Path, cartpole: Path) -> None:
+def test_invalid_arguments_of_split_and_segments(tmp_path: Path, cartpole: Path) -> None:
     dataset = Dataset(write_random(tmp_path / "d.h5", [5]))
     with pytest.raises(DatasetError, match="at least 2"):
         dataset.split()
@@ -193,7 +149,7 @@ def test_what_cannot_be_split_or_drawn(tmp_path: Path, cartpole: Path) -> None:
         Dataset(cartpole, on_bad="ignore")
 
 
-def test_the_checksum_tells_datasets_apart(tmp_path: Path) -> None:
+def test_the_checksum_depends_on_the_content(tmp_path: Path) -> None:
     a, b, c = (write_random(tmp_path / name, n) for name, n in [("a", [5]), ("b", [5]), ("c", [6])])
     with Dataset(a) as x, Dataset(b) as y, Dataset(c) as z:
         assert x.checksum == y.checksum != z.checksum
@@ -201,7 +157,7 @@ def test_the_checksum_tells_datasets_apart(tmp_path: Path) -> None:
 
 
 def test_vectors_are_drawn_fast(cartpole: Path) -> None:
-    """The bar is 400,000 windows a second; a tenth of it still tells a loop from an index."""
+    """A tenth of the benchmark's 400,000 windows per second: only a Python loop is slower."""
     with Dataset(cartpole) as dataset:
         sampler = dataset.segments(np.arange(len(dataset)), 16)
         rng = np.random.default_rng(0)
@@ -211,9 +167,7 @@ def test_vectors_are_drawn_fast(cartpole: Path) -> None:
         assert 500 * 16 / (time.process_time() - start) > 40_000
 
 
-def test_a_dict_is_read_by_key(tmp_path: Path) -> None:
-    from dreamgym.data import record
-
+def test_dict_observations_are_read_by_key(tmp_path: Path) -> None:
     with Dataset(record(dict_cartpole(), steps=100, out=tmp_path / "d.h5")) as dataset:
         batch = dataset.segments([0], 3).draw(2, np.random.default_rng(0))
         assert list(batch.observation) == ["a/b %.", "angle", "pixels"]
@@ -238,7 +192,7 @@ def test_a_dataset_of_some_keys(tmp_path: Path) -> None:
         Dataset(path, keys=["pixel"])
 
 
-def test_what_stays_in_the_file_is_verified_when_it_is_first_read(tmp_path: Path) -> None:
+def test_episodes_left_in_the_file_are_verified_when_first_read(tmp_path: Path) -> None:
     path = record(image_cartpole(), steps=200, out=tmp_path / "d.h5")
     with h5py.File(path, "r+") as file:
         file["steps/obs/observation"][int(file["episodes/start"][2]) + 1, 0, 0, 0] ^= 1
