@@ -1,4 +1,4 @@
-"""Python blocks of the README and of docs/ run, commands in them exist, and links resolve."""
+"""The README, CONTRIBUTING and docs/: code runs, commands parse, links and references resolve."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
-    """Return (line, text) of the fenced blocks of a page in a language."""
-    text = page.read_text(encoding="utf-8")
+    """Yield (line, text) of the fenced blocks of a page."""
+    text = read(page)
     for match in FENCE.finditer(text):
         if match.group(1) == language:
             yield text.count("\n", 0, match.start(2)) + 1, match.group(2)
@@ -50,7 +50,7 @@ def page_name(page: Path) -> str:
 
 
 def commands() -> Iterator[Any]:
-    """Return every command in the console blocks of the pages."""
+    """Yield every line that a console block of a page tells the reader to type."""
     for page in PAGES:
         for line, text in blocks(page, "console"):
             joined = text.replace("\\\n", " ")
@@ -94,7 +94,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
-        # Empty lines in front, so that a traceback shows the line of the page.
+        # A traceback then points to the page's own line.
         exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)  # noqa: S102
 
 
@@ -114,8 +114,8 @@ def test_commands_exist(typed: str) -> None:
         assert program in ("pip", "git", "cd", "pytest")
 
 
-def parses(arguments: list[str]) -> None:
-    """Parse a command line of dreamgym without running it."""
+def parse_command(arguments: list[str]) -> None:
+    """Parse a command line of dreamgym as the program would, and run nothing."""
     group: Any = typer.main.get_command(app)
     verb, *rest = arguments
     if verb.startswith("-"):
@@ -127,11 +127,57 @@ def parses(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_resolve(page: Path) -> None:
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), (
-                f"{page_name(page)} links to {target}, which does not exist"
-            )
+    for target, anchor in LINK.findall(FENCE.sub("", read(page))):
+        if "://" in target:
+            continue
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), f"{target} of {page_name(page)} does not exist"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}#{anchor} of {page_name(page)}"
+
+
+@pytest.mark.parametrize("page", SITE, ids=page_name)
+def test_pages_of_the_site_link_only_within_it(page: Path) -> None:
+    for target, _ in LINK.findall(FENCE.sub("", read(page))):
+        if target and "://" not in target:
+            assert (page.parent / target).resolve().is_relative_to(DOCS), target
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = read(ROOT / "mkdocs.yml").split("\nnav:\n")[1]
+    listed = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in SITE)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.md")), ids=page_name)
+def test_references_name_something_that_exists(page: Path) -> None:
+    for path in REFERENCE.findall(read(page)):
+        package, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(package), name), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_has_every_function_and_class_that_a_package_exports(package: str) -> None:
+    module = importlib.import_module(f"dreamgym.{package}")
+    described = {
+        path.rpartition(".")[2]
+        for path in REFERENCE.findall(read(DOCS / "reference" / f"{package}.md"))
+    }
+    exported = {
+        name
+        for name in module.__all__
+        if callable(value := getattr(module, name))
+        and not (isinstance(value, type) and issubclass(value, BaseException))
+        and str(getattr(value, "__module__", "")).startswith("dreamgym.")
+    }
+    assert exported <= described
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_page_of_a_stage_has_code_and_a_command(stage: str) -> None:
+    page = DOCS / f"{stage}.md"
+    assert any(blocks(page, "python"))
+    assert any("$ dreamgym " in text for _, text in blocks(page, "console"))
 
 
 def test_the_readme_shows_all_stages_in_twenty_lines() -> None:
@@ -139,13 +185,6 @@ def test_the_readme_shows_all_stages_in_twenty_lines() -> None:
     assert len([line for line in text.splitlines() if line]) <= README_LINES
     for name in ("dreamgym.record", "dreamgym.fit", "gym.make_vec", "dreamgym.evaluate"):
         assert name in text
-
-
-def test_the_page_on_dreams_lists_exactly_the_options() -> None:
-    text = (ROOT / "docs" / "dreams.md").read_text(encoding="utf-8")
-    table = text.split("## Keywords")[1].split("## What")[0]
-    listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    assert listed == {"world", *(field.name for field in fields(DreamOptions))}
 
 
 def test_the_readme_shows_every_verb() -> None:
