@@ -13,14 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 import dreamgym
 from dreamgym import FitConfig, World
-from dreamgym.data import (
-    Dataset,
-    FrameSkip,
-    SkipFrames,
-    SkippedDataset,
-    frame_skip_of,
-    with_frame_skip,
-)
+from dreamgym.data import Dataset, FrameSkip, SkipFrames, SkippedDataset, frame_skip_of
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import WorldError
 from dreamgym.models import KnownReward, MDNRNNConfig
