@@ -31,6 +31,8 @@ LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 README_LINES = 20
+QUICK_PAGES = ("check", "cli", "concepts", "dreams", "install", "new-family", "record", "results")
+"""Pages of docs/ whose Python blocks take a few seconds at most."""
 
 
 def read(page: Path) -> str:
@@ -87,9 +89,16 @@ def tables_restored() -> Iterator[None]:
         table.update(entries)
 
 
-@pytest.mark.slow
+def pages_with_code() -> Iterator[Any]:
+    """Yield the pages that have Python blocks; those that take long are marked slow."""
+    for page in PAGES:
+        if any(blocks(page, "python")):
+            quick = page.parent == DOCS and page.stem in QUICK_PAGES
+            yield pytest.param(page, id=page_name(page), marks=[] if quick else pytest.mark.slow)
+
+
 @pytest.mark.usefixtures("tables_restored")
-@pytest.mark.parametrize("page", [p for p in PAGES if any(blocks(p, "python"))], ids=page_name)
+@pytest.mark.parametrize("page", list(pages_with_code()))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
