@@ -62,7 +62,15 @@ _NAMES_OF = {
         "UnsupportedSpaceError",
         "WorldError",
     ),
-    "fitting": ("FitConfig", "OptimizerConfig", "default_config", "fit", "from_lewm", "from_model"),
+    "fitting": (
+        "FitConfig",
+        "OptimizerConfig",
+        "default_config",
+        "fit",
+        "from_lewm",
+        "from_model",
+        "recommended",
+    ),
     "metrics": (),
     "models": (),
     "train": ("train_policy",),
@@ -71,7 +79,12 @@ _NAMES_OF = {
 }
 """Public names by the package that defines them."""
 
-__all__ = ["__version__", *sorted(name for names in _NAMES_OF.values() for name in names)]
+_OLD_NAMES = {"recommended"}  # still there for scripts; now `default_config`
+
+__all__ = [
+    "__version__",
+    *sorted(name for names in _NAMES_OF.values() for name in names if name not in _OLD_NAMES),
+]
 __getattr__ = lazy_names(__name__, _NAMES_OF)
 
 register_worlds()

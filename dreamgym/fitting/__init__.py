@@ -30,7 +30,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "config": ["FitConfig", "OptimizerConfig", "default_config"],
+        "config": ["FitConfig", "OptimizerConfig", "default_config", "recommended"],
         "importing": ["from_lewm", "from_model"],
         "loop": ["fit"],
     },

@@ -182,6 +182,10 @@ def default_config(family: str, preset: str | None = None, **settings: Any) -> F
     return FitConfig(**values, optimizer=OptimizerConfig(**optimizer))
 
 
+recommended = default_config
+"""The name of `default_config` before version 0.2."""
+
+
 def _check_minimum(config: Any, minimum: dict[str, int]) -> None:
     for name, least in minimum.items():
         value = getattr(config, name)
