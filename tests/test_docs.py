@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
 README_LINES = 20
 QUICK_PAGES = ("check", "cli", "concepts", "dreams", "install", "new-family", "record", "results")
 """Pages of docs/ whose Python blocks take a few seconds at most."""
@@ -221,3 +223,36 @@ def test_the_page_on_training_lists_every_setting_and_learner() -> None:
 def test_the_page_on_fitting_lists_every_setting() -> None:
     settings = names(FitConfig) | (names(OptimizerConfig) - {"name"})
     assert table_names("fitting.md", "Settings") == settings - {"overwrite", "tensorboard"}
+
+
+def measured(file: str) -> dict[str, float]:
+    """Return the rows of a benchmark's JSON: value by name."""
+    rows = json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"]
+    return {row["name"]: row["value"] for row in rows}
+
+
+@pytest.mark.parametrize("file", ["learning.json", "transfer.json"])
+def test_the_page_of_results_has_the_measured_returns(file: str) -> None:
+    values, text = measured(file), read(DOCS / "results.md")
+    runs = [name.split(": ")[0] for name in values if name.endswith(": real return")]
+    assert runs
+    for run in runs:
+        low, high = (values[f"{run}: {end} end of its 95% interval"] for end in ("low", "high"))
+        expected = f"{values[f'{run}: real return']:.0f} ({low:.0f} to {high:.0f})"
+        assert expected in text, f"{run}: {expected}"
+
+
+def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:
+    text = read(DOCS / "results.md").replace("**", "")
+    for file in ("take_cover.json", "take_cover_seed_1.json"):
+        for name, value in measured(file).items():
+            if interval := re.search(r"interval (\d+ to \d+)$", name):
+                assert f"{value:.0f} ({interval[1]})" in text, name
+
+
+def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
+    text = read(DOCS / "results.md").split("\n## Speed of dreams\n")[1].split("\n## ")[0]
+    for name, value in measured("dream.json").items():
+        shown = r"1 envs, float32|64 envs, float32|1024 envs, (float32|bfloat16)"
+        if re.search(rf", ({shown}): times plain$", name):
+            assert f" {value:.2f} " in text, f"{name}: {value:.2f}"
