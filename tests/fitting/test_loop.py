@@ -225,7 +225,6 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value):
 INTERRUPTED = """
 import os, signal, sys, threading, time
 import dreamgym
-from dreamgym._device import computes_bfloat16
 from tests.fitting.test_loop import QUICK
 def strike():
     time.sleep(float(sys.argv[3]))
