@@ -261,7 +261,6 @@ def test_figures_are_left_out_where_episodes_are_too_short(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 import dreamgym
-from dreamgym._device import computes_bfloat16
 from dreamgym._files import DiskFullError
 from tests.fitting.test_loop import QUICK
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
