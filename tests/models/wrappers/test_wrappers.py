@@ -286,7 +286,7 @@ def test_a_world_with_a_python_function_is_not_saved_and_the_error_says_what_to_
 
 def test_a_model_with_other_states_or_spaces_cannot_take_the_start_states():
     world = small_world("mdn-rnn")
-    with pytest.raises(WorldError, match="starts of world 'small' do not fit"):
+    with pytest.raises(WorldError, match="start states of world 'small' do not fit"):
         world.with_model(small_model("pets"))
     with pytest.raises(WorldError, match="same spaces"):
         world.with_model(small_model("mdn-rnn", "box"))
@@ -332,7 +332,7 @@ def test_a_world_in_place_of_a_model_is_refused():
         lambda: KnownReward(world, "CartPole-v1"),
         lambda: world.with_model(world),
     ):
-        with pytest.raises(TypeError, match=r"`\.model`"):
+        with pytest.raises(TypeError, match=r"expected a WorldModel, got World.*pass `world\.model`"):
             make()
 
 
