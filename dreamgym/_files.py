@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dreamgym.errors import DatasetError, DiskFullError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the hint of an error message about an unknown word: the nearest known one, and all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
 
 
 def sha256(path: Path) -> str:

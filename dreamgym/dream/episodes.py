@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys
 from dreamgym.models import State

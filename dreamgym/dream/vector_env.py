@@ -26,7 +26,7 @@ from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, Outcome, requires_grad
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.models.observations import Observation
-from dreamgym.world.world import World, load
+from dreamgym.world.world import World, as_world
 
 SEED_RANGE = 2**63
 
@@ -74,7 +74,7 @@ class DreamVectorEnv(VectorEnv):
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give an integer of at least 1")
         with leave_inference_mode():
-            self.world = world if isinstance(world, World) else load(world)
+            self.world = as_world(world)
         self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
         validation.check_noise(self.device)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import threads
-from dreamgym._files import nearest
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
 from dreamgym.errors import FitError
@@ -28,8 +27,8 @@ from dreamgym.fitting.config import FitConfig, default_config
 from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
 from dreamgym.metrics import TrainingMonitor
-from dreamgym.models import FAMILIES, WorldModel
-from dreamgym.models.spec import to_json
+from dreamgym.models import WorldModel
+from dreamgym.models.spec import family_class, to_json
 from dreamgym.world.world import World
 
 DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
@@ -94,9 +93,8 @@ def fit(
         FitError: a loss is not finite, or memory ran out.
         DiskFullError: no space left for a checkpoint or the world.
     """
+    family_class(family)  # an unknown family is refused before anything is read
     config = config or default_config(family)
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
     target = Path(out) if out is not None else None
     if target is not None and target.exists() and not config.overwrite:
         raise FileExistsError(f"{target} exists already; give another path or overwrite=True")

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import gymnasium as gym
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.models.base import WorldModel
 
 FAMILIES: dict[str, type[WorldModel]] = {}

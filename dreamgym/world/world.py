@@ -11,7 +11,8 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
-from dreamgym._files import atomic_folder, nearest
+from dreamgym._files import atomic_folder
+from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.models.base import Prediction, State, WorldModel, zero_action
 from dreamgym.models.observations import (
     WHOLE,

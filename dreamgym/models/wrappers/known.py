@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.models.base import Decodes, Prediction, State, WorldModel, zero_action
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
