@@ -49,12 +49,7 @@ class ModelSpec:
             TypeError: the argument is not a model.
             ValueError: the model's class is not in the table of families.
         """
-        value: Any = model
-        if not isinstance(value, WorldModel):
-            raise TypeError(
-                f"expected a WorldModel, got {type(value).__name__}; if it is a World, pass its "
-                "`.model`"
-            )
+        check_is_model(model)
         return cls(family=family_name(model), config=model.config)
 
     @classmethod
@@ -86,6 +81,19 @@ class ModelSpec:
     def build(self, observation_space: gym.Space, action_space: gym.Space) -> WorldModel:
         """Build a model of this kind with fresh weights."""
         return family_class(self.family).from_config(observation_space, action_space, self.config)
+
+
+def check_is_model(value: Any) -> None:
+    """Check that a value is a world model.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, WorldModel):
+        raise TypeError(
+            f"expected a WorldModel, got {type(value).__name__}; if you have a World, pass "
+            "`world.model`"
+        )
 
 
 def family_class(name: Any) -> type[WorldModel]:

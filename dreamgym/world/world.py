@@ -18,6 +18,7 @@ from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.observations import is_image, observation_boxes
+from dreamgym.models.spec import check_is_model
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import write_card
 from dreamgym.world.start_states import StartStates
@@ -163,12 +164,7 @@ class World:
             WorldError: the model's states do not match the start states, its spaces differ, or it
                 assumes single steps of the environment and the world has a frame skip.
         """
-        untyped: Any = model
-        if not isinstance(untyped, WorldModel):
-            raise TypeError(
-                f"expected a WorldModel, got {type(untyped).__name__}; if you have a World, pass "
-                "`world.model`"
-            )
+        check_is_model(model)
         if self.frame_skip.steps > 1 and model.assumes_single_env_steps:
             raise WorldError(
                 f"the model computes the reward of one real step, but a step of world "

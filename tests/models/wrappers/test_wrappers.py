@@ -332,7 +332,7 @@ def test_a_world_in_place_of_a_model_is_refused():
         lambda: KnownReward(world, "CartPole-v1"),
         lambda: world.with_model(world),
     ):
-        with pytest.raises(TypeError, match=r"`\.model`"):
+        with pytest.raises(TypeError, match=r"`world\.model`"):
             make()
 
 
