@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
+from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
 
 DEFAULT_STICKINESS = 0.8
@@ -355,7 +356,7 @@ class PredictPolicy:
         memory = {"state": self._state, "episode_start": starts}
         with self._sampling(rows):
             answer = self._policy.predict(
-                _take(as_batch(observations), source),
+                index_rows(as_batch(observations), source),
                 deterministic=self._deterministic,
                 **{key: memory[key] for key in self._keywords},
             )
@@ -447,12 +448,6 @@ def as_rows(observations: Any) -> list[Any]:
         return list(observations)
     parts = {key: as_rows(part) for key, part in observations.items()}
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-
-
-def _take(batch: Any, rows: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: _take(part, rows) for key, part in batch.items()}
-    return batch[rows]
 
 
 def check_action(action: Any, space: gym.Space[Any]) -> Any:
