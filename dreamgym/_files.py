@@ -60,8 +60,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         DiskFullError: The disk is full; `path` is unchanged.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
+    require_new(path, overwrite=replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -75,6 +74,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             replace_path(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_new(path: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` if `path` exists and may not be overwritten."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
 
 
 def replace_path(new: Path, path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import threads
+from dreamgym._files import require_new
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
 from dreamgym.errors import FitError
@@ -96,8 +97,8 @@ def fit(
     family_class(family)  # an unknown family is refused before anything is read
     config = config or default_config(family)
     target = Path(out) if out is not None else None
-    if target is not None and target.exists() and not config.overwrite:
-        raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
+    if target is not None:
+        require_new(target, overwrite=config.overwrite)
     started = time.perf_counter()
     with threads(config.threads), open_dataset(dataset) as data:
         running = _Fit(data, family, seed, config, target)
