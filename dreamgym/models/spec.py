@@ -1,4 +1,4 @@
-"""What a model is without its weights: family and config, and their form in JSON.
+"""Descriptions of models without weights (family and config), and their JSON form.
 
 A config may contain the spec of another model, as those of wrappers and ensembles do. Only plain
 values go to a file, and a file names families as the table does: nothing that a file contains is

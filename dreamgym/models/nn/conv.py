@@ -100,7 +100,7 @@ VMC_ENCODER = ConvStack(depths=(32, 64, 128, 256), kernels=(4, 4, 4, 4))
 """Encoder of Ha and Schmidhuber (arXiv 1803.10122, appendix A.1), also of PlaNet and Dreamer v1."""
 
 VMC_DECODER = ConvStack(depths=(1024, 128, 64, 32), kernels=(5, 5, 6, 6))
-"""The decoder of the same; for 64 by 64 images it starts from a grid of 1 by 1."""
+"""Decoder of the same models; for 64 by 64 images it starts from a grid of 1 by 1."""
 
 PIECE_PIXELS = 64 * 64 * 64
 """Pixels that a CPU processes at once. A layer's output then stays in the cache for the next layer,

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data, model_device
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
-from dreamgym.models.nn.packed import Layer, Packing, model_device
+from dreamgym.models.nn.packed import Layer, Packing
 from dreamgym.models.rssm.model import RSSM
 from dreamgym.models.rssm.modules import (
     BlockGRUCell,
