@@ -149,8 +149,8 @@ class TransferError(DreamgymError, ValueError):
 
 
 class PolicyError(TransferError):
-    """A policy that cannot act in an environment.
+    """Raised when a policy cannot act in an environment.
 
-    It is not a policy, its spaces or frame skip are not the environment's, or what it returned is
-    not an action.
+    The message says why: it is not a policy, its spaces or frame skip are not the environment's, or
+    it returned something that is not an action.
     """

@@ -131,8 +131,8 @@ def parse_options(keywords: dict[str, Any]) -> DreamOptions:
     """Return the options that keyword arguments give.
 
     Raises:
-        TypeError: Unknown keyword; the message names the nearest known one.
-        ValueError: Value that is not allowed.
+        TypeError: unknown keyword; the message names the nearest known one.
+        ValueError: value that is not allowed.
     """
     known = [field.name for field in fields(DreamOptions)]
     unknown = [name for name in keywords if name not in known]
