@@ -81,12 +81,12 @@ def product_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
     """
     if dtype != torch.bfloat16 or computes_bfloat16(kind):
         return dtype
-    _warn_of_float32(kind)
+    _warn_float32(kind)
     return torch.float32
 
 
 @functools.cache
-def _warn_of_float32(kind: str) -> None:
+def _warn_float32(kind: str) -> None:
     needs = " (a CPU needs AVX-512 or AMX for them)" if kind == "cpu" else ""
     warnings.warn(
         f"this {kind} device has no matrix products in bfloat16{needs}: they are computed in "

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: written under another name, synced to disk, renamed."""
+"""Atomic files and folders: written under a temporary name, synced to disk, renamed."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class DreamgymError(Exception):
 
 
 class DatasetError(DreamgymError, ValueError):
-    """Raised when a dataset is damaged, unsuitable for what was asked, or cannot be written.
+    """Raised when a dataset is damaged, unsuitable for the requested use, or cannot be written.
 
     The message reads `path: /key: episode 3, row 7: problem; remedy`, with the parts that are
     known. The parts are attributes as well, so that a caller can act on them.

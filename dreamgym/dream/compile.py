@@ -141,7 +141,7 @@ def _guard_inputs_only() -> dict[str, Any]:
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function in one that has a code object of its own.
+    """Wrap a function in a new function with its own code object.
 
     Dynamo counts recompilations by code object, and would refuse to compile `Engine.step` for a
     ninth engine.

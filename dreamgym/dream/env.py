@@ -88,11 +88,11 @@ class DreamEnv(gym.Env):
 def make_single(world: World | str | None = None, **options: Any) -> DreamEnv:
     """Make the `DreamEnv` of a registered id, with the `max_episode_steps` given to `gym.make`.
 
-    `gym.make(id, max_episode_steps=n)` adds a TimeLimit wrapper and does not pass `n` on: neither
-    to this entry point nor in the spec that it later sets. A TimeLimit can only shorten: a dream
-    that is to be longer than its world recommends would still be truncated at the recommendation.
-    So `n` is read where it is: among the local variables of `gym.make`, the caller of this
-    function. Called by anything else, this is `DreamEnv`.
+    `gym.make(id, max_episode_steps=n)` adds a TimeLimit wrapper, but passes `n` neither to this
+    entry point nor into the environment's spec. A TimeLimit can only shorten an episode, so a dream
+    longer than the world's recommended horizon would still be truncated there. Therefore `n` is
+    read from the local variables of `gym.make`, the caller of this function. Called by anything
+    else, this is `DreamEnv`.
     """
     caller = sys._getframe(1)
     if "max_episode_steps" not in options and caller.f_code is gym.make.__code__:

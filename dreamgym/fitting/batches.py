@@ -47,8 +47,8 @@ class Shard(NamedTuple):
     def rows(self, lengths: NDArray[np.integer]) -> list[NDArray[np.integer]]:
         """Return the rows of each micro-batch of this process; all have the same size.
 
-        Segments are dealt to several micro-batches longest first, in alternating direction, so that
-        all micro-batches have nearly the same number of real transitions.
+        Segments are assigned to micro-batches longest first, in alternating direction, so that all
+        micro-batches have nearly the same number of real transitions.
 
         Args:
             lengths: (B,) real transitions in each segment.

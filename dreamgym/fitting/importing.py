@@ -27,7 +27,7 @@ def from_model(
 ) -> World:
     """Make a world of a fitted world model and a dataset of its environment.
 
-    The dataset provides what a fit takes from it besides the weights. Start states are filtered
+    The dataset provides everything but the weights. Start states are filtered
     from most of its episodes; the horizon, the termination rule and the metrics come from the
     others. Whether the model was fitted to these held-out episodes is not known here.
 

@@ -65,9 +65,9 @@ def fit(
     """Fit a world to a dataset.
 
     The episodes are split into training and held-out ones. Normalisers are fitted on the training
-    episodes, and the weights with the lowest held-out loss are kept. With `out`, a checkpoint lies
-    beside it while the fit runs, and a fit that was killed resumes from there when it is called
-    again in the same way.
+    episodes, and the weights with the lowest held-out loss are kept. With `out`, a checkpoint is
+    kept beside it while the fit runs, and a killed fit resumes from it when it is called again with
+    the same arguments.
 
     Under `torchrun` the processes share every batch, and the losses are those of a single process.
     Only the first process writes files and reports progress; all return the world.

@@ -304,7 +304,7 @@ class Decodes(Protocol, metaclass=_DecodesMeta):
     """A model that can turn a state back into an observation; see `WorldModel.decodes`."""
 
     def decode(self, state: State) -> Observation:
-        """Return the observation (B, ...) that a state stands for.
+        """Return the observation (B, ...) that a state represents.
 
         It is in the real environment's units and within the bounds of its space.
         """

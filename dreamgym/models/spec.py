@@ -21,7 +21,7 @@ from dreamgym.models.base import WorldModel
 FAMILIES: dict[str, type[WorldModel]] = {}
 """Every family by its name in files and on the command line; filled by `models/registry.py`.
 
-It stands here because the configs of wrappers, which are families themselves, look families up.
+It is defined here because configs of wrappers, which are families themselves, look families up.
 """
 
 

@@ -1,4 +1,4 @@
-"""World: a fitted world model with everything needed to dream in it and to judge it."""
+"""World: a fitted world model with everything needed to dream in it and to evaluate it."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def load(name_or_path: str | Path) -> World:
 
 
 def as_world(world: World | str | Path) -> World:
-    """Return a world as it is, or load the one of that folder, name or id.
+    """Return a `World` unchanged, or load one by its folder, name or id.
 
     Raises:
         TypeError: it is something else.

@@ -466,7 +466,7 @@ class JEPA(WorldModel):
 
 
 def predictor_inputs(state: State, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the predictor is given in a step besides the embeddings.
+    """Return the predictor's inputs in a step, other than the embeddings.
 
     Args:
         state: leaves (B, ...).

@@ -133,7 +133,7 @@ class GoalReward(Wrapper):
         training, device = self.inner.training, model_device(self.inner)
         tensors = as_tensors(goal, device)
         batch = map_observation(lambda leaf: leaf.unsqueeze(0), tensors)
-        # Noise of one half gives the median of whatever is sampled from it.
+        # Uniforms of one half give the median of every sampled distribution.
         noise = torch.full((1, self.inner.noise_dim), 0.5, device=device)
         action = zero_action(self.action_space, 1, device)
         self.inner.eval()
