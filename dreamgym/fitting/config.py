@@ -174,4 +174,4 @@ def default_config(family: str, preset: str | None = None, **settings: Any) -> F
 
 
 recommended = default_config
-"""The name of `default_config` before version 0.2."""
+"""Former name of `default_config`, kept for scripts."""
