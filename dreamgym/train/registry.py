@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dreamgym._extras import import_extra
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.errors import TrainingError
 
 if TYPE_CHECKING:
