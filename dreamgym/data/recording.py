@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from dreamgym._files import new_dataset_path, refuse_unfinished, replace_path
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.policies import Policy, PolicyLike, make_policy
 from dreamgym.data.recorder import Recorder
 from dreamgym.errors import DatasetError
@@ -105,8 +107,8 @@ def resume(
     was never interrupted.
 
     Args:
-        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces must be
-            those of the dataset.
+        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces, id,
+            keyword arguments, time limit and wrappers must be those of the dataset.
         steps: Number of steps that the dataset holds in the end.
         out: A dataset that `record` created, also one that was interrupted or recovered.
         policy: The policy that it was recorded with.
@@ -198,6 +200,13 @@ def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy:
             f"it was recorded from {metadata.env_id}, whose spaces are not those of {env}",
             path=path,
         )
+    differences = _spec_differences(metadata, DatasetMetadata.of_env(env))
+    if differences:
+        raise DatasetError(
+            f"it was recorded from another environment than {env}: {differences}",
+            path=path,
+            remedy="pass the environment that it was recorded from, or record to another file",
+        )
     if policy.name != metadata.policy:
         raise DatasetError(
             f"it was recorded with the policy {metadata.policy!r}, not {policy.name!r}",
@@ -211,6 +220,37 @@ def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy:
             remedy="record to another file",
         )
     return metadata.seed
+
+
+def _spec_differences(recorded: DatasetMetadata, given: DatasetMetadata) -> str:
+    """Describe how an environment's spec differs from the recorded one; empty if it does not.
+
+    The way of rendering does not matter. Where JSON can hold neither spec, only the ids are known.
+    """
+    if given.env_id != recorded.env_id:
+        name = "it has no id" if given.env_id is None else f"its id is {given.env_id!r}"
+        return f"{name}, the recorded one is {recorded.env_id!r}"
+    if recorded.env_spec is None and given.env_spec is None:
+        return ""
+    if recorded.env_spec is None or given.env_spec is None:
+        which = "its" if given.env_spec is None else "the recorded"
+        return f"{which} spec cannot be written as JSON (a wrapper or argument is a function)"
+    before, now = json.loads(recorded.env_spec), json.loads(given.env_spec)
+    for spec in (before, now):
+        spec["kwargs"] = {k: v for k, v in spec.get("kwargs", {}).items() if k != "render_mode"}
+        spec["wrappers"] = [
+            f"{each['name']}({each['kwargs']})" for each in spec.get("additional_wrappers") or ()
+        ]
+    fields = {
+        "time limit": "max_episode_steps",
+        "keyword arguments": "kwargs",
+        "wrappers": "wrappers",
+    }
+    return "; ".join(
+        f"its {name}: {now.get(key)}, the recorded: {before.get(key)}"
+        for name, key in fields.items()
+        if now.get(key) != before.get(key)
+    )
 
 
 def _record_steps(
