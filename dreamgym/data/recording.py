@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from dreamgym._files import new_dataset_path, refuse_unfinished, replace_path
+from dreamgym._files import local_path, new_dataset_path, refuse_unfinished, replace_path
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
@@ -78,7 +78,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         raise ValueError(f"steps is {steps}; record at least 1")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
-    out = Path(out)
+    out = local_path(out)
     if overwrite and out.is_dir():
         raise DatasetError(
             "it is a folder, and one process records to a file", path=out, remedy="name a file"
@@ -123,7 +123,7 @@ def resume(
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
         ValueError: There is no such policy.
     """
-    out = Path(out)
+    out = local_path(out)
     with _opened_env(env) as opened:
         chosen = make_policy(policy, opened)
         with DatasetWriter.extend(out) as writer:
@@ -347,7 +347,7 @@ def record_shards(
         ValueError: A number is out of range, or there is no such policy.
     """
     _check_plan(plan)
-    folder = Path(out)
+    folder = local_path(out)
     if overwrite and folder.exists():
         _require_only_shards(folder)
     with _created(folder, overwrite) as target:
@@ -383,7 +383,7 @@ def resume_shards(
         ValueError: A number is out of range, or there is no such policy.
     """
     _check_plan(plan)
-    folder = Path(out)
+    folder = local_path(out)
     files = sorted(folder.glob("*.h5*"))
     unfinished = [path for path in files if path.suffix == ".partial"]
     if unfinished:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from dreamgym._files import local_path
 from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world
@@ -45,7 +46,8 @@ def from_model(
         FileExistsError: `out` exists and `config.overwrite` is false.
     """
     config = config or FitConfig()
-    if out is not None and Path(out).exists() and not config.overwrite:
+    out = None if out is None else local_path(out, WorldError)
+    if out is not None and out.exists() and not config.overwrite:
         raise FileExistsError(f"{out} exists already; give another path or overwrite=True")
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):

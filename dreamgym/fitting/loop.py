@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import threads
-from dreamgym._files import nearest
+from dreamgym._files import local_path, nearest
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
-from dreamgym.errors import FitError
+from dreamgym.errors import DatasetError, FitError, WorldError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
 from dreamgym.fitting.build import FitResult, build_model, build_world, initial_weights_checksum
@@ -97,11 +98,13 @@ def fit(
     config = config or default_config(family)
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
-    target = Path(out) if out is not None else None
+    target = local_path(out, WorldError) if out is not None else None
     if target is not None and target.exists() and not config.overwrite:
         raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
     started = time.perf_counter()
     with threads(config.threads), open_dataset(dataset) as data:
+        for problem in data.problems:
+            raise DatasetError(problem, path=data.path)
         running = _Fit(data, family, seed, config, target)
         running.run(progress or (lambda done, total, figures: None))
         world = running.world(time.perf_counter() - started)
@@ -402,5 +405,5 @@ def tensorboard_log(folder: str | None) -> Iterator[Log]:
             "logging to TensorBoard needs the package tensorboard: "
             "pip install 'dreamgym[tensorboard]', or leave tensorboard=None"
         ) from error
-    with SummaryWriter(folder) as writer:
+    with SummaryWriter(os.path.expanduser(folder)) as writer:
         yield lambda name, value, update: writer.add_scalar(name, value, update)

@@ -92,7 +92,8 @@ class LatentObservation(
         observation, reward, terminated, truncated, info = self.env.step(action)
         taken = zero_action(self.model.action_space, 1, self._device)
         taken[0] = torch.as_tensor(np.asarray(action), dtype=taken.dtype)
-        return self._filter(taken, observation), reward_to_float(reward), terminated, truncated, info
+        value = reward_to_float(reward)
+        return self._filter(taken, observation), value, terminated, truncated, info
 
     def _noise_seed(self, seed: int | None) -> int:
         # a seeded reset fixes the noise without a draw from the environment's generator, so that

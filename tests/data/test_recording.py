@@ -400,10 +400,10 @@ def test_resume_refuses_another_environment_of_the_same_spaces(tmp_path: Path) -
     others = {
         "its id is 'CartPole-v0', the recorded one is 'CartPole-v1'": gym.make("CartPole-v0"),
         "its time limit: 30, the recorded: 500": gym.make("CartPole-v1", max_episode_steps=30),
-        "its keyword arguments: .*sutton.*, the recorded: {}": gym.make("CartPole-v1", sutton_barto_reward=True),
-        "its wrappers: .*ClipReward": gym.wrappers.ClipReward(
-            gym.make("CartPole-v1"), 0.0, 0.5
+        "its keyword arguments: .*sutton.*, the recorded: {}": gym.make(
+            "CartPole-v1", sutton_barto_reward=True
         ),
+        "its wrappers: .*ClipReward": gym.wrappers.ClipReward(gym.make("CartPole-v1"), 0.0, 0.5),
         "its spec cannot be written as JSON": gym.wrappers.TransformReward(
             gym.make("CartPole-v1"), lambda reward: reward / 2
         ),
