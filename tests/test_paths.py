@@ -36,7 +36,7 @@ def test_the_home_folder_is_expanded(home: Path) -> None:
 
 @pytest.mark.parametrize("path", ["s3://b/a", "hf://b", "file:///a", Path("gs://b/a")])
 def test_urls_are_refused(path: str | Path) -> None:
-    with pytest.raises(DreamgymError, match="is a URL .*local files only; download"):
+    with pytest.raises(DreamgymError, match=r"is a URL .*local files only; download"):
         local_path(path)
 
 

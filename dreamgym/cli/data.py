@@ -265,10 +265,13 @@ def convert(
             "episodes": done.episodes,
             "steps": done.steps,
             "skipped": done.skipped,
+            "notes": done.notes,
         },
     )
     counts = f"{number(done.steps)} steps in {number(done.episodes)} episodes"
     show_table(str(out), [("found", done.convention), ("written", counts)])
+    for note in done.notes:
+        say(f"note: {note}")
     for skipped in done.skipped:
         say(f"skipped: {skipped}")
 

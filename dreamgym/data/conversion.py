@@ -30,6 +30,7 @@ class Conversion:
         episodes: Number of episodes written.
         steps: Number of transitions written.
         skipped: Description of each episode that was left out; only with `on_bad="skip"`.
+        notes: What else is worth knowing, such as what the source does not hold and is lost.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Conversion:
     episodes: int
     steps: int
     skipped: list[str]
+    notes: list[str]
 
 
 def convert(
@@ -93,6 +95,7 @@ def convert(
         episodes=writer.num_episodes,
         steps=writer.num_steps,
         skipped=skipped,
+        notes=[*foreign.metadata.notes, *foreign.metadata.problems],
     )
 
 

@@ -121,8 +121,8 @@ class MixedDataset:
                 raise DatasetError(
                     f"its spaces are not those of {first.path}",
                     path=other.path,
-                    remedy="mix datasets of one environment, choose the keys they share, or convert "
-                    "foreign files with the same spaces (`--env ENV`)",
+                    remedy="mix datasets of one environment, choose the keys they share, or "
+                    "convert foreign files with the same spaces (`--env ENV`)",
                 )
         self.path = Path("+".join(dataset.path.name for dataset in self.datasets))
         ends = np.cumsum([dataset.num_episodes for dataset in self.datasets])

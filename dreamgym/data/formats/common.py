@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,11 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
     terminations = sum(outline.terminated for outline in lost)
     kept_terminations = sum(o.terminated for o in outlines if not o.last_is_lost)
     last = [float(np.ravel(o.rewards)[-1]) for o in lost if o.rewards is not None]
-    kept = [np.ravel(o.rewards)[: -1 if o.last_is_lost else None] for o in outlines if last]
+    kept = [
+        np.ravel(o.rewards)[: -1 if o.last_is_lost else None]
+        for o in outlines
+        if o.rewards is not None
+    ]
     note = (
         f"the last transition of {len(lost)} episodes is lost, for the file does not hold the "
         f"observation after it: with it {terminations} terminations"
@@ -212,7 +216,8 @@ def make_metadata(
     if action_space is None:
         action_space, note = infer_action_space(outlines or (Outline(actions=actions),), path)
         if outlines is None:
-            action_space = spaces.Box(-np.inf, np.inf, action_space.shape, action_space.dtype.type)
+            shape, dtype = actions.shape[1:], _float_type(actions.dtype)
+            action_space = spaces.Box(-np.inf, np.inf, shape, dtype)
         else:
             notes.append(note)
     return DatasetMetadata(
@@ -280,11 +285,11 @@ def require_keys(keys: Sequence[str] | None, known: Iterable[str] | None, path: 
         raise DatasetError(f"it has no observations {missing}; it has {known}", path=path)
 
 
-def map_rows(rows: Observations, change: Callable[[Array], Array]) -> Observations:
-    """Apply a function to the array, or to each array of a dict."""
+def slice_rows(rows: Observations, part: slice) -> Observations:
+    """Return some rows of the array, or of each array of a dict."""
     if isinstance(rows, dict):
-        return {key: change(values) for key, values in rows.items()}
-    return change(rows)
+        return {key: values[part] for key, values in rows.items()}
+    return rows[part]
 
 
 def append_row(

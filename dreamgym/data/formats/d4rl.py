@@ -19,10 +19,10 @@ from dreamgym.data.formats.common import (
     append_row,
     make_episode,
     make_metadata,
-    map_rows,
     read_column,
     read_columns,
     select_keys,
+    slice_rows,
 )
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import (
@@ -87,12 +87,11 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         for start, stop in bounds:
             part = slice(start, stop)
             flags = bool(terminated[stop - 1]), bool(truncated[stop - 1])
-            rows = map_rows(observations, lambda values, part=part: values[part])
+            rows = slice_rows(observations, part)
             if following is None:
                 stop, flags = stop - 1, (False, False)
             else:
-                after = map_rows(following, lambda values, part=part: values[part])
-                rows = append_row(rows, after, path)
+                rows = append_row(rows, slice_rows(following, part), path)
             if stop > start:
                 kept = None if rewards is None else rewards[start:stop]
                 yield make_episode(rows, actions[start:stop], kept, flags, path)

@@ -1,8 +1,8 @@
 """What the arrays of a foreign file mean, by the usual spellings of their names.
 
-A file whose rewards, ends or next observations have another name than its format gives them must not
-be read as a file without: `find_fields` finds them under every usual spelling, and refuses a file
-with such a key that cannot be read.
+A file whose rewards, ends or next observations have another name than its format gives them must
+not be read as a file without. `find_fields` finds them under every usual spelling, and
+`require_nothing_lost` refuses a file with such a key that cannot be read.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def require_nothing_lost(
     if lost:
         carried = sorted({str(meaning(name)) for name in lost})
         raise DatasetError(
-            f"its keys {lost} seem to carry {' and '.join(carried)}, and dreamgym does not know how "
-            "to read them",
+            f"its keys {lost} seem to carry {' and '.join(carried)}, and dreamgym does not know "
+            "how to read them",
             path=path,
             remedy="rename them to rewards, next_observations, terminated and truncated (one row "
             "per action), or leave them out with ForeignOptions(ignore=...) or --ignore KEY",

@@ -1,8 +1,8 @@
 """Minari: `main_data.hdf5` with groups `episode_N`, and `metadata.json` beside it.
 
-There are `T + 1` observations per episode. Dict observations are groups of datasets; a Dict inside a
-Dict is read as one Dict, with keys such as `achieved_goal/kettle`. Images may be stored as JPEG, one
-row of bytes each, which Pillow decodes (JPEG is lossy: such images are not exactly what was
+There are `T + 1` observations per episode. Dict observations are groups of datasets; a Dict inside
+a Dict is read as one Dict, with keys such as `achieved_goal/kettle`. Images may be stored as JPEG,
+one row of bytes each, which Pillow decodes (JPEG is lossy: such images are not exactly what was
 recorded).
 """
 

@@ -1,9 +1,9 @@
 """A folder of plain npz files, one per episode: the format of a hand-written recorder.
 
 `observations` has `T + 1` rows (or `T`: then the last action has no outcome and is left out, unless
-there are `next_observations`) and `actions` has `T`. `rewards`, `terminated` and `truncated` (single
-values or rows) are optional. `dones` are ambiguous. All may have another usual name, such as `obs`
-and `reward` (`keys.find_fields`).
+there are `next_observations`) and `actions` has `T`. `rewards`, `terminated` and `truncated`
+(single values or rows) are optional. `dones` are ambiguous. All may have another usual name, such
+as `obs` and `reward` (`keys.find_fields`).
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
             if getattr(found, role) is None:
                 raise DatasetError("it is missing", path=path, key=getattr(model, role) or role)
         if (found.rewards is None) != (model.rewards is None):
+            has = "no rewards" if found.rewards is None else f"rewards ({found.rewards!r})"
             raise DatasetError(
-                f"it has {'no rewards' if found.rewards is None else found.rewards!r}, unlike the "
-                "first file; expected rewards in all files or in none",
+                f"it has {has}, unlike the first file; expected rewards in all files or in none",
                 path=path,
             )
         actions = file.read_rows(str(found.actions))

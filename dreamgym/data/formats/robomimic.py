@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-from dreamgym.data.episodes import Episode
+from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
     Outline,
     append_row,
@@ -55,8 +55,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. If a demonstration is done, `options.terminals` must say what that means.
 
     Raises:
-        DatasetError: Rows differ in number, the end flags are ambiguous, or only some demonstrations
-            have rewards.
+        DatasetError: Rows differ in number, the end flags are ambiguous, or only some
+            demonstrations have rewards.
     """
     if probe.hdf5 is None:
         raise DatasetError("it is not an HDF5 file", path=probe.path)
@@ -142,7 +142,7 @@ def _read_episode(
 ) -> Episode:
     path, found = probe.path, part.found
     demo = get_group(data, name, path)
-    observations = _read_rows(demo, "obs", path, options)
+    observations: Observations = _read_rows(demo, "obs", path, options)
     actions, rewards = part.outline.actions, part.outline.rewards
     require_as_many(observations, len(actions), path, f"/data/{name}/obs")
     if found.next_observations is not None:

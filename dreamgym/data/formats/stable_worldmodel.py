@@ -35,19 +35,8 @@ from dreamgym.errors import DatasetError
 
 NAME = "stable-worldmodel"
 _NOT_OBSERVATIONS = frozenset(
-    {
-        "action",
-        "ep_len",
-        "ep_offset",
-        "success",
-        "ep_idx",
-        "step_idx",
-        "episode_idx",
-        "episode_id",
-        "id",
-        "seed",
-        "timestep",
-    }
+    {"action", "ep_len", "ep_offset", "success", "seed", "timestep"}
+    | {"ep_idx", "step_idx", "episode_idx", "episode_id", "id"}
 )
 _MAX_LENGTH = 1 << 40  # sums of offsets and lengths then stay far from overflowing int64
 
@@ -70,9 +59,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     num_rows = _count_rows(lengths, offsets, probe)
     found = find_fields(probe.names, options.ignore)
     require_nothing_lost(found, path, reads=("rewards", "terminated", "truncated", "ends"))
-    known = [key for key in file if _is_observation(file, key)]
-    require_keys(options.keys, known, path)
-    keys = options.keys or tuple(sorted(known))
+    require_keys(options.keys, probe.names, path)
+    keys = options.keys or tuple(sorted(key for key in file if _is_observation(file, key)))
     columns = {key: get_dataset(file, key, path) for key in (*keys, "action")}
     for name in (found.rewards, found.terminated, found.truncated, found.ends):
         if name is not None:

@@ -116,6 +116,12 @@ def check_action_space(name: str, space: gym.Space[Any]) -> None:
                 "with `--env ENV` or ForeignOptions(action_space=Box(low, high)), or record the "
                 "environment inside gymnasium.wrappers.TransformAction with a bounded space"
             )
+        fixed = isinstance(space, gym.spaces.Box) and bool((space.low == space.high).any())
+        if fixed and not ALGORITHMS[name].on_policy:  # it scales actions by the width of the space
+            raise TrainingError(
+                f"{name} cannot act in {space}, in which an action has a single value; use PPO or "
+                "A2C, or leave that action out of the data"
+            )
         return
     able = [
         other
