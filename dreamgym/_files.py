@@ -5,15 +5,48 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreamgym.errors import DatasetError, DiskFullError
+from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = DatasetError) -> Path:
+    """Return the path of a local file or folder that a user named, with `~` expanded.
+
+    Every public function that takes a path from the user calls it first.
+
+    Args:
+        path: What the user named.
+        error: Error to raise.
+
+    Raises:
+        DreamgymError: It is a URL, or `~name` names an unknown user; of the type `error`.
+    """
+    text = os.fspath(path)
+    url = _URL.match(text)
+    if url:
+        raise error(
+            f"{text!r} is a URL ({url[1]}://), and dreamgym reads and writes local files only; "
+            "download what is to be read, write to a local path and upload it, or mount the store"
+        )
+    if not text.startswith("~"):
+        return Path(path)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise error(
+            f"{text!r}: there is no such user's home folder; write './{text}' for a file of that "
+            "name"
+        ) from None
 
 
 def sha256(path: Path) -> str:

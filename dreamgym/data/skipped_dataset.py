@@ -79,6 +79,11 @@ class SkippedDataset:
         return self.dataset.policy
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons for which fitting refuses the dataset, see `Dataset.problems`."""
+        return self.dataset.problems
+
+    @property
     def num_episodes(self) -> int:
         """Number of episodes of at least one step."""
         return len(self._numbers)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym._files import local_path
 from dreamgym._settings import nearest
 from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys
@@ -164,8 +165,8 @@ def _find_bank(world: World, source: Any) -> StartStates:
         count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
         return StartStates(states=states, num_episode_starts=count)
-    if isinstance(source, str | Path) and Path(source).exists():
-        return _filter_dataset(world, Path(source))
+    if isinstance(source, str | Path) and local_path(source).exists():
+        return _filter_dataset(world, local_path(source))
     raise ValueError(
         f"starts={source!r} is neither a known name nor the path of a dataset: "
         f"{nearest(str(source), BANK_NAMES)}"

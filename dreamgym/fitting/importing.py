@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from dreamgym._files import require_new
+from dreamgym._files import local_path, require_new
 from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world
@@ -46,8 +46,9 @@ def from_model(
         FileExistsError: `out` exists and `config.overwrite` is false.
     """
     config = config or FitConfig()
+    out = None if out is None else local_path(out, WorldError)
     if out is not None:
-        require_new(Path(out), overwrite=config.overwrite)
+        require_new(out, overwrite=config.overwrite)
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
             actual, expected = getattr(data, role), getattr(model, role)

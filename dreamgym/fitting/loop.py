@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import threads
-from dreamgym._files import require_new
+from dreamgym._files import local_path, require_new
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
-from dreamgym.errors import FitError
+from dreamgym.errors import DatasetError, FitError, WorldError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
 from dreamgym.fitting.build import FitResult, build_model, build_world, initial_weights_checksum
@@ -96,11 +97,13 @@ def fit(
     """
     family_class(family)  # an unknown family is refused before anything is read
     config = config or default_config(family)
-    target = Path(out) if out is not None else None
+    target = local_path(out, WorldError) if out is not None else None
     if target is not None:
         require_new(target, overwrite=config.overwrite)
     started = time.perf_counter()
     with threads(config.threads), open_dataset(dataset) as data:
+        if data.problems:
+            raise DatasetError(data.problems[0], path=data.path)
         running = _Fit(data, family, seed, config, target)
         running.run(progress or (lambda done, total, figures: None))
         world = running.world(time.perf_counter() - started)
@@ -401,5 +404,5 @@ def tensorboard_log(folder: str | None) -> Iterator[Log]:
             "logging to TensorBoard needs the package tensorboard: "
             "pip install 'dreamgym[tensorboard]', or leave tensorboard=None"
         ) from error
-    with SummaryWriter(folder) as writer:
+    with SummaryWriter(os.path.expanduser(folder)) as writer:
         yield lambda name, value, update: writer.add_scalar(name, value, update)

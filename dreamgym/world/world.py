@@ -11,7 +11,7 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
-from dreamgym._files import atomic_folder
+from dreamgym._files import atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
@@ -201,7 +201,7 @@ class World:
             WorldError: the model holds a Python function or is of an unknown family, which a file
                 cannot describe.
         """
-        path = Path(path)
+        path = local_path(path, WorldError)
         try:
             spec = ModelSpec.of(self.model).to_json()
         except ValueError as error:
@@ -275,7 +275,7 @@ def as_world(world: World | str | Path) -> World:
 
 
 def _find_folder(name_or_path: str | Path) -> Path:
-    folder = Path(name_or_path)
+    folder = local_path(name_or_path, WorldError)
     if folder.is_dir():
         return folder
     shipped = zoo.path(str(name_or_path))

@@ -231,3 +231,15 @@ def test_policies_that_do_not_fit_are_refused_with_both_spaces():
 def test_plans_out_of_range_are_refused_by_name(plan):
     with pytest.raises(TransferError, match=next(iter(plan))):
         EpisodePlan(**plan)
+
+
+def test_a_reward_may_be_an_array_of_one_number():
+    def make(shape):
+        env = gym.make("CartPole-v1")
+        return gym.wrappers.TransformReward(env, lambda reward: np.full(shape, reward))
+
+    expected = evaluate(balance, "CartPole-v1", episodes=2)
+    result = evaluate(balance, lambda: make((1,)), episodes=2)
+    assert result.returns.tolist() == expected.returns.tolist()
+    with pytest.raises(TransferError, match=r"reward of step 0: its shape is \(2,\); expected one"):
+        evaluate(balance, lambda: make((2,)), episodes=2)
