@@ -145,3 +145,37 @@ def test_a_policy_of_other_spaces_is_refused_with_both(cartpole: gym.Env[Any, An
 
     with pytest.raises(PolicyError, match=r"observation space is Box.*CartPole-v1.*\(4,\)"):
         make_policy(Other(), cartpole)
+
+
+def test_a_function_of_a_batch_is_refused_with_what_to_pass(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda batch: (batch[:, 2] > 0).astype(int), cartpole)
+    with pytest.raises(PolicyError, match=r"one observation at a time; pass.*\[None\]"):
+        policy.act(np.zeros((2, 4), np.float32), [0, 1])
+
+
+def test_an_error_of_a_function_stays_what_it_is(cartpole: gym.Env[Any, Any]) -> None:
+    def broken(observation: Any) -> int:
+        raise KeyError("of its own")
+
+    with pytest.raises(KeyError, match="of its own"):
+        make_policy(broken, cartpole).act(np.zeros((1, 4), np.float32), [0])
+
+
+def test_a_function_may_return_an_action_and_no_state(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda observation: (np.int64(1), None), cartpole)
+    assert policy.act(np.zeros((2, 4), np.float32), [0, 1]) == [1, 1]
+    pair = make_policy(lambda observation: (0.5, 0.25), cartpole)
+    assert pair.act([None], [0]) == [(0.5, 0.25)], "an action of two numbers"
+
+
+def test_a_function_that_returns_a_state_is_refused(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda observation: (1, np.zeros(3)), cartpole)
+    with pytest.raises(PolicyError, match=r"returned \(action, state\).*pass the object"):
+        policy.act(np.zeros((1, 4), np.float32), [0])
+
+
+def test_a_method_predict_keeps_the_memory_of_its_object(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(Counter().predict, cartpole)
+    policy.reset([0], [0])
+    actions = [int(policy.act(np.zeros((1, 4), np.float32), [0])[0]) for _ in range(4)]
+    assert actions == [0, 0, 1, 1]
