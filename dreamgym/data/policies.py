@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -116,6 +116,7 @@ def make_policy(
         return made
     if isinstance(made, PredictPolicy):
         made.wrappers.check_env(env)
+        made.use_masks_of([env])
     skip = getattr(made, "frame_skip", None)
     spread = unroll and isinstance(skip, FrameSkip) and frame_skip_of(env) == FrameSkip() != skip
     check_spaces(made, env, unroll=spread)
@@ -365,6 +366,7 @@ class PredictPolicy:
         self._batch_size = min_batch
         self._keywords = _memory_keywords(policy)
         self.wrappers = AgentWrappers(policy)
+        self._mask_envs: Sequence[gym.Env[Any, Any]] = []
         self._state: Any = None
         self._starting: set[int] = set()
         self._sampling_seeds: dict[int, int] = {}
@@ -395,6 +397,16 @@ class PredictPolicy:
             self._policy, name=self.name, deterministic=self._deterministic, min_batch=min_batch
         )
 
+    def use_masks_of(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        """Give `predict` the action masks of environments, where it takes them and they have them.
+
+        Args:
+            envs: The environment of each row.
+        """
+        takes_masks = "action_masks" in _parameters(self._policy)
+        if takes_masks and envs[0].has_wrapper_attr("action_masks"):
+            self._mask_envs = envs
+
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """See `Policy.reset`."""
         self._batch_size = max(self._batch_size, 1 + max(rows))
@@ -415,11 +427,17 @@ class PredictPolicy:
         acting[list(rows)] = True
         batch = self.wrappers(_take(as_batch(observations), source), starts, acting)
         memory = {"state": self._state, "episode_start": starts}
+        masks = {}
+        if self._mask_envs:
+            envs = [self._mask_envs[row] for row in rows]
+            listed = [env.get_wrapper_attr("action_masks")() for env in envs]
+            masks["action_masks"] = np.stack(listed)[source]
         with self._sampling(rows):
             answer = self._policy.predict(
                 batch,
                 deterministic=self._deterministic,
                 **{key: memory[key] for key in self._keywords},
+                **masks,
             )
         self._starting.difference_update(rows)
         if isinstance(answer, tuple):
@@ -482,13 +500,18 @@ class UnrolledPolicy:
 
 def _memory_keywords(policy: Predicts) -> list[str]:
     """Return which of `state` and `episode_start` the policy's `predict` takes."""
-    try:
-        parameters = inspect.signature(policy.predict).parameters
-    except (TypeError, ValueError):  # implemented in C: nothing is known
-        return []
+    parameters = _parameters(policy)
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return ["state", "episode_start"]
     return [name for name in ("state", "episode_start") if name in parameters]
+
+
+def _parameters(policy: Predicts) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of the policy's `predict`; none where it is implemented in C."""
+    try:
+        return inspect.signature(policy.predict).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def as_batch(observations: Any) -> Any:

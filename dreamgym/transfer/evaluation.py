@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.data.policies import Policy, PolicyLike, check_action, make_policy
+from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy, check_action, make_policy
 from dreamgym.errors import TransferError
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 
@@ -180,6 +180,8 @@ def run_episodes(
         made = make_policy(
             policy, envs[0], deterministic=plan.deterministic, min_batch=BATCH, unroll=False
         )
+        if isinstance(made, PredictPolicy):
+            made.use_masks_of(envs)
         return _run(made, envs, plan, progress, start)
 
 

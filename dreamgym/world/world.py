@@ -11,6 +11,7 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
+from dreamgym._device import float32_by_default
 from dreamgym._files import atomic_folder, nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
@@ -244,6 +245,7 @@ class World:
         return path
 
 
+@float32_by_default()
 def load(name_or_path: str | Path) -> World:
     """Load a world: a folder, or the name or id of one that ships with dreamgym.
 

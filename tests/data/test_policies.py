@@ -179,3 +179,26 @@ def test_a_method_predict_keeps_the_memory_of_its_object(cartpole: gym.Env[Any, 
     policy.reset([0], [0])
     actions = [int(policy.act(np.zeros((1, 4), np.float32), [0])[0]) for _ in range(4)]
     assert actions == [0, 0, 1, 1]
+
+
+def test_predict_is_given_the_masks_of_its_row(cartpole: gym.Env[Any, Any]) -> None:
+    class Masked(gym.Wrapper[Any, Any, Any, Any]):
+        allowed = 0
+
+        def action_masks(self) -> Any:
+            return np.arange(2) == self.allowed
+
+    class Obeys:
+        def predict(self, observation, deterministic=False, action_masks=None):
+            assert action_masks.shape == (len(observation), 2)
+            return action_masks.argmax(1)
+
+    envs = [Masked(cartpole), Masked(cartpole)]
+    envs[1].allowed = 1
+    policy = make_policy(Obeys(), envs[0], min_batch=4)
+    assert isinstance(policy, PredictPolicy)
+    policy.use_masks_of(envs)
+    policy.reset([0, 1], [0, 0])
+    observations = np.zeros((2, 4), np.float32)
+    assert [int(action) for action in policy.act(observations, [0, 1])] == [0, 1]
+    assert [int(action) for action in policy.act(observations[:1], [1])] == [1]

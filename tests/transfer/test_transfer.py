@@ -58,7 +58,12 @@ def test_dream_returns_are_those_of_first_episodes_from_episode_starts(cartpole_
     """Each row counts exactly once, so long episodes count as much as short ones."""
     result = transfer_policy(policy, cartpole_world, episodes=40, seed=9)
     env = DreamVectorEnv(
-        cartpole_world, 40, output="numpy", starts="beginnings", max_episode_steps=500
+        cartpole_world,
+        40,
+        output="numpy",
+        episode_statistics=True,
+        starts="beginnings",
+        max_episode_steps=500,
     )
     observation, _ = env.reset(seed=9)
     assert np.abs(observation).max() <= 0.06, "episodes of CartPole start within 0.05"
