@@ -1,4 +1,4 @@
-"""Devices and their precision, thread counts, seeding and inference mode."""
+"""Devices and their precision, thread counts, seeding, inference mode and default dtype."""
 
 from __future__ import annotations
 
@@ -159,24 +159,36 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def leave_inference_mode(*, grad: bool | None = None) -> AbstractContextManager[Any]:
-    """Leave inference mode inside the block, without changing whether gradients are recorded.
+def own_torch_modes(*, grad: bool | None = None) -> AbstractContextManager[Any]:
+    """Leave inference mode inside the block, and make float32 the default dtype there.
 
     Tensors made in inference mode could never again take part in a step under gradients.
-    `torch.inference_mode(False)` alone would also turn gradients on.
+    `torch.inference_mode(False)` alone would also turn gradients on. Where a program has set
+    another default dtype, tensors made here would not have the dtype of the model's weights.
 
     Args:
         grad: whether to record gradients; None for what the caller has set.
     """
     enabled = torch.is_grad_enabled()
     target = enabled if grad is None else grad
-    if torch.is_inference_mode_enabled():
-        return _normal_mode(target)
+    if torch.is_inference_mode_enabled() or torch.get_default_dtype() != torch.float32:
+        return _normal_modes(target)
     # Most steps need at most one change, and each change costs as much as an operation.
     return _NO_CHANGE if enabled == target else torch.set_grad_enabled(target)
 
 
 @contextmanager
-def _normal_mode(grad: bool) -> Iterator[None]:
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+def _normal_modes(grad: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), float32_by_default():
         yield
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make float32 torch's default dtype inside the block, and restore what it was afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -271,7 +271,20 @@ def transfer(
     env: Annotated[
         str | None,
         typer.Option(
-            "--env", metavar="ENV", help="The real environment, if the world does not name it."
+            "--env",
+            metavar="ENV",
+            help="The real environment, if the world does not name it: ID, or MODULE:ID if a "
+            "module registers it.",
+        ),
+    ] = None,
+    max_episode_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-episode-steps",
+            min=1,
+            metavar="N",
+            help="Truncate episodes after N steps, in reality and in the dream; a task without an "
+            "end needs it. Default: the real environment's time limit.",
         ),
     ] = None,
     json_file: JsonFile = None,
@@ -292,6 +305,7 @@ def transfer(
             loaded,
             episodes=episodes,
             env=env,
+            max_episode_steps=max_episode_steps,
             progress=report,
             **given(seed=seed),
         )
@@ -303,11 +317,13 @@ def transfer(
             ("real return", _mean_row(figures, "real_return")),
             ("dream return", _mean_row(figures, "dream_return")),
             ("gap (dream - real)", _interval_row(figures["gap"], figures["gap_interval"])),
+            ("steps, at most", number(figures["step_limit"])),
             ("view", figures["view"]),
             ("real steps", number(figures["real_steps"])),
             ("seconds", number(figures["real_seconds"] + figures["dream_seconds"])),
         ],
     )
+    say(f"Steps of an episode: {figures['step_limit_reason']}.")
 
 
 def _mean_row(figures: dict[str, Any], name: str) -> str:

@@ -184,6 +184,18 @@ class Dataset:
         return self._table.terminated
 
     @property
+    def time_limit(self) -> int | None:
+        """Environment steps after which episodes are truncated, as the data shows it, or None.
+
+        It is the one length that all truncated episodes have, if there are at least two of them and
+        no episode is longer.
+        """
+        table = self._table
+        lengths = table.length[table.truncated & table.complete & ~table.terminated]
+        same = len(lengths) > 1 and (lengths == lengths[0]).all()
+        return int(lengths[0]) if same and lengths[0] == table.length.max() else None
+
+    @property
     def returns(self) -> Array:
         """`(E,)` float64, undiscounted return of each episode."""
         return episode_returns(self._source.reward, self._table)

@@ -176,6 +176,13 @@ class MixedDataset:
         return np.concatenate([dataset.lengths for dataset in self.datasets])
 
     @property
+    def time_limit(self) -> int | None:
+        """Longest time limit of the datasets; None if one of them shows none."""
+        limits = [dataset.time_limit for dataset in self.datasets]
+        known = [limit for limit in limits if limit is not None]
+        return max(known) if known and len(known) == len(limits) else None
+
+    @property
     def in_memory(self) -> bool:
         """Whether all rows of all datasets are held in memory."""
         return all(dataset.in_memory for dataset in self.datasets)

@@ -94,6 +94,11 @@ class SkippedDataset:
         return self.dataset.num_steps
 
     @property
+    def time_limit(self) -> int | None:
+        """Environment steps after which episodes are truncated, see `Dataset.time_limit`."""
+        return self.dataset.time_limit
+
+    @property
     def in_memory(self) -> bool:
         """Whether all rows are held in memory."""
         return self.dataset.in_memory

@@ -51,6 +51,9 @@ class DreamOptions:
         dtype: dtype of matrix products, "float32", or "bfloat16" where the family supports it.
         compile: "auto" captures the step as a CUDA graph on CUDA and is eager elsewhere; True also
             compiles it with torch.compile; False does neither.
+        episode_statistics: whether a vector environment's info holds the return and length of
+            episodes, under "episode"; None for output="torch" only, because Gymnasium's own
+            `RecordEpisodeStatistics`, which is for NumPy, refuses an info that has them.
         debug: on every device, refuse actions outside the space and steps after the end of an
             episode. Without it only a CPU checks, since elsewhere a check is a host sync.
     """
@@ -66,6 +69,7 @@ class DreamOptions:
     render_mode: str | None = None
     dtype: str = "float32"
     compile: str | bool = "auto"
+    episode_statistics: bool | None = None
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -80,6 +84,10 @@ class DreamOptions:
         check_choice("dtype", self.dtype, DTYPES)
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise ValueError(f"compile={self.compile!r} is not valid: give 'auto', True or False")
+        if not isinstance(self.episode_statistics, bool | None):
+            raise ValueError(
+                f"episode_statistics={self.episode_statistics!r} is not valid: give True or False"
+            )
         if not isinstance(self.debug, bool):
             raise ValueError(f"debug={self.debug!r} is not valid: give True or False")
         if self.max_episode_steps is not None:

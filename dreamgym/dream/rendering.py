@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym._device import leave_inference_mode
+from dreamgym._device import own_torch_modes
 from dreamgym.errors import WorldError
 from dreamgym.models import Decodes, State, WorldModel
 from dreamgym.models.observations import Observation, get_part, is_image, observation_boxes
@@ -119,7 +119,7 @@ class Renderer:
 
         def draw(row: int) -> Frame:
             row_state = {key: leaf[row : row + 1] for key, leaf in state.items()}
-            with leave_inference_mode(grad=False):
+            with own_torch_modes(grad=False):
                 return self.draw(model.decode(row_state))  # type: ignore[operator]
 
         return Frames(draw, rows)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from dreamgym._device import float32_by_default
 from dreamgym._files import local_path, require_new
 from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
@@ -17,6 +18,7 @@ from dreamgym.models.jepa import LeWMStatistics, load_lewm
 from dreamgym.world.world import World
 
 
+@float32_by_default()
 def from_model(
     model: WorldModel,
     dataset: str | Path | AnyDataset,
@@ -75,6 +77,7 @@ def from_model(
     return world
 
 
+@float32_by_default()
 def from_lewm(
     checkpoint: str | Path,
     dataset: str | Path | AnyDataset,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym._device import threads
+from dreamgym._device import float32_by_default, threads
 from dreamgym._files import local_path, require_new
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
@@ -54,6 +54,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in the messages of RuntimeErrors with which torch reports a lack of memory."""
 
 
+@float32_by_default()
 def fit(
     dataset: DatasetLike,
     out: str | Path | None = None,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.metrics.windows import BURN_IN, Windows, uniform_noise
 from dreamgym.models import Decodes, Segment, State, WorldModel, filter_states, imagine
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
@@ -32,6 +33,7 @@ class ActionEffect(NamedTuple):
     windows: int
 
 
+@float32_by_default()
 @torch.no_grad()
 def action_effect(
     model: WorldModel, windows: Windows, rng: np.random.Generator

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.windows import (
     BURN_IN,
@@ -51,6 +52,7 @@ class OpenLoopErrors(NamedTuple):
     repeat_last: NDArray[Any]
 
 
+@float32_by_default()
 @torch.no_grad()
 def open_loop_errors(
     model: WorldModel,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from dreamgym._device import float32_by_default
 from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
@@ -194,6 +195,7 @@ class TrainedPolicy:
         return {"network": self.network, "card": self.card, "algorithm": None}
 
 
+@float32_by_default()
 def load_policy(
     path: str | Path,
     *,

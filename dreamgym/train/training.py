@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamgym._device import threads
+from dreamgym._device import float32_by_default, threads
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
@@ -103,6 +103,7 @@ class TrainingRun:
         )
 
 
+@float32_by_default()
 def train_policy(  # noqa: PLR0913 - what to train is five of them
     world: World | str | Path,
     *,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.models import State, WorldModel, filter_states
 from dreamgym.models.base import as_segment, model_device
@@ -52,6 +53,7 @@ class StartStates:
         return StartStates(states=moved, num_episode_starts=self.num_episode_starts)
 
 
+@float32_by_default()
 def burn_in(
     model: WorldModel,
     dataset: AnyDataset,

@@ -11,6 +11,7 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
+from dreamgym._device import float32_by_default
 from dreamgym._files import atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
@@ -84,9 +85,13 @@ class World:
 
     @property
     def real_limit(self) -> int | None:
-        """Steps of a dream after which the real environment would truncate it, or None."""
-        limit = json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
-        return self.frame_skip.count(limit) if limit else None
+        """Steps of a dream after which the real environment would truncate it, or None.
+
+        It is the spec's time limit, or the one that the data shows, if that is shorter.
+        """
+        spec = json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
+        limits = [each for each in (spec, self.provenance.get("dataset_time_limit")) if each]
+        return self.frame_skip.count(min(limits)) if limits else None
 
     @property
     def default_view(self) -> str:
@@ -127,7 +132,15 @@ class World:
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
-        return self.adapted(gym.make(spec["id"], **arguments))
+        try:
+            return self.adapted(gym.make(spec["id"], **arguments))
+        except gym.error.UnregisteredEnv as error:
+            raise WorldError(
+                f"world {self.name!r} was fitted to {spec['id']!r}, which is not registered in "
+                "this process; import the module that registers it, or pass the environment: "
+                f"env='MODULE:{spec['id']}' (--env MODULE:{spec['id']} on the command line) "
+                f"imports MODULE for it (Gymnasium: {str(error).strip().rstrip('.')})"
+            ) from None
 
     def adapted(self, env: gym.Env) -> gym.Env:
         """Wrap a real environment to have the world's observation keys and frame skip.
@@ -229,6 +242,7 @@ class World:
         return path
 
 
+@float32_by_default()
 def load(name_or_path: str | Path) -> World:
     """Load a world: a folder, or the name or id of one that ships with dreamgym.
 
