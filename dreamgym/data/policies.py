@@ -18,6 +18,7 @@ import numpy as np
 
 from dreamgym.data.agent_wrappers import AgentWrappers
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
+from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
 
 DEFAULT_STICKINESS = 0.8
