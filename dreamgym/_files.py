@@ -1,15 +1,14 @@
-"""Files that are complete or absent: written under another name, synced to disk, renamed."""
+"""Atomic files and folders: written under a temporary name, synced to disk, renamed."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +17,6 @@ from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the hint of an error message about an unknown word: the nearest known one, and all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
 
 
 def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = DatasetError) -> Path:
@@ -102,8 +93,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         DiskFullError: The disk is full; `path` is unchanged.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
+    require_new(path, overwrite=replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -117,6 +107,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             replace_path(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_new(path: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` if `path` exists and may not be overwritten."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
 
 
 def replace_path(new: Path, path: Path) -> None:

@@ -366,6 +366,7 @@ def import_checkpoint(
     --statistics dataset --goal 0 --out worlds/pusht[/]
     """
     from dreamgym.data import Dataset, FrameSkip, with_frame_skip
+    from dreamgym.data.layout import index_rows
     from dreamgym.fitting.importing import from_lewm
     from dreamgym.models import GoalReward
 
@@ -377,7 +378,7 @@ def import_checkpoint(
         data = with_frame_skip(opened, skip)
         goal_observation = None
         if goal is not None:
-            goal_observation = _last_observation(opened.episode(goal).observations)
+            goal_observation = index_rows(opened.episode(goal).observations, -1)
         world = from_lewm(
             checkpoint, data, statistics=_statistics(statistics, data), seed=seed, config=config
         )
@@ -417,9 +418,3 @@ def _statistics(where: str | None, data: Any) -> Any:
             f"--statistics {where}: expected a JSON object with {', '.join(known)}"
         )
     return LeWMStatistics(**values)
-
-
-def _last_observation(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[-1] for key, values in observations.items()}
-    return observations[-1]

@@ -264,7 +264,7 @@ AnyDataset = Dataset | SkippedDataset | MixedDataset
 def open_dataset(
     dataset: PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]],
 ) -> Iterator[AnyDataset]:
-    """Open a dataset for the block; a dataset that is open already is used as it is.
+    """Open a dataset for the block; an open dataset is used unchanged, and stays open.
 
     Args:
         dataset: A dataset, its path, or pairs of one of those and a weight, which are mixed.

@@ -49,7 +49,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     Each episode is reset with its own seed, derived from `seed` and the number of the episode, and
     so are the policy's random actions: the same arguments give the same data. The last episode is
     cut off after `steps` steps and kept as incomplete. If the recording is interrupted (Ctrl-C) or
-    stopped by an error, the file is closed and gets its name all the same, with everything that was
+    stopped by an error, the file is still closed and renamed to `out`, with everything that was
     recorded until then.
 
     Args:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dreamgym._extras import import_extra
-from dreamgym._files import local_path, nearest
+from dreamgym._files import local_path
+from dreamgym._settings import nearest
 from dreamgym.errors import PolicyFileError, TrainingError
 
 if TYPE_CHECKING:

@@ -388,7 +388,7 @@ def _ignore_unsupported() -> Iterator[None]:
 
 
 def _discard_writes(descriptor: int) -> None:
-    """Redirect everything that is still written to `descriptor` to nowhere.
+    """Discard everything that is still written to `descriptor`.
 
     For a disk that fails during a write in spite of the reservation: HDF5's caches must not reach
     the file, which is complete up to the last committed episode.

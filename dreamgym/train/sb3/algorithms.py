@@ -11,7 +11,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.errors import TrainingError
 from dreamgym.train.config import TrainConfig
 
