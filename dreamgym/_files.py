@@ -8,15 +8,37 @@ import os
 import re
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ClosingContext(ABC):
+    """A context manager that closes itself, for classes that hold files open."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is open; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = DatasetError) -> Path:

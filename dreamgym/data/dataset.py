@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym._files import local_path, partial_path
+from dreamgym._files import ClosingContext, local_path, partial_path
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
@@ -36,7 +35,7 @@ Array = NDArray[Any]
 DEFAULT_MEMORY = 1 << 30  # bytes
 
 
-class Dataset:
+class Dataset(ClosingContext):
     """A dataset of episodes, opened for reading.
 
     Observations are held in memory up to `memory` bytes; the rest stays in the file and is read on
@@ -207,17 +206,6 @@ class Dataset:
 
     def __len__(self) -> int:
         return self.num_episodes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the files. Rows held in memory stay usable."""

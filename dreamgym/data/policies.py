@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -179,7 +180,7 @@ def _named_policy(text: str, space: gym.Space[Any]) -> Policy:
     )
 
 
-class _RowwiseRandomPolicy:
+class _RowwiseRandomPolicy(ABC):
     """Base of the random policies: each row has its own generator, so rows are independent."""
 
     def __init__(self, action_space: gym.Space[Any]) -> None:
@@ -199,9 +200,9 @@ class _RowwiseRandomPolicy:
         """See `Policy.act`; the observations do not matter."""
         return [next(self._actions[row]) for row in rows]
 
+    @abstractmethod
     def _episode(self, space: gym.Space[Any], seed: int) -> Iterator[Any]:
         """Yield the actions of one episode from a space that was just seeded."""
-        raise NotImplementedError
 
 
 class RandomPolicy(_RowwiseRandomPolicy):

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym._files import ClosingContext
 from dreamgym.data.episodes import Episode
 from dreamgym.data.hdf5.guard import (
     describe_file,
@@ -122,7 +122,7 @@ class Format(Protocol):
         ...
 
 
-class Probe:
+class Probe(ClosingContext):
     """A file or folder of unknown format.
 
     Containers are opened on first use, once for all formats, and stay open until `close`.
@@ -144,17 +144,6 @@ class Probe:
         if not self.is_folder:
             with open_regular(path) as file:
                 self._head = file.read(_HEAD_BYTES)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every file that was opened through this probe."""
@@ -234,7 +223,7 @@ def list_names(group: h5py.Group, path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-class NpzFile:
+class NpzFile(ClosingContext):
     """An npz archive, read without pickle and without trusting the sizes in its headers."""
 
     def __init__(self, path: Path) -> None:
@@ -245,15 +234,8 @@ class NpzFile:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             raise DatasetError(f"it is not a readable npz file ({error})", path=path) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the archive."""
         self._file.close()
 
     def read(self, name: str) -> Array:

@@ -16,14 +16,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym._files import local_path, partial_path, refuse_existing, sync
+from dreamgym._files import ClosingContext, local_path, partial_path, refuse_existing, sync
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
@@ -59,7 +58,7 @@ _METADATA_BYTES = 64 << 10
 _RESERVE_BYTES = 16 << 20
 
 
-class DatasetWriter:
+class DatasetWriter(ClosingContext):
     """Write episodes to a new native dataset.
 
     Every `add` that returns has committed its episode: the episode survives a kill of the process.
@@ -190,17 +189,6 @@ class DatasetWriter:
                     path=self.path,
                 )
             partial.rename(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _create(self) -> h5py.File:
         partial = self.partial_path
