@@ -13,6 +13,7 @@ import dreamgym
 from dreamgym import _device
 from dreamgym._device import computes_bfloat16, packs_weights, product_dtype
 from dreamgym.fitting import FitConfig
+from dreamgym.models.nn.layers import LSTM
 from dreamgym.models.nn.packed import packed_linear, packed_product
 from tests.small_worlds import small_world
 
@@ -114,3 +115,11 @@ def test_an_ensemble_refuses_bfloat16_only_where_there_is_any(machine):
     with pytest.warns(RuntimeWarning, match="float32"):
         prepared = model.prepare(ROWS, CPU, torch.bfloat16)
     assert prepared.feature_dim == model.feature_dim
+
+
+@pytest.mark.parametrize("machine", ["no AVX-512", "no LSTM in bfloat16"], indirect=True)
+def test_an_lstm_unrolls_under_autocast(machine):
+    lstm, x = LSTM(3, 4), torch.randn(2, 5, 3)
+    expected = lstm.unroll(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(lstm.unroll(x), expected)

@@ -210,9 +210,10 @@ def collapse_metrics(embeddings: Tensor, mask: Tensor) -> dict[str, Tensor]:
     with autocast_disabled(embeddings):
         covariance = all_reduce_sum(flat.mT @ flat) / rows
     variance = covariance.diagonal().clamp(min=0.0)
-    # The eigenvalues of a collapsed batch are all zero: the floor keeps the entropy defined.
-    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=1e-12)
-    share = eigenvalues / eigenvalues.sum()
+    # In float32 LAPACK can fail to converge on the covariance of a collapsed batch, which is all
+    # rounding errors; not every device has float64. The floor keeps the entropy defined.
+    eigenvalues = torch.linalg.eigvalsh(covariance.to("cpu", torch.float64)).clamp(min=1e-12)
+    share = (eigenvalues / eigenvalues.sum()).to(covariance)
     return {
         "embedding_std": variance.sqrt().mean(),
         "effective_rank": (-(share * share.log()).sum()).exp(),

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._device import computes_bfloat16
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Convert to float32 unless wider: less loses sums and the tails of distributions."""
@@ -109,6 +111,11 @@ class LSTM(nn.Module):
         Returns:
             The output h after each step, (B, L, hidden).
         """
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and not computes_bfloat16(kind):
+            # The fused kernel of such a CPU raises in bfloat16.
+            with autocast_disabled(x):
+                return self.unroll(x.to(self.bias.dtype))
         zeros = x.new_zeros(1, len(x), self.weight_hh.shape[1])
         weights = [self.weight_ih, self.weight_hh, self.bias, torch.zeros_like(self.bias)]
         # Positional: has_biases, num_layers, dropout, train, bidirectional, batch_first.
