@@ -1,4 +1,4 @@
-"""Torch's device, the precision that it has, threads, seeds, inference mode and default dtype."""
+"""Devices and their precision, thread counts, seeding, inference mode and default dtype."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 @functools.cache
 def computes_bfloat16(kind: str) -> bool:
-    """Whether a kind of device has matrix products in bfloat16 of its own.
+    """Return whether a kind of device computes matrix products in bfloat16 natively.
 
-    Where it has none, torch either raises (oneDNN on a processor without AVX-512) or emulates them,
-    several times slower than float32. A CPU is asked by a guarded trial of what dreamgym calls: a
-    packed product and the fused LSTM.
+    Where it does not, torch either raises (oneDNN on a processor without AVX-512) or emulates them,
+    several times slower than float32. A CPU is tested by a guarded trial of the operations that
+    dreamgym uses: a packed product and the fused LSTM.
 
     Args:
         kind: `torch.device.type`, such as "cpu".
@@ -60,7 +60,7 @@ def computes_bfloat16(kind: str) -> bool:
 
 @functools.cache
 def packs_weights(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is here and multiplies by packed weights of a dtype, found by a trial."""
+    """Try whether oneDNN is available and multiplies by packed weights of a dtype."""
 
     def trial() -> None:
         weight = torch.ones(32, 32, dtype=dtype)
@@ -71,26 +71,26 @@ def packs_weights(dtype: torch.dtype) -> bool:
 
 
 def product_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that matrix products take: float32 where bfloat16 is asked for and not computed.
+    """Return the dtype to compute matrix products in: `dtype`, or float32 as a fallback.
 
-    A warning says so once in a process.
+    The fallback is for bfloat16 on a device without it. It warns once in a process.
 
     Args:
         kind: `torch.device.type`, such as "cpu".
-        dtype: that is asked for.
+        dtype: requested dtype.
     """
     if dtype != torch.bfloat16 or computes_bfloat16(kind):
         return dtype
-    _warn_of_float32(kind)
+    _warn_float32(kind)
     return torch.float32
 
 
 @functools.cache
-def _warn_of_float32(kind: str) -> None:
+def _warn_float32(kind: str) -> None:
     needs = " (a CPU needs AVX-512 or AMX for them)" if kind == "cpu" else ""
     warnings.warn(
         f"this {kind} device has no matrix products in bfloat16{needs}: they are computed in "
-        "float32, which is as exact or more so, and slower than on a device that has them",
+        "float32, which is at least as accurate, and slower than bfloat16 on a device that has it",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -104,7 +104,7 @@ def _lstm_in_bfloat16() -> None:
 
 
 def _runs(trial: Callable[[], object]) -> bool:
-    """Whether a trial runs; what it raises is the answer, not an error."""
+    """Return whether a trial runs without an error."""
     try:
         with torch.no_grad():
             trial()

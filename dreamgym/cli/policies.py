@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dreamgym._files import sha256
+from dreamgym._files import local_path, sha256
+from dreamgym.errors import PolicyFileError
 from dreamgym.train.registry import LEARNERS, learner_of_file
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def policy_named(text: str) -> str | Path | ImportedPolicy:
 
     if text.partition(":")[0] in POLICY_NAMES:
         return text
-    if learner_of_file(text) is not None or Path(text).is_file():
-        return Path(text)
+    path = local_path(text, PolicyFileError)
+    if learner_of_file(text) is not None or path.is_file():
+        return path
     if ":" in text:
         policy = ImportedPolicy(name=f"callable:{text}")
         policy.load()  # report a wrong name before the work

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dreamgym._files import local_path
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import (
+    AllowLoss,
+    Ignored,
     JsonFile,
     Keys,
     OverwritePolicy,
@@ -80,6 +83,8 @@ def fit(
     ] = None,
     terminals: Terminals = None,
     env: SourceEnv = None,
+    ignore: Ignored = None,
+    allow_loss: AllowLoss = False,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -112,7 +117,7 @@ def fit(
     reading = given(
         keys=keys or None,
         memory=None if memory is None else int(memory * 1e9),
-        foreign=foreign_options(terminals, env, keys) if terminals or env else None,
+        foreign=foreign_options(terminals, env, ignore=ignore, allow_loss=allow_loss),
     )
     skip = FrameSkip(steps=frame_skip, actions=actions)  # type: ignore[arg-type]  # checked there
     start = time.perf_counter()
@@ -377,6 +382,7 @@ def import_checkpoint(
     --statistics dataset --goal 0 --out worlds/pusht[/]
     """
     from dreamgym.data import Dataset, FrameSkip, with_frame_skip
+    from dreamgym.data.layout import index_rows
     from dreamgym.fitting.importing import from_lewm
     from dreamgym.models import GoalReward
 
@@ -388,7 +394,7 @@ def import_checkpoint(
         data = with_frame_skip(opened, skip)
         goal_observation = None
         if goal is not None:
-            goal_observation = _last_observation(opened.episode(goal).observations)
+            goal_observation = index_rows(opened.episode(goal).observations, -1)
         world = from_lewm(
             checkpoint, data, statistics=_statistics(statistics, data), seed=seed, config=config
         )
@@ -417,7 +423,7 @@ def _statistics(where: str | None, data: Any) -> Any:
     if where == MEASURED:
         return LeWMStatistics.of(data)
     try:
-        values = json.loads(Path(where).read_text())
+        values = json.loads(local_path(where).read_text())
     except (OSError, ValueError) as error:
         raise typer.BadParameter(
             f"--statistics {where}: {error}; expected {MEASURED}, or a JSON file"
@@ -428,9 +434,3 @@ def _statistics(where: str | None, data: Any) -> Any:
             f"--statistics {where}: expected a JSON object with {', '.join(known)}"
         )
     return LeWMStatistics(**values)
-
-
-def _last_observation(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[-1] for key, values in observations.items()}
-    return observations[-1]

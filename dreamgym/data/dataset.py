@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym._files import partial_path
+from dreamgym._files import local_path, partial_path
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
@@ -74,7 +74,7 @@ class Dataset:
     ) -> None:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
-        source, self.skipped = open_source(Path(path), memory, foreign, on_bad)
+        source, self.skipped = open_source(local_path(path), memory, foreign, on_bad)
         self._read_from(source, on_bad, keys)
 
     @classmethod
@@ -85,7 +85,7 @@ class Dataset:
             path: The dataset being recorded, or its `.partial` file.
             memory: Bytes of observations to hold in memory at most.
         """
-        path = Path(path)
+        path = local_path(path)
         dataset = cls.__new__(cls)
         dataset.skipped = []
         source = open_snapshot(path if path.exists() else partial_path(path), memory)
@@ -162,6 +162,11 @@ class Dataset:
         if self.metadata is self._source.metadata:
             return {}
         return {"keys": list(self.metadata.observation_boxes())}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons for which fitting refuses the dataset as a whole, from its conversion."""
+        return self.metadata.problems
 
     @property
     def num_episodes(self) -> int:

@@ -1,7 +1,7 @@
 """Policies: one form for recording, evaluation, transfer and the command line.
 
 Users pass a name, a function, an object with `predict`, or a `Policy`. `make_policy` turns each of
-them into a `Policy`, which acts in several episodes side by side and is told when one starts.
+them into a `Policy`, which acts in several episodes side by side and is reset when one starts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 
 from dreamgym.data.agent_wrappers import AgentWrappers
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
+from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
 
 DEFAULT_STICKINESS = 0.8
 POLICY_NAMES = ("random", "sticky-random", "sticky", "held")
-"""Names of random policies, as they stand before a colon."""
+"""Names of random policies, without the number after a colon."""
 
 
 @runtime_checkable
@@ -99,7 +100,7 @@ def make_policy(
               method itself;
             - a `Policy`, such as `dreamgym.transfer.LatentAgent`.
         env: The environment to act in, single or vectorised.
-        deterministic: Whether `predict` is asked for the most likely action instead of a sample.
+        deterministic: Whether `predict` returns the most likely action instead of a sample.
         min_batch: Smallest batch that `predict` is called with; missing rows are filled up.
         unroll: Whether a policy with a frame skip may act in an environment without one: its
             actions are then spread over the steps that they are for.
@@ -425,7 +426,7 @@ class PredictPolicy:
         starts[list(self._starting)] = True
         acting = np.zeros(self._batch_size, bool)
         acting[list(rows)] = True
-        batch = self.wrappers(_take(as_batch(observations), source), starts, acting)
+        batch = self.wrappers(index_rows(as_batch(observations), source), starts, acting)
         memory = {"state": self._state, "episode_start": starts}
         masks = {}
         if self._mask_envs:
@@ -433,17 +434,17 @@ class PredictPolicy:
             listed = [env.get_wrapper_attr("action_masks")() for env in envs]
             masks["action_masks"] = np.stack(listed)[source]
         with self._sampling(rows):
-            answer = self._policy.predict(
+            outputs = self._policy.predict(
                 batch,
                 deterministic=self._deterministic,
                 **{key: memory[key] for key in self._keywords},
                 **masks,
             )
         self._starting.difference_update(rows)
-        if isinstance(answer, tuple):
-            self._state = answer[1] if len(answer) > 1 else None
-            answer = answer[0]
-        actions = np.asarray(answer)
+        if isinstance(outputs, tuple):
+            self._state = outputs[1] if len(outputs) > 1 else None
+            outputs = outputs[0]
+        actions = np.asarray(outputs)
         if actions.shape[:1] != (self._batch_size,):
             raise PolicyError(
                 f"the policy's predict() returned actions of shape {actions.shape} for a batch of "
@@ -466,7 +467,7 @@ class PredictPolicy:
 class UnrolledPolicy:
     """A policy with a frame skip in an environment without one.
 
-    The policy is asked once for the steps that an action is for.
+    The policy acts once for each block of steps that one of its actions covers.
 
     Args:
         policy: The policy.
@@ -532,12 +533,6 @@ def as_rows(observations: Any) -> list[Any]:
         return list(observations)
     parts = {key: as_rows(part) for key, part in observations.items()}
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-
-
-def _take(batch: Any, rows: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: _take(part, rows) for key, part in batch.items()}
-    return batch[rows]
 
 
 def check_action(action: Any, space: gym.Space[Any]) -> Any:

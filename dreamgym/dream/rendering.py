@@ -86,7 +86,7 @@ class Renderer:
         world: world whose model decodes.
 
     Raises:
-        ValueError: The world has no decoder.
+        ValueError: the world has no decoder.
     """
 
     def __init__(self, world: World) -> None:
@@ -168,7 +168,7 @@ def _make_real_env(world: World) -> gym.Env | None:
 
 
 def _three_channels(image: Frame) -> Frame:
-    """Return an image of 3 channels: the last 3, or where there are fewer the last one repeated."""
+    """Return an image with 3 channels: the last 3, or if there are fewer, the last one repeated."""
     channels = image.shape[2]
     if channels < 3:
         return np.repeat(image[..., -1:], 3, axis=2)

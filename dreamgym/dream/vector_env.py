@@ -31,7 +31,7 @@ from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, Outcome, requires_grad
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.models.observations import Observation
-from dreamgym.world.world import World, load
+from dreamgym.world.world import World, as_world
 
 SEED_RANGE = 2**63
 
@@ -56,10 +56,10 @@ class DreamVectorEnv(VectorEnv):
             returns a copy.
 
     Raises:
-        TypeError: Unknown option; the message names the nearest known one.
-        ValueError: Value that is not allowed, that this world does not support, or more
+        TypeError: unknown option; the message names the nearest known one.
+        ValueError: value that is not allowed, that this world does not support, or more
             environments than fit into memory.
-        WorldError: The world cannot be loaded.
+        WorldError: the world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - each instance gets its own
@@ -80,7 +80,7 @@ class DreamVectorEnv(VectorEnv):
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give an integer of at least 1")
         with own_torch_modes():
-            self.world = world if isinstance(world, World) else load(world)
+            self.world = as_world(world)
         self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
         validation.check_noise(self.device)
@@ -122,8 +122,8 @@ class DreamVectorEnv(VectorEnv):
             Observations (N, ...) and an empty info.
 
         Raises:
-            TypeError: The seed is not an integer.
-            ValueError: Unknown option, mask of another shape, or a mask before the first reset.
+            TypeError: the seed is not an integer.
+            ValueError: unknown option, mask of another shape, or a mask before the first reset.
         """
         self._check_open()
         mask = validation.parse_reset_mask(options or {}, self.dreams, self.num_envs, self.device)
@@ -159,8 +159,8 @@ class DreamVectorEnv(VectorEnv):
             with the mask `_episode` of rows that ended.
 
         Raises:
-            RuntimeError: The environment was not reset, or is closed.
-            ValueError: Actions of another shape, kind of numbers or device, or outside the space
+            RuntimeError: the environment was not reset, or is closed.
+            ValueError: actions of another shape, kind of numbers or device, or outside the space
                 (the last is checked on a CPU, and elsewhere with `debug=True`).
         """
         dreams = self._current_dreams()
@@ -183,7 +183,7 @@ class DreamVectorEnv(VectorEnv):
             steps: number of steps.
 
         Raises:
-            RuntimeError: The environment was not reset, is closed, or is not in SameStep mode.
+            RuntimeError: the environment was not reset, is closed, or is not in SameStep mode.
             ValueError: `steps` is below 1, or the policy returns actions that `step` would refuse.
         """
         dreams = self._current_dreams()
@@ -217,8 +217,8 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees of them, (N, ...).
 
         Raises:
-            TypeError: Not a `Dreams`, such as a dict of tensors.
-            ValueError: Another number of rows, or states of another model or dtype.
+            TypeError: not a `Dreams`, such as a dict of tensors.
+            ValueError: another number of rows, or states of another model or dtype.
         """
         self._check_open()
         validation.check_compatible(dreams, self.dreams or self.engine.begin(0)[0])
@@ -241,7 +241,7 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees, (N, ...).
 
         Raises:
-            ValueError: Another shape, or a row number outside [0, N).
+            ValueError: another shape, or a row number outside [0, N).
         """
         dreams = self._current_dreams()
         index = validation.parse_row_index(rows, self.num_envs, self.device)

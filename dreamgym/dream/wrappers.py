@@ -70,7 +70,7 @@ class RunningMoments:
         """Continue from saved tensors.
 
         Raises:
-            ValueError: A tensor is missing or has another shape.
+            ValueError: a tensor is missing or has another shape.
         """
         for name, current in self.state_dict().items():
             if name not in state or state[name].shape != current.shape:
@@ -99,7 +99,7 @@ class TensorWrapper(VectorWrapper):
         env: environment to wrap.
 
     Raises:
-        ValueError: The environment returns NumPy arrays, is not in SameStep mode, or has a Dict
+        ValueError: the environment returns NumPy arrays, is not in SameStep mode, or has a Dict
             observation space.
     """
 

@@ -67,7 +67,7 @@ def build_model(
 
 
 def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:
-    """Return a trainable copy of a fitted model, which itself stays as it is."""
+    """Return a trainable copy of a fitted model; the model itself is not changed."""
     spec = ModelSpec.of(model)
     if spec.family != family:
         raise ValueError(

@@ -41,7 +41,7 @@ def action_effect(
     """Dream every window under its own and under another window's actions, with the same noise.
 
     Errors are those of decoded observations in units of their spread, squared and averaged over
-    numbers and over up to `STEPS` steps. Noise of the state that the observation does not show
+    numbers and over up to `STEPS` steps. Noise in parts of the state that observations do not show
     therefore has no influence. For a model that does not decode, its features are compared with
     the features of the observations that followed.
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from dreamgym._device import float32_by_default
+from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
@@ -221,7 +222,7 @@ def load_policy(
         TrainingError: there is no such algorithm.
         ModuleNotFoundError: the learner library is not installed.
     """
-    path = _existing(Path(path))
+    path = _existing(local_path(path, PolicyFileError))
     if algo is not None:
         learner = find_learner(algo)
     else:

@@ -29,7 +29,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a learner library is asked to train.
+    """Everything that a learner library needs for one training.
 
     Attributes:
         world: the world to dream in.

@@ -12,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy, check_action, make_policy
-from dreamgym.errors import TransferError
+from dreamgym.errors import DatasetError, TransferError
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 
 Progress = Callable[[int, int], None]
@@ -209,7 +210,7 @@ def _run(
             step = env.step(check_action(action, env.action_space))
             observations[row], reward, terminated, truncated, info = step
             steps += info.get("env_steps", 1)
-            returns[episode] += float(reward)
+            returns[episode] += _reward_of(env, reward, int(lengths[episode]))
             lengths[episode] += 1
             truncated = truncated or lengths[episode] == limit
             if not (terminated or truncated):
@@ -250,6 +251,16 @@ def _no_end(env: gym.Env, steps: int) -> str:
         "time limit: its return is not defined. Pass max_episode_steps= (--max-episode-steps on "
         "the command line), the number of steps to compare policies over"
     )
+
+
+def _reward_of(env: gym.Env, reward: Any, step: int) -> float:
+    """Return a reward as a float; an error names the environment and the step."""
+    try:
+        return reward_to_float(reward)
+    except DatasetError as error:
+        raise TransferError(
+            f"{env}: reward of step {step}: {error.problem}; {error.remedy}"
+        ) from None
 
 
 def mean_interval(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dreamgym._device import float32_by_default
 from dreamgym.data import FrameSkip
+from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
 from dreamgym.models.base import State, zero_action
@@ -94,7 +95,8 @@ class LatentObservation(
         observation, reward, terminated, truncated, info = self.env.step(action)
         taken = zero_action(self.model.action_space, 1, self._device)
         taken[0] = torch.as_tensor(np.asarray(action), dtype=taken.dtype)
-        return self._filter(taken, observation), float(reward), terminated, truncated, info
+        value = reward_to_float(reward)
+        return self._filter(taken, observation), value, terminated, truncated, info
 
     def _noise_seed(self, seed: int | None) -> int:
         # a seeded reset fixes the noise without a draw from the environment's generator, so that

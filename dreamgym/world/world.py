@@ -1,4 +1,4 @@
-"""World: a fitted world model with everything needed to dream in it and to judge it."""
+"""World: a fitted world model with everything needed to dream in it and to evaluate it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgym._device import float32_by_default
-from dreamgym._files import atomic_folder, nearest
+from dreamgym._files import atomic_folder, local_path
+from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.observations import is_image, observation_boxes
+from dreamgym.models.spec import check_is_model
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import write_card
 from dreamgym.world.start_states import StartStates
@@ -175,12 +177,7 @@ class World:
             WorldError: the model's states do not match the start states, its spaces differ, or it
                 assumes single steps of the environment and the world has a frame skip.
         """
-        untyped: Any = model
-        if not isinstance(untyped, WorldModel):
-            raise TypeError(
-                f"expected a WorldModel, got {type(untyped).__name__}; if you have a World, pass "
-                "`world.model`"
-            )
+        check_is_model(model)
         if self.frame_skip.steps > 1 and model.assumes_single_env_steps:
             raise WorldError(
                 f"the model computes the reward of one real step, but a step of world "
@@ -217,7 +214,7 @@ class World:
             WorldError: the model holds a Python function or is of an unknown family, which a file
                 cannot describe.
         """
-        path = Path(path)
+        path = local_path(path, WorldError)
         try:
             spec = ModelSpec.of(self.model).to_json()
         except ValueError as error:
@@ -274,7 +271,7 @@ def load(name_or_path: str | Path) -> World:
 
 
 def as_world(world: World | str | Path) -> World:
-    """Return a world as it is, or load the one of that folder, name or id.
+    """Return a `World` unchanged, or load one by its folder, name or id.
 
     Raises:
         TypeError: it is something else.
@@ -292,7 +289,7 @@ def as_world(world: World | str | Path) -> World:
 
 
 def _find_folder(name_or_path: str | Path) -> Path:
-    folder = Path(name_or_path)
+    folder = local_path(name_or_path, WorldError)
     if folder.is_dir():
         return folder
     shipped = zoo.path(str(name_or_path))

@@ -233,6 +233,18 @@ def test_plans_out_of_range_are_refused_by_name(plan):
         EpisodePlan(**plan)
 
 
+def test_a_reward_may_be_an_array_of_one_number():
+    def make(shape):
+        env = gym.make("CartPole-v1")
+        return gym.wrappers.TransformReward(env, lambda reward: np.full(shape, reward))
+
+    expected = evaluate(balance, "CartPole-v1", episodes=2)
+    result = evaluate(balance, lambda: make((1,)), episodes=2)
+    assert result.returns.tolist() == expected.returns.tolist()
+    with pytest.raises(TransferError, match=r"reward of step 0: its shape is \(2,\); expected one"):
+        evaluate(balance, lambda: make((2,)), episodes=2)
+
+
 class Endless(gym.Env):
     """A point that drifts for ever; `cut` steps after a reset it truncates itself."""
 
