@@ -58,6 +58,16 @@ def record(
         ),
     ] = None,
     seed: Seed = 0,
+    max_episode_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-episode-steps",
+            min=1,
+            metavar="N",
+            help="Truncate episodes after N steps; a task without an end needs it. Default: the "
+            "environment's time limit.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="The dataset. Default: ENV.h5 in this folder."),
@@ -106,13 +116,26 @@ def record(
     start = time.perf_counter()
     with keeping(kept), progress_bar("record") as report:
         if workers > 1:
-            plan = data.ShardPlan(steps=steps, policy=acting, seed=seed, workers=workers)
+            plan = data.ShardPlan(
+                steps=steps,
+                policy=acting,
+                seed=seed,
+                workers=workers,
+                max_episode_steps=max_episode_steps,
+            )
             if resume:
                 data.resume_shards(env, path, plan, progress=report)
             else:
                 data.record_shards(env, path, plan, overwrite=overwrite, progress=report)
         elif resume:
-            data.resume(env, steps=steps, out=path, policy=acting, progress=report)
+            data.resume(
+                env,
+                steps=steps,
+                out=path,
+                policy=acting,
+                max_episode_steps=max_episode_steps,
+                progress=report,
+            )
         else:
             data.record(
                 env,
@@ -120,6 +143,7 @@ def record(
                 out=path,
                 policy=acting,
                 seed=seed,
+                max_episode_steps=max_episode_steps,
                 overwrite=overwrite,
                 progress=report,
             )

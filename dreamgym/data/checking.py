@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym._files import local_path
+from dreamgym.data.dataset import MIN_BLOCK
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
@@ -184,14 +185,29 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         actions=action_use(source.action, table, metadata.action_space),
         windows_per_second=_windows_per_second(source),
         problems=[*skipped, *metadata.problems, *_problems(source)],
-        notes=notes,
+        notes=[*notes, *_episode_notes(source)],
     )
+
+
+def _episode_notes(source: Source) -> list[str]:
+    """Return what fitting does with a single episode."""
+    if len(source.table) > 1 or source.table.num_steps < 2 * MIN_BLOCK:
+        return []
+    return [
+        "it holds 1 episode, which a fit cuts into blocks to hold some out; dreams then start in "
+        "the middle of it. To see how episodes start, record with max_episode_steps=200 "
+        "(--max-episode-steps 200)"
+    ]
 
 
 def _problems(source: Source) -> list[str]:
     problems = []
-    if len(source.table) < 2:
-        problems.append("it holds 1 episode; fitting needs at least 2, to hold one out")
+    if len(source.table) < 2 and source.table.num_steps < 2 * MIN_BLOCK:
+        problems.append(
+            f"it holds 1 episode of {source.table.num_steps} steps; fitting needs at least 2 "
+            f"episodes, or one of {2 * MIN_BLOCK} steps: record more steps, or shorter episodes "
+            "with max_episode_steps=200 (--max-episode-steps 200)"
+        )
     count = 0
     for error in source.audit():
         count += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,9 @@ from dreamgym.errors import DatasetError
 Array = NDArray[Any]
 
 DEFAULT_MEMORY = 1 << 30  # bytes
+
+MAX_BLOCKS, MIN_BLOCK = 20, 32
+"""Number of blocks that a single episode is cut into, and the transitions that a block has."""
 
 
 class Dataset(ClosingContext):
@@ -202,7 +207,7 @@ class Dataset(ClosingContext):
     @property
     def checksum(self) -> str:
         """SHA-256 over the checksums of the episodes, in hexadecimal."""
-        return self._table.checksum
+        return self._source.table.select(np.unique(self._numbers)).checksum
 
     def __len__(self) -> int:
         return self.num_episodes
@@ -264,6 +269,44 @@ class Dataset(ClosingContext):
             DatasetError: There are fewer than two episodes.
         """
         return split_episodes(self.num_episodes, self.path, held_out, seed)
+
+    def in_blocks(self, frame_skip: int = 1) -> Dataset:
+        """Return this dataset with its only episode cut into blocks that count as episodes.
+
+        So some of a single long episode can be held out. There are up to 20 blocks of at least 32
+        transitions, and the transition between two of them is dropped, so that no observation is in
+        both. All but the last block are cut off: neither terminated nor truncated.
+
+        Args:
+            frame_skip: Environment steps in one transition.
+
+        Returns:
+            A dataset on the same open file; the dataset itself where it has several episodes, or
+            is too short for two blocks.
+        """
+        table = self._table
+        steps = int(table.length[0]) // frame_skip
+        count = min(MAX_BLOCKS, steps // MIN_BLOCK)
+        if len(table) > 1 or count < 2:
+            return self
+        stride = steps // count * frame_skip
+        start = np.arange(count, dtype=np.int64) * stride
+        length = np.full(count, stride - frame_skip, np.int64)
+        length[-1] = int(table.length[0]) - int(start[-1])
+        is_last = np.arange(count) == count - 1
+        blocks = copy.copy(self)
+        blocks._numbers = np.full(count, self._numbers[0])
+        blocks._verified = np.full(count, self._verified[0])
+        blocks._table = replace(
+            table.select(np.zeros(count, np.int64)),
+            start=int(table.start[0]) + start,
+            length=length,
+            terminated=is_last & table.terminated,
+            truncated=is_last & table.truncated,
+            complete=is_last & table.complete,
+        )
+        blocks._segment_source = blocks._make_segment_source(self.selection.get("keys"))
+        return blocks
 
     def segments(
         self,
@@ -347,7 +390,7 @@ class Dataset(ClosingContext):
             return
         for error in self._source.audit_episode(int(self._numbers[index])):
             raise error.at(path=self.path)
-        self._verified[index] = True
+        self._verified[self._numbers == self._numbers[index]] = True
 
     def _check_indices(self, episodes: Sequence[int] | Array) -> Array:
         numbers = np.asarray(episodes, dtype=np.int64).reshape(-1)
@@ -368,7 +411,7 @@ class Dataset(ClosingContext):
                     f"it has no observation keys {missing}; it has {available}", path=self.path
                 )
             observations = {key: column for key, column in observations.items() if key in keys}
-        return SegmentSource(
+        source = SegmentSource(
             observations if is_dict else observations[layout.SINGLE_KEY],
             action=as_model_actions(self._source.action),
             reward=self._source.reward,
@@ -376,6 +419,8 @@ class Dataset(ClosingContext):
             lengths=self._table.length,
             terminated=self._table.terminated,
         )
+        source.in_blocks = len(self._numbers) > len(np.unique(self._numbers))
+        return source
 
 
 def split_episodes(count: int, path: Path, held_out: float, seed: int) -> tuple[Array, Array]:
@@ -386,7 +431,8 @@ def split_episodes(count: int, path: Path, held_out: float, seed: int) -> tuple[
         raise DatasetError(
             f"it has {count} episode; at least 2 are needed to hold one out",
             path=path,
-            remedy="record more steps",
+            remedy="record more steps, or shorter episodes: record(..., max_episode_steps=200), "
+            "or --max-episode-steps 200 on the command line, truncates them",
         )
     num_held_out = min(max(1, round(held_out * count)), count - 1)
     order = np.random.default_rng(seed).permutation(count)

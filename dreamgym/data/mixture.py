@@ -219,6 +219,13 @@ class MixedDataset:
         )
         return training, kept
 
+    def in_blocks(self) -> MixedDataset:
+        """Return this mixture with single episodes in blocks, see `Dataset.in_blocks`."""
+        blocks = [dataset.in_blocks() for dataset in self.datasets]
+        if all(new is old for new, old in zip(blocks, self.datasets, strict=True)):
+            return self
+        return MixedDataset(list(zip(blocks, self.weights, strict=True)))
+
     def segments(self, episodes: Sequence[int] | Array, length: int) -> Mixture:
         """Return a sampler of segments of some episodes, by the weights of their datasets."""
         chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)

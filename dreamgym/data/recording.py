@@ -41,6 +41,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     out: str | os.PathLike[str],
     policy: PolicyLike = "random",
     seed: int = 0,
+    max_episode_steps: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -60,6 +61,8 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
             action, an object with `predict` (whose actions are sampled), or a `Policy`; see
             `dreamgym.data.policies.make_policy`.
         seed: Seed of the recording, at least 0.
+        max_episode_steps: Steps after which an episode is truncated, if it has not ended before;
+            None for the environment's own time limit. A task without an end needs it.
         overwrite: Whether to replace an existing `out`. It is replaced once the new dataset is
             complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
             recorded until then are in `<out>.new`.
@@ -78,12 +81,13 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         raise ValueError(f"steps is {steps}; record at least 1")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
+    _check_limit(max_episode_steps)
     out = local_path(out)
     if overwrite and out.is_dir():
         raise DatasetError(
             "it is a folder, and one process records to a file", path=out, remedy="name a file"
         )
-    with _created(out, overwrite) as target, _opened_env(env) as opened:
+    with _created(out, overwrite) as target, _opened_env(env, max_episode_steps) as opened:
         chosen = make_policy(policy, opened)
         recorder = Recorder(opened, target, policy=chosen.name, seed=seed)
         try:
@@ -99,6 +103,7 @@ def resume(
     steps: int,
     out: str | os.PathLike[str],
     policy: PolicyLike = "random",
+    max_episode_steps: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Continue a recording until it holds `steps` steps.
@@ -112,6 +117,7 @@ def resume(
         steps: Number of steps that the dataset holds in the end.
         out: A dataset that `record` created, also one that was interrupted or recovered.
         policy: The policy that it was recorded with.
+        max_episode_steps: As for `record`.
         progress: Callback that receives the steps done and the steps to do.
 
     Returns:
@@ -123,8 +129,9 @@ def resume(
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
         ValueError: There is no such policy.
     """
+    _check_limit(max_episode_steps)
     out = local_path(out)
-    with _opened_env(env) as opened:
+    with _opened_env(env, max_episode_steps) as opened:
         chosen = make_policy(policy, opened)
         with DatasetWriter.extend(out) as writer:
             seed = _check_same_recording(writer, opened, chosen)
@@ -157,16 +164,31 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
 
 
 @contextmanager
-def _opened_env(env: str | gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+def _opened_env(
+    env: str | gym.Env[Any, Any], max_episode_steps: int | None
+) -> Iterator[gym.Env[Any, Any]]:
     """Make an environment and close it after the block; one that was passed in stays open."""
     if not isinstance(env, str):
-        yield env
+        yield _limited(env, max_episode_steps)
         return
     made = make_env(env)
     try:
-        yield made
+        yield _limited(made, max_episode_steps)
     finally:
         made.close()
+
+
+def _limited(env: gym.Env[Any, Any], max_episode_steps: int | None) -> gym.Env[Any, Any]:
+    """Return an environment with a time limit, unless it has a shorter one of its own."""
+    own = env.spec.max_episode_steps if env.spec is not None else None
+    if max_episode_steps is None or (own is not None and own <= max_episode_steps):
+        return env
+    return gym.wrappers.TimeLimit(env, max_episode_steps)
+
+
+def _check_limit(max_episode_steps: int | None) -> None:
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
 
 
 @contextmanager
@@ -308,12 +330,14 @@ class ShardPlan:
         policy: The policy, as for `record`; a function must be picklable.
         seed: Seed of the whole recording; every shard and every episode has its own.
         workers: Number of processes, each of which writes one shard.
+        max_episode_steps: As for `record`.
     """
 
     steps: int
     policy: Any = "random"
     seed: int = 0
     workers: int = 2
+    max_episode_steps: int | None = None
 
 
 def record_shards(
@@ -410,6 +434,7 @@ def _check_plan(plan: ShardPlan) -> None:
             f"the plan has {plan.steps} steps with {plan.workers} workers; expected at least 1 "
             "worker, and 1 step for each"
         )
+    _check_limit(plan.max_episode_steps)
 
 
 def _require_only_shards(folder: Path) -> None:
@@ -495,7 +520,8 @@ def _work(
         steps_done[number] = done
 
     try:
-        env, path = make_env(env_id), _shard_path(folder, number)
+        env = _limited(make_env(env_id), plan.max_episode_steps)
+        path = _shard_path(folder, number)
         policy = make_policy(plan.policy, env)
         if path.exists():
             with DatasetWriter.extend(path) as writer:

@@ -60,6 +60,9 @@ class SegmentSource:
         starts: `(E,)` first row of each episode.
         lengths: `(E,)` number of transitions, `T`, of each episode.
         terminated: `(E,)` bool, whether the last observation of each episode is terminal.
+
+    Attributes:
+        in_blocks: Whether the episodes are blocks of one, whose last rows are not zero.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class SegmentSource:
         terminated: Array,
     ) -> None:
         self.observations = observations
+        self.in_blocks = False
         self.action = action
         self.reward = reward
         self.starts = starts
@@ -124,6 +128,9 @@ class SegmentReader:
             terminated=source.terminal.take(leaving),
             mask=mask,
         )
+        if source.in_blocks:
+            batch.action[~mask] = 0
+            batch.reward[~mask] = 0
         return batch if self.skip.steps == 1 else self._to_blocks(batch, first)
 
     def _to_blocks(self, batch: SegmentBatch, first: Array) -> SegmentBatch:

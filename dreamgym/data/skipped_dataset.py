@@ -146,6 +146,11 @@ class SkippedDataset:
         """Split the episodes into training and held-out ones, see `Dataset.split`."""
         return split_episodes(self.num_episodes, self.path, held_out, seed)
 
+    def in_blocks(self) -> SkippedDataset:
+        """Return this dataset with its only episode in blocks, see `Dataset.in_blocks`."""
+        blocks = self.dataset.in_blocks(self.frame_skip.steps)
+        return self if blocks is self.dataset else SkippedDataset(blocks, self.frame_skip)
+
     def segments(self, episodes: Sequence[int] | Array, length: int) -> Sampler:
         """Return a sampler of segments, see `Dataset.segments`.
 

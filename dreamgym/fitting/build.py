@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +94,24 @@ def initial_weights_checksum(model: WorldModel) -> str:
         digest.update(name.encode())
         digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def divisible(data: AnyDataset) -> AnyDataset:
+    """Return the dataset with a single episode cut into blocks, so that some can be held out.
+
+    A warning says so where it happens.
+    """
+    blocks = data.in_blocks()
+    if blocks is not data:
+        warnings.warn(
+            f"{data.path} holds a single episode; it is cut into {blocks.num_episodes} blocks, and "
+            "some of them are held out. Dreams start where blocks start, in the middle of the "
+            "episode: to see how episodes start, record with max_episode_steps=200 "
+            "(--max-episode-steps 200)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return blocks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dreamgym._device import float32_by_default
 from dreamgym._files import local_path, require_new
 from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
-from dreamgym.fitting.build import FitResult, build_world
+from dreamgym.fitting.build import FitResult, build_world, divisible
 from dreamgym.fitting.config import FitConfig
 from dreamgym.models import WorldModel
 from dreamgym.models.jepa import LeWMStatistics, load_lewm
@@ -59,6 +59,7 @@ def from_model(
                     f"the model's {role} is {expected}, that of {data.path} is {actual}; give data "
                     "of the model's environment, read with the frame skip it was fitted with"
                 )
+        data = divisible(data)
         data.verify()
         training, held_out = data.split(config.held_out, seed)
         world = build_world(

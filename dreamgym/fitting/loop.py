@@ -23,7 +23,13 @@ from dreamgym.data import AnyDataset, Dataset, open_dataset
 from dreamgym.errors import DatasetError, FitError, WorldError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
-from dreamgym.fitting.build import FitResult, build_model, build_world, initial_weights_checksum
+from dreamgym.fitting.build import (
+    FitResult,
+    build_model,
+    build_world,
+    divisible,
+    initial_weights_checksum,
+)
 from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
 from dreamgym.fitting.distributed import is_first, launch
@@ -105,7 +111,7 @@ def fit(
     with threads(config.threads), open_dataset(dataset) as data:
         if data.problems:
             raise DatasetError(data.problems[0], path=data.path)
-        running = _Fit(data, family, seed, config, target)
+        running = _Fit(divisible(data), family, seed, config, target)
         running.run(progress or (lambda done, total, figures: None))
         world = running.world(time.perf_counter() - started)
     if target is not None and is_first():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -508,6 +509,45 @@ def test_transfer_takes_the_policies_that_record_takes(
     for policy in ("random", "transfer_here:lean"):
         done = run("transfer", policy, "--world", made / "world", "--episodes", 2)
         assert done.code == 0, done.err
+
+
+ENDLESS = """
+import gymnasium as gym, numpy as np
+
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), {}
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), 1.0, False, False, {}
+
+gym.register("EndlessHere-v0", entry_point="endless_here:Endless")
+"""
+
+
+def test_a_task_without_an_end_goes_from_record_to_transfer(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "endless_here.py").write_text(ENDLESS)
+    line = "record endless_here:EndlessHere-v0 --steps 200 --max-episode-steps 20 --out d.h5"
+    assert run(*line.split()).code == 0
+    line = "fit d.h5 --updates 2 --segment-length 8 --out w"
+    assert run(*line.split()).code == 0
+    line = "transfer random --world w --episodes 2 --json t.json"
+    assert run(*line.split(), "--max-episode-steps", "10").code == 0
+    figures = json.loads((tmp_path / "t.json").read_text())
+    assert figures["step_limit"] == 10
+    assert figures["step_limit_reason"] == "max_episode_steps was given"
+    monkeypatch.delitem(gymnasium.registry, "EndlessHere-v0")
+    done = run(*line.split())
+    assert done.code == 1
+    message = " ".join(done.err.split())
+    assert "import the module" in message
+    assert "--env MODULE:EndlessHere-v0" in message
 
 
 def interrupt(

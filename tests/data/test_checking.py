@@ -88,6 +88,12 @@ def test_a_single_episode_is_a_problem(tmp_path: Path) -> None:
     assert "fitting would refuse it" in str(card)
 
 
+def test_a_single_long_episode_is_noted(tmp_path: Path) -> None:
+    card = check(write_random(tmp_path / "d.h5", [64]))
+    assert card.ok
+    assert any("cuts into blocks" in note and "max_episode_steps" in note for note in card.notes)
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         check(tmp_path / "none.h5")

@@ -12,7 +12,15 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, record
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    DatasetMetadata,
+    Episode,
+    FrameSkip,
+    SkippedDataset,
+    record,
+)
 from tests.data.samples import (
     assert_same_batch,
     dict_cartpole,
@@ -202,3 +210,91 @@ def test_episodes_left_in_the_file_are_verified_when_first_read(tmp_path: Path) 
             dataset.episode(2)
         with pytest.raises(DatasetError, match="episode 2: its checksum"):
             dataset.verify()
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_single_episode_is_cut_into_blocks_that_share_no_observation(
+    tmp_path: Path, ends: bool, memory: int
+) -> None:
+    path = write_counting(tmp_path / "d.h5", steps=130, terminated=ends)
+    with Dataset(path, memory=memory) as whole:
+        blocks = whole.in_blocks()
+        assert blocks.checksum == whole.checksum
+        assert blocks.num_episodes == 4
+        assert blocks.lengths.tolist() == [31, 31, 31, 34]
+        assert blocks.terminated.tolist() == [False, False, False, ends]
+        episodes = [blocks.episode(index) for index in range(4)]
+        assert not any(episode.truncated or episode.complete for episode in episodes[:3])
+        seen = np.concatenate([episode.observations[:, 0] for episode in episodes])
+        np.testing.assert_array_equal(seen, np.arange(131))
+        for episode in episodes:
+            np.testing.assert_array_equal(episode.actions[:, 0], episode.observations[:-1, 0])
+            np.testing.assert_array_equal(episode.rewards, episode.observations[1:, 0])
+        blocks.verify()
+        padded = blocks.windows([0, 3], [29, 32], 4)
+        assert padded.mask.tolist() == [[True, True, False, False]] * 2
+        assert padded.action[0, :, 0].tolist() == [29, 30, 0, 0]
+        assert padded.reward[0].tolist() == [30, 31, 0, 0]
+        assert padded.terminated.tolist() == [[False] * 4, [False, ends, False, False]]
+        training, held_out = blocks.split(0.25)
+        assert (len(training), len(held_out)) == (3, 1)
+
+
+def test_blocks_of_a_dataset_with_a_frame_skip_begin_at_its_steps(tmp_path: Path) -> None:
+    path = write_counting(tmp_path / "d.h5", steps=300)
+    with Dataset(path) as dataset:
+        blocks = SkippedDataset(dataset, FrameSkip(steps=4)).in_blocks()
+        first = [float(blocks.episode(index).observations[0, 0]) for index in range(2)]
+        last = float(blocks.episode(0).observations[-1, 0])
+        assert blocks.num_episodes == 2
+        assert [value % 4 for value in (*first, last)] == [0, 0, 0]
+        assert last == first[1] - 4
+
+
+def test_what_has_several_episodes_or_is_too_short_is_not_cut(tmp_path: Path) -> None:
+    with Dataset(write_random(tmp_path / "a.h5", [100, 100])) as several:
+        assert several.in_blocks() is several
+    with Dataset(write_random(tmp_path / "b.h5", [63])) as short:
+        assert short.in_blocks() is short
+        with pytest.raises(DatasetError, match=r"1 episode.*max_episode_steps=200.*--max-episode"):
+            short.split()
+
+
+def test_the_time_limit_is_the_one_length_of_truncated_episodes(tmp_path: Path) -> None:
+    def limit(*episodes: tuple[int, str]) -> int | None:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.h5"
+        written = [counting_episode(steps, end) for steps, end in episodes]
+        with Dataset(write(path, written, COUNTING)) as dataset:
+            return dataset.time_limit
+
+    assert limit((7, "truncated"), (7, "truncated"), (3, "terminated"), (5, "cut off")) == 7
+    assert limit((7, "truncated"), (5, "terminated")) is None, "one length says nothing"
+    assert limit((7, "truncated"), (6, "truncated")) is None
+    assert limit((7, "truncated"), (7, "truncated"), (9, "terminated")) is None
+    assert limit((7, "cut off"), (7, "terminated")) is None
+
+
+COUNTING = DatasetMetadata(
+    observation_space=spaces.Box(-np.inf, np.inf, (1,)),
+    action_space=spaces.Box(-np.inf, np.inf, (1,)),
+)
+
+
+def counting_episode(steps: int, end: str) -> Episode:
+    count = np.arange(steps + 1, dtype=np.float32)[:, None]
+    return Episode(
+        observations=count,
+        actions=count[:-1],
+        rewards=count[1:, 0],
+        terminated=end == "terminated",
+        truncated=end == "truncated",
+        complete=end != "cut off",
+    )
+
+
+def write_counting(path: Path, *, steps: int, terminated: bool = False) -> Path:
+    """Write an episode whose observations count its steps; an action is the count before it."""
+    return write(
+        path, [counting_episode(steps, "terminated" if terminated else "cut off")], COUNTING
+    )

@@ -428,7 +428,7 @@ def test_a_named_environment_is_known_to_the_dataset(tmp_path: Path) -> None:
         world = dreamgym.fit(dataset, config=QUICK)
     world.save(tmp_path / "world")
     assert dreamgym.load(tmp_path / "world").env_id == "NotHere-v3"
-    with pytest.raises(WorldError, match="NotHere"):
+    with pytest.raises(WorldError, match=r"NotHere-v3.*not registered.*--env MODULE:NotHere-v3"):
         world.real_env()
 
 

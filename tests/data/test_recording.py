@@ -345,6 +345,39 @@ def test_multi_discrete_actions_are_recorded(tmp_path: Path) -> None:
         assert dataset.episode(0).actions.shape[1:] == (2,)
 
 
+class NeverEnds(gym.Env[Any, Any]):
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_episodes_are_truncated_after_max_episode_steps(tmp_path: Path) -> None:
+    path = record(NeverEnds(), steps=20, out=tmp_path / "d.h5", max_episode_steps=8)
+    resume(NeverEnds(), steps=30, out=path, max_episode_steps=8)
+    with Dataset(path) as dataset:
+        assert dataset.lengths.tolist() == [8, 8, 4, 8, 2]
+        assert dataset.time_limit == 8
+        assert dataset.episode(0).truncated
+    with pytest.raises(ValueError, match="max_episode_steps is 0"):
+        record(NeverEnds(), steps=20, out=tmp_path / "e.h5", max_episode_steps=0)
+
+
+def test_a_shorter_time_limit_of_the_environment_stays(tmp_path: Path) -> None:
+    path = record("Pendulum-v1", steps=400, out=tmp_path / "d.h5", max_episode_steps=300)
+    with Dataset(path) as dataset:
+        assert dataset.lengths.tolist() == [200, 200]
+        assert json.loads(dataset.env_spec or "")["max_episode_steps"] == 200
+    path = record("Pendulum-v1", steps=100, out=tmp_path / "e.h5", max_episode_steps=50)
+    with Dataset(path) as dataset:
+        assert json.loads(dataset.env_spec or "")["max_episode_steps"] == 50
+
+
 class Rewards(gym.Env):
     """Five steps with the reward that `make` makes of a half."""
 

@@ -410,3 +410,12 @@ def test_it_logs_to_tensorboard(data, tmp_path):
 def test_it_fits_on_cuda(data):
     world = dreamgym.fit(data, config=replace(QUICK, device="cuda"))
     assert next(world.model.parameters()).device.type == "cpu"
+
+
+def test_a_single_episode_is_fitted_with_a_warning(tmp_path):
+    env = gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 100_000)
+    path = dreamgym.record(env, steps=320, out=tmp_path / "d.h5")
+    config = dreamgym.FitConfig(updates=2, batch_size=4, segment_length=8)
+    with pytest.warns(UserWarning, match="single episode; it is cut into 10 blocks"):
+        world = dreamgym.fit(path, config=config)
+    assert world.provenance["dataset_episodes"] == 10
