@@ -18,6 +18,7 @@ from dreamgym.data import AnyDataset
 from dreamgym.fitting.config import FitConfig
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import FAMILIES, ModelSpec, WorldModel
+from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.statistics import measure_statistics
 from dreamgym.world.start_states import burn_in
 from dreamgym.world.world import World
@@ -59,8 +60,10 @@ def build_model(
         model = spec.build(data.observation_space, data.action_space)
     episodes = (data.episode(int(index)) for index in training)
     actions = (data.actions(int(index)) for index in training)
+    boxes = observation_boxes(data.observation_space)
+    images = [key for key, box in boxes.items() if is_image(box)]
     model.set_statistics(
-        measure_statistics(((e.observations, e.rewards) for e in episodes), actions)
+        measure_statistics(((e.observations, e.rewards) for e in episodes), actions, images)
     )
     return model
 

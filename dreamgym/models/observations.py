@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym.data.images import image_layout
+
 Observation = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor, or a dict with one for each key of a Dict space."""
 
@@ -36,8 +38,8 @@ def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
 
 
 def is_image(box: gym.spaces.Box) -> bool:
-    """Return whether a Box holds images: uint8 of shape (height, width, channels)."""
-    return box.dtype == np.uint8 and len(box.shape) == 3
+    """Return whether a Box holds images; see `image_layout` for the shapes that count as such."""
+    return image_layout(box) is not None
 
 
 def get_part(observation: Observation, key: str) -> Tensor:

@@ -45,6 +45,15 @@ def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(inner_low), torch.from_numpy(inner_high)
 
 
+def to_box(values: Tensor, box: gym.spaces.Box) -> Tensor:
+    """Give values (..., n) within the bounds of a box its shape and dtype; integers are rounded."""
+    if np.issubdtype(box.dtype, np.floating):
+        values = values.to(torch.from_numpy(np.empty(0, box.dtype)).dtype)
+    else:
+        values = values.round().to(torch.from_numpy(np.empty(0, box.dtype)).dtype)
+    return values.reshape(*values.shape[:-1], *box.shape)
+
+
 class VectorCodec(nn.Module):
     """Encode the numbers of a box for a network, and decode its outputs.
 
@@ -106,10 +115,7 @@ class VectorCodec(nn.Module):
 
     def to_space(self, values: Tensor) -> Tensor:
         """Give decoded values (..., size) the shape (..., *box.shape) and dtype of the box."""
-        integers = not np.issubdtype(self.box.dtype, np.floating)
-        dtype = torch.from_numpy(np.empty(0, self.box.dtype)).dtype
-        values = (values.round() if integers else values).to(dtype)
-        return values.reshape(*values.shape[:-1], *self.box.shape)
+        return to_box(values, self.box)
 
     def outside_data(self, values: Tensor, margin: float) -> Tensor:
         """Return where decoded values (..., size) leave the data's range: (...) bool.

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +35,13 @@ from dreamgym.models.nn.members import (
     draw_member,
     select_member,
 )
-from dreamgym.models.observations import WHOLE, Observation, get_part
+from dreamgym.models.observations import (
+    WHOLE,
+    Observation,
+    get_part,
+    is_image,
+    observation_boxes,
+)
 from dreamgym.models.reduction import all_reduce_sum, masked_mean
 from dreamgym.models.statistics import Statistics
 
@@ -158,7 +163,7 @@ class PETS(WorldModel):
     number that selects the elite of the whole dream. Features: z.
 
     Raises:
-        TypeError: the observation space is not a Box of floats.
+        TypeError: the observation space is not a Box of numbers, or it holds images.
     """
 
     config_type = PETSConfig
@@ -177,7 +182,7 @@ class PETS(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: PETSConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        self.vectors = TransitionScales(_float_box(observation_space), config.range_margin)
+        self.vectors = TransitionScales(_vector_box(observation_space), config.range_margin)
         self.encode_action = ActionEncoder(action_space)
         size = self.vectors.size
         # One uniform for each sampled number, including the reward, and one to draw the member.
@@ -233,7 +238,7 @@ class PETS(WorldModel):
 
     def decode(self, state: State) -> Tensor:
         """Return the observation (B, *shape), within the bounds of its space."""
-        return self.vectors.decode(state["z"]).reshape(-1, *self.vectors.box.shape)
+        return self.vectors.to_space(self.vectors.decode(state["z"]))
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all members.
@@ -329,16 +334,21 @@ class PETS(WorldModel):
         return 0.5 * self.config.decay * (squares * squares.new_tensor(shares)).sum()
 
 
-def _float_box(space: gym.Space) -> gym.spaces.Box:
-    """Return the observation space if it is a Box of floats.
+def _vector_box(space: gym.Space) -> gym.spaces.Box:
+    """Return the observation space if it is a Box of numbers, other than images.
 
     Raises:
         TypeError: it is another space.
     """
-    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise TypeError(
-            f"the pets family takes observations from a Box of floats, not {space}; wrap the "
-            "environment so that it gives a float vector (for example FlattenObservation), or use "
-            "a family that takes images"
-        )
-    return space
+    if isinstance(space, gym.spaces.Box) and not is_image(space):
+        return space
+    boxes = observation_boxes(space)
+    remedy = (
+        "use a family that takes images: mdn-rnn, rssm or jepa"
+        if any(map(is_image, boxes.values()))
+        else "wrap the environment in gymnasium.wrappers.FlattenObservation and record again, or "
+        "use a family that takes a Dict: mdn-rnn, rssm or jepa"
+    )
+    raise TypeError(
+        f"the pets family takes observations from a Box of numbers, not {space}; {remedy}"
+    )
