@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from dreamgym.data import AnyDataset, open_dataset
+from dreamgym.data.bounds import covers
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world
 from dreamgym.fitting.config import FitConfig
@@ -50,7 +51,7 @@ def from_model(
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
             actual, expected = getattr(data, role), getattr(model, role)
-            if actual != expected:
+            if not covers(expected, actual):
                 raise WorldError(
                     f"the model's {role} is {expected}, that of {data.path} is {actual}; give data "
                     "of the model's environment, read with the frame skip it was fitted with"
