@@ -82,7 +82,7 @@ def _outside_channels(column: Column, box: spaces.Box, num_rows: int) -> list[Ou
     counts, smallest, largest = np.zeros(size), np.full(size, np.inf), np.full(size, -np.inf)
     step = max(1, _BLOCK_BYTES // (8 * size))
     for first in range(0, num_rows, step):
-        rows = column.read(first, min(first + step, num_rows)).reshape(-1, size)
+        rows = column.read(first, min(first + step, num_rows)).reshape(-1, size).astype(np.float64)
         rows = rows[np.isfinite(rows).all(1)]
         counts += ((rows < low) | (rows > high)).sum(0)
         smallest = np.minimum(smallest, rows.min(0, initial=np.inf))

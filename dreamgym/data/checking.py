@@ -147,7 +147,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
             if channels:
                 notes.append(f"{len(channels)} {kind} channels in {key!r}: {_shorten(channels)}")
     notes += image_notes(boxes) + bounds_findings(outside_observations(source))
-    notes += teaching_findings([Lessons.of_source(source)], metadata.action_space)
+    notes += teaching_findings([Lessons.of_source(source)])
     duplicates = _duplicates(source)
     if duplicates:
         listed = _shorten([f"{earlier} and {later}" for earlier, later in duplicates])

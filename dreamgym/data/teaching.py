@@ -37,12 +37,14 @@ class Lessons(NamedTuple):
         actions: (N, ...) actions.
         lengths: (E,) transitions in each episode.
         terminated: (E,) bool, whether the episode terminated.
+        action_space: space of the actions.
     """
 
     rewards: Array
     actions: Array
     lengths: Array
     terminated: Array
+    action_space: gym.Space[Any]
 
     @classmethod
     def of_source(cls, source: Source) -> Lessons:
@@ -52,23 +54,30 @@ class Lessons(NamedTuple):
             column.read(0, table.num_rows)[table.has_action]
             for column in (source.reward, source.action)
         )
-        return cls(rewards, actions, np.asarray(table.length), np.asarray(table.terminated, bool))
+        return cls(
+            rewards,
+            actions,
+            np.asarray(table.length),
+            np.asarray(table.terminated, bool),
+            source.metadata.action_space,
+        )
 
 
-def teaching_findings(lessons: Sequence[Lessons], action_space: gym.Space[Any]) -> list[str]:
+def teaching_findings(lessons: Sequence[Lessons]) -> list[str]:
     """Return what a model cannot learn from one or several datasets, and what to record instead.
 
     Args:
-        lessons: the datasets that a model is fitted to.
-        action_space: space of the actions.
+        lessons: the datasets that a model is fitted to, all with the same action space.
     """
-    joined = Lessons(*(np.concatenate(leaves) for leaves in zip(*lessons, strict=True)))
-    if not len(joined.rewards):
+    rewards, actions, lengths, terminated = (
+        np.concatenate([each[leaf] for each in lessons]) for leaf in range(4)
+    )
+    if not len(rewards):
         return []
     return [
-        *_reward_findings(joined.rewards),
-        *_termination_findings(joined.lengths, joined.terminated),
-        *_action_findings(joined.actions.reshape(len(joined.actions), -1), action_space),
+        *_reward_findings(rewards),
+        *_termination_findings(lengths, terminated),
+        *_action_findings(actions.reshape(len(actions), -1), lessons[0].action_space),
     ]
 
 

@@ -47,8 +47,10 @@ class ActionValidator:
             width = np.subtract(high, low, out=np.zeros_like(low), where=finite)
             low, high = low - TOLERANCE * width, high + TOLERANCE * width
         elif isinstance(space, gym.spaces.Box):
-            largest = np.iinfo(np.int64).max
-            low, high = space.low.astype(np.int64), np.minimum(space.high, largest).astype(np.int64)
+            # A model takes int64, in which the largest numbers of uint64 do not fit.
+            largest = np.uint64(np.iinfo(np.int64).max)
+            high = np.minimum(space.high, largest) if space.dtype == np.uint64 else space.high
+            low, high = space.low.astype(np.int64), high.astype(np.int64)
         elif isinstance(space, gym.spaces.Discrete):
             low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
         elif isinstance(space, gym.spaces.MultiDiscrete):

@@ -139,7 +139,7 @@ def build_world(result: FitResult) -> World:
         **evaluate_metrics(*held_out, seed),
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
-        + teaching_findings(data.lessons(), data.action_space)
+        + teaching_findings(data.lessons())
         + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }
     starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)

@@ -44,9 +44,9 @@ class ActionEncoder(nn.Module):
             # Integers always have bounds, and random ones use the whole width.
             near = (low > -UNBOUNDED) & (high < UNBOUNDED)
             bounded = (near | np.issubdtype(space.dtype, np.integer)) & (high > low)
-            centre = np.where(bounded, (low + high) / 2, 0.0)
-            scale = np.where(bounded, (high - low) / 2, 1.0)
             self.dim, self.unbounded = low.size, torch.from_numpy(~bounded & (high > low))
+            low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
+            centre, scale = (low + high) / 2, np.where(bounded, (high - low) / 2, 1.0)
             self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
             self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):

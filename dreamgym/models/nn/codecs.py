@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.nn.distributions import symexp, symlog
+from dreamgym.models.observations import tensor_dtype
 from dreamgym.models.statistics import Moments
 
 Units = Literal["raw", "symlog", "standard"]
@@ -46,11 +47,12 @@ def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
 
 
 def to_box(values: Tensor, box: gym.spaces.Box) -> Tensor:
-    """Give values (..., n) within the bounds of a box its shape and dtype; integers are rounded."""
-    if np.issubdtype(box.dtype, np.floating):
-        values = values.to(torch.from_numpy(np.empty(0, box.dtype)).dtype)
-    else:
-        values = values.round().to(torch.from_numpy(np.empty(0, box.dtype)).dtype)
+    """Give values (..., n) within the bounds of a box its shape and dtype; integers are rounded.
+
+    The dtype is that of `as_tensors`.
+    """
+    integers = not np.issubdtype(box.dtype, np.floating)
+    values = (values.round() if integers else values).to(tensor_dtype(box.dtype))
     return values.reshape(*values.shape[:-1], *box.shape)
 
 

@@ -298,7 +298,7 @@ class Pixels(nn.Module):
         self._last = list(range(-self.ndim, 0))
         self._lead = tuple(layout.shape[axis] for axis in layout.order[:-2])
         self.size = size or (height, width)
-        self.resizes = self.size != (height, width)
+        self.resizes, self.pixels = self.size != (height, width), height * width
         self.low, self.high = float(box.low.max()), float(box.high.min())
         if self.resizes:
             weights = {
@@ -312,6 +312,9 @@ class Pixels(nn.Module):
 
     def to_float(self, images: Tensor) -> Tensor:
         """Convert bytes (..., *box.shape) to (..., channels, *size) in [0, 1]."""
+        return self._in_pieces(self._to_float, images, self.ndim)
+
+    def _to_float(self, images: Tensor) -> Tensor:
         moved = images.movedim(self._order, self._last)
         if len(self._lead) != 1:
             sides = moved.shape[-2:]
@@ -321,6 +324,17 @@ class Pixels(nn.Module):
 
     def to_bytes(self, images: Tensor) -> Tensor:
         """Convert (..., channels, *size) to bytes (..., *box.shape), clamped."""
+        return self._in_pieces(self._to_bytes, images, 3)
+
+    def _in_pieces(self, function: Callable[[Tensor], Tensor], images: Tensor, ndim: int) -> Tensor:
+        """Apply a function to images of `ndim` axes; large ones piece by piece (see `pieces`)."""
+        lead = images.shape[: images.ndim - ndim]
+        if self.pixels < PIECE_PIXELS // 16 or not lead:
+            return function(images)
+        parts = [function(piece) for piece in pieces(images.flatten(0, len(lead) - 1), self.pixels)]
+        return torch.cat(parts).unflatten(0, lead)
+
+    def _to_bytes(self, images: Tensor) -> Tensor:
         if self.resizes:
             images = _resize(images, self.rows_back, self.columns_back)
         scaled = (images * 255.0).round().clamp(self.low, self.high)

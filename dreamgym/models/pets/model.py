@@ -25,7 +25,7 @@ from dreamgym.models.base import (
     end_outside_data,
 )
 from dreamgym.models.nn.actions import ActionEncoder
-from dreamgym.models.nn.codecs import TransitionCodec
+from dreamgym.models.nn.codecs import TransitionCodec, flattened
 from dreamgym.models.nn.distributions import normal, per_row
 from dreamgym.models.nn.layers import mlp
 from dreamgym.models.nn.members import (
@@ -322,7 +322,7 @@ class PETS(WorldModel):
         """Return each transition's weight for each member, (members, N), or for all, (N,)."""
         if not (self.training and self.config.bootstrap):
             return mask
-        observed = get_part(segment.observation, WHOLE).flatten(2).float()
+        observed = flattened(get_part(segment.observation, WHOLE), self.vectors.box.shape).float()
         content = [observed[:, :-1], observed[:, 1:], self.encode_action(segment.action)]
         return mask * bootstrap_counts(torch.cat(content, -1).flatten(0, 1), self.config.members)
 
