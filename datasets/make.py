@@ -1,7 +1,7 @@
 """Make a dataset from its recipe: `python datasets/make.py cartpole-random`.
 
-A recipe is a folder with a `recipe.json`: the environment, the policy, the steps and the seed, and
-the checksum that the dataset had when the worlds that ship were fitted to it.
+A recipe is a folder with a `recipe.json`: environment, policy, steps, seed, and the checksum of the
+dataset that the shipped worlds were fitted to.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def recipes() -> dict[str, dict]:
-    """Every recipe by its name."""
+    """Return every recipe by name."""
     return {path.parent.name: json.loads(path.read_text()) for path in HERE.glob("*/recipe.json")}
 
 
 def make(name: str, out: Path) -> bool:
-    """Record the dataset; say whether it is, bit for bit, the one that was used."""
+    """Record the dataset; return whether it has the checksum of the recipe."""
     recipe = recipes()[name]
     with progress_bar(f"record {name}") as bar:
         dreamgym.record(
@@ -41,14 +41,14 @@ def make(name: str, out: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=sorted(recipes()))
-    parser.add_argument("--out", type=Path, help="by default NAME.h5 in its folder")
+    parser.add_argument("--out", type=Path, help="default: NAME.h5 in its folder")
     arguments = parser.parse_args()
     out = arguments.out or HERE / arguments.name / f"{arguments.name}.h5"
     same = make(arguments.name, out)
     if not same:
         print(
-            f"{out}: made, but not bit for bit what the recipe's checksum says: other versions of "
-            "Gymnasium or NumPy, most likely. Worlds fitted to it will be as good, not the same.",
+            f"{out}: made, but its checksum is not that of the recipe, probably because of other "
+            "versions of Gymnasium or NumPy. Worlds fitted to it will be as good, but not equal.",
             file=sys.stderr,
         )
     print(out)

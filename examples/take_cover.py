@@ -1,22 +1,27 @@
 """VizDoom's Take Cover from 64x64 pixels, trained in the dream of an MDN-RNN (V-M-C).
 
-The oldest headline of world models: an agent that has never played Doom dodges fireballs in it.
-It needs `pip install 'dreamgym[doom,sb3]'`. Whatever a run has made in its folder is used again by
-the next, so that one that was stopped goes on:
+The experiment of "World Models" (Ha and Schmidhuber 2018, arXiv 1803.10122): an agent that has
+never played Doom dodges its fireballs. It needs `pip install 'dreamgym[doom,sb3]'`.
 
     python examples/take_cover.py --out take-cover
 
-records 40,000 frames of random policies, fits a world, and trains a policy in its dream; that one
-records 30,000 more, of games that random policies do not live to see, and the world is fitted
-further (Dyna); and so once again. Then one policy for each temperature is trained in the dream
-only, and lives through 100 real episodes; the best is measured in 100 others. Every size is an
-option (`--last-updates 20000`); `--short` walks the same way in a minute, too short to learn.
+1. Record 40,000 frames of random policies, fit a world, and train a policy in its dream.
+2. Record 30,000 frames with that policy, which reaches situations that random policies do not
+   survive to see, and fit the world further (Dyna). Do this twice.
+3. Train one policy for each temperature in the dream of the last world, and measure each of them in
+   100 real episodes. Measure the best one again in 100 other episodes.
+
+A stage whose result is already in the folder is skipped, so a run that was stopped continues. Every
+size is an option (`--last-updates 20000`); `--short` runs every stage in a minute, too short to
+learn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +30,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 import dreamgym
-from dreamgym.cli.output import progress_bar
 from dreamgym.data import resume
 from dreamgym.models import MDNRNN, MDNRNNConfig
 from dreamgym.models.nn.conv import Pixels
@@ -38,14 +43,14 @@ from dreamgym.transfer import LatentAgent
 FRAME_SKIP = 4
 TIC_LIMIT = 2100
 STICKINESS = (0.0, 0.5, 0.8, 0.9)
-"""Probabilities of repeating an action, a quarter of the recording each: few agents stand still."""
+"""Probabilities of repeating an action, for a quarter of the random steps each."""
 
 
 class TakeCover(gym.Env):
     """Take Cover as 64x64 images, four tics a step; the return is the number of tics survived.
 
-    After the last tic VizDoom has no frame left and gives black. The last one is shown again: a
-    black frame would be a death that a dream could not take for anything else.
+    After the last tic VizDoom has no frame and returns black. The last frame is returned again
+    instead: a black frame would give the termination away, and no dream could imagine another.
     """
 
     def __init__(self) -> None:
@@ -66,22 +71,22 @@ class TakeCover(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode; the same seed gives the same game."""
+        """Start an episode; the same seed gives the same game."""
         super().reset(seed=seed)
         observation, info = self._doom.reset(seed=seed, options=options)
-        return self._small(observation), info
+        return self._resize(observation), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Four tics; terminated when the agent has died."""
+        """Take an action for four tics; the episode terminates when the agent dies."""
         observation, reward, terminated, truncated, info = self._doom.step(action)
-        seen = self._last if terminated else self._small(observation)
-        return seen, reward, terminated, truncated, info
+        frame = self._last if terminated else self._resize(observation)
+        return frame, reward, terminated, truncated, info
 
     def close(self) -> None:
         """Close the game."""
         self._doom.close()
 
-    def _small(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+    def _resize(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         floats = self._pixels.to_float(torch.from_numpy(observation["screen"]))
         scaled = (floats * 255).round().to(torch.uint8)
         self._last = np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
@@ -94,19 +99,26 @@ gym.register(ENV_ID, f"{__name__}:TakeCover", max_episode_steps=TIC_LIMIT // FRA
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of everything; whole numbers are options of the command line.
+    """Size of every stage; whole numbers are options of the command line.
 
     Attributes:
         steps: frames recorded in all rounds together.
-        random_steps: of these, by random policies, before anything is known.
-        rounds: fits; before each but the first, the last round's policy records its share.
-        updates: of a fit; `last_updates` of the last.
-        vision_updates: of these, for V alone, before M; `vision_again` in later rounds, and
-            `last_vision` in the last.
-        starts: real states that dreams begin from.
-        horizon: steps of a dream.
-        training_steps: of each policy, in the dream.
-        episodes: real ones that each policy is measured in.
+        random_steps: frames of these that random policies record in the first round.
+        rounds: number of fits; before each but the first, the last policy records its share.
+        updates: updates of a fit, except the last.
+        vision_updates: updates of the VAE among these, in the first round.
+        vision_again: the same in later rounds.
+        last_updates: updates of the last fit.
+        last_vision: updates of the VAE among these.
+        batch_size: segments in a batch.
+        segment_length: transitions in a segment.
+        hidden: width of the LSTM.
+        starts: size of the bank of start states.
+        horizon: steps after which a dream is truncated.
+        num_envs: dreams side by side.
+        training_steps: dream steps of each policy's training.
+        episodes: real episodes in which each policy is measured.
+        temperatures: temperatures of the dreams in which the last policies are trained.
     """
 
     steps: int = 100_000
@@ -127,11 +139,11 @@ class Sizes:
     episodes: int = 100
     temperatures: tuple[float, ...] = (0.5, 1.0, 1.15, 1.3)
 
-    def updates_of(self, number: int) -> tuple[int, int]:
-        """Of a round's fit, counted from 1, and of its V alone."""
-        if number == self.rounds:
+    def updates_of(self, round_number: int) -> tuple[int, int]:
+        """Return the updates of a round's fit, and those of the VAE among them; rounds from 1."""
+        if round_number == self.rounds:
             return self.last_updates, self.last_vision
-        return self.updates, self.vision_updates if number == 1 else self.vision_again
+        return self.updates, self.vision_updates if round_number == 1 else self.vision_again
 
 
 SHORT = Sizes(
@@ -154,41 +166,59 @@ SHORT = Sizes(
 )
 """Enough to run every stage, far too little to learn: for the tests."""
 
-OTHER_EPISODES = 5_000_000  # seeds of the real episodes in which the chosen policy is measured
-SEEDS_APART = 1000  # between the rounds of recording
-EXPLORING_TEMPERATURE = 1.15  # of the dreams in which the policies are trained that record
+OTHER_EPISODES = 5_000_000
+"""Seed of the real episodes in which the chosen policy is measured again."""
+
+SEED_STRIDE = 1000
+"""Distance between the seeds of two rounds of recording."""
+
+EXPLORING_TEMPERATURE = 1.15
+"""Temperature of the dreams in which the policies that record are trained."""
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on stderr; yields a function of (done, total, figures)."""
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=None)
+
+        def report(done: int, total: int, *_: Any) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
 
 
 @dataclass(frozen=True)
-class Walk:
-    """The stages, each of which does nothing where its result lies in the folder already."""
+class Experiment:
+    """The stages; a stage whose result is already in the folder does nothing."""
 
     sizes: Sizes
     arguments: argparse.Namespace
 
     @property
     def folder(self) -> Path:
-        """Where everything lies."""
+        """Folder of all results."""
         return self.arguments.out
 
     def record(self, name: str, steps: int, policy: Any, seed: int) -> None:
-        """Frames of a policy; a folder of files is read as one dataset."""
+        """Record frames of a policy to one file of the folder that is read as one dataset."""
         out, seed = self.folder / "data" / f"{name}.h5", seed + self.arguments.seed
         with progress_bar(f"record {name}") as bar:
-            if out.exists():  # all of it, or what there was when the run was stopped
+            if out.exists():  # complete, or as far as a stopped run came
                 resume(ENV_ID, steps=steps, out=out, policy=policy, progress=bar)
                 return
             dreamgym.record(ENV_ID, steps=steps, out=out, policy=policy, seed=seed, progress=bar)
 
-    def fit(self, number: int, before: dreamgym.World | None) -> dreamgym.World:
-        """V, then M, on all that was recorded so far, going on from the world before.
+    def fit(self, round_number: int, previous: dreamgym.World | None) -> dreamgym.World:
+        """Fit the VAE and then the LSTM to everything recorded so far.
 
-        Doom's VAE at half the width, its errors weighed by what moves; an LSTM with linear heads.
+        The VAE has half the width of the paper's, and its loss gives moving pixels a higher weight;
+        the LSTM has linear heads. Weights continue from the previous world.
         """
-        sizes, out = self.sizes, self.folder / f"world-{number}"
+        sizes, out = self.sizes, self.folder / f"world-{round_number}"
         if out.exists():
             return dreamgym.load(out)
-        updates, vision = sizes.updates_of(number)
+        updates, vision = sizes.updates_of(round_number)
         model = MDNRNNConfig(
             hidden=sizes.hidden,
             trunk=0,
@@ -201,7 +231,7 @@ class Walk:
             vision_updates=vision,
         )
         config = dreamgym.FitConfig(
-            model=model if before is None else going_on(before, model),
+            model=model if previous is None else continue_from(previous, model),
             updates=updates,
             batch_size=sizes.batch_size,
             segment_length=sizes.segment_length,
@@ -217,7 +247,7 @@ class Walk:
             return dreamgym.fit(data, out, family="mdn-rnn", seed=seed, config=config, progress=bar)
 
     def train(self, name: str, world: dreamgym.World, temperature: float) -> TrainedPolicy:
-        """PPO on (z, h) in the dream at a temperature."""
+        """Train PPO on the latent view (z, h) in the dream at a temperature."""
         out = self.folder / f"{name}.zip"
         if out.exists():
             return load_policy(out, world=world)
@@ -236,28 +266,28 @@ class Walk:
             )
 
 
-def going_on(before: dreamgym.World, config: MDNRNNConfig) -> MDNRNN:
-    """The weights of a world under another config of the same sizes."""
-    model = MDNRNN(before.observation_space, before.action_space, config)
-    model.load_state_dict(before.model.state_dict())
+def continue_from(world: dreamgym.World, config: MDNRNNConfig) -> MDNRNN:
+    """Return the weights of a world under another config of the same sizes."""
+    model = MDNRNN(world.observation_space, world.action_space, config)
+    model.load_state_dict(world.model.state_dict())
     return model
 
 
 def main() -> None:
-    """Walk the whole way and show what came of it."""
-    walk, console = parse(), Console(highlight=False)
-    sizes, folder = walk.sizes, walk.folder
+    """Run every stage, and show the results."""
+    experiment, console = parse_arguments(), Console(highlight=False)
+    sizes, folder = experiment.sizes, experiment.folder
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for k, stickiness in enumerate(STICKINESS):
         share, name = sizes.random_steps // len(STICKINESS), f"sticky-{stickiness:g}"
-        walk.record(name, share, f"sticky:{stickiness:g}", k)
-    worlds = [walk.fit(1, None)]
+        experiment.record(name, share, f"sticky:{stickiness:g}", k)
+    worlds = [experiment.fit(1, None)]
     for number in range(1, sizes.rounds):
         name, world = f"ppo-round-{number}", worlds[-1]
-        agent = LatentAgent(walk.train(name, world, EXPLORING_TEMPERATURE), world, name=name)
+        agent = LatentAgent(experiment.train(name, world, EXPLORING_TEMPERATURE), world, name=name)
         share = (sizes.steps - sizes.random_steps) // (sizes.rounds - 1)
-        walk.record(name, share, agent, SEEDS_APART * number)
-        worlds.append(walk.fit(number + 1, world))
+        experiment.record(name, share, agent, SEED_STRIDE * number)
+        worlds.append(experiment.fit(number + 1, world))
     result = {
         "env_id": ENV_ID,
         "sizes": asdict(sizes),
@@ -267,59 +297,61 @@ def main() -> None:
     rows = {"random": dreamgym.evaluate("random", ENV_ID, episodes=sizes.episodes).as_dict()}
     for temperature in sizes.temperatures:
         name = f"temperature {temperature:g}"
-        policy = walk.train(f"ppo-{temperature:g}", worlds[-1], temperature)
+        policy = experiment.train(f"ppo-{temperature:g}", worlds[-1], temperature)
         rows[name] = dreamgym.transfer_policy(policy, worlds[-1], episodes=sizes.episodes).as_dict()
         console.print(f"{name}: {rows[name]['real_return_mean']:.0f} tics")
         write(folder, {**result, "policies": rows})
-    # The best of several by chance has good luck in it: so it is measured again, in other episodes.
+    # The best of several is partly luck, so it is measured again, in other episodes.
     chosen = max(sizes.temperatures, key=lambda t: rows[f"temperature {t:g}"]["real_return_mean"])
-    policy = walk.train(f"ppo-{chosen:g}", worlds[-1], chosen)
+    policy = experiment.train(f"ppo-{chosen:g}", worlds[-1], chosen)
     measured = dreamgym.transfer_policy(
         policy, worlds[-1], episodes=sizes.episodes, seed=OTHER_EPISODES
     )
     rows[f"temperature {chosen:g}, chosen, in other episodes"] = measured.as_dict()
     write(folder, {**result, "policies": rows})
-    console.print(table(rows, sizes.episodes))
+    console.print(make_table(rows, sizes.episodes))
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """What came of it, so far."""
+    """Write the results so far."""
     (folder / "take-cover.json").write_text(json.dumps(result, indent=2))
 
 
-def parse() -> Walk:
-    """What the command line asks for."""
+def parse_arguments() -> Experiment:
+    """Return the experiment that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("take-cover"))
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--threads", type=int, default=2, help="cores to fit with")
-    parser.add_argument("--device", default="cpu", help="to fit on")
-    parser.add_argument("--short", action="store_true", help="every stage, too short to learn")
+    parser.add_argument(
+        "--out", type=Path, default=Path("take-cover"), help="folder of the results"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the fits")
+    parser.add_argument("--device", default="cpu", help="device of the fits")
+    parser.add_argument("--short", action="store_true", help="run every stage, too short to learn")
     names = [field.name for field in fields(Sizes) if field.type == "int"]
     for name in names:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     arguments = parser.parse_args()
-    given = {name: getattr(arguments, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    return Walk(replace(SHORT if arguments.short else Sizes(), **given), arguments)
+    options = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in options.items() if value is not None}
+    return Experiment(replace(SHORT if arguments.short else Sizes(), **options), arguments)
 
 
-def table(rows: dict[str, dict[str, Any]], episodes: int) -> Table:
-    """Survival in the dream and in Doom, by temperature."""
-    shown = Table(title=f"Take Cover: tics survived, mean of {episodes} episodes")
+def make_table(rows: dict[str, dict[str, Any]], episodes: int) -> Table:
+    """Return the tics survived in the dream and in Doom, by policy."""
+    table = Table(title=f"Take Cover: tics survived, mean of {episodes} episodes")
     for column in ("policy", "dream", "Doom", "95% interval"):
-        shown.add_column(column, justify="left" if column == "policy" else "right")
+        table.add_column(column, justify="left" if column == "policy" else "right")
     for name, row in rows.items():
         prefix = "real_" if "real_return_mean" in row else ""
         low, high = row[f"{prefix}return_interval"]
         dream = row.get("dream_return_mean")
-        shown.add_row(
+        table.add_row(
             name,
             f"{dream:.0f}" if dream is not None else "",
             f"{row[f'{prefix}return_mean']:.0f}",
             f"{low:.0f} to {high:.0f}",
         )
-    return shown
+    return table
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch is imported anywhere: two test processes on two cores go fastest one thread each, and
 # results do not depend on how many cores a machine has. Subprocesses inherit all of it.
@@ -18,6 +19,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Started in the background by a shell, tests inherit that Ctrl-C is ignored, and so would the
+# processes that some of them interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no defect: no deadlines. What CI tries is the same each time; at home it varies.
 hypothesis.settings.register_profile(

@@ -1,7 +1,9 @@
-"""Python blocks of the README and of docs/ run, commands in them exist, and links resolve."""
+"""The README, CONTRIBUTING and docs/: code runs, commands parse, links and references resolve."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,30 +14,47 @@ from typing import Any
 import pytest
 import typer.main
 
+import dreamgym
 from dreamgym.cli import app
 from dreamgym.dream.options import DreamOptions
+from dreamgym.fitting import FitConfig, OptimizerConfig
+from dreamgym.train import LEARNERS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+SITE = sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
+STAGES = ("record", "check", "fitting", "dreams", "train", "transfer")
+PACKAGES = ("data", "models", "fitting", "metrics", "world", "dream", "train", "transfer")
+
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+RESULTS = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
 README_LINES = 20
+QUICK_PAGES = ("check", "cli", "concepts", "dreams", "install", "new-family", "record", "results")
+"""Pages of docs/ whose Python blocks take a few seconds at most."""
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
-    """Return (line, text) of the fenced blocks of a page in a language."""
-    text = page.read_text(encoding="utf-8")
+    """Yield (line, text) of the fenced blocks of a page."""
+    text = read(page)
     for match in FENCE.finditer(text):
         if match.group(1) == language:
             yield text.count("\n", 0, match.start(2)) + 1, match.group(2)
 
 
 def page_name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+    return page.relative_to(ROOT).as_posix()
 
 
 def commands() -> Iterator[Any]:
-    """Return every command in the console blocks of the pages."""
+    """Yield every line that a console block of a page tells the reader to type."""
     for page in PAGES:
         for line, text in blocks(page, "console"):
             joined = text.replace("\\\n", " ")
@@ -43,13 +62,50 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(typed, id=f"{page_name(page)}:{line}:{typed}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as Markdown makes them."""
+    prose = FENCE.sub("", read(page))
+    slugs = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in HEADING.findall(prose))
+    return {re.sub(r"[\s-]+", "-", slug) for slug in slugs}
+
+
+def table_names(page: str, heading: str) -> set[str]:
+    """Return the names in the first column of the tables under a heading."""
+    section = read(DOCS / page).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)}
+
+
+def names(config: type) -> set[str]:
+    return {field.name for field in fields(config)}
+
+
+@pytest.fixture
+def tables_restored() -> Iterator[None]:
+    """Undo what a page adds to the tables of families and metrics."""
+    tables = [dreamgym.models.FAMILIES, dreamgym.metrics.METRICS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def pages_with_code() -> Iterator[Any]:
+    """Yield the pages that have Python blocks; those that take long are marked slow."""
+    for page in PAGES:
+        if any(blocks(page, "python")):
+            quick = page.parent == DOCS and page.stem in QUICK_PAGES
+            yield pytest.param(page, id=page_name(page), marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.usefixtures("tables_restored")
+@pytest.mark.parametrize("page", list(pages_with_code()))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
-        # Empty lines in front, so that a traceback shows the line of the page.
+        # A traceback then points to the page's own line.
         exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)  # noqa: S102
 
 
@@ -59,16 +115,18 @@ def test_commands_exist(typed: str) -> None:
     if program == "torchrun":
         program, arguments = "dreamgym", arguments[arguments.index("dreamgym.cli") + 1 :]
     if program == "dreamgym":
-        parses(arguments)
+        parse_command(arguments)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.MULTILINE)
         assert arguments[0] in targets
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file()
     else:
-        assert program in ("pip", "git", "cd")
+        assert program in ("pip", "git", "cd", "pytest")
 
 
-def parses(arguments: list[str]) -> None:
-    """Parse a command line of dreamgym without running it."""
+def parse_command(arguments: list[str]) -> None:
+    """Parse a command line of dreamgym as the program would, and run nothing."""
     group: Any = typer.main.get_command(app)
     verb, *rest = arguments
     if verb.startswith("-"):
@@ -80,11 +138,57 @@ def parses(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_resolve(page: Path) -> None:
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), (
-                f"{page_name(page)} links to {target}, which does not exist"
-            )
+    for target, anchor in LINK.findall(FENCE.sub("", read(page))):
+        if "://" in target:
+            continue
+        linked = (page.parent / target).resolve() if target else page
+        assert linked.exists(), f"{target} of {page_name(page)} does not exist"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}#{anchor} of {page_name(page)}"
+
+
+@pytest.mark.parametrize("page", SITE, ids=page_name)
+def test_pages_of_the_site_link_only_within_it(page: Path) -> None:
+    for target, _ in LINK.findall(FENCE.sub("", read(page))):
+        if target and "://" not in target:
+            assert (page.parent / target).resolve().is_relative_to(DOCS), target
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    navigation = read(ROOT / "mkdocs.yml").split("\nnav:\n")[1]
+    listed = re.findall(r": (\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in SITE)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "reference").glob("*.md")), ids=page_name)
+def test_references_name_something_that_exists(page: Path) -> None:
+    for path in REFERENCE.findall(read(page)):
+        package, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(package), name), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_has_every_function_and_class_that_a_package_exports(package: str) -> None:
+    module = importlib.import_module(f"dreamgym.{package}")
+    described = {
+        path.rpartition(".")[2]
+        for path in REFERENCE.findall(read(DOCS / "reference" / f"{package}.md"))
+    }
+    exported = {
+        name
+        for name in module.__all__
+        if callable(value := getattr(module, name))
+        and not (isinstance(value, type) and issubclass(value, BaseException))
+        and str(getattr(value, "__module__", "")).startswith("dreamgym.")
+    }
+    assert exported <= described
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_page_of_a_stage_has_code_and_a_command(stage: str) -> None:
+    page = DOCS / f"{stage}.md"
+    assert any(blocks(page, "python"))
+    assert any("$ dreamgym " in text for _, text in blocks(page, "console"))
 
 
 def test_the_readme_shows_all_stages_in_twenty_lines() -> None:
@@ -94,14 +198,61 @@ def test_the_readme_shows_all_stages_in_twenty_lines() -> None:
         assert name in text
 
 
-def test_the_page_on_dreams_lists_exactly_the_options() -> None:
-    text = (ROOT / "docs" / "dreams.md").read_text(encoding="utf-8")
-    table = text.split("## Keywords")[1].split("## What")[0]
-    listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    assert listed == {"world", *(field.name for field in fields(DreamOptions))}
-
-
 def test_the_readme_shows_every_verb() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = read(ROOT / "README.md")
     for verb in ("record", "check", "fit", "train", "transfer"):
         assert f"$ dreamgym {verb} " in text
+
+
+def test_the_page_on_the_command_line_lists_every_verb() -> None:
+    group: Any = typer.main.get_command(app)
+    visible = {name for name, command in group.commands.items() if not command.hidden}
+    text = read(DOCS / "cli.md").split("## Examples")[0]
+    assert {*re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)} == visible
+
+
+def test_the_page_on_dreams_lists_every_keyword_and_no_other() -> None:
+    assert table_names("dreams.md", "Keywords") == {"world", *names(DreamOptions)}
+
+
+def test_the_page_on_training_lists_every_setting_and_learner() -> None:
+    assert table_names("train.md", "Settings") == names(TrainConfig)
+    assert {*LEARNERS} <= table_names("train.md", "Learners")
+
+
+def test_the_page_on_fitting_lists_every_setting() -> None:
+    settings = names(FitConfig) | (names(OptimizerConfig) - {"name"})
+    assert table_names("fitting.md", "Settings") == settings - {"overwrite", "tensorboard"}
+
+
+def measured(file: str) -> dict[str, float]:
+    """Return the rows of a benchmark's JSON: value by name."""
+    rows = json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"]
+    return {row["name"]: row["value"] for row in rows}
+
+
+@pytest.mark.parametrize("file", ["learning.json", "transfer.json"])
+def test_the_page_of_results_has_the_measured_returns(file: str) -> None:
+    values, text = measured(file), read(DOCS / "results.md")
+    runs = [name.split(": ")[0] for name in values if name.endswith(": real return")]
+    assert runs
+    for run in runs:
+        low, high = (values[f"{run}: {end} end of its 95% interval"] for end in ("low", "high"))
+        expected = f"{values[f'{run}: real return']:.0f} ({low:.0f} to {high:.0f})"
+        assert expected in text, f"{run}: {expected}"
+
+
+def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:
+    text = read(DOCS / "results.md").replace("**", "")
+    for file in ("take_cover.json", "take_cover_seed_1.json"):
+        for name, value in measured(file).items():
+            if interval := re.search(r"interval (\d+ to \d+)$", name):
+                assert f"{value:.0f} ({interval[1]})" in text, name
+
+
+def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
+    text = read(DOCS / "results.md").split("\n## Speed of dreams\n")[1].split("\n## ")[0]
+    for name, value in measured("dream.json").items():
+        shown = r"1 envs, float32|64 envs, float32|1024 envs, (float32|bfloat16)"
+        if re.search(rf", ({shown}): times plain$", name):
+            assert f" {value:.2f} " in text, f"{name}: {value:.2f}"

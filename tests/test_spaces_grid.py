@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 
 import dreamgym
-from dreamgym.errors import UnsupportedSpaceError
+from dreamgym.errors import TrainingError, UnsupportedSpaceError
 from dreamgym.fitting import FitConfig
 from dreamgym.models import Decodes, MDNRNNConfig, ModelSpec, PETSConfig
 from dreamgym.train import TrainConfig, load_policy
@@ -175,7 +175,7 @@ def test_actions_of_any_kind(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", UNBOUNDED_ACTIONS)
-def test_actions_without_bounds_are_dreamt(name: str, tmp_path: Path) -> None:
+def test_actions_without_bounds_are_dreamt_and_the_learner_asks_for_bounds(name: str, tmp_path: Path) -> None:
     env = AnySpace(FLOATS, UNBOUNDED_ACTIONS[name])
     data = dreamgym.record(env, steps=64, out=tmp_path / "d.h5")
     assert dreamgym.check(data).ok
@@ -184,6 +184,8 @@ def test_actions_without_bounds_are_dreamt(name: str, tmp_path: Path) -> None:
     dream.reset(seed=0)
     observation, *_ = dream.step(dream.action_space.sample())
     assert dream.observation_space.contains(observation)
+    with pytest.raises(TrainingError, match="has an infinite bound"):
+        dreamgym.train_policy(world, steps=32, config=TrainConfig(num_envs=4, n_steps=8))
 
 
 @pytest.mark.parametrize("name", ["floats", "unbounded", "int64", "bytes", "matrix", "scalar"])

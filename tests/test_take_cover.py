@@ -38,7 +38,7 @@ def env(example):
 
 
 def play(env: gym.Env, seed: int) -> tuple[list[np.ndarray], list[float], bool, bool]:
-    """An episode of standing still."""
+    """Play an episode without moving; return frames, rewards, terminated and truncated."""
     frames, rewards = [env.reset(seed=seed)[0]], []
     while True:
         frame, reward, terminated, truncated, _ = env.step(0)
@@ -48,7 +48,7 @@ def play(env: gym.Env, seed: int) -> tuple[list[np.ndarray], list[float], bool, 
             return frames, rewards, terminated, truncated
 
 
-def test_a_game_is_images_and_tics_and_ends_in_death_with_its_last_frame(env):
+def test_a_game_gives_images_and_tics_and_repeats_its_last_frame_at_death(env):
     frames, rewards, terminated, truncated = play(env, seed=3)
     assert terminated
     assert not truncated
@@ -62,7 +62,7 @@ def test_a_game_is_images_and_tics_and_ends_in_death_with_its_last_frame(env):
     assert not np.array_equal(frames[20], play(env, seed=4)[0][20])
 
 
-def test_whoever_lives_to_the_limit_is_cut_off_and_has_not_died(example):
+def test_survival_to_the_time_limit_is_truncated_and_not_terminated(example):
     env = gym.make(example.ENV_ID, max_episode_steps=5)
     _, rewards, terminated, truncated = play(env, seed=0)
     env.close()
@@ -73,7 +73,7 @@ def test_whoever_lives_to_the_limit_is_cut_off_and_has_not_died(example):
 
 
 @pytest.mark.slow
-def test_the_whole_way_runs_and_goes_on_where_it_was(example, tmp_path, monkeypatch, capsys):
+def test_every_stage_runs_and_a_second_run_continues(example, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["take_cover.py", "--short", "--out", str(tmp_path)])
     example.main()
     figures = json.loads((tmp_path / "take-cover.json").read_text())

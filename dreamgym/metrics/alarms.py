@@ -275,7 +275,7 @@ def termination_alarms(result: Calibration, transitions: int) -> list[Alarm]:
 
 
 def action_alarms(effect: ActionEffect) -> list[Alarm]:
-    """Return an alarm if the model dreams the same whatever the actions are."""
+    """Return an alarm if the model's dreams do not depend on the actions."""
     if effect.evidence >= EVIDENCE:
         return []
     return [

@@ -225,7 +225,6 @@ def test_a_setting_out_of_range_is_refused_by_name(name, value):
 INTERRUPTED = """
 import os, signal, sys, threading, time
 import dreamgym
-from dreamgym._device import computes_bfloat16
 from tests.fitting.test_loop import QUICK
 def strike():
     time.sleep(float(sys.argv[3]))
@@ -262,7 +261,6 @@ def test_figures_are_left_out_where_episodes_are_too_short(tmp_path):
 FULL_DISK = """
 import resource, signal, sys
 import dreamgym
-from dreamgym._device import computes_bfloat16
 from dreamgym._files import DiskFullError
 from tests.fitting.test_loop import QUICK
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
