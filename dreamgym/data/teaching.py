@@ -122,9 +122,9 @@ def _termination_findings(lengths: Array, terminated: Array) -> list[str]:
             "other formats give terminals='boundary')"
         ]
     if count < MIN_EVENTS and count < episodes / 2 and count <= RARE_SHARE * steps:
-        plural = "episode terminates" if count == 1 else "episodes terminate"
+        verb = "terminates" if count == 1 else "terminate"
         return [
-            f"{count} of {episodes} {plural} (in {steps:,} steps), too few to teach "
+            f"{count} of {episodes} episodes {verb} (in {steps:,} steps), too few to teach "
             "where episodes end, so dreams hardly will: record episodes that terminate, with a "
             "better or a sticky policy (--policy sticky:0.9), or give the termination as a "
             "function (KnownTermination)"
