@@ -296,6 +296,8 @@ class Pixels(nn.Module):
         self._lead = tuple(layout.shape[axis] for axis in layout.order[:-2])
         self.size = size or (height, width)
         self.resizes, self.pixels = self.size != (height, width), height * width
+        large = self.pixels >= PIECE_PIXELS // 4 and height > self.size[0]
+        self._rows_first = large and layout.axes in ("HWC", "SHWC")
         self.low, self.high = float(box.low.max()), float(box.high.min())
         if self.resizes:
             weights = {
@@ -312,6 +314,11 @@ class Pixels(nn.Module):
         return self._in_pieces(self._to_float, images, self.ndim)
 
     def _to_float(self, images: Tensor) -> Tensor:
+        if self._rows_first:
+            # Fewer rows, before the axes are moved: a quarter of the time for large images.
+            shrunk = self.rows @ images.flatten(-2).float() / 255.0
+            moved = shrunk.unflatten(-1, images.shape[-2:]).movedim(-1, -3) @ self.columns.mT
+            return moved.flatten(-4, -3) if self.ndim == 4 else moved
         moved = images.movedim(self._order, self._last)
         if len(self._lead) != 1:
             sides = moved.shape[-2:]

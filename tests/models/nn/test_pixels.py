@@ -87,5 +87,9 @@ def test_a_network_sees_the_same_image_in_every_order_of_axes():
 def test_large_images_are_resized_piece_by_piece_with_the_same_result():
     pixels, seen = Pixels(box(300, 400, 3), (16, 16)), images(7, 300, 400, 3)
     whole = pixels._to_float(seen)
-    assert torch.equal(pixels.to_float(seen.unflatten(0, (7, 1))).squeeze(1), whole)
+    torch.testing.assert_close(pixels.to_float(seen.unflatten(0, (7, 1))).squeeze(1), whole)
     assert torch.equal(pixels.to_bytes(whole), pixels._to_bytes(whole))
+    first = Pixels(box(3, 300, 400), (16, 16)).to_float(seen.permute(0, 3, 1, 2))
+    torch.testing.assert_close(whole, first)
+    stacked = Pixels(box(7, 300, 400, 3), (16, 16)).to_float(seen)
+    torch.testing.assert_close(stacked, whole.flatten(0, 1))
