@@ -52,8 +52,8 @@ class DreamOptions:
         compile: "auto" captures the step as a CUDA graph on CUDA and is eager elsewhere; True also
             compiles it with torch.compile; False does neither.
         episode_statistics: whether a vector environment's info holds the return and length of
-            episodes, under "episode"; None for output="torch" only, because Gymnasium's own
-            `RecordEpisodeStatistics`, which is for NumPy, refuses an info that has them.
+            episodes, under "episode". `gym.make_vec` leaves them out with output="numpy", because
+            Gymnasium's own `RecordEpisodeStatistics` refuses an info that has them.
         debug: on every device, refuse actions outside the space and steps after the end of an
             episode. Without it only a CPU checks, since elsewhere a check is a host sync.
     """
@@ -69,7 +69,7 @@ class DreamOptions:
     render_mode: str | None = None
     dtype: str = "float32"
     compile: str | bool = "auto"
-    episode_statistics: bool | None = None
+    episode_statistics: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class DreamOptions:
         check_choice("dtype", self.dtype, DTYPES)
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise ValueError(f"compile={self.compile!r} is not valid: give 'auto', True or False")
-        if not isinstance(self.episode_statistics, bool | None):
+        if not isinstance(self.episode_statistics, bool):
             raise ValueError(
                 f"episode_statistics={self.episode_statistics!r} is not valid: give True or False"
             )

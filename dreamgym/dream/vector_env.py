@@ -337,6 +337,20 @@ def _restore(
     return env
 
 
+def make_vector(
+    world: World | str | None = None, num_envs: int = 1, **options: Any
+) -> DreamVectorEnv:
+    """Make the `DreamVectorEnv` of a registered id, as Gymnasium's own wrappers expect it.
+
+    With output="numpy" it leaves out episode statistics, which `RecordEpisodeStatistics` adds.
+    """
+    options.setdefault("episode_statistics", options.get("output") != "numpy")
+    return DreamVectorEnv(world, num_envs, **options)
+
+
+make_vector.metadata = DreamVectorEnv.metadata  # type: ignore[attr-defined]
+
+
 class OutputAdapter:
     """Converts outcomes to what Gymnasium's vector environments return, as tensors or in NumPy.
 
@@ -347,8 +361,7 @@ class OutputAdapter:
 
     def __init__(self, options: DreamOptions, space: gym.Space) -> None:
         self.numpy, self.mode, self.space = options.output == "numpy", options.mode, space
-        statistics = options.episode_statistics
-        self.has_statistics = statistics if statistics is not None else not self.numpy
+        self.has_statistics = options.episode_statistics
 
     def observation(self, observation: Observation) -> Any:
         """Convert observations (N, ...), or a dict of them."""

@@ -247,9 +247,11 @@ def flat(tmp_path: Path) -> Path:
     path = tmp_path / "flat.npz"
     terminals = np.zeros(20, bool)
     terminals[[9, 19]] = True
+    observations = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)
     np.savez(
         path,
-        observations=np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32),
+        observations=observations[:-1],
+        next_observations=observations[1:],
         actions=np.zeros(20, np.int64),
         rewards=np.ones(20, np.float32),
         terminals=terminals,

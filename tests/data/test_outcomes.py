@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from dreamgym.data import (
     pack,
 )
 from dreamgym.data.formats.keys import find_fields, meaning
+from dreamgym.errors import WorldError
 from dreamgym.fitting.config import FitConfig
 
 RNG = np.random.default_rng(0)
@@ -428,7 +428,7 @@ def test_a_named_environment_is_known_to_the_dataset(tmp_path: Path) -> None:
         world = dreamgym.fit(dataset, config=QUICK)
     world.save(tmp_path / "world")
     assert dreamgym.load(tmp_path / "world").env_id == "NotHere-v3"
-    with pytest.raises(gym.error.Error, match="NotHere"):
+    with pytest.raises(WorldError, match="NotHere"):
         world.real_env()
 
 

@@ -345,8 +345,8 @@ def test_record_video_works_on_the_vector_env(tmp_path):
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 def test_gymnasiums_own_wrapper_records_the_episodes_of_numpy_dreams(mode):
     options = {"output": "numpy", "autoreset_mode": mode, "max_episode_steps": 3}
-    env = RecordEpisodeStatistics(make_env(termination=1.0, **options))
-    own = make_env(termination=1.0, episode_statistics=True, **options)
+    env = RecordEpisodeStatistics(make_env(termination=1.0, episode_statistics=False, **options))
+    own = make_env(termination=1.0, **options)
     env.reset(seed=0)
     own.reset(seed=0)
     ended = 0
@@ -361,6 +361,19 @@ def test_gymnasiums_own_wrapper_records_the_episodes_of_numpy_dreams(mode):
                     info["episode"][key][rows], expected["episode"][key][rows], rtol=1e-5
                 )
     assert ended > 1
+
+
+def test_only_make_vec_leaves_episode_statistics_to_gymnasium_and_only_in_numpy():
+    name = "dreamgym/CartPole-MDNRNN-v0"
+    for output in ("numpy", "torch"):
+        made = gym.make_vec(name, num_envs=2, output=output, device="cpu")
+        own = DreamVectorEnv("CartPole-MDNRNN-v0", 2, output=output, device="cpu")
+        for env, expected in ((made, output == "torch"), (own, True)):
+            env.reset(seed=0)
+            info = env.step(np.zeros(2, np.int64) if output == "numpy" else torch.zeros(2).long())[
+                4
+            ]
+            assert ("episode" in info) is expected
 
 
 @pytest.mark.parametrize("copied", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301

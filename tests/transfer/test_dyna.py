@@ -60,6 +60,8 @@ def test_the_most_likely_actions_are_recorded_on_request(observing, tmp_path):
 
 
 def test_processes_record_with_a_trained_policy(cartpole_world, latent, tmp_path):
+    import torch.multiprocessing  # noqa: F401 - it refuses tensors with a graph
+
     policy = LatentAgent(latent, cartpole_world)
     plan = ShardPlan(steps=60, policy=policy, workers=2)
     with Dataset(record_shards("CartPole-v1", tmp_path / "shards", plan)) as dataset:

@@ -43,9 +43,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     require_keys(options.keys, None, probe.path)
     paths = probe.files("*.npz") or (probe.path,)
     observations, actions = _read_arrays(paths[0], options)
-    outlines = [
-        Outline(actions=_read_arrays(path, options)[1], last_is_lost=True) for path in paths
-    ]
+    outlines = [Outline(actions=_read_actions(path), last_is_lost=True) for path in paths]
 
     def episodes() -> Iterator[Episode]:
         for path in paths:
@@ -68,6 +66,11 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         episodes=episodes,
         close=probe.close,
     )
+
+
+def _read_actions(path: Path) -> Array:
+    with NpzFile(path) as file:
+        return file.read_rows("action")
 
 
 def _read_arrays(path: Path, options: ForeignOptions) -> tuple[Array, Array]:

@@ -120,7 +120,7 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
         rewards = None if found.rewards is None else file.read(found.rewards)
         names = (found.terminated, found.truncated, found.ends)
         flags = {name: _last(file.read(name), name, path) for name in names if name is not None}
-        count = len(file.read_rows(str(found.observations)))
+        count = file.count_rows(str(found.observations))
     terminated, truncated, meaning = resolve_ends(found, flags, options, path)
     surplus = count - len(actions)
     if surplus not in (0, 1):

@@ -6,6 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
 from dreamgym.train.policy import TrainedPolicy
@@ -56,9 +57,19 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             reward_scale=env.reward_scale,
             curve=[[float(done), value] for done, value in curve.points],
         )
+        _forget_last_batch(learner.policy)
         return TrainedPolicy(network=learner.policy, card=card, algorithm=learner), finished
     finally:
         env.close()
+
+
+def _forget_last_batch(network: nn.Module) -> None:
+    """Drop the distribution of the last gradient step: its graph cannot go to another process."""
+    for module in network.modules():
+        distribution: Any = getattr(module, "action_dist", None)
+        for name, value in vars(distribution).items() if distribution is not None else ():
+            if name == "distribution" or (isinstance(value, Tensor) and value.grad_fn is not None):
+                setattr(distribution, name, None)
 
 
 def _make_learner(
