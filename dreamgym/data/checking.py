@@ -15,10 +15,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym._files import local_path
+from dreamgym.data.bounds import bounds_findings, outside_observations
 from dreamgym.data.dataset import MIN_BLOCK
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
+from dreamgym.data.images import image_notes
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
@@ -29,6 +31,7 @@ from dreamgym.data.statistics import (
     reward_statistics,
 )
 from dreamgym.data.storage import Column, EpisodeTable, Source
+from dreamgym.data.teaching import Lessons, teaching_findings
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -154,6 +157,8 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         for kind, channels in (("constant", figures.constant), ("saturated", figures.saturated)):
             if channels:
                 notes.append(f"{len(channels)} {kind} channels in {key!r}: {_shorten(channels)}")
+    notes += image_notes(boxes) + bounds_findings(outside_observations(source))
+    notes += teaching_findings([Lessons.of_source(source)])
     notes += [*metadata.notes, *_action_bounds_notes(metadata.action_space)]
     duplicates = _duplicates(source)
     if duplicates:

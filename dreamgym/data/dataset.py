@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dreamgym._files import ClosingContext, local_path, partial_path
 from dreamgym.data import layout
+from dreamgym.data.bounds import OutsideChannel, outside_observations
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
@@ -30,6 +31,7 @@ from dreamgym.data.segments import (
 )
 from dreamgym.data.statistics import episode_returns
 from dreamgym.data.storage import Source, as_model_actions
+from dreamgym.data.teaching import Lessons
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -384,6 +386,15 @@ class Dataset(ClosingContext):
         """
         for index in np.flatnonzero(~self._verified).tolist():
             self._verify_episode(index)
+
+    def outside_observations(self) -> dict[str, list[OutsideChannel]]:
+        """Return the channels with values outside their bounds, by observation key."""
+        outside = outside_observations(self._source)
+        return {key: outside[key] for key in self.metadata.observation_boxes()}
+
+    def lessons(self) -> list[Lessons]:
+        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        return [Lessons.of_source(self._source)]
 
     def _verify_episode(self, index: int) -> None:
         if self._verified[index]:

@@ -16,6 +16,7 @@ from dreamgym._files import atomic_file, local_path
 from dreamgym.data.checking import DatasetCard, check
 from dreamgym.data.dataset import Dataset
 from dreamgym.data.formats import ForeignOptions
+from dreamgym.data.images import image_layout
 from dreamgym.data.layout import SINGLE_KEY
 from dreamgym.errors import DatasetError
 
@@ -23,6 +24,7 @@ Array = NDArray[Any]
 
 _SHOWN_EPISODES, _SHOWN_FRAMES, _SHOWN_CHANNELS = 4, 8, 8
 _BINS = 24
+_SMALLEST_FRAME = 8  # pixels on a side
 _MEMORY = 64 << 20
 
 _STYLE = (
@@ -80,6 +82,8 @@ def _pictures(dataset: Dataset) -> str:
         _histogram("length", dataset.lengths),
         "<h2>Episodes</h2>",
     ]
+    boxes = dataset.metadata.observation_boxes()
+    layouts = {key: image_layout(box) for key, box in boxes.items()}
     for index in shown:
         episode = dataset.episode(index)
         observations = episode.observations
@@ -87,12 +91,13 @@ def _pictures(dataset: Dataset) -> str:
             observations = {SINGLE_KEY: observations}
         for key, rows in observations.items():
             title = f"episode {index}, {key}"
-            parts.append(_frames(title, rows) if _is_image(rows) else _traces(title, rows))
+            layout = layouts[key]
+            parts.append(
+                _traces(title, rows)
+                if layout is None or min(layout.size) < _SMALLEST_FRAME
+                else _frames(title, layout.channels_last(rows))
+            )
     return "".join(parts)
-
-
-def _is_image(rows: Array) -> bool:
-    return rows.dtype == np.uint8 and rows.ndim in (3, 4) and min(rows.shape[1:3]) >= 8
 
 
 def _histogram(title: str, values: Array) -> str:

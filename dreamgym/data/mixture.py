@@ -14,11 +14,13 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data.bounds import OutsideChannel
 from dreamgym.data.dataset import Dataset
 from dreamgym.data.episodes import Episode
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.segments import Sampler, SegmentBatch
 from dreamgym.data.skipped_dataset import SkippedDataset
+from dreamgym.data.teaching import Lessons
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -261,6 +263,18 @@ class MixedDataset:
         """Verify every episode, see `Dataset.verify`."""
         for dataset in self.datasets:
             dataset.verify()
+
+    def outside_observations(self) -> dict[str, list[OutsideChannel]]:
+        """Return the channels with values outside their bounds, by observation key."""
+        joined: dict[str, list[OutsideChannel]] = {}
+        for dataset in self.datasets:
+            for key, channels in dataset.outside_observations().items():
+                joined.setdefault(key, []).extend(channels)
+        return joined
+
+    def lessons(self) -> list[Lessons]:
+        """Return what shows whether the datasets can teach, see `data.teaching`."""
+        return [lessons for dataset in self.datasets for lessons in dataset.lessons()]
 
     def _locate(self, index: int) -> tuple[Dataset | SkippedDataset, int]:
         """Return the dataset of an episode, and the index of the episode there."""

@@ -9,11 +9,13 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data.bounds import OutsideChannel
 from dreamgym.data.dataset import Dataset, split_episodes
 from dreamgym.data.episodes import Episode
 from dreamgym.data.frame_skip import FrameSkip, borrowed_steps
 from dreamgym.data.layout import index_rows
 from dreamgym.data.segments import Sampler, SegmentBatch
+from dreamgym.data.teaching import Lessons
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -178,6 +180,14 @@ class SkippedDataset:
     def verify(self) -> None:
         """Verify every episode, see `Dataset.verify`."""
         self.dataset.verify()
+
+    def outside_observations(self) -> dict[str, list[OutsideChannel]]:
+        """Return the channels with values outside their bounds, by observation key."""
+        return self.dataset.outside_observations()
+
+    def lessons(self) -> list[Lessons]:
+        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        return self.dataset.lessons()
 
     def join_actions(self, batch: SegmentBatch) -> SegmentBatch:
         """Return a batch with its blocks of environment actions as actions of `action_space`."""

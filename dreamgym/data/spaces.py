@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from dreamgym.data.images import image_layout
 from dreamgym.errors import DatasetError, UnsupportedSpaceError
 
 Role = Literal["observation", "action"]
@@ -31,6 +32,11 @@ INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
 
 # A description of a larger space is an error, or an attempt to exhaust the memory.
 MAX_ELEMENTS = 1 << 26
+
+
+def is_float(space: gym.Space[Any]) -> bool:
+    """Return whether the values of a space are floating-point numbers, not integers."""
+    return space.dtype is not None and np.issubdtype(space.dtype, np.floating)
 
 
 def check_supported(space: gym.Space[Any], role: Role) -> None:
@@ -73,9 +79,62 @@ def _unsupported(space: Any, role: Role, key: str, reason: str) -> UnsupportedSp
     reason = f" ({reason})" if reason else ""
     return UnsupportedSpaceError(
         f"the {role} space{place} is {_brief(space)}{reason}, which dreamgym does not support; "
-        f"supported for an {role}: {SUPPORTED[role]}. Wrap the environment so that it has such a "
-        f"space, for example with gymnasium.wrappers.FlattenObservation or TransformAction"
+        f"supported for an {role}: {SUPPORTED[role]}. {_advice(space, role)}"
     )
+
+
+def _advice(space: Any, role: Role) -> str:
+    """Return how to wrap an environment with an unsupported space; the result is supported."""
+    parts = list(_leaves(space))
+    if role == "observation":
+        if any(image_layout(part) is not None for part in parts if isinstance(part, spaces.Box)):
+            return (
+                "Wrap the environment in gymnasium.wrappers.TransformObservation with a function "
+                "that returns a plain dict of arrays, one for each image and vector, and a Dict of "
+                "those Boxes as its space"
+            )
+        flattens = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+        if parts and all(isinstance(part, flattens) and _is_numeric(part) for part in parts):
+            return (
+                "Wrap the environment in gymnasium.wrappers.FlattenObservation, which makes it one "
+                "vector (numbers of a Discrete become one-hot), and record that"
+            )
+        return (
+            "Wrap the environment in gymnasium.wrappers.TransformObservation with a function that "
+            "returns an array of numbers of a fixed shape, and a Box of that shape as its space"
+        )
+    wrapper = "Wrap the environment in gymnasium.wrappers.TransformAction"
+    if isinstance(space, spaces.MultiBinary):
+        return (
+            f"{wrapper}(env, lambda action: action.astype(numpy.int8), "
+            f"gymnasium.spaces.MultiDiscrete(numpy.full({space.shape}, 2))), and record that"
+        )
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete):
+        return f"{wrapper} with a function from such a space to the environment's actions"
+    kinds = {type(part) for part in parts}
+    joint = "MultiDiscrete" if kinds <= {spaces.Discrete, spaces.MultiDiscrete} else "Box"
+    return (
+        f"{wrapper} with a function that splits one {joint} into the parts of the environment's "
+        f"action, and that {joint} as its space, and record that"
+    )
+
+
+def _leaves(space: Any) -> Iterator[Any]:
+    """Iterate over the parts of nested Dict and Tuple spaces."""
+    if isinstance(space, spaces.Dict):
+        for child in space.spaces.values():
+            yield from _leaves(child)
+    elif isinstance(space, spaces.Tuple):
+        for child in space.spaces:
+            yield from _leaves(child)
+    else:
+        yield space
+
+
+def _is_numeric(space: gym.Space[Any]) -> bool:
+    """Return whether a part has at least one number, of a supported dtype."""
+    shape, dtype = space.shape or (), str(np.dtype(space.dtype))
+    return math.prod(shape) > 0 and (dtype in BOX_DTYPES or not isinstance(space, spaces.Box))
 
 
 def _brief(space: Any) -> str:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym._device import own_torch_modes
+from dreamgym.data.images import image_layout
 from dreamgym.errors import WorldError
 from dreamgym.models import Decodes, State, WorldModel
-from dreamgym.models.observations import Observation, get_part, is_image, observation_boxes
+from dreamgym.models.observations import Observation, get_part, observation_boxes
 from dreamgym.world.world import World
 
 Frame = NDArray[np.uint8]
@@ -98,7 +99,9 @@ class Renderer:
         self.env: gym.Env | None = None
         self.set_state: Callable[[Any, NDArray[np.floating]], None] | None = None
         boxes = observation_boxes(world.observation_space)
-        self.image = next((key for key, box in boxes.items() if is_image(box)), None)
+        layouts = {key: image_layout(box) for key, box in boxes.items()}
+        self.image = next((key for key, layout in layouts.items() if layout is not None), None)
+        self.layout = None if self.image is None else layouts[self.image]
         if self.image is None:
             name = (world.env_id or "").rpartition("/")[2].rpartition("-v")[0]
             if name in STATE_SETTERS:
@@ -126,8 +129,9 @@ class Renderer:
 
     def draw(self, observation: Observation) -> Frame:
         """Return a frame (height, width, 3) uint8 of a batch of one observation."""
-        if self.image is not None:
-            return _three_channels(get_part(observation, self.image)[0].cpu().numpy())
+        if self.image is not None and self.layout is not None:
+            images = get_part(observation, self.image)[:1].cpu().numpy()
+            return _three_channels(self.layout.channels_last(images)[0])
         values = _flatten(observation)[0].cpu().numpy()
         if self.env is not None and self.set_state is not None:
             self.set_state(self.env.unwrapped, values)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym.data.spaces import is_float
 from dreamgym.dream.noise import row_keys
 from dreamgym.dream.state import MODEL_PREFIX, Dreams
 from dreamgym.models import Decodes
@@ -38,12 +39,18 @@ class ActionValidator:
     ) -> None:
         self.space, self.device, self.check_bounds = space, device, check_bounds
         self.shape = (num_envs, *(space.shape or ()))
-        self.continuous = isinstance(space, gym.spaces.Box)
-        if isinstance(space, gym.spaces.Box):
-            low, high = space.low, space.high
+        self.continuous = isinstance(space, gym.spaces.Box) and is_float(space)
+        if isinstance(space, gym.spaces.Box) and self.continuous:
+            low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
             # No tolerance for an infinite bound, whose width is not a number.
-            slack = TOLERANCE * np.where(np.isfinite(high - low), high - low, 0.0)
-            low, high = low - slack, high + slack
+            finite = np.isfinite(low) & np.isfinite(high)
+            width = np.subtract(high, low, out=np.zeros_like(low), where=finite)
+            low, high = low - TOLERANCE * width, high + TOLERANCE * width
+        elif isinstance(space, gym.spaces.Box):
+            # A model takes int64, in which the largest numbers of uint64 do not fit.
+            largest = np.uint64(np.iinfo(np.int64).max)
+            high = np.minimum(space.high, largest) if space.dtype == np.uint64 else space.high
+            low, high = space.low.astype(np.int64), high.astype(np.int64)
         elif isinstance(space, gym.spaces.Discrete):
             low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
         elif isinstance(space, gym.spaces.MultiDiscrete):

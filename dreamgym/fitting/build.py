@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset
+from dreamgym.data.bounds import bounds_findings, covers, widened_space
+from dreamgym.data.teaching import teaching_findings
 from dreamgym.fitting.config import FitConfig
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import FAMILIES, ModelSpec, WorldModel
+from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.statistics import measure_statistics
 from dreamgym.world.start_states import burn_in
 from dreamgym.world.world import World
@@ -57,11 +60,14 @@ def build_model(
                 f"{config_type.__name__}, or a fitted model (`world.model`)"
             )
         spec = ModelSpec(family=family, config=source)
-        model = spec.build(data.observation_space, data.action_space)
+        space = widened_space(data.observation_space, data.outside_observations())
+        model = spec.build(space, data.action_space)
     episodes = (data.episode(int(index)) for index in training)
     actions = (data.actions(int(index)) for index in training)
+    boxes = observation_boxes(data.observation_space)
+    images = [key for key, box in boxes.items() if is_image(box)]
     model.set_statistics(
-        measure_statistics(((e.observations, e.rewards) for e in episodes), actions)
+        measure_statistics(((e.observations, e.rewards) for e in episodes), actions, images)
     )
     return model
 
@@ -74,14 +80,17 @@ def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel
             f"the model to continue from is of the family {spec.family!r}, the fit of {family!r}; "
             f"give family={spec.family!r}"
         )
-    for role in ("observation_space", "action_space"):
-        if getattr(model, role) != getattr(data, role):
+    for role, fits in (
+        ("observation_space", covers(model.observation_space, data.observation_space)),
+        ("action_space", model.action_space == data.action_space),
+    ):
+        if not fits:
             raise ValueError(
                 f"the {role} of the model to continue from is {getattr(model, role)}, that of the "
                 f"data {getattr(data, role)}; give data of the same environment"
             )
     # A fresh build decides which parameters are trainable and which stay frozen.
-    copy = spec.build(data.observation_space, data.action_space)
+    copy = spec.build(model.observation_space, data.action_space)
     copy.load_state_dict(model.state_dict())
     copy.before_fit()
     return copy
@@ -148,7 +157,9 @@ def build_world(result: FitResult) -> World:
     quality = {
         **evaluate_metrics(*held_out, seed),
         "recommendation": recommendation.reasons,
-        "alarms": [alarm.sentence for alarm in monitor.inspect(model).alarms],
+        "alarms": bounds_findings(data.outside_observations())
+        + teaching_findings(data.lessons())
+        + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }
     starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
     return World(

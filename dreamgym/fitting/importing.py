@@ -10,6 +10,7 @@ import gymnasium as gym
 from dreamgym._device import float32_by_default
 from dreamgym._files import local_path, require_new
 from dreamgym.data import AnyDataset, open_dataset
+from dreamgym.data.bounds import covers
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world, divisible
 from dreamgym.fitting.config import FitConfig
@@ -54,7 +55,7 @@ def from_model(
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
             actual, expected = getattr(data, role), getattr(model, role)
-            if actual != expected:
+            if not covers(expected, actual):
                 raise WorldError(
                     f"the model's {role} is {expected}, that of {data.path} is {actual}; give data "
                     "of the model's environment, read with the frame skip it was fitted with"

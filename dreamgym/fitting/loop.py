@@ -36,6 +36,7 @@ from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
 from dreamgym.metrics import TrainingMonitor
 from dreamgym.models import WorldModel
+from dreamgym.models.observations import observation_bytes
 from dreamgym.models.spec import family_class, to_json
 from dreamgym.world.world import World
 
@@ -55,6 +56,9 @@ REPORT_EVERY = 25
 
 EVALUATION_BATCHES = 8
 """Batches of held-out segments in one evaluation."""
+
+EVALUATION_BYTES = 1 << 30
+"""Size of the observations in one evaluation, above which it has fewer batches, at least one."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in the messages of RuntimeErrors with which torch reports a lack of memory."""
@@ -142,6 +146,7 @@ class _Fit:
         self.held_out_batches = self._batches(self.held_out, HELD_OUT)
         self.monitor = TrainingMonitor(dataset=data, episodes=self.held_out, seed=seed)
         self.progress = FitProgress()
+        self.row_bytes = observation_bytes(data.observation_space)
 
     def _batches(self, episodes: NDArray, stream: int) -> Batches:
         config, runtime = self.config, self.runtime
@@ -241,7 +246,8 @@ class _Fit:
     def _held_out_loss(self) -> float:
         """Return the loss on held-out episodes, and remember the best weights so far."""
         self.model.eval()
-        numbers = range(EVALUATION_BATCHES)
+        batch_bytes = self.config.batch_size * (self.config.segment_length + 1) * self.row_bytes
+        numbers = range(min(EVALUATION_BATCHES, max(1, EVALUATION_BYTES // batch_bytes)))
         terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
         loss = self._to_finite({"held_out": terms.pop("loss")})["held_out"]
         self.model.after_evaluation(terms)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreamgym._device import float32_by_default
-from dreamgym.metrics.windows import BURN_IN, Windows, uniform_noise
+from dreamgym.metrics.windows import BURN_IN, Windows, decode_chunk, uniform_noise
 from dreamgym.models import Decodes, Segment, State, WorldModel, filter_states, imagine
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
 
@@ -93,9 +93,7 @@ class _Targets:
         observed, first = windows.segment.observation, BURN_IN + 1
         if isinstance(model, Decodes):
             keys = observation_boxes(model.observation_space)
-            self.expected = {
-                k: get_part(observed, k)[:, first : first + steps].float() for k in keys
-            }
+            self.expected = {k: get_part(observed, k)[:, first : first + steps] for k in keys}
             self.spread = {k: windows.spread(k) for k in keys}
             return
         segment = Segment(
@@ -112,9 +110,16 @@ class _Targets:
 
     def errors(self, states: State) -> Tensor:
         """Return the mean squared error (N,) of states with leaves (N, steps, ...)."""
-        outputs = self._outputs(states)
+        count, length = next(iter(states.values())).shape[:2]
+        chunk = decode_chunk(self.model.observation_space, length)
+        rows = [slice(first, first + chunk) for first in range(0, count, chunk)]
+        return torch.cat([self._chunk_errors(states, part) for part in rows])
+
+    def _chunk_errors(self, states: State, rows: slice) -> Tensor:
+        """Return the mean squared error of some of the windows."""
+        outputs = self._outputs({key: leaf[rows] for key, leaf in states.items()})
         errors = [
-            ((outputs[key] - expected) / self.spread[key]).square().flatten(1).mean(1)
+            ((outputs[key] - expected[rows].float()) / self.spread[key]).square().flatten(1).mean(1)
             for key, expected in self.expected.items()
         ]
         return torch.stack(errors).mean(0)

@@ -22,7 +22,7 @@ from dreamgym.metrics.windows import (
     draw_windows,
     max_steps,
     uniform_noise,
-    window_budget,
+    window_shape,
 )
 from dreamgym.models import WorldModel
 from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
@@ -185,7 +185,7 @@ class TrainingMonitor:
         """Run every check on a model in eval mode; takes about as long as one training batch."""
         rng = np.random.default_rng([self.seed, 0xA1A2])
         steps = max(1, min(STEPS, max_steps(self.dataset, self.episodes)))
-        shape = (window_budget(self.dataset, BURN_IN + steps, MAX_WINDOWS), steps)
+        shape = window_shape(self.dataset, steps, MAX_WINDOWS)
         context = InspectionContext(
             model=model,
             windows=draw_windows(model, self.dataset, self.episodes, shape, rng),

@@ -16,10 +16,11 @@ from dreamgym.metrics.windows import (
     BURN_IN,
     MIN_WINDOWS,
     Windows,
+    decode_chunk,
     draw_windows,
     max_steps,
     uniform_noise,
-    window_budget,
+    window_shape,
 )
 from dreamgym.models import Decodes, State, WorldModel
 from dreamgym.models.observations import get_part, join_parts, observation_boxes
@@ -72,7 +73,8 @@ def open_loop_errors(
         model: model in eval mode, with a decoder.
         dataset: source of the episodes.
         episodes: indices of episodes that the model was not fitted to.
-        horizons: numbers of steps ahead; those that no episode reaches are left out.
+        horizons: numbers of steps ahead; those that no episode reaches are left out, and far ones
+            for observations so large that their windows must be short (`window_shape`).
         samples: dreams per window.
         seed: seed of the windows and of the model's noise.
 
@@ -94,18 +96,15 @@ def open_loop_errors(
     }
     if reachable:
         rng = np.random.default_rng([seed, 0x9A11])
-        count = window_budget(dataset, BURN_IN + reachable[-1], MAX_WINDOWS)
-        shape = (count, reachable[-1])
+        shape = window_shape(dataset, reachable[-1], MAX_WINDOWS)
         windows = _limit_windows(draw_windows(model, dataset, episodes, shape, rng), samples)
         spreads = {key: windows.spread(key) for key in rows_of}
         for k, window_rows, state in _dream(model, windows, samples, rng):
             if k not in reachable:
                 continue
-            decoded, observed = model.decode(state), windows.segment.observation
+            squares = _squared_errors(model, windows, (k, window_rows, state), spreads, samples)
             for key, rows in rows_of.items():
-                truth = get_part(observed, key)[window_rows]
-                errors = _errors(get_part(decoded, key), truth, k, spreads[key])
-                rows.append((k, len(window_rows), *errors))
+                rows.append((k, len(window_rows), *(square**0.5 for square in squares[key])))
     return join_parts({key: _to_errors(rows) for key, rows in rows_of.items()})
 
 
@@ -136,20 +135,41 @@ def _dream(
         yield t + 1, rows, state
 
 
-def _errors(decoded: Tensor, truth: Tensor, k: int, spread: Tensor) -> tuple[float, float, float]:
-    """Return the sampled, mean and repeat-last errors at horizon k.
+def _squared_errors(
+    model: Any,
+    windows: Windows,
+    dreams: tuple[int, Tensor, State],
+    spreads: dict[str, Tensor],
+    samples: int,
+) -> dict[str, tuple[float, ...]]:
+    """Return the mean squared errors of each part: sampled, of the mean and of repeating the last.
 
     Args:
-        decoded: (A * samples, ...) dreamt observations after k steps.
-        truth: (A, L, ...) real observations of the windows.
-        k: steps after the burn-in.
-        spread: standard deviation of the observations.
+        model: model that decodes.
+        windows: windows of real observations.
+        dreams: steps done (k), rows (A,) of windows, and states (A * samples, ...).
+        spreads: standard deviation of the observations of each part.
+        samples: dreams per window.
     """
-    expected, last = truth[:, BURN_IN + k].float(), truth[:, BURN_IN].float()
-    dreams = decoded.float().unflatten(0, (len(expected), -1))
-    differences = (dreams - expected.unsqueeze(1), dreams.mean(1) - expected, last - expected)
-    sampled, mean, repeat_last = (float((d / spread).square().mean() ** 0.5) for d in differences)
-    return sampled, mean, repeat_last
+    k, window_rows, state = dreams
+    chunk = decode_chunk(model.observation_space, samples)
+    totals = {key: np.zeros(3) for key in spreads}
+    for first in range(0, len(window_rows), chunk):
+        rows = window_rows[first : first + chunk]
+        part = slice(first * samples, (first + len(rows)) * samples)
+        decoded = model.decode({key: leaf[part] for key, leaf in state.items()})
+        for key, spread in spreads.items():
+            truth = get_part(windows.segment.observation, key)[rows][:, [BURN_IN, BURN_IN + k]]
+            last, expected = truth.float().unbind(1)
+            dreamt = get_part(decoded, key).float().unflatten(0, (len(rows), -1))
+            differences = (
+                dreamt - expected.unsqueeze(1),
+                dreamt.mean(1) - expected,
+                last - expected,
+            )
+            squares = [float((d / spread).square().mean()) for d in differences]
+            totals[key] += np.array(squares) * (len(rows) / len(window_rows))
+    return {key: tuple(total.tolist()) for key, total in totals.items()}
 
 
 def _to_errors(rows: list[tuple[float, ...]]) -> OpenLoopErrors:

@@ -18,7 +18,7 @@ from dreamgym.metrics.windows import (
     draw_windows,
     max_steps,
     uniform_noise,
-    window_budget,
+    window_shape,
 )
 from dreamgym.models import Decodes, WorldModel
 
@@ -143,7 +143,7 @@ def _choose_termination(
     if not steps:
         return SAMPLE, {}
     rng = np.random.default_rng([seed, 0x7E14])
-    shape = (window_budget(dataset, BURN_IN + steps, MAX_WINDOWS), steps)
+    shape = window_shape(dataset, steps, MAX_WINDOWS)
     windows = draw_windows(model, dataset, episodes, shape, rng)
     windows = windows.take(windows.mask[:, 0].nonzero().squeeze(-1))
     terminated = (windows.segment.terminated[:, BURN_IN:] & windows.mask).any(1)

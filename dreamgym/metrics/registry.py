@@ -21,7 +21,7 @@ from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, action_effect
 from dreamgym.metrics.calibration import calibration
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
-from dreamgym.metrics.windows import BURN_IN, Windows, draw_windows, uniform_noise, window_budget
+from dreamgym.metrics.windows import BURN_IN, Windows, draw_windows, uniform_noise, window_shape
 from dreamgym.models import Decodes, Prediction, WorldModel
 from dreamgym.models.observations import join_parts, observation_boxes
 
@@ -179,8 +179,8 @@ def evaluate_metrics(
         episode is long enough is left out.
     """
     rng = np.random.default_rng([seed, 0x9A11])
-    count = window_budget(dataset, BURN_IN + STEPS, MAX_WINDOWS)
-    windows = draw_windows(model, dataset, episodes, (count, STEPS), rng)
+    shape = window_shape(dataset, STEPS, MAX_WINDOWS)
+    windows = draw_windows(model, dataset, episodes, shape, rng)
     context = MetricContext(
         model=model, dataset=dataset, episodes=episodes, windows=windows, seed=seed, rng=rng
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,13 @@ from torch import Tensor
 from dreamgym.data import AnyDataset
 from dreamgym.models import Segment, State, WorldModel, filter_states
 from dreamgym.models.base import as_segment, model_device
-from dreamgym.models.observations import get_part, is_image, map_observation, observation_boxes
+from dreamgym.models.observations import (
+    get_part,
+    is_image,
+    map_observation,
+    observation_boxes,
+    observation_bytes,
+)
 
 BURN_IN = 4
 """Transitions that the model filters before it dreams."""
@@ -22,7 +29,16 @@ MAX_OBSERVATION_BYTES = 64 << 20
 """Approximate size of the observations in all windows, which limits the number of image windows."""
 
 MIN_WINDOWS = 64
-"""Minimum number of windows, whatever their size."""
+"""Minimum number of windows, as long as they take no more than `MAX_WINDOW_BYTES`."""
+
+MAX_WINDOW_BYTES = 512 << 20
+"""Maximum size of the observations in all windows. Larger ones get fewer and shorter windows."""
+
+MIN_LARGE_WINDOWS = 32
+"""Minimum number of windows of large observations."""
+
+MAX_DECODE_BYTES = 256 << 20
+"""Approximate maximum size of the observations that are decoded at once, as float32."""
 
 
 class Windows(NamedTuple):
@@ -74,18 +90,35 @@ def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...], device: torc
     return torch.from_numpy(rng.random(shape, dtype=np.float32)).to(device)
 
 
-def window_budget(dataset: AnyDataset, length: int, limits: tuple[int, int]) -> int:
-    """Return the number of windows of `length` transitions to evaluate.
+def window_shape(dataset: AnyDataset, steps: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of windows to evaluate, and their steps after the burn-in.
 
     Args:
         dataset: source of the windows.
-        length: transitions in a window.
+        steps: transitions after the burn-in; large observations get fewer, but at least one.
         limits: maximum number of windows for vectors, and for images, which are slow to decode.
     """
     boxes = observation_boxes(dataset.observation_space).values()
-    row_bytes = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
+    row_bytes = observation_bytes(dataset.observation_space)
     limit = limits[1] if any(map(is_image, boxes)) else limits[0]
-    return min(limit, max(MIN_WINDOWS, MAX_OBSERVATION_BYTES // (row_bytes * (length + 1))))
+    rows = BURN_IN + steps + 1
+    count = min(limit, max(MIN_WINDOWS, MAX_OBSERVATION_BYTES // (row_bytes * rows)))
+    if count * rows * row_bytes <= MAX_WINDOW_BYTES:
+        return count, steps
+    count = min(count, max(MIN_LARGE_WINDOWS, MAX_WINDOW_BYTES // (row_bytes * rows)))
+    rows = min(rows, max(BURN_IN + 2, MAX_WINDOW_BYTES // (row_bytes * count)))
+    return count, rows - BURN_IN - 1
+
+
+def decode_chunk(space: gym.Space, observations: int) -> int:
+    """Return how many windows to decode at once.
+
+    Args:
+        space: space of the observations.
+        observations: observations that are decoded for each window.
+    """
+    size = sum(int(np.prod(box.shape)) for box in observation_boxes(space).values())
+    return max(1, MAX_DECODE_BYTES // (4 * size * observations))
 
 
 def max_steps(dataset: AnyDataset, episodes: NDArray[Any]) -> int:

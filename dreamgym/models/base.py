@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dreamgym._device import product_dtype
 from dreamgym.data import SegmentBatch
+from dreamgym.data.spaces import is_float
 from dreamgym.models.observations import Observation, as_tensors, map_observation
 from dreamgym.models.statistics import Statistics
 
@@ -414,7 +415,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:
     """Return the action that comes with an episode's first observation: (batch_size, ...) zeros."""
-    dtype = torch.float32 if isinstance(space, gym.spaces.Box) else torch.int64
+    dtype = torch.float32 if is_float(space) else torch.int64
     return torch.zeros((batch_size, *(space.shape or ())), dtype=dtype, device=device)
 
 

@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym.data.images import image_layout
+
 Observation = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor, or a dict with one for each key of a Dict space."""
 
 T = TypeVar("T")
+
+_WIDE_UNSIGNED = tuple(map(np.dtype, (np.uint16, np.uint32, np.uint64)))
+"""Dtypes for which torch has few operations; their tensors are int64."""
 
 WHOLE = ""
 """Key of the only part of an observation that is not a Dict."""
@@ -36,8 +41,14 @@ def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
 
 
 def is_image(box: gym.spaces.Box) -> bool:
-    """Return whether a Box holds images: uint8 of shape (height, width, channels)."""
-    return box.dtype == np.uint8 and len(box.shape) == 3
+    """Return whether a Box holds images; see `image_layout` for the shapes that count as such."""
+    return image_layout(box) is not None
+
+
+def observation_bytes(space: gym.Space) -> int:
+    """Return the size of one observation in bytes."""
+    boxes = observation_boxes(space).values()
+    return sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
 
 
 def get_part(observation: Observation, key: str) -> Tensor:
@@ -69,4 +80,13 @@ def as_tensors(observation: Any, device: torch.device | str = "cpu") -> Observat
 
 
 def _as_tensor(array: Any, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    array = np.ascontiguousarray(array)
+    if array.dtype in _WIDE_UNSIGNED:
+        array = array.astype(np.int64)
+    return torch.from_numpy(array).to(device)
+
+
+def tensor_dtype(dtype: Any) -> torch.dtype:
+    """Return the dtype of tensors of observations with a NumPy dtype."""
+    dtype = np.dtype(dtype)
+    return torch.int64 if dtype in _WIDE_UNSIGNED else torch.from_numpy(np.empty(0, dtype)).dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,7 +90,9 @@ class _Sums:
 
 
 def measure_statistics(
-    episodes: Iterable[tuple[Any, NDArray]], actions: Iterable[NDArray] = ()
+    episodes: Iterable[tuple[Any, NDArray]],
+    actions: Iterable[NDArray] = (),
+    images: Collection[str] | None = None,
 ) -> Statistics:
     """Compute statistics over whole episodes, in one pass and with float64 sums.
 
@@ -98,6 +100,8 @@ def measure_statistics(
         episodes: pairs of observations, (T + 1, ...) or a dict of such, and rewards (T,).
         actions: (T, ...) actions of each episode, as the environment takes them; integers are
             discrete and have no moments.
+        images: keys of the parts that are images, which are scaled by their known range and have no
+            moments; None for every part of bytes.
 
     Raises:
         ValueError: there are no episodes.
@@ -108,8 +112,8 @@ def measure_statistics(
     for observations, episode_rewards in episodes:
         by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
         for key, values in by_key.items():
-            if values.dtype == np.uint8:
-                continue  # images and other bytes are scaled by their known range
+            if key in images if images is not None else values.dtype == np.uint8:
+                continue
             if key not in parts:
                 parts[key] = _Sums(values[0])
             parts[key].add(values)

@@ -19,6 +19,7 @@ from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
+from dreamgym.train.actions import environment_actions
 from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
 from dreamgym.world.world import World, as_world
 
@@ -159,7 +160,7 @@ class TrainedPolicy:
             The action or actions (NumPy), and the state of a recurrent policy, else None.
         """
         actions, state = self.network.predict(observation, state, episode_start, deterministic)
-        return actions, state
+        return environment_actions(actions, self.action_space), state
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

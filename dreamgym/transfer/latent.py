@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dreamgym._device import float32_by_default
 from dreamgym.data import FrameSkip
+from dreamgym.data.bounds import covers
 from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
@@ -122,7 +123,7 @@ class LatentObservation(
 def _check_spaces(env: gym.Env[Any, Any], world: World) -> None:
     for role in ("observation_space", "action_space"):
         real, expected = getattr(env, role), getattr(world, role)
-        if real != expected:
+        if not covers(expected, real):
             name = env.spec.id if env.spec is not None else str(env)
             raise TransferError(
                 f"the {role.replace('_', ' ')} of {name} is {real}, that of the world "

@@ -12,7 +12,7 @@ from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.models import State, WorldModel, filter_states
 from dreamgym.models.base import as_segment, model_device
-from dreamgym.models.observations import map_observation, observation_boxes
+from dreamgym.models.observations import map_observation, observation_bytes
 
 CHUNK_WINDOWS = 128
 """Maximum number of windows filtered at once."""
@@ -97,8 +97,7 @@ def burn_in(
 
 def _chunk_size(dataset: AnyDataset, length: int) -> int:
     """Return the number of windows of `length` transitions to filter at once."""
-    boxes = observation_boxes(dataset.observation_space).values()
-    row_bytes = sum(int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes)
+    row_bytes = observation_bytes(dataset.observation_space)
     return max(1, min(CHUNK_WINDOWS, CHUNK_BYTES // (row_bytes * (length + 1))))
 
 

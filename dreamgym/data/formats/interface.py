@@ -53,7 +53,8 @@ class ForeignOptions:
     Attributes:
         terminals: Meaning of an ambiguous end flag: `"termination"` (the task ended) or
             `"boundary"` (only the recording ended: a truncation).
-        observation_space: Observation space to use instead of one inferred from the values.
+        observation_space: Observation space to use instead of one inferred from the values, or of a
+            recorded one whose bounds are too narrow.
         action_space: Action space to use instead of one inferred from the values.
         env_id: Id of the environment.
         keys: Observation keys or columns to read; all if `None`. A key inside a group is written

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
@@ -62,7 +63,25 @@ def open_source(
         probe.close()
         raise
     probe.close()
-    return (open_shards if path.is_dir() else open_native)(path, memory), []
+    source = (open_shards if path.is_dir() else open_native)(path, memory)
+    if foreign is not None and foreign.observation_space is not None:
+        source = _with_observation_space(source, foreign.observation_space)
+    return source, []
+
+
+def _with_observation_space(source: Source, space: gym.Space[Any]) -> Source:
+    """Return a native source with another observation space, which differs in its bounds only."""
+    recorded, metadata = source.metadata, replace(source.metadata, observation_space=space)
+    if {key: (box.shape, box.dtype) for key, box in recorded.observation_boxes().items()} != {
+        key: (box.shape, box.dtype) for key, box in metadata.observation_boxes().items()
+    }:
+        source.close()
+        raise DatasetError(
+            f"its observation space is {recorded.observation_space}, not {space}",
+            path=source.path,
+            remedy="give a space that differs from the recorded one in its bounds only",
+        )
+    return replace(source, metadata=metadata)
 
 
 def _read_foreign(

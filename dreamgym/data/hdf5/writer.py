@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from dreamgym._files import ClosingContext, local_path, partial_path, refuse_existing, sync
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import layout
+from dreamgym.data.bounds import outside_message
 from dreamgym.data.episodes import Episode
 from dreamgym.data.hdf5.guard import (
     hdf5_errors,
@@ -73,6 +75,8 @@ class DatasetWriter(ClosingContext):
         DatasetError: `path` or `<path>.partial` exists, its folder cannot be created, or the disk
             is full.
     """
+
+    _warned = False
 
     def __init__(self, path: str | os.PathLike[str], metadata: DatasetMetadata) -> None:
         self.path = local_path(path)
@@ -153,6 +157,7 @@ class DatasetWriter(ClosingContext):
             header: The entries in `/episodes`; `start` and `crc` are computed here.
         """
         file = self._require_open()
+        self._warn_outside(columns)
         length = int(header["length"])
         entry = {**header, "start": self._num_rows}
         entry["crc"] = layout.episode_crc(entry, columns.values())
@@ -162,6 +167,16 @@ class DatasetWriter(ClosingContext):
             self._num_rows += length + 1
             self.num_episodes += 1
             self.num_steps += length
+
+    def _warn_outside(self, columns: Mapping[str, Array]) -> None:
+        """Warn once if observations lie outside their space."""
+        if self._warned:
+            return
+        for key, box in self.metadata.observation_boxes().items():
+            message = outside_message(columns[layout.observation_path(key)], box, key)
+            if message is not None:
+                self._warned = True
+                warnings.warn(f"{self.path}: {message}", UserWarning, stacklevel=4)
 
     def close(self) -> None:
         """Finish the file and rename it to `path`. Closing twice has no effect.

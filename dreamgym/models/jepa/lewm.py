@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dreamgym._files import local_path
 from dreamgym.data import AnyDataset
+from dreamgym.data.images import image_layout
 from dreamgym.errors import LeWMError
 from dreamgym.models.jepa.config import LEWM, JEPAConfig
 from dreamgym.models.jepa.model import JEPA
@@ -33,7 +34,7 @@ from dreamgym.models.jepa.modules import (
     ImageEncoder,
 )
 from dreamgym.models.nn.vit import ViT
-from dreamgym.models.observations import is_image, observation_boxes
+from dreamgym.models.observations import observation_boxes
 
 NEVER = -30.0
 """Termination logit of a model that does not predict terminations."""
@@ -387,10 +388,11 @@ def _check_spaces(
     observation_space: gym.Space, action_space: gym.Space, action_numbers: int
 ) -> None:
     boxes = list(observation_boxes(observation_space).values())
-    if not (len(boxes) == 1 and is_image(boxes[0]) and boxes[0].shape[2] == 3):
+    layout = image_layout(boxes[0]) if len(boxes) == 1 else None
+    if layout is None or layout.channels != 3:
         raise LeWMError(
-            f"LeWM takes uint8 images of shape (height, width, 3), got {observation_space}; select "
-            "only the key of the images in a Dict"
+            "LeWM takes uint8 images of shape (height, width, 3) or (3, height, width), got "
+            f"{observation_space}; select only the key of the images in a Dict"
         )
     size = torch.Size(action_space.shape or ()).numel()
     if not isinstance(action_space, gym.spaces.Box) or size != action_numbers:

@@ -244,7 +244,7 @@ class ImageEncoder(nn.Module):
         self.dim: int = self.network.dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode uint8 images (B, height, width, channels) as (B, dim)."""
+        """Encode uint8 images (B, *shape) as (B, dim)."""
         return self.network((self.pixels.to_float(images) - self.mean) / self.std)
 
 
@@ -316,7 +316,8 @@ class ObservationCodec(nn.Module):
         encoded = [self.encode_vectors(self.standardise(observation))] if self.vector_keys else []
         for key, encoder in self.image_encoders.items():
             images = get_part(observation, key)
-            encoded.append(encoder(images.flatten(0, -4)).unflatten(0, images.shape[:-3]))
+            lead = images.shape[: images.ndim - encoder.pixels.ndim]
+            encoded.append(encoder(images.flatten(0, len(lead) - 1)).unflatten(0, lead))
         return torch.cat(encoded, -1)
 
     def standardise(self, observation: Observation) -> Tensor:

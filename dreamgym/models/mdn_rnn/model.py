@@ -93,6 +93,7 @@ class MDNRNN(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
+        self.encode_action.fit_unbounded(statistics.action)
         self.vision.set_statistics(statistics)
         for name in ("reward_mean", "reward_std", "worst_return"):
             getattr(self, name).copy_(getattr(statistics, name))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.base import KLDiagnostic, LatentDiagnostics, Segment
-from dreamgym.models.nn.codecs import TransitionCodec, flattened
+from dreamgym.models.nn.codecs import TransitionCodec, flattened, to_box
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.distributions import normal
 from dreamgym.models.nn.layers import Linear
@@ -166,7 +166,7 @@ class PosteriorCache:
         """Return the posterior of every image, leaves (N, latent).
 
         Args:
-            images: (N, height, width, channels) uint8, at least one.
+            images: (N, *shape) uint8, at least one.
             weights: the encoder's parameters; the cache is cleared if they have changed.
             encode: function from some of the images to their posterior.
         """
@@ -210,7 +210,7 @@ class ImageVAE(nn.Module):
     def __init__(self, box: gym.spaces.Box, sizes: ImageVAESizes) -> None:
         super().__init__()
         self.pixels = Pixels(box, (sizes.image_size, sizes.image_size))
-        self.vae = VAE(box.shape[2], self.pixels.size, sizes.latent, sizes.width)
+        self.vae = VAE(self.pixels.channels, self.pixels.size, sizes.latent, sizes.width)
 
 
 class FrameBatch(NamedTuple):
@@ -235,7 +235,7 @@ class ObservationEncoder(TransitionCodec):
     deviations are one, and their bounds are infinite.
 
     Args:
-        space: a Box of floats, an image, or a Dict of them.
+        space: a Box of numbers, an image, or a Dict of them.
         sizes: sizes of the images' VAEs.
         margin: widening of the training data's range on each side, as a share of it.
 
@@ -257,7 +257,6 @@ class ObservationEncoder(TransitionCodec):
                 low.append(np.full(sizes.latent, -np.inf))
                 high.append(np.full(sizes.latent, np.inf))
             else:
-                _check_float_box(key, box)
                 low.append(box.low.reshape(-1))
                 high.append(box.high.reshape(-1))
             places[key] = slice(size, size + len(low[-1]))
@@ -265,6 +264,7 @@ class ObservationEncoder(TransitionCodec):
         lower, upper = (np.concatenate(sides).astype(np.float64) for sides in (low, high))
         super().__init__(gym.spaces.Box(lower, upper, dtype=np.float64), margin)
         self.places = places
+        self.boxes = boxes
         self.shapes = {key: box.shape for key, box in boxes.items()}
         images = [key for key, box in boxes.items() if is_image(box)]
         self.images = {key: index for index, key in enumerate(images)}
@@ -311,9 +311,10 @@ class ObservationEncoder(TransitionCodec):
         for key, place in self.places.items():
             values = get_part(observation, key)
             if key in self.images:
-                images, epsilon = values.flatten(0, -4), normal(noise[..., place])
+                lead = values.shape[: values.ndim - len(self.shapes[key])]
+                images, epsilon = values.flatten(0, len(lead) - 1), normal(noise[..., place])
                 sampled = posterior(key, images).sample(epsilon.flatten(0, -2))
-                codes.append(sampled.unflatten(0, values.shape[:-3]))
+                codes.append(sampled.unflatten(0, lead))
             else:
                 flat = flattened(values, self.shapes[key]).float()
                 codes.append((flat - self.mean[place]) / self.std[place])
@@ -321,7 +322,7 @@ class ObservationEncoder(TransitionCodec):
 
     @torch.no_grad()
     def _posterior(self, key: str, images: Tensor) -> Posterior:
-        """Return the posterior of images (N, height, width, channels) uint8."""
+        """Return the posterior of images (N, *shape) uint8."""
         part = self._image_vae(key)
         posteriors = [
             part.vae.encode(part.pixels.to_float(frames)) for frames in images.split(ENCODE_BATCH)
@@ -346,7 +347,7 @@ class ObservationEncoder(TransitionCodec):
                 part = self._image_vae(key)
                 decoded[key] = part.pixels.to_bytes(part.vae.decode(z[..., place]))
             else:
-                decoded[key] = vectors[..., place].reshape(*z.shape[:-1], *self.shapes[key])
+                decoded[key] = to_box(vectors[..., place], self.boxes[key])
         return join_parts(decoded)
 
     def sample_frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
@@ -385,12 +386,3 @@ def kl_diagnostics(frames: dict[str, FrameBatch], free_nats: float) -> LatentDia
         for key, batch in frames.items()
     }
     return LatentDiagnostics(divergences, {})
-
-
-def _check_float_box(key: str, box: gym.spaces.Box) -> None:
-    if not np.issubdtype(box.dtype, np.floating):
-        where = f"the part {key!r} of the observation" if key else "the observation"
-        raise TypeError(
-            f"{where} is {box}; the mdn-rnn family takes Boxes of floats, and images: uint8 of "
-            "shape (height, width, channels). Wrap the environment so that it gives one of these"
-        )

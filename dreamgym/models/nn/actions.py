@@ -7,12 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.statistics import Moments
+
+UNBOUNDED = 1e9
+"""A larger bound stands for no bound, such as the largest float32: divided by it, all actions would
+be the same."""
+
 
 class ActionEncoder(nn.Module):
     """Encode actions: one-hot for discrete spaces, scaled to [-1, 1] for a bounded Box.
 
-    Unbounded numbers of a Box stay as they are. `set_moments` standardises a Box instead, in
-    families whose authors do so.
+    Numbers of a Box without bounds stay as they are until `fit_unbounded` standardises them.
+    `set_moments` standardises all numbers of a Box instead, in families whose authors do so.
 
     Args:
         space: space of the actions.
@@ -33,11 +39,14 @@ class ActionEncoder(nn.Module):
         super().__init__()
         self.space = space
         if isinstance(space, gym.spaces.Box):
-            low, high = space.low.reshape(-1), space.high.reshape(-1)
-            bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
-            centre = np.where(bounded, (low + high) / 2, 0.0)
-            scale = np.where(bounded, (high - low) / 2, 1.0)
-            self.dim = low.size
+            # In float64, because the width of an int8 Box does not fit in int8.
+            low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
+            # Integers always have bounds, and random ones use the whole width.
+            near = (low > -UNBOUNDED) & (high < UNBOUNDED)
+            bounded = (near | np.issubdtype(space.dtype, np.integer)) & (high > low)
+            self.dim, self.unbounded = low.size, torch.from_numpy(~bounded & (high > low))
+            low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
+            centre, scale = (low + high) / 2, np.where(bounded, (high - low) / 2, 1.0)
             self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
             self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
@@ -77,6 +86,20 @@ class ActionEncoder(nn.Module):
                     "each number of a single action"
                 )
             getattr(self, name).copy_(values.flatten().repeat(self.dim // numbers))
+
+    @torch.no_grad()
+    def fit_unbounded(self, moments: Moments | None) -> None:
+        """Standardise the numbers of a Box that have no bounds; others stay as they are.
+
+        Args:
+            moments: (n,) moments of a single action, see `set_moments`; None changes nothing.
+        """
+        if moments is None or not isinstance(self.space, gym.spaces.Box):
+            return
+        for name, values in (("centre", moments.mean), ("scale", moments.std)):
+            buffer = getattr(self, name)
+            repeated = values.flatten().repeat(self.dim // values.numel()).to(buffer)
+            buffer.copy_(torch.where(self.unbounded.to(buffer.device), repeated, buffer))
 
     def forward(self, action: Tensor) -> Tensor:
         """Encode raw actions.

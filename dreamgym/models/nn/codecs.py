@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.nn.distributions import symexp, symlog
+from dreamgym.models.observations import tensor_dtype
 from dreamgym.models.statistics import Moments
 
 Units = Literal["raw", "symlog", "standard"]
@@ -43,6 +44,16 @@ def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
         inner_high > high, np.nextafter(inner_high, np.float32(-np.inf)), inner_high
     )
     return torch.from_numpy(inner_low), torch.from_numpy(inner_high)
+
+
+def to_box(values: Tensor, box: gym.spaces.Box) -> Tensor:
+    """Give values (..., n) within the bounds of a box its shape and dtype; integers are rounded.
+
+    The dtype is that of `as_tensors`.
+    """
+    integers = not np.issubdtype(box.dtype, np.floating)
+    values = (values.round() if integers else values).to(tensor_dtype(box.dtype))
+    return values.reshape(*values.shape[:-1], *box.shape)
 
 
 class VectorCodec(nn.Module):
@@ -106,10 +117,7 @@ class VectorCodec(nn.Module):
 
     def to_space(self, values: Tensor) -> Tensor:
         """Give decoded values (..., size) the shape (..., *box.shape) and dtype of the box."""
-        integers = not np.issubdtype(self.box.dtype, np.floating)
-        dtype = torch.from_numpy(np.empty(0, self.box.dtype)).dtype
-        values = (values.round() if integers else values).to(dtype)
-        return values.reshape(*values.shape[:-1], *self.box.shape)
+        return to_box(values, self.box)
 
     def outside_data(self, values: Tensor, margin: float) -> Tensor:
         """Return where decoded values (..., size) leave the data's range: (...) bool.

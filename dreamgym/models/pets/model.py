@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from dreamgym.models.base import (
     end_outside_data,
 )
 from dreamgym.models.nn.actions import ActionEncoder
-from dreamgym.models.nn.codecs import TransitionCodec
+from dreamgym.models.nn.codecs import TransitionCodec, flattened
 from dreamgym.models.nn.distributions import normal, per_row
 from dreamgym.models.nn.layers import mlp
 from dreamgym.models.nn.members import (
@@ -36,7 +35,13 @@ from dreamgym.models.nn.members import (
     draw_member,
     select_member,
 )
-from dreamgym.models.observations import WHOLE, Observation, get_part
+from dreamgym.models.observations import (
+    WHOLE,
+    Observation,
+    get_part,
+    is_image,
+    observation_boxes,
+)
 from dreamgym.models.reduction import all_reduce_sum, masked_mean
 from dreamgym.models.statistics import Statistics
 
@@ -156,7 +161,7 @@ class PETS(WorldModel):
     number that selects the elite of the whole dream. Features: z.
 
     Raises:
-        TypeError: the observation space is not a Box of floats.
+        TypeError: the observation space is not a Box of numbers, or it holds images.
     """
 
     config_type = PETSConfig
@@ -175,7 +180,7 @@ class PETS(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: PETSConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        self.vectors = TransitionScales(_float_box(observation_space), config.range_margin)
+        self.vectors = TransitionScales(_vector_box(observation_space), config.range_margin)
         self.encode_action = ActionEncoder(action_space)
         size = self.vectors.size
         # One uniform for each sampled number, including the reward, and one to draw the member.
@@ -231,7 +236,7 @@ class PETS(WorldModel):
 
     def decode(self, state: State) -> Tensor:
         """Return the observation (B, *shape), within the bounds of its space."""
-        return self.vectors.decode(state["z"]).reshape(-1, *self.vectors.box.shape)
+        return self.vectors.to_space(self.vectors.decode(state["z"]))
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all members.
@@ -315,7 +320,7 @@ class PETS(WorldModel):
         """Return each transition's weight for each member, (members, N), or for all, (N,)."""
         if not (self.training and self.config.bootstrap):
             return mask
-        observed = get_part(segment.observation, WHOLE).flatten(2).float()
+        observed = flattened(get_part(segment.observation, WHOLE), self.vectors.box.shape).float()
         content = [observed[:, :-1], observed[:, 1:], self.encode_action(segment.action)]
         return mask * bootstrap_counts(torch.cat(content, -1).flatten(0, 1), self.config.members)
 
@@ -327,16 +332,21 @@ class PETS(WorldModel):
         return 0.5 * self.config.decay * (squares * squares.new_tensor(shares)).sum()
 
 
-def _float_box(space: gym.Space) -> gym.spaces.Box:
-    """Return the observation space if it is a Box of floats.
+def _vector_box(space: gym.Space) -> gym.spaces.Box:
+    """Return the observation space if it is a Box of numbers, other than images.
 
     Raises:
         TypeError: it is another space.
     """
-    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise TypeError(
-            f"the pets family takes observations from a Box of floats, not {space}; wrap the "
-            "environment so that it gives a float vector (for example FlattenObservation), or use "
-            "a family that takes images"
-        )
-    return space
+    if isinstance(space, gym.spaces.Box) and not is_image(space):
+        return space
+    boxes = observation_boxes(space)
+    remedy = (
+        "use a family that takes images: mdn-rnn, rssm or jepa"
+        if any(map(is_image, boxes.values()))
+        else "wrap the environment in gymnasium.wrappers.FlattenObservation and record again, or "
+        "use a family that takes a Dict: mdn-rnn, rssm or jepa"
+    )
+    raise TypeError(
+        f"the pets family takes observations from a Box of numbers, not {space}; {remedy}"
+    )

@@ -98,6 +98,7 @@ class RSSM(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
+        self.encode_action.fit_unbounded(statistics.action)
         self.senses.set_moments(statistics.observation)
         self.reward.mean.copy_(statistics.reward_mean)
         self.reward.std.copy_(statistics.reward_std)

@@ -116,7 +116,8 @@ class Ensemble(WorldModel):
         self.reward_spread.copy_(statistics.reward_std)
         for key, moments in statistics.observation.items():
             spread = getattr(self, _spread_name(key))
-            spread.copy_(moments.delta_std.view_as(spread))
+            if spread.ndim:  # bytes share one spread, their range
+                spread.copy_(moments.delta_std.view_as(spread))
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""

@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
+from dreamgym.train.actions import learner_action_space
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.sb3.algorithms import find_algorithm
 
@@ -176,7 +177,7 @@ def _build_network(path: Path, card: PolicyCard) -> BasePolicy:
     algorithm = find_algorithm(card.algo)
     try:
         observation_space = space_from_json(card.observation_space)
-        action_space = space_from_json(card.action_space)
+        action_space = learner_action_space(space_from_json(card.action_space))
         policy_class = algorithm.learner.policy_aliases["MlpPolicy"]
         # the initial weights are drawn from the global generator, which must not change
         with torch.random.fork_rng(devices=[]):

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError, WorldError
+from dreamgym.train.actions import environment_actions, learner_action_space
 
 Indices = int | Iterable[int] | None
 
@@ -113,7 +114,11 @@ class SB3VecEnv(VecEnv):
         self._warned_of_masks = False
         self._observation: Any = None
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        super().__init__(
+            env.num_envs,
+            env.single_observation_space,
+            learner_action_space(env.single_action_space),
+        )
 
     def reset(self) -> Any:
         """Restart every dream, with the seed and options set since the last reset.
@@ -130,7 +135,8 @@ class SB3VecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Store the actions (N, ...) for `step_wait`."""
-        self._actions = np.ascontiguousarray(actions, self.action_space.dtype)
+        converted = environment_actions(actions, self.env.single_action_space)
+        self._actions = np.ascontiguousarray(converted)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step every dream.

@@ -78,13 +78,24 @@ def test_a_prediction_beyond_the_space_is_clamped_and_ends_nothing():
     assert (prediction.termination < 1).all()
 
 
+def test_bytes_and_integers_are_vectors_and_come_back_as_such():
+    """FlattenObservation turns a Discrete into a one-hot vector of integers (FrozenLake)."""
+    boxes = {
+        "ram": gym.spaces.Box(0, 255, (8,), np.uint8),
+        "one-hot": gym.spaces.Box(0, 1, (5,), np.int64),
+    }
+    space = gym.spaces.Dict(boxes)
+    model = MDNRNN(space, gym.spaces.Discrete(2), MDNRNNConfig())
+    decoded = model.decode({"z": torch.full((3, 13), 0.7), "h": None, "c": None})
+    for key, box in boxes.items():
+        assert decoded[key].shape == (3, *box.shape)
+        assert all(row in box for row in decoded[key].numpy())
+
+
 def test_an_unsupported_observation_space_or_image_size_is_refused():
     actions = gym.spaces.Discrete(2)
-    bytes_in_a_row = gym.spaces.Box(0, 255, (8,), np.uint8)
-    with pytest.raises(TypeError, match="Boxes of floats, and images"):
-        MDNRNN(bytes_in_a_row, actions, MDNRNNConfig())
-    with pytest.raises(TypeError, match="the part 'ram' of the observation"):
-        MDNRNN(gym.spaces.Dict({"ram": bytes_in_a_row}), actions, MDNRNNConfig())
+    with pytest.raises(TypeError, match="the part 'task' of the observation is Discrete"):
+        MDNRNN(gym.spaces.Dict({"task": gym.spaces.Discrete(3)}), actions, MDNRNNConfig())
     image = gym.spaces.Box(0, 255, (84, 84, 3), np.uint8)
     with pytest.raises(ValueError, match="work at 80 or 96 pixels"):
         MDNRNN(image, actions, MDNRNNConfig(image_size=84))

@@ -72,3 +72,24 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
     for name, value in model.state_dict().items():
         if "encode_action" in name:
             assert torch.equal(value, before[name])
+
+
+def test_integers_are_scaled_by_their_bounds_though_their_width_overflows_their_dtype() -> None:
+    encoder = ActionEncoder(gym.spaces.Box(-128, 127, (1,), np.int8))
+    assert encoder(torch.tensor([[-128], [127]])).flatten().tolist() == [-1, 1]
+
+
+def test_numbers_without_bounds_are_standardised_by_the_data() -> None:
+    """Divided by the largest float32, which stands for no bound, all actions would be the same."""
+    largest = np.finfo(np.float32).max
+    low, high = np.float32([-largest, -np.inf, 0, -2]), np.float32([largest, np.inf, np.inf, 2])
+    encoder = ActionEncoder(gym.spaces.Box(low, high))
+    action = torch.tensor([[7.0, 7.0, 7.0, 1.0]])
+    assert encoder(action).tolist() == [[7, 7, 7, 0.5]]
+    rng = np.random.default_rng(0)
+    data = rng.normal(5.0, 2.0, (1000, 4)).astype(np.float32)
+    encoder.fit_unbounded(measure_statistics([(data, data[1:, 0])], [data]).action)
+    encoded = encoder(torch.from_numpy(data))
+    torch.testing.assert_close(encoded[:, :3].mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded[:, :3].std(0), torch.ones(3), atol=1e-3, rtol=0)
+    assert torch.equal(encoded[:, 3], torch.from_numpy(data[:, 3] / 2))

@@ -61,3 +61,35 @@ def test_an_area_that_ends_within_a_pixel_takes_its_share_of_it():
     whole = images(1, 13, 17, 1)
     shrunk = Pixels(box(13, 17, 1), (5, 7)).to_float(whole)
     torch.testing.assert_close(shrunk.mean() * 255, whole.float().mean())
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 32), (24, 32), (2, 24, 32, 3), (2, 3, 24, 32)])
+def test_bytes_in_another_order_of_axes_are_unchanged_by_a_round_trip(shape):
+    pixels, seen = Pixels(box(*shape)), images(5, *shape)
+    floats = pixels.to_float(seen)
+    assert floats.shape == (5, pixels.channels, 24, 32)
+    assert torch.equal(pixels.to_bytes(floats), seen)
+
+
+def test_a_network_sees_the_same_image_in_every_order_of_axes():
+    seen = images(5, 24, 32, 3)
+    expected = Pixels(box(24, 32, 3)).to_float(seen)
+    first = seen.permute(0, 3, 1, 2)
+    assert torch.equal(Pixels(box(3, 24, 32)).to_float(first), expected)
+    # stacked frames are channels, one frame after the other
+    both = torch.cat([expected, expected.flip(0)], 1)
+    stacked = torch.stack([seen, seen.flip(0)], 1)
+    assert torch.equal(Pixels(box(2, 24, 32, 3)).to_float(stacked), both)
+    stacked = torch.stack([first, first.flip(0)], 1)
+    assert torch.equal(Pixels(box(2, 3, 24, 32)).to_float(stacked), both)
+
+
+def test_large_images_are_resized_piece_by_piece_with_the_same_result():
+    pixels, seen = Pixels(box(300, 400, 3), (16, 16)), images(7, 300, 400, 3)
+    whole = pixels._to_float(seen)
+    torch.testing.assert_close(pixels.to_float(seen.unflatten(0, (7, 1))).squeeze(1), whole)
+    assert torch.equal(pixels.to_bytes(whole), pixels._to_bytes(whole))
+    first = Pixels(box(3, 300, 400), (16, 16)).to_float(seen.permute(0, 3, 1, 2))
+    torch.testing.assert_close(whole, first)
+    stacked = Pixels(box(7, 300, 400, 3), (16, 16)).to_float(seen)
+    torch.testing.assert_close(stacked, whole.flatten(0, 1))

@@ -212,7 +212,7 @@ def test_members_see_their_own_bootstraps_in_training_and_everything_in_evaluati
 
 
 def test_invalid_spaces_and_configs_are_refused():
-    with pytest.raises(TypeError, match="the pets family takes observations from a Box of floats"):
+    with pytest.raises(TypeError, match="the pets family takes observations from a Box of numbers"):
         PETS(gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Discrete(2), PETSConfig())
     for settings, message in (
         ({"elites": 8}, "elites=8 of members=7"),
