@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym.metrics.windows import BURN_IN, Windows, uniform_noise
+from dreamgym.metrics.windows import (
+    BURN_IN,
+    Windows,
+    as_float,
+    mean_square,
+    spread_of,
+    uniform_noise,
+)
 from dreamgym.models import Decodes, Segment, State, WorldModel, filter_states, imagine
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
 
@@ -92,7 +99,7 @@ class _Targets:
         if isinstance(model, Decodes):
             keys = observation_boxes(model.observation_space)
             self.expected = {
-                k: get_part(observed, k)[:, first : first + steps].float() for k in keys
+                k: as_float(get_part(observed, k)[:, first : first + steps]) for k in keys
             }
             self.spread = {k: windows.spread(k) for k in keys}
             return
@@ -104,15 +111,14 @@ class _Targets:
         states = filter_states(model, segment, torch.full(shape, 0.5, device=segment.mask.device))
         self.expected = self._outputs({key: leaf[:, first:] for key, leaf in states.items()})
         self.spread = {
-            key: values.flatten(0, 1).std(0).clamp(min=1e-6)
-            for key, values in self.expected.items()
+            key: spread_of(values.flatten(0, 1)) for key, values in self.expected.items()
         }
 
     def errors(self, states: State) -> Tensor:
         """Return the mean squared error (N,) of states with leaves (N, steps, ...)."""
         outputs = self._outputs(states)
         errors = [
-            ((outputs[key] - expected) / self.spread[key]).square().flatten(1).mean(1)
+            mean_square(outputs[key] - expected, self.spread[key])
             for key, expected in self.expected.items()
         ]
         return torch.stack(errors).mean(0)

@@ -15,8 +15,10 @@ from dreamgym.metrics.windows import (
     BURN_IN,
     MIN_WINDOWS,
     Windows,
+    as_float,
     draw_windows,
     max_steps,
+    mean_square,
     uniform_noise,
     window_budget,
 )
@@ -143,10 +145,13 @@ def _errors(decoded: Tensor, truth: Tensor, k: int, spread: Tensor) -> tuple[flo
         k: steps after the burn-in.
         spread: standard deviation of the observations.
     """
-    expected, last = truth[:, BURN_IN + k].float(), truth[:, BURN_IN].float()
-    dreams = decoded.float().unflatten(0, (len(expected), -1))
+    # Differences keep the dtype of the real observations: with a large offset, float32 would not.
+    expected, last = (as_float(truth[:, step]) for step in (BURN_IN + k, BURN_IN))
+    dreams = decoded.to(expected.dtype).unflatten(0, (len(expected), -1))
     differences = (dreams - expected.unsqueeze(1), dreams.mean(1) - expected, last - expected)
-    sampled, mean, repeat_last = (float((d / spread).square().mean() ** 0.5) for d in differences)
+    sampled, mean, repeat_last = (
+        float(mean_square(difference, spread).mean() ** 0.5) for difference in differences
+    )
     return sampled, mean, repeat_last
 
 

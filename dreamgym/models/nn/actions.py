@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.statistics import Moments
+
 
 class ActionEncoder(nn.Module):
     """Encode actions: one-hot for discrete spaces, scaled to [-1, 1] for a bounded Box.
 
-    Unbounded numbers of a Box stay as they are. `set_moments` standardises a Box instead, in
-    families whose authors do so.
+    `fit` adapts it to the training data: unbounded numbers of a Box are standardised, and a number
+    that never changed there has no effect. `set_moments` standardises a whole Box, in families
+    whose authors do so.
 
     Args:
         space: space of the actions.
@@ -38,6 +41,8 @@ class ActionEncoder(nn.Module):
             centre = np.where(bounded, (low + high) / 2, 0.0)
             scale = np.where(bounded, (high - low) / 2, 1.0)
             self.dim = low.size
+            centre = np.where(np.isfinite(low) & (low == high), low, centre)
+            self.bounded = torch.from_numpy(bounded)
             self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
             self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
@@ -53,6 +58,25 @@ class ActionEncoder(nn.Module):
             raise TypeError(
                 f"actions from {space} cannot be modelled; supported: Box, Discrete, MultiDiscrete"
             )
+
+    def fit(self, moments: Moments | None, *, standardise: bool = False) -> None:
+        """Fit to the actions of the training data.
+
+        Args:
+            moments: (n,) moments of a single action; None, and no effect, if actions are discrete.
+            standardise: standardise all numbers; otherwise only those without bounds.
+        """
+        if moments is None or not isinstance(self.space, gym.spaces.Box):
+            return
+        blocks = self.dim // moments.mean.numel()
+        bounded, centre, scale = self.bounded.view(blocks, -1)[0], self.centre, self.scale
+        mean, std = moments.mean.to(centre), moments.std.to(scale)
+        if not standardise:
+            mean = torch.where(bounded, centre[: len(mean)], mean)
+            std = torch.where(bounded, scale[: len(std)], std)
+        # What a number does that never changed cannot be learnt: it is encoded as zero, where an
+        # untrained weight would make something up.
+        self.set_moments(mean, torch.where(moments.constant.to(std.device), torch.inf, std))
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:

@@ -192,8 +192,7 @@ class PETS(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; Box actions are standardised as well."""
-        if statistics.action is not None:
-            self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
+        self.encode_action.fit(statistics.action, standardise=True)
         self.vectors.set_statistics(statistics)
 
     def initial(self, batch_size: int) -> State:
@@ -310,7 +309,9 @@ class PETS(WorldModel):
         if self.config.uncertainty == "disagreement":
             return mean.var(0, correction=0).mean(-1).sqrt()
         vectors = self.vectors
-        units = torch.cat([vectors.delta_std * vectors.std, vectors.reward_std.view(1)])
+        # Channels that never changed in the data are known exactly.
+        changes = vectors.delta_std * vectors.std * (vectors.low < vectors.high)
+        units = torch.cat([changes, vectors.reward_std.view(1)])
         return ((0.5 * log_variance).exp() * units).norm(dim=-1).amax(0)
 
     def _weights(self, segment: Segment, mask: Tensor) -> Tensor:
