@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
+from dreamgym.data.numeric_notes import numeric_notes
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
@@ -143,6 +144,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         for kind, channels in (("constant", figures.constant), ("saturated", figures.saturated)):
             if channels:
                 notes.append(f"{len(channels)} {kind} channels in {key!r}: {_shorten(channels)}")
+    notes += numeric_notes(source, statistics)
     duplicates = _duplicates(source)
     if duplicates:
         listed = _shorten([f"{earlier} and {later}" for earlier, later in duplicates])
