@@ -83,18 +83,24 @@ def _wrapping_channels(
     span = figures.high - figures.low
     scale = np.where(span > 0, span, 1.0)
     has_action = source.table.has_action
-    jumps, between, moves = (np.zeros(len(span)) for _ in range(3))
+    jumps, between, moves, clipped = (np.zeros(len(span)) for _ in range(4))
     for first, rows in channel_blocks(column, box.shape, source.table.num_rows):
         values = rows.reshape(len(rows), -1).astype(np.float64)
         with np.errstate(invalid="ignore"):
             change = np.abs(np.diff(values, axis=0)) / scale
         change = change[has_action[first : first + len(rows) - 1]]
-        jumps += (change > _JUMP).sum(axis=0)
+        # A clipped channel jumps from bound to bound exactly; an angle does so by chance only.
+        jumps += ((change > _JUMP) & (change < 1)).sum(axis=0)
+        clipped += (change == 1).sum(axis=0)
         between += ((change > _NO_JUMP) & (change <= _JUMP)).sum(axis=0)
         moves += ((change > 0) & (change <= _NO_JUMP)).sum(axis=0)
     # The other changes must be moves: a flag jumps too, and does nothing else.
-    wraps = (jumps >= _MIN_JUMPS) & (between < 0.1 * jumps) & (jumps < _MAX_JUMPS_SHARE * moves)
-    found = np.flatnonzero(wraps & ~figures.whole)
+    wraps = (
+        (jumps >= _MIN_JUMPS)
+        & (between + clipped < 0.1 * jumps)
+        & (jumps < _MAX_JUMPS_SHARE * moves)
+    )
+    found = np.flatnonzero(wraps)
     if not len(found):
         return []
     example = found[0]

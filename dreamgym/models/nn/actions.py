@@ -38,8 +38,8 @@ class ActionEncoder(nn.Module):
         if isinstance(space, gym.spaces.Box):
             low, high = space.low.reshape(-1), space.high.reshape(-1)
             bounded = np.isfinite(low) & np.isfinite(high) & (high > low)
-            centre = np.where(bounded, (low + high) / 2, 0.0)
-            scale = np.where(bounded, (high - low) / 2, 1.0)
+            bottom, top = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+            centre, scale = (bottom + top) / 2, (top - bottom) / 2
             self.dim = low.size
             centre = np.where(np.isfinite(low) & (low == high), low, centre)
             self.bounded = torch.from_numpy(bounded)

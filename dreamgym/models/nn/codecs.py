@@ -26,6 +26,22 @@ def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(*values.shape[: values.ndim - len(shape)], math.prod(shape))
 
 
+NOISE_MARGIN = 3.0
+"""Standard deviations by which the range of a noisy channel is widened."""
+
+
+def known_range(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Return the data's range, wider by `NOISE_MARGIN` where a channel is noise.
+
+    A channel whose changes are larger than its spread is mostly noise, and noise is sampled from
+    distributions without an end: of a hundred such channels within hard bounds, such as contact
+    forces, one would leave its range in nearly every step.
+    """
+    noisy = ~moments.constant & (moments.delta_std > moments.std)
+    wider = torch.where(noisy, NOISE_MARGIN * moments.std, 0.0)
+    return moments.low - wider, moments.high + wider
+
+
 def widened_range(low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Widen the data's range on each side by a share of it, and by the rounding of float32.
 
@@ -72,8 +88,8 @@ class VectorCodec(nn.Module):
         size: numbers in one value.
         mean: mean of the training data.
         std: standard deviation of the training data.
-        low: smallest value in the training data.
-        high: largest value in the training data.
+        low: lower end of the training data's range (`known_range`).
+        high: upper end of the range.
         space_low: lower bounds of decoded values: those of the box, or the value of a channel that
             never changed.
         space_high: upper bounds of decoded values.
@@ -106,8 +122,10 @@ class VectorCodec(nn.Module):
             moments: (n,) moments in the environment's units.
             place: the n numbers of a value that they describe; all by default.
         """
-        for name in ("mean", "std", "low", "high"):
-            getattr(self, name)[place] = getattr(moments, name).to(self.mean)
+        low, high = known_range(moments)
+        values = {"mean": moments.mean, "std": moments.std, "low": low, "high": high}
+        for name, value in values.items():
+            getattr(self, name)[place] = value.to(self.mean)
         bounds = zip((self.space_low, self.space_high), float32_bounds(self.box), strict=True)
         for limit, bound in bounds:
             free = bound[place].to(limit)
@@ -177,7 +195,7 @@ class TransitionCodec(VectorCodec):
         super().set_moments(moments, place)
         mean, std = self.mean[place].to(moments.mean), moments.std
         for name, bound in zip(
-            ("low", "high"), widened_range(moments.low, moments.high, self.margin), strict=True
+            ("low", "high"), widened_range(*known_range(moments), self.margin), strict=True
         ):
             # A constant channel is z = 0, as its value is the mean.
             z = torch.where(moments.constant, 0.0, (bound - mean) / std)

@@ -66,9 +66,44 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
     except ValueError:
         pytest.skip("a wrapper: the model inside decides")
     model = spec.build(gym.spaces.Box(-1, 1, (4,)), BOX)
-    found = measure_statistics([(np.zeros((2, 4)), np.zeros(1))], [np.full((3, 2), 7, np.float32)])
+    found = measure_statistics(
+        [(np.zeros((2, 4)), np.zeros(1))], [np.float32([[7, 1], [2, 3], [1, 1]])]
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.set_statistics(STATISTICS._replace(action=found.action))
     for name, value in model.state_dict().items():
         if "encode_action" in name:
             assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_number_of_the_action_that_never_changed_has_no_effect(standardise: bool) -> None:
+    actions = np.float32([[0.5, 1.0], [-1.0, 1.0], [1.5, 1.0]])
+    encoder = ActionEncoder(BOX)
+    encoder.fit(
+        measure_statistics([(np.zeros((4, 1)), np.zeros(3))], [actions]).action,
+        standardise=standardise,
+    )
+    encoded = encoder(torch.tensor([[1.0, 0.0], [1.0, 8.0], [-1.0, 8.0]]))
+    assert encoded[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert encoded[0, 0] == encoded[1, 0] != encoded[2, 0]
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_actions_without_bounds_are_standardised_and_bounded_ones_keep_their_scale(
+    unit: float,
+) -> None:
+    box = gym.spaces.Box(np.float32([-np.inf, -2.0]), np.float32([np.inf, 2.0]))
+    actions = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32) * np.float32(
+        [unit, 1.0]
+    )
+    encoder = ActionEncoder(FrameSkip(steps=2).space(box))
+    encoder.fit(measure_statistics([(np.zeros((51, 1)), np.zeros(50))], [actions]).action)
+    encoded = encoder(torch.from_numpy(actions.reshape(25, 2, 2))).reshape(50, 2)
+    assert encoded[:, 0].std(correction=0) == pytest.approx(1.0, rel=1e-4)
+    torch.testing.assert_close(encoded[:, 1], torch.from_numpy(actions[:, 1] / 2))
+
+
+def test_a_number_with_one_possible_value_is_encoded_as_zero() -> None:
+    box = gym.spaces.Box(np.float32([-1, 700]), np.float32([1, 700]))
+    assert ActionEncoder(box)(torch.tensor([[0.5, 700.0]])).tolist() == [[0.5, 0.0]]
