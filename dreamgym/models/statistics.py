@@ -23,6 +23,10 @@ SMALLEST_DELTA = 1e-5
 """Floor of `Moments.delta_std`, as a share of `std`. A channel that only changes between episodes
 has no changes to measure, and smaller ones are rounding errors of float32."""
 
+NOISE_SHARE = 0.8
+"""A channel whose changes are at least this share of its spread is mostly noise: two values in
+succession have a correlation below 0.7."""
+
 
 class Moments(NamedTuple):
     """Moments of one part of the observations, in its own units; all (n,).
@@ -48,6 +52,16 @@ class Moments(NamedTuple):
     def constant(self) -> Tensor:
         """Whether a channel never changes, (n,) bool."""
         return self.low == self.high
+
+    @property
+    def drifts(self) -> Tensor:
+        """Whether a channel can leave the data step by step, (n,) bool.
+
+        A constant channel cannot, and neither can noise, which has no memory. A sample from a distribution's tail says nothing about the dream; of a
+        hundred noisy channels, such as contact forces, one would leave its range at nearly every
+        step.
+        """
+        return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
 
 
 class Statistics(NamedTuple):

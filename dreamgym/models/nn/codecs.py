@@ -26,30 +26,26 @@ def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(*values.shape[: values.ndim - len(shape)], math.prod(shape))
 
 
-NOISE_MARGIN = 3.0
-"""Standard deviations by which the range of a noisy channel is widened."""
+KNOWN_CHANGES = 3.0
+"""A value that is fewer typical changes beyond the data's range may be one step away from it."""
 
 
-def known_range(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Return the data's range, wider by `NOISE_MARGIN` where a channel is noise.
-
-    A channel whose changes are larger than its spread is mostly noise, and noise is sampled from
-    distributions without an end: of a hundred such channels within hard bounds, such as contact
-    forces, one would leave its range in nearly every step.
-    """
-    noisy = ~moments.constant & (moments.delta_std > moments.std)
-    wider = torch.where(noisy, NOISE_MARGIN * moments.std, 0.0)
-    return moments.low - wider, moments.high + wider
-
-
-def widened_range(low: Tensor, high: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def widened_range(
+    low: Tensor, high: Tensor, margin: float, least: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Widen the data's range on each side by a share of it, and by the rounding of float32.
 
     Decoded values are float32 numbers: where the range has hardly more digits than they have, the
     nearest one may lie just outside.
+
+    Args:
+        low: (n,) smallest values.
+        high: (n,) largest values.
+        margin: share of the range.
+        least: (n,) smallest widening.
     """
     rounding = 2 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    wider = margin * (high - low) + rounding
+    wider = torch.maximum(margin * (high - low), torch.as_tensor(least)) + rounding
     return low - wider, high + wider
 
 
@@ -77,8 +73,9 @@ def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
 class VectorCodec(nn.Module):
     """Encode the numbers of a box for a network, and decode its outputs.
 
-    It has buffers and no parameters; all are (size,). A channel that never changed in the training
-    data always decodes to its value: a model cannot know what would change it.
+    It has buffers and no parameters; all are (size,). Decoded values are within the bounds of the
+    box. A channel that cannot drift (`Moments.drifts`), one that is constant or noise, also stays
+    within the range of the training data, so it never counts as having left it.
 
     Args:
         box: space of the values, of any shape; its numbers are laid out flat.
@@ -88,10 +85,10 @@ class VectorCodec(nn.Module):
         size: numbers in one value.
         mean: mean of the training data.
         std: standard deviation of the training data.
-        low: lower end of the training data's range (`known_range`).
-        high: upper end of the range.
-        space_low: lower bounds of decoded values: those of the box, or the value of a channel that
-            never changed.
+        low: smallest value in the training data.
+        high: largest value in the training data.
+        space_low: lower bounds of decoded values: those of the box, or of the data's range in a
+            channel that cannot drift.
         space_high: upper bounds of decoded values.
     """
 
@@ -122,14 +119,12 @@ class VectorCodec(nn.Module):
             moments: (n,) moments in the environment's units.
             place: the n numbers of a value that they describe; all by default.
         """
-        low, high = known_range(moments)
-        values = {"mean": moments.mean, "std": moments.std, "low": low, "high": high}
-        for name, value in values.items():
-            getattr(self, name)[place] = value.to(self.mean)
-        bounds = zip((self.space_low, self.space_high), float32_bounds(self.box), strict=True)
-        for limit, bound in bounds:
-            free = bound[place].to(limit)
-            limit[place] = torch.where(moments.constant.to(limit.device), self.mean[place], free)
+        for name in ("mean", "std", "low", "high"):
+            getattr(self, name)[place] = getattr(moments, name).to(self.mean)
+        ends = zip(("low", "high"), float32_bounds(self.box), strict=True)
+        for name, bound in ends:
+            limits, data = getattr(self, f"space_{name}"), getattr(self, name)[place]
+            limits[place] = torch.where(moments.drifts.to(data.device), bound[place].to(data), data)
 
     def encode(self, values: Tensor) -> Tensor:
         """Convert (..., *box.shape) of the environment to (..., size) of the network."""
@@ -194,12 +189,11 @@ class TransitionCodec(VectorCodec):
         """
         super().set_moments(moments, place)
         mean, std = self.mean[place].to(moments.mean), moments.std
-        for name, bound in zip(
-            ("low", "high"), widened_range(*known_range(moments), self.margin), strict=True
-        ):
-            # A constant channel is z = 0, as its value is the mean.
-            z = torch.where(moments.constant, 0.0, (bound - mean) / std)
-            getattr(self, name)[place] = z.to(self.mean)
+        # One typical step does not leave the data, not even in noise of a few standard deviations.
+        step = torch.where(moments.constant, 0.0, KNOWN_CHANGES * moments.delta_std)
+        low, high = widened_range(moments.low, moments.high, self.margin, step)
+        self.low[place] = ((low - mean) / std).to(self.mean)
+        self.high[place] = ((high - mean) / std).to(self.mean)
         self.delta_std[place] = (moments.delta_std / std).to(self.mean)
 
     def within_space(self, z: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def test_actions_without_bounds_are_standardised_and_bounded_ones_keep_their_sca
     )
     encoder = ActionEncoder(FrameSkip(steps=2).space(box))
     encoder.fit(measure_statistics([(np.zeros((51, 1)), np.zeros(50))], [actions]).action)
-    encoded = encoder(torch.from_numpy(actions.reshape(25, 2, 2))).reshape(50, 2)
+    blocks = torch.from_numpy(actions.reshape(25, 4))
+    encoded = encoder(blocks).reshape(50, 2)
     assert encoded[:, 0].std(correction=0) == pytest.approx(1.0, rel=1e-4)
     torch.testing.assert_close(encoded[:, 1], torch.from_numpy(actions[:, 1] / 2))
 

@@ -55,7 +55,7 @@ def test_moments_of_one_place_leave_the_other_numbers_as_they_are():
 def test_a_channel_that_never_changes_keeps_its_value_and_is_never_outside_the_data(
     value, dtype, units
 ):
-    seen = np.random.default_rng(0).normal(size=(50, 2)).astype(dtype)
+    seen = np.random.default_rng(0).normal(size=(50, 2)).cumsum(0).astype(dtype)
     seen[:, 1] = value
     box = gym.spaces.Box(-np.inf, np.inf, (2,), dtype)
     changes = units == "change"
@@ -98,3 +98,28 @@ def test_a_large_offset_in_float64_takes_no_digits_from_the_network(codec, offse
         assert not vectors.limit(encoded)[1].any()
     else:
         assert not vectors.outside_data(vectors.decode(encoded), 0.0).any()
+
+
+@pytest.mark.parametrize("codec", [TransitionCodec, VectorCodec])
+def test_noise_stays_within_its_range_and_does_not_count_as_leaving_the_data(codec):
+    """A sample in the tail of a noisy channel says nothing about where the dream is."""
+    rng = np.random.default_rng(0)
+    seen = np.stack([rng.normal(size=100).cumsum(), rng.uniform(-1, 1, 100)], 1)
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    vectors = codec(box, 0.3) if codec is TransitionCodec else codec(box, "standard")
+    vectors.set_moments(measure_statistics([(seen, np.zeros(99))]).vector)
+    z = vectors.encode(torch.tensor([[0.0, 30.0], [1000.0, 0.0]], dtype=torch.float64))
+    if codec is TransitionCodec:
+        z, outside = vectors.limit(z)
+    else:
+        outside = vectors.outside_data(vectors.decode(z), 0.3)
+    assert outside.tolist() == [False, True]
+    assert vectors.decode(z)[0, 1] == pytest.approx(seen[:, 1].max())
+
+
+def test_one_typical_step_beyond_the_range_is_not_outside_the_data():
+    codec = TransitionCodec(BOX, margin=0.0)
+    codec.set_moments(MOMENTS)
+    values = torch.tensor([[2.5, 0.0], [2.7, 0.0], [0.0, -1.2], [0.0, -1.4]])
+    outside = codec.limit((values - MOMENTS.mean) / MOMENTS.std)[1]
+    assert outside.tolist() == [False, True, False, True]
