@@ -59,15 +59,13 @@ class ActionEncoder(nn.Module):
                 f"actions from {space} cannot be modelled; supported: Box, Discrete, MultiDiscrete"
             )
 
-    def fit(self, moments: Moments | None, *, standardise: bool = False) -> None:
+    def fit(self, moments: Moments, *, standardise: bool = False) -> None:
         """Fit to the actions of the training data.
 
         Args:
-            moments: (n,) moments of a single action; None, and no effect, if actions are discrete.
+            moments: (n,) moments of a single action, in the environment's units.
             standardise: standardise all numbers; otherwise only those without bounds.
         """
-        if moments is None or not isinstance(self.space, gym.spaces.Box):
-            return
         blocks = self.dim // moments.mean.numel()
         bounded, centre, scale = self.bounded.view(blocks, -1)[0], self.centre, self.scale
         mean, std = moments.mean.to(centre), moments.std.to(scale)

@@ -192,7 +192,8 @@ class PETS(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; Box actions are standardised as well."""
-        self.encode_action.fit(statistics.action, standardise=True)
+        if statistics.action is not None:
+            self.encode_action.fit(statistics.action, standardise=True)
         self.vectors.set_statistics(statistics)
 
     def initial(self, batch_size: int) -> State:

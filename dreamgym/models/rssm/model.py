@@ -99,7 +99,8 @@ class RSSM(WorldModel):
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
         self.senses.set_moments(statistics.observation)
-        self.encode_action.fit(statistics.action)
+        if statistics.action is not None:
+            self.encode_action.fit(statistics.action)
         self.reward.set_moments(statistics.reward_mean, statistics.reward_std)
         self.worst_return.copy_(statistics.worst_return)
 
