@@ -1,4 +1,4 @@
-"""How fast data are written and read, side by side with the limit of the machine, and how safely.
+"""Speed of writing and reading data, beside the limit of the machine, and crash safety.
 
     python benchmarks/data.py [--quick] [--json FILE] [--folder FOLDER] [--only SECTION ...]
 
@@ -49,7 +49,7 @@ METADATA = DatasetMetadata(
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     episodes: int
     turns: int
@@ -62,7 +62,7 @@ FULL = Size(episodes=600, turns=15, kills=1200, large_bytes=10 * 10**9)
 
 
 def main() -> None:
-    """Measure everything and report."""
+    """Run all sections and report."""
     arguments = parser(__doc__ or "")
     arguments.add_argument("--folder", type=Path, help="where to put the files; deleted afterwards")
     arguments.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 class Kept:
-    """Rows of the sections that are done, in a file where one is given."""
+    """Rows of the finished sections, kept in a file if one is given."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -98,25 +98,25 @@ class Kept:
             self._sections = json.loads(path.read_text(encoding="utf-8"))
 
     def rows(self, key: str) -> list[Row] | None:
-        """Of one section, if it was measured."""
+        """Return the rows of one section, or None if it was not measured."""
         found = self._sections.get(key)
         return None if found is None else [Row(**row) for row in found]
 
     def put(self, key: str, rows: list[Row]) -> None:
-        """Keep the rows of one section."""
+        """Store the rows of one section."""
         self._sections[key] = [asdict(row) for row in rows]
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text(json.dumps(self._sections), encoding="utf-8")
 
     def forget(self) -> None:
-        """All is done: the file is no longer needed."""
+        """Delete the file, once everything is measured."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 def episode(rng: np.random.Generator) -> Episode:
-    """One episode of random images: nothing about them can be compressed or guessed."""
+    """Return one episode of random images, which cannot be compressed."""
     return Episode(
         observations=rng.integers(0, 256, (STEPS + 1, *FRAME), dtype=np.uint8),
         actions=rng.uniform(-1, 1, (STEPS, 3)).astype(np.float32),
@@ -128,7 +128,7 @@ def episode(rng: np.random.Generator) -> Episode:
 
 
 def write(path: Path, episodes: int) -> float:
-    """Write that many episodes; the seconds until the last was committed."""
+    """Write `episodes` episodes; return the seconds until the last was committed."""
     one = episode(np.random.default_rng(0))
     with DatasetWriter(path, METADATA) as writer:
         begin = time.perf_counter()
@@ -138,7 +138,7 @@ def write(path: Path, episodes: int) -> float:
 
 
 def recording(folder: Path, size: Size) -> Iterator[Row]:
-    """Throughput of the writer, and what the recorder costs."""
+    """Measure the throughput of the writer and the overhead of the recorder."""
     seconds = []
     for turn in range(size.turns):
         path = folder / f"write{turn}.h5"
@@ -157,7 +157,7 @@ def recording(folder: Path, size: Size) -> Iterator[Row]:
 
 
 def car_racing(folder: Path, size: Size) -> float:
-    """Time of a recorded step over that of a plain one, minus one."""
+    """Return the time of a recorded step over that of a plain one, minus one."""
     plain = gym.make("CarRacing-v3", max_episode_steps=200)
     recorded = Recorder(gym.make("CarRacing-v3", max_episode_steps=200), folder / "car.h5")
     plain.action_space.seed(0)
@@ -178,7 +178,7 @@ def car_racing(folder: Path, size: Size) -> float:
 
 
 def images(folder: Path, size: Size) -> Iterator[Row]:
-    """Segments of images against a numpy memmap of the same frames, and Minari's API."""
+    """Compare segments of images with a NumPy memmap of the same frames, and with Minari's API."""
     path, raw = folder / "images.h5", folder / "images.raw"
     write(path, size.episodes)
     frames = episode(np.random.default_rng(0)).observations
@@ -210,7 +210,7 @@ def windows(
     draws: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Callable[[], float]:
-    """A measurement: windows a second, in batches of 16."""
+    """Windows per second, in batches of 16."""
 
     def measure() -> float:
         rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ def windows(
 
 
 def from_memmap(mapped: np.memmap, length: int, rng: np.random.Generator) -> np.ndarray:
-    """What a plain loop over a memmap costs: the limit that everything is measured against."""
+    """Read windows with a plain loop over a memmap: the limit that the others are compared with."""
     batch = np.empty((16, length + 1, *FRAME), np.uint8)
     for row, start in zip(batch, rng.integers(0, len(mapped) - length - 1, 16), strict=True):
         row[...] = mapped[start : start + length + 1]
@@ -232,7 +232,7 @@ def from_memmap(mapped: np.memmap, length: int, rng: np.random.Generator) -> np.
 
 
 def minari_windows(folder: Path) -> Callable[[np.random.Generator], None]:
-    """Minari's API: an episode is read and decoded whole, then the window is cut out of it."""
+    """Read windows with Minari's API, which reads and decodes whole episodes."""
     os.environ["MINARI_DATASETS_PATH"] = str(folder / "minari")
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -269,7 +269,7 @@ def minari_windows(folder: Path) -> Callable[[np.random.Generator], None]:
 
 
 def cold_ratio(path: Path, sampler: Any) -> float | None:
-    """Bytes read from the disk over bytes asked for, with the file out of the page cache."""
+    """Return bytes read from disk over bytes requested, with the file out of the page cache."""
     if not Path("/proc/self/io").exists():
         return None
     with path.open("rb+") as file:
@@ -282,13 +282,13 @@ def cold_ratio(path: Path, sampler: Any) -> float | None:
 
 
 def disk_bytes() -> int:
-    """Bytes that this process has had read from a disk."""
+    """Return the bytes that this process has read from a disk."""
     found = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
     return int(found.group(1)) if found else 0
 
 
 def vectors(folder: Path, size: Size) -> Iterator[Row]:
-    """Segments of vectors from memory, against the fancy indices that they cannot do without."""
+    """Compare segments of vectors in memory with the fancy indexing alone that they need."""
     with Dataset(record("CartPole-v1", steps=10_000, out=folder / "cartpole.h5")) as dataset:
         sampler = dataset.segments(np.arange(len(dataset)), 16)
         rows = np.random.default_rng(0).normal(size=(10_000, 4)).astype(np.float32)
@@ -315,7 +315,7 @@ def vectors(folder: Path, size: Size) -> Iterator[Row]:
 
 
 def kills(folder: Path, size: Size) -> Iterator[Row]:
-    """SIGKILL on the way into a write call; recovered, appended to, every row compared."""
+    """Kill the writer at a write call, recover, append, and compare every row."""
     if not can_kill():
         return
     lost = done = seed = 0
@@ -358,7 +358,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 
 
 def large(folder: Path, size: Size) -> Iterator[Row]:
-    """Peak memory of processes that draw from, and fit to, a large set with 1 GB allowed."""
+    """Measure peak memory of sampling from, and fitting to, a large dataset within 1 GB."""
     if not size.large_bytes or not Path("/proc/self/status").exists():
         return
     path = folder / "large.h5"

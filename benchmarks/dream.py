@@ -1,4 +1,4 @@
-"""How fast a dream steps: beside plain PyTorch and TorchRL on one core, and on a GPU.
+"""Speed of a dream's step, beside plain PyTorch and TorchRL on one core, and on a GPU.
 
 Every figure is of whole steps through the Gymnasium vector API, with torch output, rows that reset
 themselves in the same step, episode statistics and true last observations. The worlds are unfitted
@@ -50,7 +50,7 @@ OVER_PLAIN = 20.0
 
 
 def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[Row]:
-    """Ratios to the plain step, and what the engine adds to the model's own."""
+    """Measure ratios to the plain step, and the time that the engine adds to the model's step."""
     world = subject.world()
     envs = {
         dtype: a_dream(world, count, dtype=dtype, device="cpu", **subject.options)
@@ -71,7 +71,7 @@ def against_plain(subject: Subject, count: int, timing: dict[str, Any]) -> list[
 
 
 def engine_adds(name: str, count: int, whole: float, model: float) -> list[Row]:
-    """What a step takes beyond the model's own."""
+    """Return the row for the time that the engine adds to the model's step."""
     if count == 1:
         return [below(name, (whole - model) * 1e6, "us", FIXED_OVERHEAD)]
     if count >= 1024:
@@ -80,7 +80,7 @@ def engine_adds(name: str, count: int, whole: float, model: float) -> list[Row]:
 
 
 def compiled(subject: Subject, timing: dict[str, Any]) -> list[Row]:
-    """With `compile=True`, where PyTorch's compiler has what it needs."""
+    """Measure with `compile=True`, if PyTorch's compiler works here."""
     rows = []
     world = subject.world()
     for count, dtype in ((1, "float32"), (1024, "float32"), (1024, "bfloat16")):
@@ -103,7 +103,7 @@ def compiled(subject: Subject, timing: dict[str, Any]) -> list[Row]:
 
 
 def against_products(timing: dict[str, Any]) -> list[Row]:
-    """What this core's matrix products allow, were there nothing else in a step."""
+    """Measure the steps per second that this core's matrix products alone would allow."""
     count, rows, products = 1024, [], product_calls()
     for subject in SUBJECTS:
         world, steps = subject.world(), {}
@@ -131,12 +131,12 @@ def against_products(timing: dict[str, Any]) -> list[Row]:
 
 
 def against_torchrl(counts: tuple[int, ...], ways: list[bool], timing: dict[str, Any]) -> list[Row]:
-    """V-M-C Car against TorchRL's model-based environment, drawn both ways that one writes it.
+    """Compare V-M-C Car with TorchRL's model-based environment, in both usual ways to sample.
 
     Args:
-        counts: of rows.
-        ways: whether our step is compiled, each.
-        timing: of `side_by_side`.
+        counts: numbers of rows.
+        ways: whether our step is compiled, for each measurement.
+        timing: arguments of `side_by_side`.
     """
     try:
         from support.torchrl_step import Distributed, torchrl_mdn_rnn
@@ -169,7 +169,7 @@ def against_torchrl(counts: tuple[int, ...], ways: list[bool], timing: dict[str,
 
 
 def _stepping_so(world: World, count: int, dtype: str, compiles: bool) -> Call | None:
-    """The step of V-M-C Car, or None where it should be compiled and cannot be."""
+    """Return the step of V-M-C Car, or None if it cannot be compiled as requested."""
     env = a_dream(world, count, device="cpu", dtype=dtype, compile=compiles)
     step = stepping(env)
     step()
@@ -180,10 +180,10 @@ def _stepping_so(world: World, count: int, dtype: str, compiles: bool) -> Call |
 
 
 def between_steps(count: int, steps: int) -> Row:
-    """What a rollout does between the policy and the engine, without stacking what it has seen."""
+    """Measure the time that a rollout spends between policy and engine, without stacking."""
     env = a_dream(worlds.v_m_c(), count)
     action = worlds.actions(count, env.device)
-    clock = time.perf_counter  # a process's own time is a system call: as much as is measured
+    clock = time.perf_counter  # process time is a system call, as slow as what is measured
     idle: list[float] = []
     ended = 0.0
 
@@ -200,13 +200,13 @@ def between_steps(count: int, steps: int) -> Row:
     env.stepper.step = timed(env.stepper.step)  # type: ignore[method-assign]
     with torch.no_grad():
         env.rollout(timed(lambda _: action), steps)
-    # Each step has two such pauses, before the policy and before the engine; the first is no pause.
+    # Each step has two such pauses, before the policy and before the engine; the first is warm-up.
     us = 1e6 * (median(idle[2::2]) + median(idle[3::2]))
     return below(f"rollout, {count} envs: between steps", us, "us a step", BETWEEN)
 
 
 def on_a_cpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
-    """Ratios to plain PyTorch and to TorchRL, and what this core allows."""
+    """Measure ratios to plain PyTorch and to TorchRL, and the limit of this core."""
     counts = (1, 1024) if quick else (1, 64, 1024)
     rows = [
         row for subject in SUBJECTS for n in counts for row in against_plain(subject, n, timing)
@@ -219,7 +219,7 @@ def on_a_cpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
 
 
 def on_a_gpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
-    """Env-steps a second and their ratio to what the products allow."""
+    """Print steps per second, and their ratio to the limit of the products."""
     counts = GPU_COUNTS[:3] if quick else GPU_COUNTS
     rows = []
     for name, (make, options, limits, bar) in LIMITS.items():

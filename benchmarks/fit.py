@@ -1,4 +1,4 @@
-"""How fast models are fitted.
+"""Speed of fitting.
 
 An update of DreamerV3's world model against a loop that is written step by step (`plain_rssm.py`),
 in turns; and the updates a second of every published preset that fits the machine, eager and
@@ -46,13 +46,13 @@ SMALL = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is left out, and how long is measured.
+    """Limits of the measurements.
 
     Attributes:
-        seconds: that one update may take.
-        turn: seconds of a turn.
-        turns: of each thing.
-        compiled: whether to compile, too.
+        seconds: largest duration of one update; slower ones are left out.
+        turn: seconds of one turn.
+        turns: number of turns of each contender.
+        compiled: whether to measure compiled models too.
     """
 
     seconds: float
@@ -65,9 +65,9 @@ class Updates:
     """Updates of a fit, without the data: the package's own parts on one random batch.
 
     Args:
-        family: of the model.
-        config: of the fit.
-        shape: of the observations.
+        family: family of the model.
+        config: settings of the fit.
+        shape: shape of one observation.
     """
 
     def __init__(self, family: str, config: FitConfig, shape: tuple[int, ...]) -> None:
@@ -87,7 +87,7 @@ class Updates:
         self.pieces = [MicroBatch(self.batch, noise, 0)]
 
     def __call__(self) -> None:
-        """One of them."""
+        """Do one update."""
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.backward(self.pieces)
         clip_gradients(self.parameters, self.config.optimizer)
@@ -95,7 +95,7 @@ class Updates:
         self.model.after_update()
 
     def compile(self) -> None:
-        """Compile the model part by part; the next update does it.
+        """Mark the parts of the model for compilation, which the next update does.
 
         The whole of a loss that is unrolled over 64 steps takes the compiler many minutes.
         """
@@ -104,7 +104,7 @@ class Updates:
 
 
 def called_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules of several layers that are called, and not merely hold others."""
+    """Return the outermost modules with several layers that are called themselves."""
     for child in module.children():
         if type(child).forward is nn.Module.forward:
             yield from called_parts(child)
@@ -133,7 +133,7 @@ def segments(shape: tuple[int, ...], batch: int, length: int) -> SegmentBatch:
 
 
 class Images(nn.Module):
-    """A decoder of images within their range."""
+    """A decoder with a sigmoid at its end."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Images(nn.Module):
 
 
 def plain_updates(ours: Updates, config: FitConfig, shape: tuple[int, ...]) -> Callable[[], None]:
-    """The same updates as one would write them; the convolutions are the same modules."""
+    """The same updates in plain PyTorch; the convolutions are the same modules."""
     sizes: RSSMConfig = config.model
     if len(shape) == 3:
         senses = ours.model.senses
@@ -157,9 +157,9 @@ def plain_updates(ours: Updates, config: FitConfig, shape: tuple[int, ...]) -> C
         encoder = dense(shape[0], sizes.layers, sizes.units)
         decoder, embedded = dense(features, sizes.layers, sizes.units, shape[0]), sizes.units
     model = PlainRSSM(encoder, decoder, embedded, ACTIONS, sizes)
-    count, wanted = (sum(p.numel() for p in m.parameters()) for m in (model, ours.model))
-    if count != wanted:
-        raise ValueError(f"the plain model has {count} parameters, ours {wanted}")
+    count, expected = (sum(p.numel() for p in m.parameters()) for m in (model, ours.model))
+    if count != expected:
+        raise ValueError(f"the plain model has {count} parameters, ours {expected}")
     parameters = list(model.parameters())
     optimizer = optimizer_for(parameters, config.optimizer)
     batch = ours.batch
@@ -214,20 +214,20 @@ def of_presets(names: list[tuple[str, str | None]], limits: Limits) -> list[Row]
 
 
 def fits(family: str, config: FitConfig, shape: tuple[int, ...], limits: Limits) -> bool:
-    """Whether an update neither takes too long nor more than half of the memory that is free."""
+    """Return whether an update is fast enough and needs at most half of the free memory."""
     small = replace(config, batch_size=max(1, config.batch_size // SMALL))
     before = peak_memory()
     updates = Updates(family, small, shape)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     updates()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begun) * SMALL
+    seconds = (time.perf_counter() - started) * SMALL
     return seconds < limits.seconds and (peak_memory() - before) * SMALL < free_memory() / 2
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most, on the device that is computed on."""
+    """Return the peak memory of this process on the compute device, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource

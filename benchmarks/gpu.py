@@ -94,14 +94,14 @@ def ways(device: str) -> Rows:
         for asked in (False, "auto", True) if device == "cuda" else (False,):
             name = f"{family}, {count} dreams, compile={asked!r}"
             try:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 env = DreamVectorEnv(
                     _built(worlds, family), count, device=device, view="latent", compile=asked
                 )
                 env.reset(seed=0)
                 action = worlds.actions(count, str(env.device))
                 env.step(action)
-                first = time.perf_counter() - begun
+                first = time.perf_counter() - started
                 row = {"name": name, "value": count / _timed(lambda: env.step(action), 20)}  # noqa: B023
                 row |= {"unit": "env-steps/s", "execution": env.stepper.execution}
                 yield row | {"first_step_seconds": first}
@@ -237,11 +237,11 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
     taken = []
     for _ in range(5):
         wait()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(repeats):
             call()
         wait()
-        taken.append((time.perf_counter() - begun) / repeats)
+        taken.append((time.perf_counter() - started) / repeats)
     return sorted(taken)[2]
 
 
@@ -361,7 +361,7 @@ def main() -> int:
         run_stage(chosen.stage, chosen.device)
         return 0
     result: dict[str, Any] = {"benchmark": "gpu", "rows": []}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for name in chosen.only or STAGES:
         print(f"== {name}", flush=True)
         started = time.perf_counter()
@@ -373,7 +373,7 @@ def main() -> int:
         seconds = round(time.perf_counter() - started, 1)
         result["rows"].append({"stage": name, "name": "seconds", "value": seconds, "unit": "s"})
         write(chosen.json, result)
-    print(f"{chosen.json}: {time.perf_counter() - begun:.0f} s")
+    print(f"{chosen.json}: {time.perf_counter() - started:.0f} s")
     return int(any(row.get("holds") is False for row in result["rows"]))
 
 

@@ -1,4 +1,4 @@
-"""Whether each family learns vectors: open-loop forecasts, and policies trained in dreams alone.
+"""Learning of vectors by each family: open-loop errors, and policies trained in dreams only.
 
 For every task, family and seed: record mixed data, fit, compare open-loop forecasts of held-out
 episodes with repeating the last observation at each of 50 horizons, train PPO in the dream, and
@@ -41,18 +41,18 @@ QUICK_FIT, QUICK_TRAINING = {"updates": 40, "evaluate_every": 40}, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One environment, how much data of it, and what a policy should reach.
+    """One environment, the amount of data, and the return that a policy should reach.
 
     Attributes:
-        bar: the real return wanted of a dream-trained policy.
-        steps: recorded real steps.
-        fit: settings of every family's fit that are not its defaults.
-        families: likewise of one family's, its model's among them.
-        trained: families in whose dreams PPO is trained; the others' forecasts are measured only.
-        training: settings of PPO that are not the defaults.
-        training_steps: of PPO in the dream.
-        again: real steps that the first policy then records, disturbed as well; the world is fitted
-            to all that was recorded, and the policy trained, once more. 0 for one round.
+        bar: real return that a dream-trained policy should reach.
+        steps: number of real steps to record.
+        fit: settings of all fits that differ from the defaults.
+        families: further settings by family, including those of the model.
+        trained: families in whose dreams PPO is trained; for the others only errors are measured.
+        training: settings of PPO that differ from the defaults.
+        training_steps: PPO's steps in the dream.
+        again: real steps that the first policy records, also with disturbed actions; the world is
+            then fitted to all data, and a second policy trained. 0 for one round.
     """
 
     bar: float
@@ -79,7 +79,7 @@ TASKS = {
                 "segment_length": 64,
                 "batch_size": 32,
             },
-            # What the ground does to it cannot be foretold, and so is not in embeddings by itself.
+            # Contact forces are not predictable, so embeddings contain them only with these losses.
             "jepa": {
                 "model": JEPAConfig(objective=JEPAObjective(sigreg=0.1, inverse=1.0, rollout=12))
             },
@@ -94,7 +94,7 @@ TASKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One task, family and seed, and the folder with everything that is made of them."""
+    """One task, family and seed, and the folder of its results."""
 
     env_id: str
     family: str
@@ -104,21 +104,21 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """What is to be done."""
+        """The task of this run."""
         return TASKS[self.env_id]
 
     @property
     def folder(self) -> Path:
-        """Of what this family makes."""
+        """Folder of this family's results."""
         return self.work / f"{self.env_id}-{self.seed}" / self.family
 
     @property
     def rounds(self) -> int:
-        """How often is recorded, fitted and trained."""
+        """Number of rounds of recording, fitting and training."""
         return 2 if self.task.again and self.family in self.task.trained else 1
 
     def data(self, number: int) -> Path:
-        """The dataset of a round: a file that all families share, or a folder of two."""
+        """Return the dataset of a round: a file that all families share, or a folder of two."""
         first = self.folder.parent / "data.h5"
         if not first.exists():
             first.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class Run:
         return both
 
     def world(self, number: int) -> dreamgym.World:
-        """The world of a round; from the folder if it is there."""
+        """Return the world of a round, loaded from the folder if it is there."""
         out = self.folder / f"world-{number}"
         if out.exists():
             return dreamgym.load(out)
@@ -158,7 +158,7 @@ class Run:
         return dreamgym.fit(data, out, family=self.family, seed=self.seed, config=config)
 
     def policy(self, number: int) -> dreamgym.train.TrainedPolicy:
-        """What PPO learns in the dreams of a round's world."""
+        """Return the policy that PPO learns in the dreams of a round's world."""
         path = self.folder / f"policy-{number}.zip"
         if not path.exists():
             policy = dreamgym.train_policy(
@@ -171,7 +171,7 @@ class Run:
         return dreamgym.train.load_policy(path)
 
     def forecasts(self) -> OpenLoopErrors:
-        """Errors on the episodes that were held out of the last fit."""
+        """Return the errors on the held-out episodes of the last fit."""
         world = self.world(self.rounds)
         with Dataset(self.data(self.rounds)) as data:
             fitted = world.provenance["fit"]
@@ -179,7 +179,7 @@ class Run:
             return open_loop_errors(world.model, data, held_out, horizons=HORIZONS, samples=SAMPLES)
 
     def transferred(self, number: int) -> dict[str, Any]:
-        """What a round's policy reaches in reality."""
+        """Return the real return of a round's policy."""
         result = self.folder / f"transfer-{number}.json"
         if not result.exists():
             policy, world = self.policy(number), self.world(number)
@@ -189,7 +189,7 @@ class Run:
 
 
 def rows_of(run: Run) -> tuple[list[Row], OpenLoopErrors]:
-    """The figures of one run, and its forecasts to be drawn."""
+    """Return the figures of one run, and its errors for the plot."""
     began = time.perf_counter()
     world, errors = run.world(run.rounds), run.forecasts()
     name = f"{run.env_id}, {run.family}, seed {run.seed}"
@@ -222,7 +222,7 @@ def rows_of(run: Run) -> tuple[list[Row], OpenLoopErrors]:
 
 
 def rows_of_policy(name: str, moved: dict[str, Any], bar: float) -> list[Row]:
-    """The figures of a policy that was trained in dreams."""
+    """Return the figures of a policy that was trained in dreams."""
     low, high = moved["real_return_interval"]
     dreamt = moved["dream_return_mean"]
     return [

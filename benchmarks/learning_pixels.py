@@ -152,16 +152,16 @@ class LinearProbe:
         return torch.cat([flat, torch.ones(len(flat), 1, dtype=flat.dtype)], 1)
 
 
-def r_squared(wanted: Tensor, given: Tensor) -> Tensor:
+def r_squared(target: Tensor, given: Tensor) -> Tensor:
     """Share of each column's variance that is explained, (S,)."""
-    wanted = wanted.double()
-    left = (wanted - given).square().mean(0)
-    return 1.0 - left / wanted.var(0, correction=0)
+    target = target.double()
+    left = (target - given).square().mean(0)
+    return 1.0 - left / target.var(0, correction=0)
 
 
-def rmse(wanted: Tensor, given: Tensor) -> float:
+def rmse(target: Tensor, given: Tensor) -> float:
     """Root mean square difference."""
-    return float((wanted.double() - given.double()).square().mean().sqrt())
+    return float((target.double() - given.double()).square().mean().sqrt())
 
 
 def rows_of(name: str, family: str, train: Windows, test: Windows) -> list[Row]:
@@ -175,10 +175,10 @@ def rows_of(name: str, family: str, train: Windows, test: Windows) -> list[Row]:
         if family == "jepa"
         else Row(name=least, value=held, unit="R2")
     ]
-    wanted = test.state[:, AHEAD] / spread
-    dreamt = rmse(wanted, probe(test.dreamt[:, -1]) / spread)
+    target = test.state[:, AHEAD] / spread
+    dreamt = rmse(target, probe(test.dreamt[:, -1]) / spread)
     # The last state itself, not merely what the probe reads off it: the harder one to beat.
-    last = rmse(wanted, test.state[:, 0] / spread)
+    last = rmse(target, test.state[:, 0] / spread)
     rows.append(
         below(f"{name}: state {AHEAD} ahead, against repeat-last", dreamt / last, "ratio", 1)
     )

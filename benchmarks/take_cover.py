@@ -1,4 +1,4 @@
-"""Real survival in VizDoom's Take Cover of policies that were trained in dreams of pixels only.
+"""Survival in VizDoom's Take Cover of policies that were trained only in dreams of pixels.
 
 It runs `examples/take_cover.py` and reads its figures; `--out FOLDER` keeps what that makes, so
 that a run that was stopped goes on, and one that was finished is measured again.
@@ -22,14 +22,14 @@ JUDGED = "chosen"
 
 
 def rows_of(result: dict) -> list[Row]:
-    """Every policy's survival with its 95% interval, in the real game and in the dream."""
+    """Return every policy's survival with its 95% interval, in the real game and in the dream."""
     rows = []
     for name, figures in result["policies"].items():
         prefix = "real_" if "real_return_mean" in figures else ""
         low, high = figures[f"{prefix}return_interval"]
         mean, episodes = figures[f"{prefix}return_mean"], figures["episodes"]
-        said = f"{name}, {episodes} episodes, 95% interval {low:.0f} to {high:.0f}"
-        rows.append(at_least(said, mean, "tics", TICS) if JUDGED in name else _plain(said, mean))
+        label = f"{name}, {episodes} episodes, 95% interval {low:.0f} to {high:.0f}"
+        rows.append(at_least(label, mean, "tics", TICS) if JUDGED in name else _plain(label, mean))
         if "dream_return_mean" in figures:
             dreamt = figures["dream_return_mean"]
             rows.append(_plain(f"{name}, in the dream", dreamt))

@@ -1,4 +1,4 @@
-"""Torch's device, the precision that it has, threads, seeds and inference mode."""
+"""Devices and their precision, thread counts, seeding, inference mode and default dtype."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 @functools.cache
 def computes_bfloat16(kind: str) -> bool:
-    """Whether a kind of device has matrix products in bfloat16 of its own.
+    """Return whether a kind of device computes matrix products in bfloat16 natively.
 
-    Where it has none, torch either raises (oneDNN on a processor without AVX-512) or emulates them,
-    several times slower than float32. A CPU is asked by a guarded trial of what dreamgym calls: a
-    packed product and the fused LSTM.
+    Where it does not, torch either raises (oneDNN on a processor without AVX-512) or emulates them,
+    several times slower than float32. A CPU is tested by a guarded trial of the operations that
+    dreamgym uses: a packed product and the fused LSTM.
 
     Args:
         kind: `torch.device.type`, such as "cpu".
@@ -60,7 +60,7 @@ def computes_bfloat16(kind: str) -> bool:
 
 @functools.cache
 def packs_weights(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is here and multiplies by packed weights of a dtype, found by a trial."""
+    """Try whether oneDNN is available and multiplies by packed weights of a dtype."""
 
     def trial() -> None:
         weight = torch.ones(32, 32, dtype=dtype)
@@ -71,26 +71,26 @@ def packs_weights(dtype: torch.dtype) -> bool:
 
 
 def product_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that matrix products take: float32 where bfloat16 is asked for and not computed.
+    """Return the dtype to compute matrix products in: `dtype`, or float32 as a fallback.
 
-    A warning says so once in a process.
+    The fallback is for bfloat16 on a device without it. It warns once in a process.
 
     Args:
         kind: `torch.device.type`, such as "cpu".
-        dtype: that is asked for.
+        dtype: requested dtype.
     """
     if dtype != torch.bfloat16 or computes_bfloat16(kind):
         return dtype
-    _warn_of_float32(kind)
+    _warn_float32(kind)
     return torch.float32
 
 
 @functools.cache
-def _warn_of_float32(kind: str) -> None:
+def _warn_float32(kind: str) -> None:
     needs = " (a CPU needs AVX-512 or AMX for them)" if kind == "cpu" else ""
     warnings.warn(
         f"this {kind} device has no matrix products in bfloat16{needs}: they are computed in "
-        "float32, which is as exact or more so, and slower than on a device that has them",
+        "float32, which is at least as accurate, and slower than bfloat16 on a device that has it",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -104,7 +104,7 @@ def _lstm_in_bfloat16() -> None:
 
 
 def _runs(trial: Callable[[], object]) -> bool:
-    """Whether a trial runs; what it raises is the answer, not an error."""
+    """Return whether a trial runs without an error."""
     try:
         with torch.no_grad():
             trial()
@@ -159,24 +159,36 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def leave_inference_mode(*, grad: bool | None = None) -> AbstractContextManager[Any]:
-    """Leave inference mode inside the block, without changing whether gradients are recorded.
+def own_torch_modes(*, grad: bool | None = None) -> AbstractContextManager[Any]:
+    """Leave inference mode inside the block, and make float32 the default dtype there.
 
     Tensors made in inference mode could never again take part in a step under gradients.
-    `torch.inference_mode(False)` alone would also turn gradients on.
+    `torch.inference_mode(False)` alone would also turn gradients on. Where a program has set
+    another default dtype, tensors made here would not have the dtype of the model's weights.
 
     Args:
         grad: whether to record gradients; None for what the caller has set.
     """
     enabled = torch.is_grad_enabled()
     target = enabled if grad is None else grad
-    if torch.is_inference_mode_enabled():
-        return _normal_mode(target)
+    if torch.is_inference_mode_enabled() or torch.get_default_dtype() != torch.float32:
+        return _normal_modes(target)
     # Most steps need at most one change, and each change costs as much as an operation.
     return _NO_CHANGE if enabled == target else torch.set_grad_enabled(target)
 
 
 @contextmanager
-def _normal_mode(grad: bool) -> Iterator[None]:
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+def _normal_modes(grad: bool) -> Iterator[None]:
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), float32_by_default():
         yield
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Make float32 torch's default dtype inside the block, and restore what it was afterwards."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

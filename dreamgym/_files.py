@@ -1,28 +1,52 @@
-"""Files that are complete or absent: written under another name, synced to disk, renamed."""
+"""Atomic files and folders: written under a temporary name, synced to disk, renamed."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreamgym.errors import DatasetError, DiskFullError
+from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the hint of an error message about an unknown word: the nearest known one, and all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
+def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = DatasetError) -> Path:
+    """Return the path of a local file or folder that a user named, with `~` expanded.
+
+    Every public function that takes a path from the user calls it first.
+
+    Args:
+        path: What the user named.
+        error: Error to raise.
+
+    Raises:
+        DreamgymError: It is a URL, or `~name` names an unknown user; of the type `error`.
+    """
+    text = os.fspath(path)
+    url = _URL.match(text)
+    if url:
+        raise error(
+            f"{text!r} is a URL ({url[1]}://), and dreamgym reads and writes local files only; "
+            "download what is to be read, write to a local path and upload it, or mount the store"
+        )
+    if not text.startswith("~"):
+        return Path(path)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise error(
+            f"{text!r}: there is no such user's home folder; write './{text}' for a file of that "
+            "name"
+        ) from None
 
 
 def sha256(path: Path) -> str:
@@ -69,8 +93,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         DiskFullError: The disk is full; `path` is unchanged.
     """
     path = Path(path)
-    if path.exists() and not replace:
-        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
+    require_new(path, overwrite=replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -84,6 +107,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             replace_path(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_new(path: Path, *, overwrite: bool) -> None:
+    """Raise `FileExistsError` if `path` exists and may not be overwritten."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
 
 
 def replace_path(new: Path, path: Path) -> None:

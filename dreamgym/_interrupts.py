@@ -13,9 +13,9 @@ from types import FrameType
 def uninterrupted() -> Iterator[None]:
     """Delay Ctrl-C until the block is left, and handle it then.
 
-    What the block does is then done completely or not at all, such as committing an episode and
-    counting it. Outside the main thread, which alone receives signals, and where the signal is
-    handled outside Python, this does nothing.
+    A block that commits an episode and counts it, for example, is never interrupted halfway. This
+    does nothing outside the main thread, which alone receives signals, and where the signal is
+    handled outside Python.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

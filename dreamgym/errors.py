@@ -19,7 +19,7 @@ class DreamgymError(Exception):
 
 
 class DatasetError(DreamgymError, ValueError):
-    """Raised when a dataset is damaged, unsuitable for what was asked, or cannot be written.
+    """Raised when a dataset is damaged, unsuitable for the requested use, or cannot be written.
 
     The message reads `path: /key: episode 3, row 7: problem; remedy`, with the parts that are
     known. The parts are attributes as well, so that a caller can act on them.
@@ -149,8 +149,8 @@ class TransferError(DreamgymError, ValueError):
 
 
 class PolicyError(TransferError):
-    """A policy that cannot act in an environment.
+    """Raised when a policy cannot act in an environment.
 
-    It is not a policy, its spaces or frame skip are not the environment's, or what it returned is
-    not an action.
+    The message says why: it is not a policy, its spaces or frame skip are not the environment's, or
+    it returned something that is not an action.
     """

@@ -35,7 +35,7 @@ def refuse(dtype: torch.dtype | None, words: str, original):
 @pytest.fixture
 def forget() -> Iterator[None]:
     """Probes are made again, before and after."""
-    probes = (computes_bfloat16, packs_weights, _device._warn_of_float32)
+    probes = (computes_bfloat16, packs_weights, _device._warn_float32)
     for probe in probes:
         probe.cache_clear()
     yield

@@ -134,8 +134,8 @@ def test_an_installed_wheel_dreams_in_a_fresh_process(
         "print(envs.reset(seed=0)[0].shape[0])\n"
         "import dreamgym; print(dreamgym.__file__)"
     )
-    *said, file = run_python(code, cwd=tmp_path, path=installed).split()
-    assert said == ["True", "3"]
+    *printed, file = run_python(code, cwd=tmp_path, path=installed).split()
+    assert printed == ["True", "3"]
     assert Path(file).is_relative_to(installed)
 
 
@@ -154,9 +154,9 @@ def test_constraints_pin_every_requirement_exactly() -> None:
             name, number = line.split("==")
             assert "+" not in number, f"{line}: a local version is on no index"
             pinned[_canonical(name)] = number
-    wanted = list(PROJECT["dependencies"])
-    wanted += [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    for line in wanted:
+    required = list(PROJECT["dependencies"])
+    required += [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    for line in required:
         requirement = Requirement(line)
         if requirement.name == "dreamgym":
             continue

@@ -1,4 +1,4 @@
-"""What dreams are measured against: the same steps written plainly, and TorchRL's environment.
+"""Baselines of the dream benchmarks: the same steps in plain PyTorch.
 
 Plain is what one writes at first: eager, float32, PyTorch's own layers, one operation after the
 other, rows that end taken back to a bank of starts by masks. Nothing in it is slow on purpose.
@@ -24,7 +24,7 @@ Step = Callable[[], Any]
 
 
 def gumbel(*shape: int, device: Any) -> Tensor:
-    """What makes an argmax a draw."""
+    """Return Gumbel noise, with which an argmax is a sample."""
     return -torch.log(-torch.log(torch.rand(*shape, device=device) + TINY) + TINY)
 
 
@@ -43,7 +43,7 @@ class PlainMDNRNN(nn.Module):
         self.register_buffer("bank", torch.randn(BANK, self.z))
 
     def forward(self, z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
-        """The next z, h and c, the reward and whether the episode ends."""
+        """Return the next z, h and c, the reward, and whether the episode ends."""
         rows, device = len(z), z.device
         h, c = self.cell(torch.cat([z, action], -1), (h, c))
         logits, mean, log_sigma = self.mdn(h).view(rows, 3, self.mixtures, self.z).unbind(1)
@@ -56,7 +56,7 @@ class PlainMDNRNN(nn.Module):
 
 
 def plain_mdn_rnn(count: int, device: str = "cpu") -> Step:
-    """A step of V-M-C in `count` rows."""
+    """Return the step of V-M-C with `count` rows."""
     model = quiet(PlainMDNRNN(), device)
     z, h, c = model.bank[:1].repeat(count, 1), *torch.zeros(2, count, 256, device=device)
     age = torch.zeros(count, dtype=torch.long, device=device)
@@ -80,7 +80,7 @@ def plain_mdn_rnn(count: int, device: str = "cpu") -> Step:
 
 
 class PlainRSSM(nn.Module):
-    """A recurrent state-space model of DreamerV3's kind with an undivided GRU."""
+    """A recurrent state-space model like DreamerV3's, with a dense GRU."""
 
     deter, stoch, classes, actions, units = 512, 32, 32, 6, 512
 
@@ -111,7 +111,7 @@ class PlainRSSM(nn.Module):
         return nn.Sequential(*layers, nn.Linear(width, outputs))
 
     def forward(self, z: Tensor, h: Tensor, action: Tensor) -> tuple[Tensor, ...]:
-        """The next z and h, the reward and whether the episode ends."""
+        """Return the next z and h, the reward, and whether the episode ends."""
         x = F.silu(self.inputs_norm(self.inputs(torch.cat([z, action], -1))))
         gates = self.gru_norm(self.gru(torch.cat([x, h], -1)))
         reset, candidate, update = gates.chunk(3, -1)
@@ -130,7 +130,7 @@ class PlainRSSM(nn.Module):
 
 
 def plain_rssm(count: int, device: str = "cpu") -> Step:
-    """A step of the RSSM in `count` rows."""
+    """Return the step of the RSSM with `count` rows."""
     model = quiet(PlainRSSM(), device)
     z, h = model.bank_z[:1].repeat(count, 1), model.bank_h[:1].repeat(count, 1)
     age = torch.zeros(count, dtype=torch.long, device=device)
@@ -153,7 +153,7 @@ def plain_rssm(count: int, device: str = "cpu") -> Step:
 
 
 def plain_family(world: World, action: Tensor) -> Step:
-    """A family's own step, not arranged, with the same masks around it."""
+    """Return a family's plain step, with the same masks around it."""
     model, count, device = world.model.to(action.device), len(action), action.device
     bank = {key: leaf.to(device) for key, leaf in world.starts.states.items()}
     state = {key: leaf[:1].repeat(count, *[1] * (leaf.ndim - 1)) for key, leaf in bank.items()}
@@ -180,5 +180,5 @@ def plain_family(world: World, action: Tensor) -> Step:
 
 
 def quiet(model: Any, device: str) -> Any:
-    """The model on a device, for inference."""
+    """Return the model on a device, for inference."""
     return model.to(device).eval().requires_grad_(False)

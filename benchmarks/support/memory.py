@@ -1,4 +1,4 @@
-"""What dreams take of memory: a row of each family, and very many rows of one."""
+"""Memory use of dreams: per row for each family, and the peak with many rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def memory_rows() -> list[Row]:
-    """Bytes a row of a state for each family that stands by itself; the peak of very many rows."""
+    """Measure the bytes per row of every family's state, and the peak memory with many rows."""
     rows = [
         Row(name=f"{name}: a row's state", value=worlds.state_bytes(make()), unit="bytes")
         for name, make in (
@@ -47,7 +47,7 @@ def memory_rows() -> list[Row]:
 
 
 def _peak_of_many() -> float:
-    """Bytes that the dreams add to a process at the peak of a few steps."""
+    """Return the bytes that dreams add to a process at the peak of a few steps."""
     if torch.cuda.is_available():
         return _many("cuda")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -69,14 +69,14 @@ def _many(device: str) -> float:
 
 
 def _resident() -> float:
-    """Bytes of this process now; where the system does not say, its peak so far."""
+    """Return the current memory of this process in bytes; its peak if the system does not tell."""
     if STATM.exists():
         return int(STATM.read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
 def _peak() -> float:
-    """The most bytes that this process has had; `ru_maxrss` would count its parent's, too."""
+    """Return the peak memory of this process in bytes; `ru_maxrss` would include its parent's."""
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return float(line.split()[1]) * 1024

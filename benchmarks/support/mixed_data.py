@@ -1,4 +1,4 @@
-"""Mixed data of three tasks: a controller that is disturbed, in each episode by a different amount.
+"""Mixed data of three tasks: a controller with random actions mixed in, more or fewer per episode.
 
 So are the logs of real machines: somebody's controller, experiments round it, and accidents.
 """
@@ -48,7 +48,7 @@ class Disturbed:
         self._random = self._space.sample()
 
     def act(self, observation: NDArray[Any]) -> Any:
-        """The controller's action, or a random one."""
+        """Return the controller's action, or a random one."""
         if self._rng.random() >= STICKINESS:
             self._random = self._space.sample()
         if self._rng.random() < self._noise:
@@ -57,13 +57,13 @@ class Disturbed:
 
 
 def balance(env: gym.Env[Any, Any], observation: NDArray[Any]) -> int:
-    """A linear controller of CartPole: push towards where pole and cart lean."""
+    """Return the action of a linear controller for CartPole."""
     x, speed, angle, turn = observation
     return int(angle + 0.3 * turn + 0.02 * x + 0.05 * speed > 0)
 
 
 def swing(env: gym.Env[Any, Any], observation: NDArray[Any]) -> NDArray[np.float32]:
-    """Pendulum's classic: pump energy up to that of upright rest, and hold there."""
+    """Return the action of an energy-shaping swing-up controller for Pendulum."""
     cosine, sine, turn = observation
     if cosine > 0.9:
         torque = -10.0 * sine - 2.0 * turn
@@ -74,7 +74,7 @@ def swing(env: gym.Env[Any, Any], observation: NDArray[Any]) -> NDArray[np.float
 
 
 def land(env: gym.Env[Any, Any], observation: NDArray[Any]) -> int:
-    """Gymnasium's own heuristic for LunarLander."""
+    """Return the action of Gymnasium's heuristic for LunarLander."""
     from gymnasium.envs.box2d.lunar_lander import heuristic
 
     return heuristic(env, observation)
@@ -88,13 +88,13 @@ CONTROLLERS: dict[str, Controller] = {
 
 
 def record_mixed(env_id: str, steps: int, out: Path, seed: int) -> Path:
-    """Record a task with its controller, disturbed.
+    """Record a task with its controller and random actions mixed in.
 
     Args:
         env_id: one of `CONTROLLERS`.
-        steps: of the real environment.
+        steps: number of real steps.
         out: the dataset to make.
-        seed: of episodes and noise.
+        seed: seed of episodes and noise.
     """
     with gym.make(env_id) as env:
         policy = Disturbed(CONTROLLERS[env_id], env)

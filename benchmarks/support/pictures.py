@@ -1,4 +1,4 @@
-"""Pictures of what the learning benchmarks measure."""
+"""Plots of the learning benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Forecasts = Mapping[str, Mapping[str, Sequence[OpenLoopErrors]]]
 
 
 def draw_forecasts(drawn: Forecasts, path: Path) -> None:
-    """Error against horizon: one panel a task, one colour a family, one line a seed.
+    """Plot error against horizon: a panel per task, a colour per family, a line per seed.
 
     Args:
         drawn: by task, then by family, the errors of each seed.
@@ -40,7 +40,7 @@ def draw_forecasts(drawn: Forecasts, path: Path) -> None:
 
 
 def draw_frames(rows: Mapping[str, NDArray[np.uint8]], steps: Sequence[int], path: Path) -> None:
-    """Frames side by side: the truth above, what each model dreamt of the same actions below.
+    """Draw real frames, and below them the dreams of each model under the same actions.
 
     Args:
         rows: by name, (T, H, W, 3) frames.

@@ -34,7 +34,7 @@ class PixelPendulum(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Begin an episode, at rest as far as the frames show."""
+        """Start an episode; the first frame is repeated."""
         super().reset(seed=seed)
         state, info = self._env.reset(seed=seed, options=options)
         self._frames = [self._frame()] * FRAMES
@@ -43,7 +43,7 @@ class PixelPendulum(gym.Env):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
-        """One step of Pendulum-v1."""
+        """Take one step of Pendulum-v1."""
         state, reward, terminated, truncated, info = self._env.step(action)
         self._frames = [*self._frames[1:], self._frame()]
         return self._seen(state), float(reward), terminated, truncated, info

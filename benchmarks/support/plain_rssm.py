@@ -1,4 +1,4 @@
-"""DreamerV3's world model as one would write it down: one step after the other, each whole.
+"""DreamerV3's world model in plain PyTorch, unrolled step by step.
 
 The sizes, the losses and the parameters are those of `dreamgym`'s RSSM; what is taken together for
 a whole segment there is taken step by step here, with torch's own distributions.
@@ -31,7 +31,7 @@ class BlockLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(blocks, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, blocks, inputs) to (B, blocks, outputs)."""
+        """Map (B, blocks, inputs) to (B, blocks, outputs)."""
         return torch.einsum("bgi,gio->bgo", x, self.weight) + self.bias
 
 
@@ -50,7 +50,7 @@ class BlockGRU(nn.Module):
         self.gates = BlockLinear(config.blocks, own, 3 * own)
 
     def forward(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """The next h."""
+        """Return the next h."""
         action = action / action.abs().clamp(min=1.0)
         entered = torch.cat([self.enter_h(h), self.enter_z(z), self.enter_action(action)], -1)
         groups = entered.unsqueeze(1).expand(-1, self.blocks, -1)
@@ -63,7 +63,7 @@ class BlockGRU(nn.Module):
 
 
 class PlainRSSM(nn.Module):
-    """One step after the other.
+    """The plain RSSM, unrolled step by step.
 
     Args:
         encoder: from an observation (B, ...) to (B, embedded).
@@ -89,12 +89,12 @@ class PlainRSSM(nn.Module):
         self.prior = dense(config.deter, config.prior_layers, config.hidden, size)
         self.posterior = dense(config.deter + embedded, 1, config.hidden, size)
         self.reward = dense(features, config.head_layers, config.units, config.objective.bins)
-        self.goes_on = dense(features, config.head_layers, config.units, 1)
+        self.continuation = dense(features, config.head_layers, config.units, 1)
         half = torch.linspace(0.0, 20.0, config.objective.bins // 2 + 1).expm1()
         self.register_buffer("bins", torch.cat([-half.flip(0)[:-1], half]))
 
     def loss(self, seen: Tensor, actions: Tensor, rewards: Tensor, ended: Tensor) -> Tensor:
-        """The loss of raw segments: seen (B, L + 1, ...), actions (B, L, A), the others (B, L)."""
+        """Return the loss of segments: seen (B, L + 1, ...), actions (B, L, A), others (B, L)."""
         batch, length = rewards.shape
         h = actions.new_zeros(batch, self.config.deter)
         z = actions.new_zeros(batch, self.config.stoch * self.config.classes)
@@ -117,7 +117,7 @@ class PlainRSSM(nn.Module):
 
     @staticmethod
     def inwards(seen: Tensor) -> Tensor:
-        """Bytes (B, height, width, channels) as grey about zero, numbers (B, n) as their symlog."""
+        """Convert images (B, H, W, C) to floats around 0, vectors (B, n) to symlog."""
         if seen.dtype == torch.uint8:
             return seen.movedim(-1, -3).float() / 255.0 - 0.5
         return seen.sign() * seen.abs().log1p()
@@ -129,7 +129,7 @@ class PlainRSSM(nn.Module):
         return Independent(OneHotCategoricalStraightThrough(probs=chances), 1)
 
     def divergence(self, posterior: Independent, prior: Independent) -> Tensor:
-        """Both KL terms, weighted, above the free nats."""
+        """Return both KL terms, weighted, with free nats."""
 
         def fixed(one: Independent) -> Independent:
             chances = one.base_dist.probs.detach()
@@ -141,13 +141,13 @@ class PlainRSSM(nn.Module):
         return self.config.objective.dyn * dyn + self.config.objective.rep * rep
 
     def judged(self, features: Tensor, reward: Tensor, ended: Tensor) -> Tensor:
-        """Losses of the reward, two-hot, and of the termination."""
+        """Return the two-hot loss of the reward plus the loss of the termination."""
         bins: Tensor = self.bins  # type: ignore[assignment]
         above = torch.searchsorted(bins, reward.contiguous()).clamp(1, len(bins) - 1)
         share = ((reward - bins[above - 1]) / (bins[above] - bins[above - 1])).unsqueeze(-1)
         two_hot = F.one_hot(above, len(bins)) * share
         two_hot = two_hot + F.one_hot(above - 1, len(bins)) * (1.0 - share)
-        paid = -(two_hot * self.reward(features).log_softmax(-1)).sum(-1)
-        goes_on = self.goes_on(features).squeeze(-1)
-        ends = F.binary_cross_entropy_with_logits(goes_on, 1.0 - ended, reduction="none")
-        return paid + ends
+        reward_loss = -(two_hot * self.reward(features).log_softmax(-1)).sum(-1)
+        continuation = self.continuation(features).squeeze(-1)
+        ends = F.binary_cross_entropy_with_logits(continuation, 1.0 - ended, reduction="none")
+        return reward_loss + ends

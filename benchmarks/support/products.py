@@ -1,4 +1,4 @@
-"""How fast this core multiplies matrices: no step is faster than the products in it.
+"""Speed of matrix products on this core, which limits the speed of a step.
 
 The gain that a step can have over plain PyTorch depends on the processor: what the plain step
 spends on all but products, and how far PyTorch's ordinary product lies under the core's best.
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def product_calls() -> dict[str, Callable[[], Tensor]]:
-    """A square product of each precision by the fastest way that there is, and PyTorch's own."""
+    """Return square products in each precision: by the fastest path, and by PyTorch's default."""
     weight, x = torch.randn(2, SIZE, SIZE)
     calls: dict[str, Callable[[], Tensor]] = {"F.linear": lambda: F.linear(x, weight)}
     for name, dtype in DTYPES.items():
@@ -31,12 +31,12 @@ def product_calls() -> dict[str, Callable[[], Tensor]]:
 
 
 def gflops(seconds: float) -> float:
-    """Of one of `product_calls`, that takes so long."""
+    """Return the GFLOP/s of one of `product_calls` that takes `seconds`."""
     return 2 * SIZE**3 / seconds / 1e9
 
 
 def work_of(step: Callable[[], Any]) -> int:
-    """Floating point operations in the products of one call."""
+    """Return the floating-point operations in the products of one call."""
     counter = FlopCounterMode(display=False, custom_mapping={_PACKED: _packed_work})
     with counter:
         step()

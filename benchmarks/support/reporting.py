@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: rows of figures, each against its bar.
+"""Output of every benchmark: rows of figures, each with its bar.
 
 A benchmark parses its arguments with `parser()` and ends with `report(rows, arguments)`.
 """
@@ -28,11 +28,11 @@ class Row:
     """One figure.
 
     Attributes:
-        name: what was measured.
-        value: the figure.
-        unit: of the figure; "ratio" for two things measured side by side.
-        bar: what it should be, e.g. "< 0.05"; "" where there is none.
-        holds: whether it is; None where there is no bar.
+        name: name of the measurement.
+        value: measured value.
+        unit: unit of the value; "ratio" for two things measured side by side.
+        bar: condition on the value, e.g. "< 0.05"; "" if there is none.
+        holds: whether the value meets the bar; None if there is none.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Row:
 
 
 def below(name: str, value: float, unit: str, bar: float) -> Row:
-    """A figure that should be below its bar."""
+    """Return a row whose value should be below its bar."""
     return Row(name=name, value=value, unit=unit, bar=f"< {bar:g}", holds=value < bar)
 
 
 def at_least(name: str, value: float, unit: str, bar: float) -> Row:
-    """A figure that should reach its bar."""
+    """Return a row whose value should reach its bar."""
     return Row(name=name, value=value, unit=unit, bar=f">= {bar:g}", holds=value >= bar)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every benchmark has: `--json FILE` and `--quick`."""
+    """Return a parser with the arguments of every benchmark: `--json FILE` and `--quick`."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     arguments.add_argument("--quick", action="store_true", help="under 50 seconds")
@@ -61,7 +61,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def report(rows: list[Row], arguments: argparse.Namespace) -> None:
-    """Print the rows as a table, write them where asked, and exit with 1 where a bar is missed."""
+    """Print the rows as a table, write them to `--json`, and exit with 1 if a bar is missed."""
     table = Table(box=box.SIMPLE)
     for heading in ("what", "value", "unit", "bar", "holds"):
         table.add_column(heading, justify="right" if heading == "value" else "left")

@@ -1,4 +1,4 @@
-"""Timing things side by side: in turns, the median over the turns."""
+"""Timing side by side: contenders run in turns, and the median over turns counts."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ import torch
 Call = Callable[[], Any]
 
 WARM_UP = 2
-"""Calls before the clock runs: what is compiled may be compiled once more in the second."""
+"""Calls before timing starts: the second call may compile once more."""
 
 CLEAN = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-"""How a process is begun that has nothing of this one; the first way imports torch once."""
+"""Start method of processes that inherit nothing; a fork server imports torch only once."""
 
 
 class Apart:
     """A call in another process; see `apart`.
 
     Args:
-        asked: where that process waits for its turn.
+        connection: connection on which that process waits for its turn.
     """
 
-    def __init__(self, asked: Connection) -> None:
-        self._asked = asked
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def seconds(self, repeats: int) -> float:
-        """What so many calls take."""
+        """Return the seconds that `calls` calls take."""
         try:
-            self._asked.send(repeats)
-            taken: float = self._asked.recv()
+            self._connection.send(repeats)
+            taken: float = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise RuntimeError("what runs apart has ended: its own error is above") from error
+            raise RuntimeError("the other process has ended; its error is above") from error
         return taken
 
 
 @contextmanager
 def apart(make: Callable[..., Call], *arguments: Any) -> Iterator[Apart]:
-    """A call in a process of its own, which waits while it is not its turn.
+    """Return a call that runs in a separate process, which sleeps between its turns.
 
-    What one thing does to its process, others do not gain or suffer from: a dream has freed memory
-    kept for the next step (`dreamgym.dream.memory`), which nobody has who does not use dreams.
+    Contenders then do not affect each other: a dream, for example, keeps freed memory for the next
+    step (`dreamgym.dream.memory`), which plain code would also profit from in the same process.
 
     Args:
-        make: makes the call; a function of a module.
-        *arguments: of `make`; they are pickled.
+        make: function of a module that makes the call.
+        *arguments: arguments of `make`; they are pickled.
     """
     context = get_context(CLEAN)
-    context.set_forkserver_preload(["torch"])  # where there is no such server, it does nothing
+    context.set_forkserver_preload(["torch"])  # without a fork server this does nothing
     asked, theirs = context.Pipe()
     given = (theirs, torch.get_num_threads(), make, arguments)
     process = context.Process(target=_serve, args=given, daemon=True)
@@ -78,15 +78,15 @@ def _serve(asked: Connection, threads: int, make: Callable[..., Call], arguments
 
 
 def side_by_side(calls: dict[str, Call | Apart], *, turn: float, turns: int) -> dict[str, float]:
-    """Seconds that one call of each takes.
+    """Return the seconds that one call of each contender takes.
 
-    On a CPU it is the process's own time, which other processes do not take part in; on a GPU it is
-    the time that passes until the device is done.
+    On a CPU this is process time, which excludes other processes; on a GPU it is wall-clock time
+    until the device is done.
 
     Args:
-        calls: what to time, by name.
-        turn: seconds that each has in each turn, about.
-        turns: how many.
+        calls: calls to time, by name.
+        turn: approximate seconds of one turn.
+        turns: number of turns of each.
     """
     clock = _clock()
     repeats = {name: _repeats(call, turn, clock) for name, call in calls.items()}
@@ -102,7 +102,7 @@ def _clock() -> Callable[[], float]:
 
 
 def _repeats(call: Call | Apart, turn: float, clock: Callable[[], float]) -> int:
-    """Calls that fill a turn; also warms up."""
+    """Return the number of calls that fill a turn; this also warms up."""
     _seconds(call, WARM_UP, clock)
     repeats, seconds = 1, _seconds(call, 1, clock)
     while seconds < turn / 4:
@@ -115,11 +115,11 @@ def _seconds(call: Call | Apart, repeats: int, clock: Callable[[], float]) -> fl
     if isinstance(call, Apart):
         return call.seconds(repeats)
     _wait()
-    begun = clock()
+    started = clock()
     for _ in range(repeats):
         call()
     _wait()
-    return clock() - begun
+    return clock() - started
 
 
 def _wait() -> None:

@@ -1,4 +1,4 @@
-"""What `dream.py` measures: the worlds, their dreams, and the plain steps beside them."""
+"""Subjects of `dream.py`: worlds, their dreams, and the plain steps to compare with."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SAMPLED: dict[str, Any] = {}
 
 
 class Subject(NamedTuple):
-    """What is measured.
+    """One world to measure.
 
     Attributes:
-        name: in the rows.
-        world: makes it.
-        options: of its dreams.
-        plain: makes the plain step of N rows.
-        bars: by (rows, dtype), the ratio to plain that is asked for.
+        name: name in the rows.
+        world: function that makes the world.
+        options: options of its dreams.
+        plain: function that makes the plain step with N rows.
+        bars: required ratio to the plain step, by (rows, dtype).
     """
 
     name: str
@@ -65,21 +65,21 @@ SUBJECTS = [
 
 
 def a_dream(world: World, count: int, **options: Any) -> DreamVectorEnv:
-    """A dream that has begun."""
+    """Return a dream that was reset."""
     env = DreamVectorEnv(world, count, view="latent", **options)
     env.reset(seed=0)
     return env
 
 
 def stepping(env: DreamVectorEnv) -> Step:
-    """Its step, under always the same actions."""
+    """Return a step of the dream, always with the same actions."""
     space: Any = env.single_action_space
     action = worlds.actions(env.num_envs, env.device, space)
     return lambda: env.step(action)
 
 
 def model_alone(env: DreamVectorEnv) -> Step:
-    """The arranged model's own step, from where the dream stands, with noise that is there."""
+    """Return the prepared model's step, from the dream's current state and with given noise."""
     space: Any = env.single_action_space
     action = worlds.actions(env.num_envs, env.device, space)
     model, state = env.engine.model, env.get_state().model
@@ -93,13 +93,13 @@ def model_alone(env: DreamVectorEnv) -> Step:
 
 
 def plain_apart(subject: Subject, count: int) -> AbstractContextManager[Apart]:
-    """The plain step of N rows, in a process of its own."""
+    """Return the plain step with N rows, in a separate process."""
     if subject.plain:
         return apart(subject.plain, count)
     return apart(unprepared, subject.world, count)
 
 
 def unprepared(world: Callable[[], World], count: int) -> Step:
-    """The plain step of a family that has no other: its own, as it is before it is arranged."""
+    """Return the plain step of a family without a baseline: its own step, not prepared."""
     made = world()
     return plain_family(made, worlds.actions(count, "cpu", made.model.action_space))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ WIDTHS = {"z": PlainMDNRNN.z, "h": PlainMDNRNN.hidden, "c": PlainMDNRNN.hidden}
 
 
 class Specs(EnvBase):
-    """The environment whose specs the dream takes; nobody steps it."""
+    """An environment that only provides specs; it is never stepped."""
 
     def __init__(self, count: int) -> None:
         super().__init__(batch_size=[count])
@@ -37,7 +37,7 @@ class Specs(EnvBase):
 
 
 class Restarting(WorldModelEnv):
-    """Takes rows that are done back to a start from the bank, as TorchRL's collectors ask for."""
+    """Resets rows that are done to a start state of the bank, as TorchRL's collectors require."""
 
     bank: Tensor
 
@@ -50,7 +50,7 @@ class Restarting(WorldModelEnv):
 
 
 class Distributed(PlainMDNRNN):
-    """The same, drawn from PyTorch's distributions, as TorchRL's own probabilistic modules do."""
+    """The same model, sampled with PyTorch's distributions, as TorchRL's modules do."""
 
     def forward(self, z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         """See `PlainMDNRNN.forward`."""
@@ -64,15 +64,15 @@ class Distributed(PlainMDNRNN):
 
 
 def torchrl_mdn_rnn(count: int, kind: type[PlainMDNRNN] = PlainMDNRNN) -> Step:
-    """A step of it in `count` rows, as TorchRL's collectors take one; it has no time limit."""
+    """Return its step with `count` rows, as TorchRL's collectors call it; without a time limit."""
     model: PlainMDNRNN = quiet(kind(), "cpu")
 
     def transition(z: Tensor, h: Tensor, c: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         z, h, c, reward, ends = model(z, h, c, action)
         return z, h, c, reward[:, None], ends[:, None]
 
-    said = [("next", key) for key in (*WIDTHS, "reward", "done")]
-    dynamics = TensorDictModule(transition, in_keys=[*WIDTHS, "action"], out_keys=said)
+    out_keys = [("next", key) for key in (*WIDTHS, "reward", "done")]
+    dynamics = TensorDictModule(transition, in_keys=[*WIDTHS, "action"], out_keys=out_keys)
     # The model's one call gives rewards and ends as well: other modules have nothing to do.
     nothing: TensorDictModuleBase = TensorDictModule(
         lambda reward: reward, in_keys=[("next", "reward")], out_keys=[("next", "reward")]

@@ -19,21 +19,21 @@ CAR = gym.spaces.Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))
 
 
 def actions(count: int, device: str = "cpu", space: gym.spaces.Box = CAR) -> torch.Tensor:
-    """(count, ...) actions inside a Box, all the same in every run."""
+    """Return actions (count, ...) inside a Box, the same in every run."""
     share = torch.rand(count, *space.shape, generator=torch.Generator().manual_seed(0))
     low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
     return (low + share * (high - low)).to(device)
 
 
 def v_m_c() -> World:
-    """V-M-C for CarRacing: LSTM 256, 5 mixtures for each of 32 latents, linear heads."""
+    """Return V-M-C for CarRacing: LSTM 256, 5 mixtures for each of 32 latents, linear heads."""
     model = _built(MDNRNN, CAR, MDNRNN.presets["carracing"])
     torch.nn.init.constant_(model.heads.termination.bias, RARE)
     return _world(model)
 
 
 def rssm() -> World:
-    """The RSSM of the plain baseline: h 512, z 32 x 32, layers of 512, heads of two layers."""
+    """Return the RSSM of the plain baseline: h 512, z 32 x 32, layers of 512, two-layer heads."""
     published = RSSM.presets["dreamer-v3-12m"]
     config = RSSMConfig(
         deter=512,
@@ -52,23 +52,23 @@ def rssm() -> World:
 
 
 def rssm_12m() -> World:
-    """DreamerV3's RSSM of 12M parameters."""
+    """Return DreamerV3's RSSM with 12M parameters."""
     return _world(_built(RSSM, _box(6), RSSM.presets["dreamer-v3-12m"]))
 
 
 def lewm() -> World:
-    """LeWM: a predictor of six blocks over three latents of width 192."""
+    """Return LeWM: a predictor of six blocks over three latents of width 192."""
     space = gym.spaces.Box(0, 255, (224, 224, 3), np.uint8)
     return _world(_built(JEPA, _box(10), JEPA.presets["lewm"], space))
 
 
 def family(name: str) -> World:
-    """The default config of a family, on images if it has no other."""
+    """Return a world of a family's default config, on images if it takes nothing else."""
     return _world(_built(FAMILIES[name], CAR, FAMILIES[name].config_type()))
 
 
 def state_bytes(world: World) -> int:
-    """Of one row's state."""
+    """Return the bytes of one row's state."""
     leaves = world.model.initial(1).values()
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 

@@ -15,6 +15,7 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
+from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
 EPILOG = (
@@ -35,8 +36,8 @@ app = typer.Typer(
 )
 
 for _verb in (record, check, fit, train, transfer, recover, convert, pack, import_checkpoint):
-    app.command()(_verb)
-app.command("adopt", hidden=True)(import_checkpoint)  # the verb's former name
+    app.command()(with_local_paths(_verb))
+app.command("adopt", hidden=True)(with_local_paths(import_checkpoint))  # the verb's former name
 
 
 def _show_version(requested: bool) -> None:

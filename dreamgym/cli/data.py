@@ -10,7 +10,9 @@ import typer
 
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import (
+    AllowLoss,
     HtmlFile,
+    Ignored,
     JsonFile,
     Keys,
     OverwriteDataset,
@@ -153,6 +155,9 @@ def check(
     ],
     terminals: Terminals = None,
     env: SourceEnv = None,
+    keys: Keys = None,
+    ignore: Ignored = None,
+    allow_loss: AllowLoss = False,
     html_file: HtmlFile = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -165,7 +170,7 @@ def check(
     from dreamgym.data import check as check_dataset
     from dreamgym.data import write_page
 
-    foreign = foreign_options(terminals, env)
+    foreign = foreign_options(terminals, env, keys, ignore, allow_loss)
     if html_file is None:
         card = check_dataset(dataset, foreign=foreign)
     else:
@@ -226,6 +231,8 @@ def convert(
     terminals: Terminals = None,
     env: SourceEnv = None,
     keys: Keys = None,
+    ignore: Ignored = None,
+    allow_loss: AllowLoss = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -240,7 +247,7 @@ def convert(
     """
     from dreamgym.data import convert as convert_dataset
 
-    options = foreign_options(terminals, env, keys)
+    options = foreign_options(terminals, env, keys, ignore, allow_loss)
     with keeping(lambda: f"{source} is unchanged"):
         done = convert_dataset(
             source,
@@ -258,10 +265,13 @@ def convert(
             "episodes": done.episodes,
             "steps": done.steps,
             "skipped": done.skipped,
+            "notes": done.notes,
         },
     )
     counts = f"{number(done.steps)} steps in {number(done.episodes)} episodes"
     show_table(str(out), [("found", done.convention), ("written", counts)])
+    for note in done.notes:
+        say(f"note: {note}")
     for skipped in done.skipped:
         say(f"skipped: {skipped}")
 

@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from rich.markup import escape
 
+from dreamgym._files import local_path
+
 
 def _check_not_a_folder(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written, before the work rather than after it."""
+    path = None if path is None else local_path(path)
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; give the name of a file")
     return path
@@ -100,18 +103,60 @@ Keys = Annotated[
 ]
 
 
+def with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a verb: expand `~` in its paths, and refuse URLs.
+
+    A shell expands `~` in `--out ~/x`, but not in `--out=~/x`.
+    """
+
+    @functools.wraps(verb)
+    def wrapper(**options: Any) -> None:
+        paths = {name: local_path(v) for name, v in options.items() if isinstance(v, Path)}
+        verb(**{**options, **paths})
+
+    return wrapper
+
+
+Ignored = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="KEY",
+        help="Key of a foreign file that is not to be read although its name says that it carries "
+        "rewards, ends or next observations; may be repeated.",
+    ),
+]
+
+AllowLoss = Annotated[
+    bool,
+    typer.Option(
+        "--allow-loss",
+        help="Accept a foreign file all of whose terminations, or of whose different rewards, are "
+        "lost because it does not hold the last observations.",
+    ),
+]
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that the user gave; the library's defaults apply to the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def foreign_options(terminals: str | None, env: str | None, keys: list[str] | None = None) -> Any:
+def foreign_options(
+    terminals: str | None,
+    env: str | None,
+    keys: list[str] | None = None,
+    ignore: list[str] | None = None,
+    allow_loss: bool = False,
+) -> Any:
     """Return `ForeignOptions` for what the user said about a foreign file.
 
     Args:
         terminals: meaning of an ambiguous end flag.
         env: id of the environment, which is made once for its spaces.
         keys: observation keys to use.
+        ignore: keys not to read.
+        allow_loss: whether all terminations or rewards may be lost.
 
     Raises:
         ValueError: `terminals` is another word.
@@ -132,6 +177,8 @@ def foreign_options(terminals: str | None, env: str | None, keys: list[str] | No
     return ForeignOptions(
         terminals=terminals,  # type: ignore[arg-type]  # checked there
         keys=tuple(keys) if keys else None,
+        ignore=tuple(ignore or ()),
+        allow_loss=allow_loss,
         **known,
     )
 

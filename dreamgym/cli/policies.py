@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dreamgym._files import sha256
+from dreamgym._files import local_path, sha256
+from dreamgym.errors import PolicyFileError
 from dreamgym.train.registry import LEARNERS, learner_of_file
+
+if TYPE_CHECKING:
+    from dreamgym.data.policies import FunctionPolicy
 
 POLICY_HELP = (
     "random; sticky:P, which repeats its previous action with probability P and explores further "
@@ -36,8 +40,9 @@ def policy_named(text: str) -> str | Path | ImportedPolicy:
 
     if text.partition(":")[0] in POLICY_NAMES:
         return text
-    if learner_of_file(text) is not None or Path(text).is_file():
-        return Path(text)
+    path = local_path(text, PolicyFileError)
+    if learner_of_file(text) is not None or path.is_file():
+        return path
     if ":" in text:
         policy = ImportedPolicy(name=f"callable:{text}")
         policy.load()  # report a wrong name before the work
@@ -99,7 +104,7 @@ class ImportedPolicy:
     """
 
     name: str
-    _function: Callable[[Any], Any] | None = field(default=None, repr=False)
+    _policy: FunctionPolicy | None = field(default=None, repr=False)
 
     def load(self) -> Callable[[Any], Any]:
         """Import the function; the working folder is on the path.
@@ -128,11 +133,11 @@ class ImportedPolicy:
 
     def act(self, observations: Any, rows: Any) -> list[Any]:
         """See `Policy.act`."""
-        from dreamgym.data.policies import as_rows
+        from dreamgym.data.policies import FunctionPolicy
 
-        if self._function is None:
-            self._function = self.load()
-        return [self._function(observation) for observation in as_rows(observations)]
+        if self._policy is None:
+            self._policy = FunctionPolicy(self.load())
+        return self._policy.act(observations, rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "_function": None}
+        return {"name": self.name, "_policy": None}

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dreamgym._files import local_path
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import (
+    AllowLoss,
+    Ignored,
     JsonFile,
     Keys,
     OverwritePolicy,
@@ -80,6 +83,8 @@ def fit(
     ] = None,
     terminals: Terminals = None,
     env: SourceEnv = None,
+    ignore: Ignored = None,
+    allow_loss: AllowLoss = False,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -112,7 +117,7 @@ def fit(
     reading = given(
         keys=keys or None,
         memory=None if memory is None else int(memory * 1e9),
-        foreign=foreign_options(terminals, env, keys) if terminals or env else None,
+        foreign=foreign_options(terminals, env, ignore=ignore, allow_loss=allow_loss),
     )
     skip = FrameSkip(steps=frame_skip, actions=actions)  # type: ignore[arg-type]  # checked there
     start = time.perf_counter()
@@ -266,7 +271,20 @@ def transfer(
     env: Annotated[
         str | None,
         typer.Option(
-            "--env", metavar="ENV", help="The real environment, if the world does not name it."
+            "--env",
+            metavar="ENV",
+            help="The real environment, if the world does not name it: ID, or MODULE:ID if a "
+            "module registers it.",
+        ),
+    ] = None,
+    max_episode_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-episode-steps",
+            min=1,
+            metavar="N",
+            help="Truncate episodes after N steps, in reality and in the dream; a task without an "
+            "end needs it. Default: the real environment's time limit.",
         ),
     ] = None,
     json_file: JsonFile = None,
@@ -287,6 +305,7 @@ def transfer(
             loaded,
             episodes=episodes,
             env=env,
+            max_episode_steps=max_episode_steps,
             progress=report,
             **given(seed=seed),
         )
@@ -298,11 +317,13 @@ def transfer(
             ("real return", _mean_row(figures, "real_return")),
             ("dream return", _mean_row(figures, "dream_return")),
             ("gap (dream - real)", _interval_row(figures["gap"], figures["gap_interval"])),
+            ("steps, at most", number(figures["step_limit"])),
             ("view", figures["view"]),
             ("real steps", number(figures["real_steps"])),
             ("seconds", number(figures["real_seconds"] + figures["dream_seconds"])),
         ],
     )
+    say(f"Steps of an episode: {figures['step_limit_reason']}.")
 
 
 def _mean_row(figures: dict[str, Any], name: str) -> str:
@@ -361,6 +382,7 @@ def import_checkpoint(
     --statistics dataset --goal 0 --out worlds/pusht[/]
     """
     from dreamgym.data import Dataset, FrameSkip, with_frame_skip
+    from dreamgym.data.layout import index_rows
     from dreamgym.fitting.importing import from_lewm
     from dreamgym.models import GoalReward
 
@@ -372,7 +394,7 @@ def import_checkpoint(
         data = with_frame_skip(opened, skip)
         goal_observation = None
         if goal is not None:
-            goal_observation = _last_observation(opened.episode(goal).observations)
+            goal_observation = index_rows(opened.episode(goal).observations, -1)
         world = from_lewm(
             checkpoint, data, statistics=_statistics(statistics, data), seed=seed, config=config
         )
@@ -401,7 +423,7 @@ def _statistics(where: str | None, data: Any) -> Any:
     if where == MEASURED:
         return LeWMStatistics.of(data)
     try:
-        values = json.loads(Path(where).read_text())
+        values = json.loads(local_path(where).read_text())
     except (OSError, ValueError) as error:
         raise typer.BadParameter(
             f"--statistics {where}: {error}; expected {MEASURED}, or a JSON file"
@@ -412,9 +434,3 @@ def _statistics(where: str | None, data: Any) -> Any:
             f"--statistics {where}: expected a JSON object with {', '.join(known)}"
         )
     return LeWMStatistics(**values)
-
-
-def _last_observation(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[-1] for key, values in observations.items()}
-    return observations[-1]

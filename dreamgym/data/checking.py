@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dreamgym._files import local_path
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
@@ -26,6 +29,7 @@ from dreamgym.data.statistics import (
     reward_statistics,
 )
 from dreamgym.data.storage import Column, EpisodeTable, Source
+from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
 
@@ -124,8 +128,14 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
             listed in the card's `problems` instead.
         UnsupportedSpaceError: The dataset has a space that this version does not support.
     """
-    source, skipped = open_source(Path(path), _MEMORY, foreign, "skip")
+    source, skipped = open_source(local_path(path), _MEMORY, foreign, "skip")
     try:
+        if foreign is not None and foreign.keys is not None and source.convention == "native":
+            raise DatasetError(
+                "it is a native dataset, of which check reads all observations",
+                path=source.path,
+                remedy="leave out keys (`--key`); fit has them",
+            )
         return _make_card(source, skipped)
     finally:
         source.close()
@@ -145,6 +155,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
             if channels:
                 notes.append(f"{len(channels)} {kind} channels in {key!r}: {_shorten(channels)}")
     notes += numeric_notes(source, statistics)
+    notes += [*metadata.notes, *_action_bounds_notes(metadata.action_space)]
     duplicates = _duplicates(source)
     if duplicates:
         listed = _shorten([f"{earlier} and {later}" for earlier, later in duplicates])
@@ -174,7 +185,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         rewards=reward_statistics(source.reward, table),
         actions=action_use(source.action, table, metadata.action_space),
         windows_per_second=_windows_per_second(source),
-        problems=skipped + _problems(source),
+        problems=[*skipped, *metadata.problems, *_problems(source)],
         notes=notes,
     )
 
@@ -191,6 +202,17 @@ def _problems(source: Source) -> list[str]:
     if count > _LISTED_PROBLEMS:
         problems.append(f"and {count - _LISTED_PROBLEMS} more")
     return problems
+
+
+def _action_bounds_notes(space: gym.Space[Any]) -> list[str]:
+    """Return a note about actions without bounds, in which no learner acts."""
+    if not isinstance(space, spaces.Box) or space.is_bounded():
+        return []
+    return [
+        f"the action space {space} has an infinite bound, and learners need finite ones; convert a "
+        "foreign file again with its environment (`--env ENV`) or action_space, or record the "
+        "environment with a bounded action space"
+    ]
 
 
 def _windows_per_second(source: Source) -> float:

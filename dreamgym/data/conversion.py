@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import h5py
 
-from dreamgym._files import new_dataset_path, partial_path, replace_path, sync
+from dreamgym._files import local_path, new_dataset_path, partial_path, replace_path, sync
 from dreamgym.data.formats import ForeignDataset, ForeignOptions, open_foreign
 from dreamgym.data.hdf5 import schema
 from dreamgym.data.hdf5.guard import hdf5_errors, open_file
@@ -30,6 +30,7 @@ class Conversion:
         episodes: Number of episodes written.
         steps: Number of transitions written.
         skipped: Description of each episode that was left out; only with `on_bad="skip"`.
+        notes: What else is worth knowing, such as what the source does not hold and is lost.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Conversion:
     episodes: int
     steps: int
     skipped: list[str]
+    notes: list[str]
 
 
 def convert(
@@ -66,9 +68,9 @@ def convert(
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
-    out = Path(out)
+    source, out = local_path(source), local_path(out)
     target = _new_file_path(out, overwrite)
-    foreign = open_foreign(Path(source), options or ForeignOptions())
+    foreign = open_foreign(source, options or ForeignOptions())
     try:
         writer = DatasetWriter(target, foreign.metadata)
         try:
@@ -93,6 +95,7 @@ def convert(
         episodes=writer.num_episodes,
         steps=writer.num_steps,
         skipped=skipped,
+        notes=[*foreign.metadata.notes, *foreign.metadata.problems],
     )
 
 
@@ -169,7 +172,7 @@ def pack(
     if not 1 <= level <= 9:
         raise ValueError(f"level is {level}; it must be between 1 and 9")
     compression = _compression(method, level)
-    source, out = Path(source), Path(out)
+    source, out = local_path(source), local_path(out)
     target = _new_file_path(out, overwrite)
     open_native(source, 0).close()  # refuse a bad source before anything is written
     partial = partial_path(target)

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym._files import partial_path
+from dreamgym._files import local_path, partial_path
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import ForeignOptions
@@ -69,7 +69,7 @@ class Dataset:
     ) -> None:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'raise' or 'skip'")
-        source, self.skipped = open_source(Path(path), memory, foreign, on_bad)
+        source, self.skipped = open_source(local_path(path), memory, foreign, on_bad)
         self._read_from(source, on_bad, keys)
 
     @classmethod
@@ -80,7 +80,7 @@ class Dataset:
             path: The dataset being recorded, or its `.partial` file.
             memory: Bytes of observations to hold in memory at most.
         """
-        path = Path(path)
+        path = local_path(path)
         dataset = cls.__new__(cls)
         dataset.skipped = []
         source = open_snapshot(path if path.exists() else partial_path(path), memory)
@@ -159,6 +159,11 @@ class Dataset:
         return {"keys": list(self.metadata.observation_boxes())}
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons for which fitting refuses the dataset as a whole, from its conversion."""
+        return self.metadata.problems
+
+    @property
     def num_episodes(self) -> int:
         """Number of episodes: cut-off ones are counted, skipped ones are not."""
         return len(self._table)
@@ -177,6 +182,18 @@ class Dataset:
     def terminated(self) -> Array:
         """`(E,)` bool, whether the last observation of each episode is terminal."""
         return self._table.terminated
+
+    @property
+    def time_limit(self) -> int | None:
+        """Environment steps after which episodes are truncated, as the data shows it, or None.
+
+        It is the one length that all truncated episodes have, if there are at least two of them and
+        no episode is longer.
+        """
+        table = self._table
+        lengths = table.length[table.truncated & table.complete & ~table.terminated]
+        same = len(lengths) > 1 and (lengths == lengths[0]).all()
+        return int(lengths[0]) if same and lengths[0] == table.length.max() else None
 
     @property
     def returns(self) -> Array:

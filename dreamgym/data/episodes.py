@@ -157,6 +157,40 @@ def _first_bad_row(bad: Array) -> int:
     return int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
 
 
+def reward_to_float(reward: Any) -> float:
+    """Return the reward of one step as a float.
+
+    Args:
+        reward: A number; or a NumPy array or torch tensor, on any device, of shape `()` or `(1,)`,
+            as batched simulators give.
+
+    Raises:
+        DatasetError: It is something else; the message says what.
+    """
+    if isinstance(reward, float):
+        return float(reward)
+    if hasattr(reward, "detach"):  # a torch tensor; this package does not import torch
+        reward = reward.detach().cpu()
+    try:
+        values = np.asarray(reward)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _bad_reward(f"it is a {type(reward).__name__} ({error})") from None
+    if values.dtype.kind not in "biuf":
+        raise _bad_reward(f"it is {reward!r:.80} of type {type(reward).__name__}")
+    if values.shape not in ((), (1,)):
+        raise _bad_reward(f"its shape is {values.shape}")
+    return float(values.reshape(())[()])
+
+
+def _bad_reward(found: str) -> DatasetError:
+    return DatasetError(
+        f"{found}; expected one number",
+        key="reward",
+        remedy="wrap the environment so that step returns one reward, for instance with "
+        "gymnasium.wrappers.TransformReward(env, lambda reward: float(reward.sum()))",
+    )
+
+
 class EpisodeBuilder:
     """Builds episodes of one environment step by step, and checks every value.
 
@@ -228,7 +262,10 @@ class EpisodeBuilder:
             DatasetError: A value does not fit the spaces, or is not finite.
         """
         index = self._length
-        value = float(reward)
+        try:
+            value = reward_to_float(reward)
+        except DatasetError as error:
+            raise _with_row(error, index) from None
         if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
             raise DatasetError(f"it is {value}; expected a finite float32", key="reward", row=index)
         self._put_observation(index + 1, observation)

@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dreamgym.data.episodes import reward_to_float
+
 Array = NDArray[Any]
 ActionMode = Literal["blocks", "repeated"]
 
@@ -139,7 +141,7 @@ class SkipFrames(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         total, taken = 0.0, 0
         for env_action in self.frame_skip.split(action, self.env.action_space):
             observation, reward, terminated, truncated, info = self.env.step(env_action)
-            total, taken = total + float(reward), taken + 1
+            total, taken = total + reward_to_float(reward), taken + 1
             if terminated or truncated:
                 break
         return observation, total, terminated, truncated, {**info, "env_steps": taken}

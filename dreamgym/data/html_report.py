@@ -7,13 +7,12 @@ import html
 import os
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym._files import atomic_file
+from dreamgym._files import atomic_file, local_path
 from dreamgym.data.checking import DatasetCard, check
 from dreamgym.data.dataset import Dataset
 from dreamgym.data.formats import ForeignOptions
@@ -52,6 +51,7 @@ def write_page(
     Raises:
         DatasetError: The path cannot be read as a dataset at all.
     """
+    path, out = local_path(path), local_path(out)
     card = check(path, foreign=foreign)
     pictures = ""
     try:
@@ -63,11 +63,11 @@ def write_page(
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in card.notes)
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        f"<title>{html.escape(Path(path).name)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(Path(path).name)}</h1><pre>{html.escape(str(card))}</pre>"
+        f"<title>{html.escape(path.name)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(path.name)}</h1><pre>{html.escape(str(card))}</pre>"
         f"<ul>{problems}{notes}</ul>{pictures}</html>\n"
     )
-    with atomic_file(Path(out)) as temporary:
+    with atomic_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return card
 

@@ -64,6 +64,13 @@ def observation_path(key: str) -> str:
     return f"{OBSERVATION_GROUP}/{name}"
 
 
+def index_rows(observations: Any, index: Any) -> Any:
+    """Index the first axis of observations: of an array, or of each array in a dict by key."""
+    if isinstance(observations, Mapping):
+        return {key: index_rows(part, index) for key, part in observations.items()}
+    return observations[index]
+
+
 def action_layout(space: gym.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return shape and dtype of one stored action: int64 for Discrete, else the space's own."""
     if isinstance(space, spaces.Discrete):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,8 @@ class DatasetMetadata:
         seed: Seed of the whole recording; `None` if it had none.
         created: UTC time in ISO 8601.
         versions: Versions of the libraries that wrote it, by name.
+        notes: What is worth knowing about its conversion from a foreign format.
+        problems: Reasons of its conversion for which fitting refuses it.
     """
 
     observation_space: gym.Space[Any]
@@ -61,6 +64,8 @@ class DatasetMetadata:
     seed: int | None = None
     created: str = field(default_factory=_utc_now)
     versions: Mapping[str, str] = field(default_factory=library_versions)
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_supported(self.observation_space, "observation")
@@ -96,6 +101,18 @@ class DatasetMetadata:
         """Return a copy with only some keys of its Dict observation space, in the space's order."""
         chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
         return replace(self, observation_space=spaces.Dict(chosen))
+
+
+def spec_of_id(env_id: str) -> str:
+    """Return the JSON of the `EnvSpec` of an id that the user named.
+
+    A spec with the id alone is returned where the id is not registered in this process.
+    """
+    try:
+        spec = _spec_to_json(gym.spec(env_id))
+    except (gym.error.Error, ImportError):
+        spec = None
+    return spec or json.dumps({"id": env_id, "kwargs": {}, "max_episode_steps": None})
 
 
 def _spec_to_json(spec: Any) -> str | None:

@@ -121,7 +121,8 @@ class MixedDataset:
                 raise DatasetError(
                     f"its spaces are not those of {first.path}",
                     path=other.path,
-                    remedy="mix datasets of one environment, or choose the keys they share",
+                    remedy="mix datasets of one environment, choose the keys they share, or "
+                    "convert foreign files with the same spaces (`--env ENV`)",
                 )
         self.path = Path("+".join(dataset.path.name for dataset in self.datasets))
         ends = np.cumsum([dataset.num_episodes for dataset in self.datasets])
@@ -153,6 +154,13 @@ class MixedDataset:
         return " + ".join(dict.fromkeys(dataset.policy for dataset in self.datasets))
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons for which fitting refuses the mixture: those that all of its datasets have."""
+        if not all(dataset.problems for dataset in self.datasets):
+            return ()
+        return tuple(problem for dataset in self.datasets for problem in dataset.problems)
+
+    @property
     def num_episodes(self) -> int:
         """Number of episodes in all datasets."""
         return sum(dataset.num_episodes for dataset in self.datasets)
@@ -166,6 +174,13 @@ class MixedDataset:
     def lengths(self) -> Array:
         """`(E,)` int64, number of transitions of each episode."""
         return np.concatenate([dataset.lengths for dataset in self.datasets])
+
+    @property
+    def time_limit(self) -> int | None:
+        """Longest time limit of the datasets; None if one of them shows none."""
+        limits = [dataset.time_limit for dataset in self.datasets]
+        known = [limit for limit in limits if limit is not None]
+        return max(known) if known and len(known) == len(limits) else None
 
     @property
     def in_memory(self) -> bool:
@@ -256,7 +271,7 @@ AnyDataset = Dataset | SkippedDataset | MixedDataset
 def open_dataset(
     dataset: PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]],
 ) -> Iterator[AnyDataset]:
-    """Open a dataset for the block; a dataset that is open already is used as it is.
+    """Open a dataset for the block; an open dataset is used unchanged, and stays open.
 
     Args:
         dataset: A dataset, its path, or pairs of one of those and a weight, which are mixed.

@@ -1,7 +1,7 @@
 """Policies: one form for recording, evaluation, transfer and the command line.
 
 Users pass a name, a function, an object with `predict`, or a `Policy`. `make_policy` turns each of
-them into a `Policy`, which acts in several episodes side by side and is told when one starts.
+them into a `Policy`, which acts in several episodes side by side and is reset when one starts.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
 
+from dreamgym.data.agent_wrappers import AgentWrappers
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
+from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
 
 DEFAULT_STICKINESS = 0.8
 POLICY_NAMES = ("random", "sticky-random", "sticky", "held")
-"""Names of random policies, as they stand before a colon."""
+"""Names of random policies, without the number after a colon."""
 
 
 @runtime_checkable
@@ -93,23 +95,29 @@ def make_policy(
               probability P; `"held:N"`, random actions that are each held for N steps;
             - a function from one observation to one action;
             - an object with `predict(observations, state, episode_start, deterministic)`, which
-              acts on batches, such as `dreamgym.train.TrainedPolicy` or a Stable-Baselines3 model;
+              acts on batches, such as `dreamgym.train.TrainedPolicy` or a Stable-Baselines3 model,
+              whose `VecNormalize`, `VecFrameStack` and `VecTransposeImage` are applied; or that
+              method itself;
             - a `Policy`, such as `dreamgym.transfer.LatentAgent`.
         env: The environment to act in, single or vectorised.
-        deterministic: Whether `predict` is asked for the most likely action instead of a sample.
+        deterministic: Whether `predict` returns the most likely action instead of a sample.
         min_batch: Smallest batch that `predict` is called with; missing rows are filled up.
         unroll: Whether a policy with a frame skip may act in an environment without one: its
             actions are then spread over the steps that they are for.
 
     Raises:
-        PolicyError: There is no policy of that name, the value is not a policy, or its spaces or
-            frame skip do not fit the environment.
+        PolicyError: There is no policy of that name, the value is not a policy, its spaces or
+            frame skip do not fit the environment, or it was trained behind wrappers that are
+            missing here.
     """
     made = _as_policy(policy, env, deterministic)
     if isinstance(made, PredictPolicy):
         made = made.with_min_batch(min_batch)
     if isinstance(env, gym.vector.VectorEnv):
         return made
+    if isinstance(made, PredictPolicy):
+        made.wrappers.check_env(env)
+        made.use_masks_of([env])
     skip = getattr(made, "frame_skip", None)
     spread = unroll and isinstance(skip, FrameSkip) and frame_skip_of(env) == FrameSkip() != skip
     check_spaces(made, env, unroll=spread)
@@ -123,6 +131,9 @@ def _as_policy(policy: Any, env: Any, deterministic: bool) -> Policy:
         return policy
     if isinstance(policy, Predicts):
         return PredictPolicy(policy, deterministic=deterministic)
+    owner = getattr(policy, "__self__", None)
+    if getattr(policy, "__name__", "") == "predict" and isinstance(owner, Predicts):
+        return PredictPolicy(owner, deterministic=deterministic)
     if callable(policy):
         return FunctionPolicy(policy)
     vectorised = isinstance(env, gym.vector.VectorEnv)
@@ -260,7 +271,8 @@ class FunctionPolicy:
     """A function from one observation to one action. It is not seeded.
 
     Args:
-        function: The function, which is called once for each row.
+        function: The function, which is called once for each row. It may return (action, None), as
+            `predict` of a policy without memory does.
         name: The policy's name; by default `callable:` and the function's qualified name.
     """
 
@@ -268,17 +280,59 @@ class FunctionPolicy:
         qualified = getattr(function, "__qualname__", type(function).__qualname__)
         self.name = name or f"callable:{qualified}"
         self._function = function
+        self._works = False
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """See `Policy.reset`; a function has nothing to reset."""
 
     def act(self, observations: Any, rows: Sequence[int]) -> list[Any]:
-        """See `Policy.act`."""
-        return [self._function(observation) for observation in as_rows(observations)]
+        """See `Policy.act`.
+
+        Raises:
+            PolicyError: The function takes a batch, or returns a state, which it is not given back.
+        """
+        return [self._call(observation) for observation in as_rows(observations)]
+
+    def _call(self, observation: Any) -> Any:
+        try:
+            answer = self._function(observation)
+        except Exception as error:
+            if not self._works and self._takes_a_batch(observation):
+                raise PolicyError(
+                    "the policy is a function of a batch of observations (N, ...), and a function "
+                    "is given one observation at a time; pass "
+                    "lambda observation: function(observation[None])[0], or an object with "
+                    "predict(observations, deterministic=), which is given a batch"
+                ) from error
+            raise
+        self._works = True
+        if not isinstance(answer, tuple) or len(answer) != 2 or _are_numbers(answer):
+            return answer
+        action, state = answer
+        if state is not None:
+            raise PolicyError(
+                "the policy is a function that returned (action, state), and a function is not "
+                "given its state at the next step, nor told of the start of an episode; pass the "
+                "object with predict(observations, state, episode_start, deterministic) itself"
+            )
+        return action
+
+    def _takes_a_batch(self, observation: Any) -> bool:
+        try:
+            return len(self._function(as_batch([observation]))) == 1
+        except Exception:  # it fails for another reason, which the first error tells
+            return False
+
+
+def _are_numbers(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, int | float | np.generic) for value in values)
 
 
 class PredictPolicy:
     """An object with `predict` as a `Policy`: batches its rows and keeps its recurrent state.
+
+    Where the object is a live agent of Stable-Baselines3, the wrappers that it was trained behind
+    are applied to the observations; see `AgentWrappers`.
 
     Every call has the same number of rows, so that the recurrent state keeps its shape; rows that
     have no episode are filled with the observation of another one.
@@ -288,6 +342,12 @@ class PredictPolicy:
         name: The policy's name; by default the object's `name`, or its class.
         deterministic: Whether to take the most likely action; else actions are sampled.
         min_batch: Smallest batch that `predict` is called with.
+
+    Attributes:
+        wrappers: What the object was trained behind.
+
+    Raises:
+        PolicyError: The object was trained behind statistics that it was loaded without.
     """
 
     def __init__(
@@ -306,6 +366,8 @@ class PredictPolicy:
         self._deterministic = deterministic
         self._batch_size = min_batch
         self._keywords = _memory_keywords(policy)
+        self.wrappers = AgentWrappers(policy)
+        self._mask_envs: Sequence[gym.Env[Any, Any]] = []
         self._state: Any = None
         self._starting: set[int] = set()
         self._sampling_seeds: dict[int, int] = {}
@@ -313,7 +375,7 @@ class PredictPolicy:
     @property
     def observation_space(self) -> gym.Space[Any] | None:
         """Observation space that the policy was made for; None where it has none."""
-        return getattr(self._policy, "observation_space", None)
+        return self.wrappers.observation_space or getattr(self._policy, "observation_space", None)
 
     @property
     def action_space(self) -> gym.Space[Any] | None:
@@ -336,6 +398,16 @@ class PredictPolicy:
             self._policy, name=self.name, deterministic=self._deterministic, min_batch=min_batch
         )
 
+    def use_masks_of(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+        """Give `predict` the action masks of environments, where it takes them and they have them.
+
+        Args:
+            envs: The environment of each row.
+        """
+        takes_masks = "action_masks" in _parameters(self._policy)
+        if takes_masks and envs[0].has_wrapper_attr("action_masks"):
+            self._mask_envs = envs
+
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """See `Policy.reset`."""
         self._batch_size = max(self._batch_size, 1 + max(rows))
@@ -352,18 +424,27 @@ class PredictPolicy:
         source[list(rows)] = np.arange(len(rows))
         starts = np.zeros(self._batch_size, bool)
         starts[list(self._starting)] = True
+        acting = np.zeros(self._batch_size, bool)
+        acting[list(rows)] = True
+        batch = self.wrappers(index_rows(as_batch(observations), source), starts, acting)
         memory = {"state": self._state, "episode_start": starts}
+        masks = {}
+        if self._mask_envs:
+            envs = [self._mask_envs[row] for row in rows]
+            listed = [env.get_wrapper_attr("action_masks")() for env in envs]
+            masks["action_masks"] = np.stack(listed)[source]
         with self._sampling(rows):
-            answer = self._policy.predict(
-                _take(as_batch(observations), source),
+            outputs = self._policy.predict(
+                batch,
                 deterministic=self._deterministic,
                 **{key: memory[key] for key in self._keywords},
+                **masks,
             )
         self._starting.difference_update(rows)
-        if isinstance(answer, tuple):
-            self._state = answer[1] if len(answer) > 1 else None
-            answer = answer[0]
-        actions = np.asarray(answer)
+        if isinstance(outputs, tuple):
+            self._state = outputs[1] if len(outputs) > 1 else None
+            outputs = outputs[0]
+        actions = np.asarray(outputs)
         if actions.shape[:1] != (self._batch_size,):
             raise PolicyError(
                 f"the policy's predict() returned actions of shape {actions.shape} for a batch of "
@@ -386,7 +467,7 @@ class PredictPolicy:
 class UnrolledPolicy:
     """A policy with a frame skip in an environment without one.
 
-    The policy is asked once for the steps that an action is for.
+    The policy acts once for each block of steps that one of its actions covers.
 
     Args:
         policy: The policy.
@@ -420,13 +501,18 @@ class UnrolledPolicy:
 
 def _memory_keywords(policy: Predicts) -> list[str]:
     """Return which of `state` and `episode_start` the policy's `predict` takes."""
-    try:
-        parameters = inspect.signature(policy.predict).parameters
-    except (TypeError, ValueError):  # implemented in C: nothing is known
-        return []
+    parameters = _parameters(policy)
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return ["state", "episode_start"]
     return [name for name in ("state", "episode_start") if name in parameters]
+
+
+def _parameters(policy: Predicts) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of the policy's `predict`; none where it is implemented in C."""
+    try:
+        return inspect.signature(policy.predict).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def as_batch(observations: Any) -> Any:
@@ -447,12 +533,6 @@ def as_rows(observations: Any) -> list[Any]:
         return list(observations)
     parts = {key: as_rows(part) for key, part in observations.items()}
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-
-
-def _take(batch: Any, rows: Any) -> Any:
-    if isinstance(batch, dict):
-        return {key: _take(part, rows) for key, part in batch.items()}
-    return batch[rows]
 
 
 def check_action(action: Any, space: gym.Space[Any]) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.episodes import EpisodeBuilder
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.layout import index_rows
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError
 
@@ -178,7 +179,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         seeds = _env_seeds(seed, self.num_envs)
         for index in indices:
-            self._begin(index, _take_env(observations, index), seeds[index])
+            self._begin(index, index_rows(observations, index), seeds[index])
         return observations, info
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
@@ -196,7 +197,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         for index, action in enumerate(stored_actions):
             done = bool(terminated[index] or truncated[index])
-            observation = _take_env(observations, index)
+            observation = index_rows(observations, index)
             if action is None:  # no episode was open
                 if self._mode is AutoresetMode.NEXT_STEP:
                     self._begin(index, observation, None)
@@ -234,7 +235,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
                 remedy="an environment that resets in the same step (SAME_STEP) must return its "
                 "last observation in info['final_obs']",
             )
-        return _take_env(final, index)
+        return index_rows(final, index)
 
     def _check_action(self, index: int, action: Any) -> Array:
         with self._error_contexts[index]:
@@ -301,13 +302,6 @@ def _autoreset_mode(env: gym.vector.VectorEnv) -> AutoresetMode:
             f"{env} has metadata['autoreset_mode'] = {mode!r}",
             remedy="set it to one of gymnasium.vector.AutoresetMode",
         ) from None
-
-
-def _take_env(batch: Any, index: int) -> Any:
-    """Return the part of one sub-environment of a batch of observations."""
-    if isinstance(batch, dict):
-        return {key: rows[index] for key, rows in batch.items()}
-    return batch[index]
 
 
 def _env_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:

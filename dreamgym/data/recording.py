@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import multiprocessing
 import os
 import signal
@@ -17,10 +18,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from dreamgym._files import new_dataset_path, refuse_unfinished, replace_path
+from dreamgym._files import local_path, new_dataset_path, refuse_unfinished, replace_path
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
+from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.policies import Policy, PolicyLike, make_policy
 from dreamgym.data.recorder import Recorder
 from dreamgym.errors import DatasetError
@@ -47,7 +49,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     Each episode is reset with its own seed, derived from `seed` and the number of the episode, and
     so are the policy's random actions: the same arguments give the same data. The last episode is
     cut off after `steps` steps and kept as incomplete. If the recording is interrupted (Ctrl-C) or
-    stopped by an error, the file is closed and gets its name all the same, with everything that was
+    stopped by an error, the file is still closed and renamed to `out`, with everything that was
     recorded until then.
 
     Args:
@@ -76,7 +78,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         raise ValueError(f"steps is {steps}; record at least 1")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
-    out = Path(out)
+    out = local_path(out)
     if overwrite and out.is_dir():
         raise DatasetError(
             "it is a folder, and one process records to a file", path=out, remedy="name a file"
@@ -105,8 +107,8 @@ def resume(
     was never interrupted.
 
     Args:
-        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces must be
-            those of the dataset.
+        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces, id,
+            keyword arguments, time limit and wrappers must be those of the dataset.
         steps: Number of steps that the dataset holds in the end.
         out: A dataset that `record` created, also one that was interrupted or recovered.
         policy: The policy that it was recorded with.
@@ -121,7 +123,7 @@ def resume(
         UnsupportedSpaceError: The environment has a space that dreamgym does not support.
         ValueError: There is no such policy.
     """
-    out = Path(out)
+    out = local_path(out)
     with _opened_env(env) as opened:
         chosen = make_policy(policy, opened)
         with DatasetWriter.extend(out) as writer:
@@ -198,6 +200,13 @@ def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy:
             f"it was recorded from {metadata.env_id}, whose spaces are not those of {env}",
             path=path,
         )
+    differences = _spec_differences(metadata, DatasetMetadata.of_env(env))
+    if differences:
+        raise DatasetError(
+            f"it was recorded from another environment than {env}: {differences}",
+            path=path,
+            remedy="pass the environment that it was recorded from, or record to another file",
+        )
     if policy.name != metadata.policy:
         raise DatasetError(
             f"it was recorded with the policy {metadata.policy!r}, not {policy.name!r}",
@@ -211,6 +220,37 @@ def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy:
             remedy="record to another file",
         )
     return metadata.seed
+
+
+def _spec_differences(recorded: DatasetMetadata, given: DatasetMetadata) -> str:
+    """Describe how an environment's spec differs from the recorded one; empty if it does not.
+
+    The way of rendering does not matter. Where JSON can hold neither spec, only the ids are known.
+    """
+    if given.env_id != recorded.env_id:
+        name = "it has no id" if given.env_id is None else f"its id is {given.env_id!r}"
+        return f"{name}, the recorded one is {recorded.env_id!r}"
+    if recorded.env_spec is None and given.env_spec is None:
+        return ""
+    if recorded.env_spec is None or given.env_spec is None:
+        which = "its" if given.env_spec is None else "the recorded"
+        return f"{which} spec cannot be written as JSON (a wrapper or argument is a function)"
+    before, now = json.loads(recorded.env_spec), json.loads(given.env_spec)
+    for spec in (before, now):
+        spec["kwargs"] = {k: v for k, v in spec.get("kwargs", {}).items() if k != "render_mode"}
+        spec["wrappers"] = [
+            f"{each['name']}({each['kwargs']})" for each in spec.get("additional_wrappers") or ()
+        ]
+    fields = {
+        "time limit": "max_episode_steps",
+        "keyword arguments": "kwargs",
+        "wrappers": "wrappers",
+    }
+    return "; ".join(
+        f"its {name}: {now.get(key)}, the recorded: {before.get(key)}"
+        for name, key in fields.items()
+        if now.get(key) != before.get(key)
+    )
 
 
 def _record_steps(
@@ -307,7 +347,7 @@ def record_shards(
         ValueError: A number is out of range, or there is no such policy.
     """
     _check_plan(plan)
-    folder = Path(out)
+    folder = local_path(out)
     if overwrite and folder.exists():
         _require_only_shards(folder)
     with _created(folder, overwrite) as target:
@@ -343,7 +383,7 @@ def resume_shards(
         ValueError: A number is out of range, or there is no such policy.
     """
     _check_plan(plan)
-    folder = Path(out)
+    folder = local_path(out)
     files = sorted(folder.glob("*.h5*"))
     unfinished = [path for path in files if path.suffix == ".partial"]
     if unfinished:

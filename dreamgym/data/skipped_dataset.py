@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dreamgym.data.dataset import Dataset, split_episodes
 from dreamgym.data.episodes import Episode
 from dreamgym.data.frame_skip import FrameSkip, borrowed_steps
+from dreamgym.data.layout import index_rows
 from dreamgym.data.segments import Sampler, SegmentBatch
 from dreamgym.errors import DatasetError
 
@@ -78,6 +79,11 @@ class SkippedDataset:
         return self.dataset.policy
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons for which fitting refuses the dataset, see `Dataset.problems`."""
+        return self.dataset.problems
+
+    @property
     def num_episodes(self) -> int:
         """Number of episodes of at least one step."""
         return len(self._numbers)
@@ -86,6 +92,11 @@ class SkippedDataset:
     def num_steps(self) -> int:
         """Number of environment steps in all episodes of the underlying dataset."""
         return self.dataset.num_steps
+
+    @property
+    def time_limit(self) -> int | None:
+        """Environment steps after which episodes are truncated, see `Dataset.time_limit`."""
+        return self.dataset.time_limit
 
     @property
     def in_memory(self) -> bool:
@@ -117,7 +128,7 @@ class SkippedDataset:
         actions = source.actions[steps].reshape(num_blocks, k, *source.actions.shape[1:])
         reaches_end = covered == source.length
         return Episode(
-            observations=_take_rows(source.observations, rows),
+            observations=index_rows(source.observations, rows),
             actions=self.frame_skip.join(actions, self.dataset.action_space),
             rewards=rewards.reshape(num_blocks, k).sum(1),
             terminated=source.terminated,
@@ -200,9 +211,3 @@ class _BlockSampler:
 def with_frame_skip(dataset: Dataset, frame_skip: FrameSkip) -> Dataset | SkippedDataset:
     """Return the dataset read with a frame skip, or the dataset itself if nothing is skipped."""
     return dataset if frame_skip.steps == 1 else SkippedDataset(dataset, frame_skip)
-
-
-def _take_rows(observations: Any, rows: Array) -> Any:
-    if isinstance(observations, dict):
-        return {key: values[rows] for key, values in observations.items()}
-    return observations[rows]

@@ -2,8 +2,8 @@
 
 On a GPU the step of a small model is a hundred kernels, and launching them one by one takes ten
 times as long as running them. So the whole step (noise, model, termination, horizon, start states,
-statistics) is captured once, on static memory, and replayed with one launch. What callers get is
-copied out of the static memory and is theirs.
+statistics) is captured once, on static memory, and replayed with one launch. What callers get is a
+copy, which no later step overwrites.
 
 `GRAPHS` lists the kinds of device that have graphs; the rest of this file is independent of them.
 """
@@ -82,7 +82,7 @@ class CapturedStep:
         action: (N, ...) actions like those of every later call; copied.
 
     Raises:
-        RuntimeError: The device cannot capture this step.
+        RuntimeError: the device cannot capture this step.
     """
 
     def __init__(self, step: Step, graph: Graph, dreams: Dreams, action: Tensor) -> None:
@@ -98,7 +98,7 @@ class CapturedStep:
         """Take a step; see `Engine.step`. No gradients are recorded.
 
         Raises:
-            ValueError: The actions have another shape than those of the capture.
+            ValueError: the actions have another shape than those of the capture.
         """
         if action.shape != self._action.shape:
             raise ValueError(
@@ -126,12 +126,12 @@ class CapturedStep:
         self._flags = torch.stack([outcome.terminated, outcome.truncated, outcome.done])
         self._length = outcome.episode_length
         # By name: a file may hold the leaves of a state in another order than the model gives.
-        new = self._apart(dreams)
+        new = self._without_aliases(dreams)
         for name, static in self._leaves.items():
             static.copy_(new[name])
 
-    def _apart(self, dreams: Dreams) -> dict[str, Tensor]:
-        """Return the new leaves; those that lie in memory of another old leaf are copied."""
+    def _without_aliases(self, dreams: Dreams) -> dict[str, Tensor]:
+        """Return the new leaves; those that share memory with another old leaf are copied."""
         addresses = {leaf.untyped_storage().data_ptr() for leaf in self._leaves.values()}
         return {
             name: new.clone()

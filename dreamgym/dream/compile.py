@@ -1,4 +1,4 @@
-"""The fastest way to step an engine on its device: eager, compiled, captured, or both of them.
+"""The fastest way to step an engine on its device: eager, compiled, captured, or the last two.
 
 Compiled code stays in PyTorch's own cache on disk (`TORCHINDUCTOR_CACHE_DIR`, by default a folder
 of the user's in the system's temporary one), where the next process finds it.
@@ -97,7 +97,7 @@ def compiled(engine: Engine, dreams: Dreams, action: Tensor) -> Step:
         action: (N, ...) actions like those of every later call.
 
     Raises:
-        Exception: Whatever the compiler raises where it cannot compile this step, or is missing.
+        Exception: whatever the compiler raises where it cannot compile this step, or is missing.
     """
     started = time.perf_counter()
     # With few rows, kernels are launched from C++ and not one by one from Python. With many rows
@@ -141,7 +141,7 @@ def _guard_inputs_only() -> dict[str, Any]:
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function in one that has a code object of its own.
+    """Wrap a function in a new function with its own code object.
 
     Dynamo counts recompilations by code object, and would refuse to compile `Engine.step` for a
     ninth engine.

@@ -5,9 +5,9 @@ rows that ended. Autoreset mode, view and termination rule are fixed when the en
 the step has no data-dependent control flow and never syncs with the host: it can be compiled or
 captured as one graph.
 
-On a CPU a sync costs nothing. There, without gradients, two things are done otherwise, with equal
-results: noise is prefetched for several steps, and rows that ended are found and written by index
-("indexed") instead of computing a reset of every row and selecting ("masked").
+On a CPU a sync costs nothing. Without gradients, two things are therefore done differently there,
+with equal results: noise is prefetched for several steps, and only the rows that ended are reset
+("indexed"), instead of resetting all rows and selecting ("masked").
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dreamgym.data.layout import index_rows
 from dreamgym.dream.options import parse_options
 from dreamgym.dream.vector_env import SEED_RANGE, DreamVectorEnv
 from dreamgym.world.world import World
@@ -21,9 +22,9 @@ class DreamEnv(gym.Env):
         **options: see `DreamOptions`; `output`, `autoreset_mode` and `debug` have no effect.
 
     Raises:
-        TypeError: Unknown option; the message names the nearest known one.
-        ValueError: Value that is not allowed, or that this world does not support.
-        WorldError: The world cannot be loaded.
+        TypeError: unknown option; the message names the nearest known one.
+        ValueError: value that is not allowed, or that this world does not support.
+        WorldError: the world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
@@ -55,19 +56,19 @@ class DreamEnv(gym.Env):
         """
         super().reset(seed=seed)
         observation, _ = self.dreams.reset(seed=int(self.np_random.integers(SEED_RANGE)))
-        return _first_row(observation), {}
+        return index_rows(observation, 0), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step; `info` holds the model's `uncertainty`.
 
         Raises:
-            RuntimeError: The environment was not reset, the episode has ended, or it is closed.
-            ValueError: The action is not in the space.
+            RuntimeError: the environment was not reset, the episode has ended, or it is closed.
+            ValueError: the action is not in the space.
         """
         batch = np.asarray(action)[np.newaxis]
         observation, reward, terminated, truncated, info = self.dreams.step(batch)
         return (
-            _first_row(observation),
+            index_rows(observation, 0),
             float(reward[0]),
             bool(terminated[0]),
             bool(truncated[0]),
@@ -84,20 +85,14 @@ class DreamEnv(gym.Env):
         self.dreams.close()
 
 
-def _first_row(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: part[0] for key, part in observation.items()}
-    return observation[0]
-
-
 def make_single(world: World | str | None = None, **options: Any) -> DreamEnv:
     """Make the `DreamEnv` of a registered id, with the `max_episode_steps` given to `gym.make`.
 
-    `gym.make(id, max_episode_steps=n)` adds a TimeLimit wrapper and does not pass `n` on: neither
-    to this entry point nor in the spec that it later sets. A TimeLimit can only shorten: a dream
-    that is to be longer than its world recommends would still be truncated at the recommendation.
-    So `n` is read where it is: among the local variables of `gym.make`, the caller of this
-    function. Called by anything else, this is `DreamEnv`.
+    `gym.make(id, max_episode_steps=n)` adds a TimeLimit wrapper, but passes `n` neither to this
+    entry point nor into the environment's spec. A TimeLimit can only shorten an episode, so a dream
+    longer than the world's recommended horizon would still be truncated there. Therefore `n` is
+    read from the local variables of `gym.make`, the caller of this function. Called by anything
+    else, this is `DreamEnv`.
     """
     caller = sys._getframe(1)
     if "max_episode_steps" not in options and caller.f_code is gym.make.__code__:

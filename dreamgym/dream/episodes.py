@@ -1,4 +1,4 @@
-"""What is drawn for each new episode: its start state, its horizon and its temperature."""
+"""Random draws for each new episode: start state, horizon and temperature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._files import local_path
+from dreamgym._settings import nearest
 from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys
 from dreamgym.models import State
@@ -22,7 +23,7 @@ START_AGE = -1
 """Step counter that keys the draws of an episode: the one before its first step."""
 
 DRAWS = 4
-"""Uniforms of an episode: for the bank of its start, the row there, its horizon, temperature."""
+"""Uniforms per episode: bank of the start state, row in the bank, horizon, temperature."""
 
 BANK_NAMES = ("bank", "beginnings")
 """Start states that every world has: all of its bank, and those at the beginning of episodes."""
@@ -45,12 +46,12 @@ class StartSources(NamedTuple):
 
 
 class EpisodeDraw(NamedTuple):
-    """What is drawn for episodes; every leaf has the shape of their numbers.
+    """Random draws for R episodes; every leaf is (R,).
 
     Attributes:
-        start: int64 row of the start states.
-        horizon: uniforms from which the horizons are made.
-        temperature: uniforms from which the temperatures are made.
+        start: int64 rows of the start states.
+        horizon: uniforms that determine the horizons.
+        temperature: uniforms that determine the temperatures.
     """
 
     start: Tensor
@@ -109,7 +110,7 @@ class Episodes(NamedTuple):
         if len(first) > 1:
             chosen = (bank.unsqueeze(-1) >= cumulative[:-1]).sum(-1)
             first, size = first[chosen], size[chosen]
-        # In float32 the product of a uniform below 1 and a size of millions can round up to it.
+        # In float32 a uniform below 1 times a size of millions can round up to the size.
         return first + torch.minimum((place * size).long(), size - 1)
 
 
@@ -122,8 +123,8 @@ def resolve_starts(world: World, starts: Any, device: Any) -> StartSources:
         device: device of the result.
 
     Raises:
-        ValueError: Unknown name, weight not above 0, or states that do not fit the model.
-        DatasetError: The dataset cannot be read.
+        ValueError: unknown name, weight not above 0, or states that do not fit the model.
+        DatasetError: the dataset cannot be read.
     """
     if isinstance(starts, Mapping) and not _is_state(starts):
         weights = {name: _check_weight(name, weight) for name, weight in starts.items()}
@@ -164,8 +165,8 @@ def _find_bank(world: World, source: Any) -> StartStates:
         count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
         return StartStates(states=states, num_episode_starts=count)
-    if isinstance(source, str | Path) and Path(source).exists():
-        return _filter_dataset(world, Path(source))
+    if isinstance(source, str | Path) and local_path(source).exists():
+        return _filter_dataset(world, local_path(source))
     raise ValueError(
         f"starts={source!r} is neither a known name nor the path of a dataset: "
         f"{nearest(str(source), BANK_NAMES)}"

@@ -1,4 +1,4 @@
-"""Memory of dreams: how much an environment takes, and a check that there is enough of it."""
+"""Memory use of dreams: estimates per environment, and checks against the free memory."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_state_memory(model: WorldModel, num_envs: int, device: torch.device) -
     """Check, before anything is allocated, that the device can hold the states.
 
     Raises:
-        ValueError: It cannot; the message says how many environments fit at most.
+        ValueError: it cannot; the message says how many environments fit at most.
     """
     state = sum(leaf.numel() * leaf.element_size() for leaf in model.initial(1).values())
     _check(num_envs, state + FIXED_BYTES, device)
@@ -127,7 +127,7 @@ def check_memory(engine: Engine) -> None:
     """Check that the device has memory for the steps of an engine with many rows.
 
     Raises:
-        ValueError: It has not; the message says how many environments fit.
+        ValueError: it does not have it; the message says how many environments fit.
     """
     if engine.num_envs > MEASURED_ROWS[1]:
         _check(engine.num_envs, bytes_per_env(engine), engine.device)

@@ -12,11 +12,12 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._settings import check_choice, nearest
 from dreamgym.world.start_states import StartStates
 
 VIEWS = ("observation", "latent")
 OUTPUTS = ("torch", "numpy")
+RENDER_MODES = ("rgb_array",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 AUTORESET_MODES = {
     "NextStep": AutoresetMode.NEXT_STEP,
@@ -50,6 +51,9 @@ class DreamOptions:
         dtype: dtype of matrix products, "float32", or "bfloat16" where the family supports it.
         compile: "auto" captures the step as a CUDA graph on CUDA and is eager elsewhere; True also
             compiles it with torch.compile; False does neither.
+        episode_statistics: whether a vector environment's info holds the return and length of
+            episodes, under "episode"; None for output="torch" only, because Gymnasium's own
+            `RecordEpisodeStatistics`, which is for NumPy, refuses an info that has them.
         debug: on every device, refuse actions outside the space and steps after the end of an
             episode. Without it only a CPU checks, since elsewhere a check is a host sync.
     """
@@ -65,18 +69,25 @@ class DreamOptions:
     render_mode: str | None = None
     dtype: str = "float32"
     compile: str | bool = "auto"
+    episode_statistics: bool | None = None
     debug: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.autoreset_mode, AutoresetMode):
             object.__setattr__(self, "autoreset_mode", self.autoreset_mode.value)
-        _check_one_of("view", self.view, (*VIEWS, None))
-        _check_one_of("output", self.output, OUTPUTS)
-        _check_one_of("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
-        _check_one_of("render_mode", self.render_mode, ("rgb_array", None))
-        _check_one_of("dtype", self.dtype, DTYPES)
+        if self.view is not None:
+            check_choice("view", self.view, VIEWS)
+        check_choice("output", self.output, OUTPUTS)
+        check_choice("autoreset_mode", self.autoreset_mode, AUTORESET_MODES)
+        if self.render_mode is not None:
+            check_choice("render_mode", self.render_mode, RENDER_MODES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.compile != "auto" and not isinstance(self.compile, bool):
             raise ValueError(f"compile={self.compile!r} is not valid: give 'auto', True or False")
+        if not isinstance(self.episode_statistics, bool | None):
+            raise ValueError(
+                f"episode_statistics={self.episode_statistics!r} is not valid: give True or False"
+            )
         if not isinstance(self.debug, bool):
             raise ValueError(f"debug={self.debug!r} is not valid: give True or False")
         if self.max_episode_steps is not None:
@@ -128,8 +139,8 @@ def parse_options(keywords: dict[str, Any]) -> DreamOptions:
     """Return the options that keyword arguments give.
 
     Raises:
-        TypeError: Unknown keyword; the message names the nearest known one.
-        ValueError: Value that is not allowed.
+        TypeError: unknown keyword; the message names the nearest known one.
+        ValueError: value that is not allowed.
     """
     known = [field.name for field in fields(DreamOptions)]
     unknown = [name for name in keywords if name not in known]
@@ -143,12 +154,6 @@ def parse_options(keywords: dict[str, Any]) -> DreamOptions:
 def is_array(value: Any) -> bool:
     """Check whether a value is a 1-D tensor or array: one number for each environment."""
     return hasattr(value, "ndim") and value.ndim == 1
-
-
-def _check_one_of(name: str, value: Any, allowed: Any) -> None:
-    if not isinstance(value, str | None) or value not in allowed:
-        known = [word for word in allowed if word is not None]
-        raise ValueError(f"{name}={value!r} is not valid: {nearest(str(value), known)}")
 
 
 def _range_ends(name: str, value: Any) -> tuple[Any, Any]:

@@ -1,9 +1,9 @@
 """Step noise, drawn for many steps at once where that is cheaper than step by step.
 
 With few rows the time of a step is dominated by per-call overhead, and drawing noise takes some
-twenty calls whatever its size. Noise is a function of counters only (see `noise`), so that of the
-coming steps can be drawn in one go, as long as each row just counts on. Where a row is reset, its
-part of the block is drawn again.
+twenty calls whatever its size. Noise is a function of counters only (see `noise`), so the noise of
+the next steps can be drawn in one call, as long as each row only counts up. Where a row is reset,
+its part of the block is drawn again.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ BLOCK_NUMBERS = 2**16
 
 MIN_STEPS, MAX_STEPS = 8, 256
 """Steps of the first block and of the largest. Blocks double while the same dreams continue, so
-that a caller who often restores an earlier state does not draw much in vain."""
+that a caller who often restores an earlier state wastes few draws."""
 
 MAX_ROWS = 128
 """Rows up to which noise is prefetched: with more of them, some are reset in most steps."""
 
 
 class NoisePrefetcher:
-    """Returns the noise of each step, most often from a block that was drawn before.
+    """Returns the noise of each step, usually from a block that was drawn before.
 
-    It is a cache: the noise that it returns is always that of the dreams' counters. A call of
-    `take` that is given what `advance` was given last takes the next step of the block; any other
+    It is a cache: the noise that it returns is always that of the dreams' counters. If `take` is
+    given the dreams last given to `advance`, it returns the next step of the block; any other
     dreams, or the same tensors with other contents, start a new block.
 
     Args:

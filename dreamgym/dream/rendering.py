@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym._device import leave_inference_mode
+from dreamgym._device import own_torch_modes
 from dreamgym.errors import WorldError
 from dreamgym.models import Decodes, State, WorldModel
 from dreamgym.models.observations import Observation, get_part, is_image, observation_boxes
@@ -86,7 +86,7 @@ class Renderer:
         world: world whose model decodes.
 
     Raises:
-        ValueError: The world has no decoder.
+        ValueError: the world has no decoder.
     """
 
     def __init__(self, world: World) -> None:
@@ -119,7 +119,7 @@ class Renderer:
 
         def draw(row: int) -> Frame:
             row_state = {key: leaf[row : row + 1] for key, leaf in state.items()}
-            with leave_inference_mode(grad=False):
+            with own_torch_modes(grad=False):
                 return self.draw(model.decode(row_state))  # type: ignore[operator]
 
         return Frames(draw, rows)
@@ -168,7 +168,7 @@ def _make_real_env(world: World) -> gym.Env | None:
 
 
 def _three_channels(image: Frame) -> Frame:
-    """Return an image of 3 channels: the last 3, or where there are fewer the last one repeated."""
+    """Return an image with 3 channels: the last 3, or if there are fewer, the last one repeated."""
     channels = image.shape[2]
     if channels < 3:
         return np.repeat(image[..., -1:], 3, axis=2)

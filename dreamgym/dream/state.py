@@ -71,7 +71,7 @@ class Dreams(NamedTuple):
         """Build dreams from the leaves that `tensors` returned.
 
         Raises:
-            ValueError: A leaf is missing.
+            ValueError: a leaf is missing.
         """
         missing = [name for name in cls._fields[1:] if name not in leaves]
         if missing:

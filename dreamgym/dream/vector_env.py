@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +14,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym._device import leave_inference_mode, limit_threads_after_fork, resolve_device
+from dreamgym._device import (
+    float32_by_default,
+    limit_threads_after_fork,
+    own_torch_modes,
+    resolve_device,
+)
 from dreamgym.dream import validation
 from dreamgym.dream.compile import Stepper
 from dreamgym.dream.engine import Engine
@@ -26,7 +31,7 @@ from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, Outcome, requires_grad
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.models.observations import Observation
-from dreamgym.world.world import World, load
+from dreamgym.world.world import World, as_world
 
 SEED_RANGE = 2**63
 
@@ -51,10 +56,10 @@ class DreamVectorEnv(VectorEnv):
             returns a copy.
 
     Raises:
-        TypeError: Unknown option; the message names the nearest known one.
-        ValueError: Value that is not allowed, that this world does not support, or more
+        TypeError: unknown option; the message names the nearest known one.
+        ValueError: value that is not allowed, that this world does not support, or more
             environments than fit into memory.
-        WorldError: The world cannot be loaded.
+        WorldError: the world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - each instance gets its own
@@ -63,6 +68,7 @@ class DreamVectorEnv(VectorEnv):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @float32_by_default()
     def __init__(self, world: World | str | None = None, num_envs: int = 1, **options: Any) -> None:
         # `close` must work also where one of the checks below raises.
         self.dreams: Dreams | None = None
@@ -73,8 +79,8 @@ class DreamVectorEnv(VectorEnv):
             raise TypeError("a dream needs a world: give world=, a folder or a name that ships")
         if isinstance(num_envs, bool) or int(num_envs) != num_envs or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: give an integer of at least 1")
-        with leave_inference_mode():
-            self.world = world if isinstance(world, World) else load(world)
+        with own_torch_modes():
+            self.world = as_world(world)
         self.num_envs = int(num_envs)
         self.device = resolve_device(parsed.device)
         validation.check_noise(self.device)
@@ -90,7 +96,7 @@ class DreamVectorEnv(VectorEnv):
         self._set_spaces()
         if self.device.type == "cpu":
             keep_freed_memory()
-        with leave_inference_mode():
+        with own_torch_modes():
             self.engine = self._make_engine()
         check_memory(self.engine)
         self.stepper = Stepper(self.engine)
@@ -116,8 +122,8 @@ class DreamVectorEnv(VectorEnv):
             Observations (N, ...) and an empty info.
 
         Raises:
-            TypeError: The seed is not an integer.
-            ValueError: Unknown option, mask of another shape, or a mask before the first reset.
+            TypeError: the seed is not an integer.
+            ValueError: unknown option, mask of another shape, or a mask before the first reset.
         """
         self._check_open()
         mask = validation.parse_reset_mask(options or {}, self.dreams, self.num_envs, self.device)
@@ -128,7 +134,7 @@ class DreamVectorEnv(VectorEnv):
                 f"seed={seed!r}: give one integer; the noise of each row is keyed by its index"
             )
         super().reset(seed=None if seed is None else int(seed))
-        with leave_inference_mode(grad=False):
+        with own_torch_modes(grad=False):
             if self.dreams is None or seed is not None:
                 key = int(self.np_random.integers(SEED_RANGE))
                 self.dreams, observation = self.engine.begin(key)
@@ -148,17 +154,18 @@ class DreamVectorEnv(VectorEnv):
 
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,), and infos:
-            `final_obs` with its mask `_final_obs` (in SameStep), `episode` ("r" return, "l"
-            length, up to this step) with the mask `_episode` of rows that ended, and `uncertainty`.
+            `final_obs` with its mask `_final_obs` (in SameStep), `uncertainty`, and, see
+            `DreamOptions.episode_statistics`, `episode` ("r" return, "l" length, up to this step)
+            with the mask `_episode` of rows that ended.
 
         Raises:
-            RuntimeError: The environment was not reset, or is closed.
-            ValueError: Actions of another shape, kind of numbers or device, or outside the space
+            RuntimeError: the environment was not reset, or is closed.
+            ValueError: actions of another shape, kind of numbers or device, or outside the space
                 (the last is checked on a CPU, and elsewhere with `debug=True`).
         """
         dreams = self._current_dreams()
         grad = torch.is_grad_enabled() and requires_grad(actions, dreams)
-        with leave_inference_mode(grad=grad):
+        with own_torch_modes(grad=grad):
             validated = self.validate_actions(actions)
             if self.checks_values and self.autoreset_mode is AutoresetMode.DISABLED:
                 validation.check_not_done(dreams)
@@ -176,7 +183,7 @@ class DreamVectorEnv(VectorEnv):
             steps: number of steps.
 
         Raises:
-            RuntimeError: The environment was not reset, is closed, or is not in SameStep mode.
+            RuntimeError: the environment was not reset, is closed, or is not in SameStep mode.
             ValueError: `steps` is below 1, or the policy returns actions that `step` would refuse.
         """
         dreams = self._current_dreams()
@@ -188,13 +195,13 @@ class DreamVectorEnv(VectorEnv):
         def act(observation: Observation) -> Tensor:
             return self.validate_actions(policy(observation))
 
-        with leave_inference_mode():
+        with own_torch_modes():
             self.dreams, rollout = roll_out(self.stepper, dreams, act, steps)
         return rollout
 
     def get_state(self) -> Dreams:
         """Return a copy of the dreams' state; `set_state` restores it, bit for bit."""
-        with leave_inference_mode():
+        with own_torch_modes():
             return self._current_dreams().clone()
 
     def set_state(self, dreams: Dreams) -> Any:
@@ -210,15 +217,15 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees of them, (N, ...).
 
         Raises:
-            TypeError: Not a `Dreams`, such as a dict of tensors.
-            ValueError: Another number of rows, or states of another model or dtype.
+            TypeError: not a `Dreams`, such as a dict of tensors.
+            ValueError: another number of rows, or states of another model or dtype.
         """
         self._check_open()
         validation.check_compatible(dreams, self.dreams or self.engine.begin(0)[0])
-        with leave_inference_mode():
+        with own_torch_modes():
             moved = {key: leaf.to(self.device).clone() for key, leaf in dreams.tensors().items()}
         self.dreams = Dreams.from_tensors(moved)
-        with leave_inference_mode(grad=False):
+        with own_torch_modes(grad=False):
             return self._output.observation(self.engine.view(self.dreams.model))
 
     def branch(self, rows: Any) -> Any:
@@ -234,11 +241,11 @@ class DreamVectorEnv(VectorEnv):
             What the policy sees, (N, ...).
 
         Raises:
-            ValueError: Another shape, or a row number outside [0, N).
+            ValueError: another shape, or a row number outside [0, N).
         """
         dreams = self._current_dreams()
         index = validation.parse_row_index(rows, self.num_envs, self.device)
-        with leave_inference_mode():
+        with own_torch_modes():
             copied = dreams.rows(index)
             # An episode number that is new to the row, so that no noise is drawn twice.
             episode = torch.maximum(copied.episode, dreams.episode) + 1
@@ -256,6 +263,17 @@ class DreamVectorEnv(VectorEnv):
         if self.renderer is not None:
             self.renderer.close()
         self.dreams = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by value: the world, the options and the state of the dreams.
+
+        Compiled code, caches and captured graphs are made again.
+        """
+        options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
+        kept = {name: value for name, value in self.__dict__.items() if name in _PICKLED}
+        if self.dreams is not None:
+            kept["dreams"] = self.get_state()
+        return _restore, (type(self), self.world, self.num_envs, options, kept)
 
     def _make_engine(self) -> Engine:
         model = self.world.model
@@ -299,6 +317,26 @@ class DreamVectorEnv(VectorEnv):
             raise RuntimeError("this dream is closed: make a new one")
 
 
+_PICKLED = ("spec", "closed", "_np_random", "_np_random_seed")
+"""Attributes of a `DreamVectorEnv` that its constructor does not set."""
+
+
+def _restore(
+    kind: type[DreamVectorEnv],
+    world: World,
+    num_envs: int,
+    options: dict[str, Any],
+    kept: dict[str, Any],
+) -> DreamVectorEnv:
+    """Make a pickled environment again; see `DreamVectorEnv.__reduce__`."""
+    env = kind(world, num_envs, **options)
+    dreams = kept.pop("dreams", None)
+    if dreams is not None:
+        env.set_state(dreams)
+    env.__dict__.update(kept)
+    return env
+
+
 class OutputAdapter:
     """Converts outcomes to what Gymnasium's vector environments return, as tensors or in NumPy.
 
@@ -309,6 +347,8 @@ class OutputAdapter:
 
     def __init__(self, options: DreamOptions, space: gym.Space) -> None:
         self.numpy, self.mode, self.space = options.output == "numpy", options.mode, space
+        statistics = options.episode_statistics
+        self.has_statistics = statistics if statistics is not None else not self.numpy
 
     def observation(self, observation: Observation) -> Any:
         """Convert observations (N, ...), or a dict of them."""
@@ -319,14 +359,13 @@ class OutputAdapter:
 
     def step(self, outcome: Outcome) -> StepResult:
         """Convert the outcome of a step."""
-        info = {
-            "uncertainty": self._array(outcome.uncertainty),
-            "episode": {
+        info: dict[str, Any] = {"uncertainty": self._array(outcome.uncertainty)}
+        if self.has_statistics:
+            info["episode"] = {
                 "r": self._array(outcome.episode_return),
                 "l": self._array(outcome.episode_length),
-            },
-            "_episode": self._array(outcome.done),
-        }
+            }
+            info["_episode"] = self._array(outcome.done)
         if self.mode is AutoresetMode.SAME_STEP:
             info["final_obs"] = self.observation(outcome.final_observation)
             info["_final_obs"] = self._array(outcome.done.clone())

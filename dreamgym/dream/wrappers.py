@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dreamgym._device import leave_inference_mode
+from dreamgym._device import own_torch_modes
 
 StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 """Observations, rewards, terminated, truncated and infos."""
@@ -35,8 +35,8 @@ class RunningMoments:
     def __init__(self, shape: tuple[int, ...], device: torch.device, epsilon: float = 1e-8) -> None:
         self.epsilon = epsilon
         self.count = torch.zeros((), device=device, dtype=torch.int64)
-        self.mean = torch.zeros(shape, device=device)
-        self.variance = torch.ones(shape, device=device)
+        self.mean = torch.zeros(shape, device=device, dtype=torch.float32)
+        self.variance = torch.ones(shape, device=device, dtype=torch.float32)
 
     def update(self, rows: Tensor, mask: Tensor | None = None) -> None:
         """Add rows.
@@ -70,7 +70,7 @@ class RunningMoments:
         """Continue from saved tensors.
 
         Raises:
-            ValueError: A tensor is missing or has another shape.
+            ValueError: a tensor is missing or has another shape.
         """
         for name, current in self.state_dict().items():
             if name not in state or state[name].shape != current.shape:
@@ -99,7 +99,7 @@ class TensorWrapper(VectorWrapper):
         env: environment to wrap.
 
     Raises:
-        ValueError: The environment returns NumPy arrays, is not in SameStep mode, or has a Dict
+        ValueError: the environment returns NumPy arrays, is not in SameStep mode, or has a Dict
             observation space.
     """
 
@@ -126,13 +126,13 @@ class TensorWrapper(VectorWrapper):
         """Reset, and apply `on_reset` to the observations."""
         mask = (arguments.get("options") or {}).get("reset_mask")
         rows = None if mask is None else torch.as_tensor(mask, device=self.device)
-        with leave_inference_mode():
+        with own_torch_modes():
             observation, info = self.env.reset(**arguments)
             return self.on_reset(observation, rows), info
 
     def step(self, actions: Any) -> StepResult:
         """Step, and apply `on_step` to the result."""
-        with leave_inference_mode():
+        with own_torch_modes():
             return self.on_step(*self.env.step(actions))
 
     def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
@@ -171,7 +171,7 @@ class EpisodeStatistics(TensorWrapper):
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
-        self._sums = torch.zeros(3, device=self.device)
+        self._sums = torch.zeros(3, device=self.device, dtype=torch.float32)
 
     def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
@@ -248,7 +248,7 @@ class NormalizeReward(TensorWrapper):
         self.gamma = gamma
         self.moments = RunningMoments((), self.device, epsilon)
         self.update_running_mean = True
-        self._discounted = torch.zeros(self.num_envs, device=self.device)
+        self._discounted = torch.zeros(self.num_envs, device=self.device, dtype=torch.float32)
 
     def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
         """Restart the returns of the rows that were reset."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset, SegmentBatch
+from dreamgym.data.layout import index_rows
 from dreamgym.data.segments import prefetch_items
 from dreamgym.fitting.distributed import Runtime
 from dreamgym.models import WorldModel
@@ -46,8 +47,8 @@ class Shard(NamedTuple):
     def rows(self, lengths: NDArray[np.integer]) -> list[NDArray[np.integer]]:
         """Return the rows of each micro-batch of this process; all have the same size.
 
-        Segments are dealt to several micro-batches longest first, in alternating direction, so that
-        all micro-batches have nearly the same number of real transitions.
+        Segments are assigned to micro-batches longest first, in alternating direction, so that all
+        micro-batches have nearly the same number of real transitions.
 
         Args:
             lengths: (B,) real transitions in each segment.
@@ -122,12 +123,7 @@ class Batches:
 
 
 def _take(batch: SegmentBatch, rows: NDArray[np.integer]) -> SegmentBatch:
-    observation = batch.observation
-    if isinstance(observation, dict):
-        taken = {key: values[rows] for key, values in observation.items()}
-    else:
-        taken = observation[rows]
-    return SegmentBatch(taken, *(leaf[rows] for leaf in batch[1:]))
+    return SegmentBatch(index_rows(batch.observation, rows), *(leaf[rows] for leaf in batch[1:]))
 
 
 class BatchLosses:

@@ -66,7 +66,7 @@ def build_model(
 
 
 def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:
-    """Return a trainable copy of a fitted model, which itself stays as it is."""
+    """Return a trainable copy of a fitted model; the model itself is not changed."""
     spec = ModelSpec.of(model)
     if spec.family != family:
         raise ValueError(
@@ -122,7 +122,7 @@ class FitResult:
 def build_world(result: FitResult) -> World:
     """Build a world: start states, recommended horizon and termination, metrics, provenance."""
     model, data, seed = result.model, result.data, result.seed
-    limit = data.frame_skip.count(_real_limit(data.env_spec) or MAX_HORIZON)
+    limit = data.frame_skip.count(_real_limit(data) or MAX_HORIZON)
     held_out = (model, data, result.held_out)
     recommendation = recommend(*held_out, cap=min(limit, MAX_HORIZON), seed=seed)
     monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
@@ -144,8 +144,11 @@ def build_world(result: FitResult) -> World:
     )
 
 
-def _real_limit(env_spec: str | None) -> int | None:
-    return json.loads(env_spec).get("max_episode_steps") if env_spec else None
+def _real_limit(data: AnyDataset) -> int | None:
+    """Return the real environment's time limit in its own steps, or None."""
+    spec = json.loads(data.env_spec).get("max_episode_steps") if data.env_spec else None
+    limits = [limit for limit in (spec, data.time_limit) if limit]
+    return min(limits) if limits else None
 
 
 def _dataset_provenance(data: AnyDataset) -> dict[str, Any]:
@@ -155,6 +158,7 @@ def _dataset_provenance(data: AnyDataset) -> dict[str, Any]:
         "dataset_steps": int(data.num_steps),
         "dataset_episodes": int(data.num_episodes),
         "dataset_policy": data.policy,
+        "dataset_time_limit": data.time_limit,
     }
 
 

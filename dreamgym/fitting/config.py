@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from dreamgym._files import nearest
+from dreamgym._settings import check_at_least, check_choice, nearest
 
 Optimizer = Literal["adamw", "adam", "laprop"]
 Clip = Literal["norm", "value", "agc"]
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "name": get_args(Optimizer),
-    "clip_by": get_args(Clip),
-    "schedule": get_args(Schedule),
-    "precision": get_args(Precision),
-}
-"""Permitted values of the settings that are words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +55,18 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        _check_choices(self, ("name", "clip_by", "schedule"))
+        check_choice("name", self.name, get_args(Optimizer))
+        check_choice("clip_by", self.clip_by, get_args(Clip))
+        check_choice("schedule", self.schedule, get_args(Schedule))
         for name in ("learning_rate", "gradient_clip", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
-        for name in ("weight_decay", "warm_up"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        check_at_least(self, 0, "weight_decay", "warm_up")
+        check_at_least(self, 1, "accumulate")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: expected two numbers in [0, 1)")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: expected a number in [0, 1)")
-        _check_minimum(self, {"accumulate": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +115,11 @@ class FitConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        minimum = {"updates": 1, "batch_size": 1, "segment_length": 1, "evaluate_every": 1}
-        _check_minimum(self, {**minimum, "starts": 2, "horizon": 1, "threads": 1, "patience": 1})
-        _check_choices(self, ("precision",))
+        check_at_least(self, 1, "updates", "batch_size", "segment_length", "evaluate_every")
+        optional = ("horizon", "threads", "patience")
+        check_at_least(self, 1, *(name for name in optional if getattr(self, name) is not None))
+        check_at_least(self, 2, "starts")
+        check_choice("precision", self.precision, get_args(Precision))
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out}: expected a number between 0 and 1")
         if self.batch_size % self.optimizer.accumulate:
@@ -151,11 +144,9 @@ def default_config(family: str, preset: str | None = None, **settings: Any) -> F
         ValueError: unknown family or preset; the message names the nearest one.
         TypeError: unknown setting.
     """
-    from dreamgym.models import FAMILIES  # torch: the command line reads the configs without it
+    from dreamgym.models.spec import family_class  # imports torch; the command line must not
 
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
-    model_class = FAMILIES[family]
+    model_class = family_class(family)
     values = dict(model_class.fit_defaults)
     if preset is not None:
         if preset not in model_class.presets:
@@ -183,18 +174,4 @@ def default_config(family: str, preset: str | None = None, **settings: Any) -> F
 
 
 recommended = default_config
-"""The name of `default_config` before version 0.2."""
-
-
-def _check_minimum(config: Any, minimum: dict[str, int]) -> None:
-    for name, least in minimum.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}: expected a whole number of at least {least}")
-
-
-def _check_choices(config: Any, names: Sequence[str]) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value not in CHOICES[name]:
-            raise ValueError(f"{name}={value!r}: {nearest(str(value), CHOICES[name])}")
+"""Former name of `default_config`, kept for scripts."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 
+from dreamgym._device import float32_by_default
+from dreamgym._files import local_path, require_new
 from dreamgym.data import AnyDataset, open_dataset
 from dreamgym.errors import WorldError
 from dreamgym.fitting.build import FitResult, build_world
@@ -16,6 +18,7 @@ from dreamgym.models.jepa import LeWMStatistics, load_lewm
 from dreamgym.world.world import World
 
 
+@float32_by_default()
 def from_model(
     model: WorldModel,
     dataset: str | Path | AnyDataset,
@@ -26,7 +29,7 @@ def from_model(
 ) -> World:
     """Make a world of a fitted world model and a dataset of its environment.
 
-    The dataset provides what a fit takes from it besides the weights. Start states are filtered
+    The dataset provides everything but the weights. Start states are filtered
     from most of its episodes; the horizon, the termination rule and the metrics come from the
     others. Whether the model was fitted to these held-out episodes is not known here.
 
@@ -45,8 +48,9 @@ def from_model(
         FileExistsError: `out` exists and `config.overwrite` is false.
     """
     config = config or FitConfig()
-    if out is not None and Path(out).exists() and not config.overwrite:
-        raise FileExistsError(f"{out} exists already; give another path or overwrite=True")
+    out = None if out is None else local_path(out, WorldError)
+    if out is not None:
+        require_new(out, overwrite=config.overwrite)
     with open_dataset(dataset) as data:
         for role in ("observation_space", "action_space"):
             actual, expected = getattr(data, role), getattr(model, role)
@@ -73,6 +77,7 @@ def from_model(
     return world
 
 
+@float32_by_default()
 def from_lewm(
     checkpoint: str | Path,
     dataset: str | Path | AnyDataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -15,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamgym._device import threads
-from dreamgym._files import nearest
+from dreamgym._device import float32_by_default, threads
+from dreamgym._files import local_path, require_new
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
-from dreamgym.errors import FitError
+from dreamgym.errors import DatasetError, FitError, WorldError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
 from dreamgym.fitting.build import FitResult, build_model, build_world, initial_weights_checksum
@@ -28,8 +29,8 @@ from dreamgym.fitting.config import FitConfig, default_config
 from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
 from dreamgym.metrics import TrainingMonitor
-from dreamgym.models import FAMILIES, WorldModel
-from dreamgym.models.spec import to_json
+from dreamgym.models import WorldModel
+from dreamgym.models.spec import family_class, to_json
 from dreamgym.world.world import World
 
 DatasetLike = str | Path | AnyDataset | Sequence[tuple[str | Path | Dataset, float]]
@@ -53,6 +54,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in the messages of RuntimeErrors with which torch reports a lack of memory."""
 
 
+@float32_by_default()
 def fit(
     dataset: DatasetLike,
     out: str | Path | None = None,
@@ -65,9 +67,9 @@ def fit(
     """Fit a world to a dataset.
 
     The episodes are split into training and held-out ones. Normalisers are fitted on the training
-    episodes, and the weights with the lowest held-out loss are kept. With `out`, a checkpoint lies
-    beside it while the fit runs, and a fit that was killed resumes from there when it is called
-    again in the same way.
+    episodes, and the weights with the lowest held-out loss are kept. With `out`, a checkpoint is
+    kept beside it while the fit runs, and a killed fit resumes from it when it is called again with
+    the same arguments.
 
     Under `torchrun` the processes share every batch, and the losses are those of a single process.
     Only the first process writes files and reports progress; all return the world.
@@ -94,14 +96,15 @@ def fit(
         FitError: a loss is not finite, or memory ran out.
         DiskFullError: no space left for a checkpoint or the world.
     """
+    family_class(family)  # an unknown family is refused before anything is read
     config = config or default_config(family)
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: {nearest(family, FAMILIES)}")
-    target = Path(out) if out is not None else None
-    if target is not None and target.exists() and not config.overwrite:
-        raise FileExistsError(f"{target} exists already; give another path or overwrite=True")
+    target = local_path(out, WorldError) if out is not None else None
+    if target is not None:
+        require_new(target, overwrite=config.overwrite)
     started = time.perf_counter()
     with threads(config.threads), open_dataset(dataset) as data:
+        if data.problems:
+            raise DatasetError(data.problems[0], path=data.path)
         running = _Fit(data, family, seed, config, target)
         running.run(progress or (lambda done, total, figures: None))
         world = running.world(time.perf_counter() - started)
@@ -402,5 +405,5 @@ def tensorboard_log(folder: str | None) -> Iterator[Log]:
             "logging to TensorBoard needs the package tensorboard: "
             "pip install 'dreamgym[tensorboard]', or leave tensorboard=None"
         ) from error
-    with SummaryWriter(folder) as writer:
+    with SummaryWriter(os.path.expanduser(folder)) as writer:
         yield lambda name, value, update: writer.add_scalar(name, value, update)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.metrics.windows import (
     BURN_IN,
     Windows,
@@ -39,6 +40,7 @@ class ActionEffect(NamedTuple):
     windows: int
 
 
+@float32_by_default()
 @torch.no_grad()
 def action_effect(
     model: WorldModel, windows: Windows, rng: np.random.Generator
@@ -46,7 +48,7 @@ def action_effect(
     """Dream every window under its own and under another window's actions, with the same noise.
 
     Errors are those of decoded observations in units of their spread, squared and averaged over
-    numbers and over up to `STEPS` steps. Noise of the state that the observation does not show
+    numbers and over up to `STEPS` steps. Noise in parts of the state that observations do not show
     therefore has no influence. For a model that does not decode, its features are compared with
     the features of the observations that followed.
 

@@ -325,7 +325,7 @@ def reward_alarms(predicted: Tensor, real: Tensor) -> list[Alarm]:
 
 
 def action_alarms(effect: ActionEffect) -> list[Alarm]:
-    """Return an alarm if the model dreams the same whatever the actions are."""
+    """Return an alarm if the model's dreams do not depend on the actions."""
     if effect.evidence >= EVIDENCE:
         return []
     return [

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.windows import (
     BURN_IN,
@@ -38,9 +39,9 @@ class OpenLoopErrors(NamedTuple):
     Attributes:
         horizons: numbers of steps ahead.
         windows: numbers of windows of held-out episodes that are long enough.
-        sampled: root mean square error of one sampled dream. A dream that is rightly uncertain is
-            far from the truth by chance: where nothing can be known any more, a perfect model has
-            sqrt(2), and a constant guess has 1.
+        sampled: root mean square error of one sampled dream. It contains the dream's own
+            randomness: where nothing is predictable, a perfect model has sqrt(2), and a constant
+            guess has 1.
         mean: root mean square error of the mean over several sampled dreams of the same window,
             which is the model's point forecast; compare this with `repeat_last`.
         repeat_last: root mean square error of repeating the last observation before the dream.
@@ -53,6 +54,7 @@ class OpenLoopErrors(NamedTuple):
     repeat_last: NDArray[Any]
 
 
+@float32_by_default()
 @torch.no_grad()
 def open_loop_errors(
     model: WorldModel,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.windows import (
@@ -63,6 +64,7 @@ class Recommendation(NamedTuple):
     reasons: dict[str, Any]
 
 
+@float32_by_default()
 def recommend(
     model: WorldModel,
     dataset: AnyDataset,

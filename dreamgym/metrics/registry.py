@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, action_effect
 from dreamgym.metrics.calibration import calibration
@@ -156,6 +157,7 @@ METRICS: dict[str, Metric] = {
 """Every metric by its name, in the order in which they are computed."""
 
 
+@float32_by_default()
 @torch.no_grad()
 def evaluate_metrics(
     model: WorldModel, dataset: AnyDataset, episodes: NDArray[np.integer], seed: int = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dreamgym.data import AnyDataset
 from dreamgym.models import Segment, State, WorldModel, filter_states
-from dreamgym.models.base import as_segment
+from dreamgym.models.base import as_segment, model_device
 from dreamgym.models.observations import get_part, is_image, map_observation, observation_boxes
 
 BURN_IN = 4
@@ -140,7 +140,7 @@ def draw_windows(
         shape: number of windows, and transitions after the burn-in.
         rng: generator of the choice of windows and of the filter's noise.
     """
-    device = next(model.parameters()).device
+    device = model_device(model)
     count, steps = shape
     segment = as_segment(dataset.segments(episodes, BURN_IN + steps).draw(count, rng), device)
     noise = uniform_noise(rng, (count, BURN_IN + 1, model.noise_dim), device)

@@ -19,7 +19,7 @@ from dreamgym.models.observations import Observation, as_tensors, map_observatio
 from dreamgym.models.statistics import Statistics
 
 State = dict[str, Tensor]
-"""What a model believes now. Leaves are batch-first, (B, ...), and float or integer."""
+"""A model's belief about the present. Leaves are batch-first, (B, ...), and float or integer."""
 
 Temperature = float | Tensor
 """Sampling temperature, above 0: one number, or (B,) with one for each row."""
@@ -219,7 +219,7 @@ class WorldModel(nn.Module, ABC):
 
     @property
     def decodes(self) -> bool:
-        """Whether the model can `decode` states; `isinstance(model, Decodes)` asks this.
+        """Whether the model can `decode` states; `isinstance(model, Decodes)` reads this.
 
         By default a model decodes if it has the method. Override it where that depends on the
         config, or on a model inside.
@@ -292,19 +292,19 @@ class WorldModel(nn.Module, ABC):
         return self
 
 
-class _AsksTheModel(type(Protocol)):  # type: ignore[misc]
-    """Metaclass whose `isinstance` asks the model: a wrapper decodes if the model inside does."""
+class _DecodesMeta(type(Protocol)):  # type: ignore[misc]
+    """Metaclass of `Decodes`: `isinstance` reads `decodes`, which a wrapper forwards."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return bool(getattr(instance, "decodes", False))
 
 
 @runtime_checkable
-class Decodes(Protocol, metaclass=_AsksTheModel):
+class Decodes(Protocol, metaclass=_DecodesMeta):
     """A model that can turn a state back into an observation; see `WorldModel.decodes`."""
 
     def decode(self, state: State) -> Observation:
-        """Return the observation (B, ...) that a state stands for.
+        """Return the observation (B, ...) that a state represents.
 
         It is in the real environment's units and within the bounds of its space.
         """
@@ -312,12 +312,12 @@ class Decodes(Protocol, metaclass=_AsksTheModel):
 
 
 def _is_hook(name: str, member: object) -> bool:
-    """Whether a member of `WorldModel` is an optional hook that a model around another forwards."""
+    """Return whether a member of `WorldModel` is an optional hook, which wrappers forward."""
     return (
         not name.startswith("_")
         and (isinstance(member, property) or inspect.isfunction(member))
         and not getattr(member, "__isabstractmethod__", False)
-        # A fast form of the model inside is not one of the model around it.
+        # A fast form of the inner model is not a fast form of the wrapper.
         and name != "prepare"
     )
 
@@ -405,6 +405,11 @@ def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
     """Convert a batch of the data reader to tensors on a device."""
     rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
     return Segment(as_tensors(batch.observation, device), *rest)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
+    return next(model.parameters()).device
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a model is without its weights: family and config, and their form in JSON.
+"""Descriptions of models without weights (family and config), and their JSON form.
 
 A config may contain the spec of another model, as those of wrappers and ensembles do. Only plain
 values go to a file, and a file names families as the table does: nothing that a file contains is
@@ -15,13 +15,13 @@ from typing import Any, Self
 
 import gymnasium as gym
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.models.base import WorldModel
 
 FAMILIES: dict[str, type[WorldModel]] = {}
 """Every family by its name in files and on the command line; filled by `models/registry.py`.
 
-It stands here because the configs of wrappers, which are families themselves, look families up.
+It is defined here because configs of wrappers, which are families themselves, look families up.
 """
 
 
@@ -49,12 +49,7 @@ class ModelSpec:
             TypeError: the argument is not a model.
             ValueError: the model's class is not in the table of families.
         """
-        value: Any = model
-        if not isinstance(value, WorldModel):
-            raise TypeError(
-                f"expected a WorldModel, got {type(value).__name__}; if it is a World, pass its "
-                "`.model`"
-            )
+        check_is_model(model)
         return cls(family=family_name(model), config=model.config)
 
     @classmethod
@@ -86,6 +81,19 @@ class ModelSpec:
     def build(self, observation_space: gym.Space, action_space: gym.Space) -> WorldModel:
         """Build a model of this kind with fresh weights."""
         return family_class(self.family).from_config(observation_space, action_space, self.config)
+
+
+def check_is_model(value: Any) -> None:
+    """Check that a value is a world model.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, WorldModel):
+        raise TypeError(
+            f"expected a WorldModel, got {type(value).__name__}; if you have a World, pass "
+            "`world.model`"
+        )
 
 
 def family_class(name: Any) -> type[WorldModel]:

@@ -57,9 +57,9 @@ class Moments(NamedTuple):
     def drifts(self) -> Tensor:
         """Whether a channel can leave the data step by step, (n,) bool.
 
-        A constant channel cannot, and neither can noise, which has no memory. A sample from a distribution's tail says nothing about the dream; of a
-        hundred noisy channels, such as contact forces, one would leave its range at nearly every
-        step.
+        A constant channel cannot, and neither can noise, which has no memory. A sample from the
+        tail of a distribution says nothing about where the dream is; of a hundred noisy channels,
+        such as contact forces, one would leave its range at nearly every step.
         """
         return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from dreamgym._device import float32_by_default
+from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
@@ -193,6 +195,7 @@ class TrainedPolicy:
         return {"network": self.network, "card": self.card, "algorithm": None}
 
 
+@float32_by_default()
 def load_policy(
     path: str | Path,
     *,
@@ -219,7 +222,7 @@ def load_policy(
         TrainingError: there is no such algorithm.
         ModuleNotFoundError: the learner library is not installed.
     """
-    path = _existing(Path(path))
+    path = _existing(local_path(path, PolicyFileError))
     if algo is not None:
         learner = find_learner(algo)
     else:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dreamgym._extras import import_extra
-from dreamgym._files import nearest
-from dreamgym.errors import TrainingError
+from dreamgym._files import local_path
+from dreamgym._settings import nearest
+from dreamgym.errors import PolicyFileError, TrainingError
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -97,7 +98,7 @@ class Learner:
 
     def policy_path(self, path: str | Path) -> Path:
         """Return `path`, with the learner's suffix where it has none."""
-        path = Path(path)
+        path = local_path(path, PolicyFileError)
         return path if path.suffix else path.with_name(path.name + self.suffix)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamgym._device import threads
+from dreamgym._device import float32_by_default, threads
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
@@ -29,7 +29,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """What a learner library is asked to train.
+    """Everything that a learner library needs for one training.
 
     Attributes:
         world: the world to dream in.
@@ -103,6 +103,7 @@ class TrainingRun:
         )
 
 
+@float32_by_default()
 def train_policy(  # noqa: PLR0913 - what to train is five of them
     world: World | str | Path,
     *,

@@ -12,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.data.policies import Policy, PolicyLike, check_action, make_policy
-from dreamgym.errors import TransferError
+from dreamgym.data.episodes import reward_to_float
+from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy, check_action, make_policy
+from dreamgym.errors import DatasetError, TransferError
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 
 Progress = Callable[[int, int], None]
@@ -28,6 +29,9 @@ A matrix product may round differently for another number of rows, and an episod
 how many run beside it.
 """
 
+ENDLESS = 10_000
+"""Steps without an end after which an environment without a time limit is taken to be endless."""
+
 _CHUNK_ELEMENTS = 4_000_000  # bootstrap indices drawn at a time: 32 MB
 
 
@@ -38,6 +42,8 @@ class Evaluation:
     Attributes:
         returns: (episodes,) float64, undiscounted, in the environment's units.
         lengths: (episodes,) int64, in steps; with a frame skip, in steps of the world.
+        truncated: (episodes,) bool, episodes that were truncated and not terminated; by default
+            none.
         seconds: wall-clock time of the episodes.
         steps: steps of the environment without any frame skip, over all episodes; by default the
             sum of the lengths.
@@ -48,12 +54,15 @@ class Evaluation:
     lengths: NDArray[np.int64] = field(repr=False)
     seconds: float
     steps: int | None = None
+    truncated: NDArray[np.bool_] | None = field(default=None, repr=False)
     interval: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", mean_interval(self.returns))
         if self.steps is None:
             object.__setattr__(self, "steps", int(self.lengths.sum()))
+        if self.truncated is None:
+            object.__setattr__(self, "truncated", np.zeros(len(self.lengths), bool))
 
     @property
     def mean(self) -> float:
@@ -93,12 +102,15 @@ class EpisodePlan:
         num_envs: real environments side by side, at most 32. It changes the time, not the result,
             unless actions are sampled by `predict`.
         deterministic: whether a policy with `predict` is asked for its most likely action.
+        max_episode_steps: steps after which an episode is truncated, if it has not ended before;
+            None for the environment's own time limit.
     """
 
     episodes: int = 100
     seed: int = EVALUATION_SEED
     num_envs: int = 16
     deterministic: bool = True
+    max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -107,15 +119,20 @@ class EpisodePlan:
             raise TransferError(f"num_envs is {self.num_envs}; expected 1 to {BATCH}")
         if self.seed < 0:
             raise TransferError(f"seed is {self.seed}; expected 0 or more")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise TransferError(
+                f"max_episode_steps is {self.max_episode_steps}; expected at least 1"
+            )
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - what to run is six of them
     policy: PolicyLike,
     env: EnvSource,
     *,
     episodes: int = 100,
     seed: int = EVALUATION_SEED,
     deterministic: bool = True,
+    max_episode_steps: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a policy in the real environment and measure its return.
@@ -128,6 +145,8 @@ def evaluate(
         episodes: number of episodes; each runs to its termination or truncation.
         seed: episode k is reset with `seed + k`, independent of the episodes beside it.
         deterministic: whether `predict` is asked for the most likely action.
+        max_episode_steps: steps after which an episode is truncated, if it has not ended before;
+            None for the environment's own time limit. A task without an end needs it.
         progress: called with (episodes done, episodes) after each episode.
 
     Returns:
@@ -136,9 +155,15 @@ def evaluate(
     Raises:
         PolicyError: this is not a policy, its spaces are not the environment's, or what it returned
             is not an action.
-        TransferError: there is no such environment.
+        TransferError: there is no such environment, or it has no time limit and an episode has not
+            ended after 10,000 steps.
     """
-    plan = EpisodePlan(episodes=episodes, seed=seed, deterministic=deterministic)
+    plan = EpisodePlan(
+        episodes=episodes,
+        seed=seed,
+        deterministic=deterministic,
+        max_episode_steps=max_episode_steps,
+    )
     return run_episodes(policy, env, plan, progress=progress)
 
 
@@ -156,17 +181,23 @@ def run_episodes(
         made = make_policy(
             policy, envs[0], deterministic=plan.deterministic, min_batch=BATCH, unroll=False
         )
-        returns, lengths, steps = _run(made, envs, plan, progress)
-    seconds = time.perf_counter() - start
-    return Evaluation(returns=returns, lengths=lengths, seconds=seconds, steps=steps)
+        if isinstance(made, PredictPolicy):
+            made.use_masks_of(envs)
+        return _run(made, envs, plan, progress, start)
 
 
 def _run(
-    policy: Policy, envs: list[gym.Env], plan: EpisodePlan, progress: Progress | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-    """Run all episodes, row k of the policy in environment k; return returns, lengths and steps."""
+    policy: Policy,
+    envs: list[gym.Env],
+    plan: EpisodePlan,
+    progress: Progress | None,
+    start: float,
+) -> Evaluation:
+    """Run all episodes, row k of the policy in environment k; `start` is when the clock began."""
     returns = np.zeros(plan.episodes)
     lengths = np.zeros(plan.episodes, np.int64)
+    truncations = np.zeros(plan.episodes, bool)
+    limit, endless = plan.max_episode_steps, _endless_after(envs[0], plan)
     episodes = dict(enumerate(range(len(envs))))  # episode by row
     policy.reset(list(episodes), [plan.seed + episode for episode in episodes.values()])
     observations = {row: env.reset(seed=plan.seed + row)[0] for row, env in enumerate(envs)}
@@ -179,10 +210,14 @@ def _run(
             step = env.step(check_action(action, env.action_space))
             observations[row], reward, terminated, truncated, info = step
             steps += info.get("env_steps", 1)
-            returns[episode] += float(reward)
+            returns[episode] += _reward_of(env, reward, int(lengths[episode]))
             lengths[episode] += 1
+            truncated = truncated or lengths[episode] == limit
             if not (terminated or truncated):
+                if endless is not None and lengths[episode] == endless:
+                    raise TransferError(_no_end(env, endless))
                 continue
+            truncations[episode] = not terminated
             finished += 1
             if progress is not None:
                 progress(finished, plan.episodes)
@@ -193,7 +228,39 @@ def _run(
             policy.reset([row], [plan.seed + started])
             observations[row] = env.reset(seed=plan.seed + started)[0]
             started += 1
-    return returns, lengths, steps
+    return Evaluation(
+        returns=returns,
+        lengths=lengths,
+        truncated=truncations,
+        seconds=time.perf_counter() - start,
+        steps=steps,
+    )
+
+
+def _endless_after(env: gym.Env, plan: EpisodePlan) -> int | None:
+    """Return the steps after which an episode is given up; None where a time limit ends it."""
+    spec = env.spec
+    limited = spec is not None and spec.max_episode_steps is not None
+    return None if limited or plan.max_episode_steps is not None else ENDLESS
+
+
+def _no_end(env: gym.Env, steps: int) -> str:
+    name = env.spec.id if env.spec is not None else str(env.unwrapped)
+    return (
+        f"an episode of {name} has not ended after {steps:,} steps, and the environment has no "
+        "time limit: its return is not defined. Pass max_episode_steps= (--max-episode-steps on "
+        "the command line), the number of steps to compare policies over"
+    )
+
+
+def _reward_of(env: gym.Env, reward: Any, step: int) -> float:
+    """Return a reward as a float; an error names the environment and the step."""
+    try:
+        return reward_to_float(reward)
+    except DatasetError as error:
+        raise TransferError(
+            f"{env}: reward of step {step}: {error.problem}; {error.remedy}"
+        ) from None
 
 
 def mean_interval(

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import FrameSkip
+from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
 from dreamgym.models.base import State, zero_action
@@ -36,6 +38,7 @@ class LatentObservation(
     seed it is derived from the environment's `np_random`. No global generator is used.
     """
 
+    @float32_by_default()
     def __init__(self, env: gym.Env[Any, Any], world: World | str | Path) -> None:
         """Wrap `env`.
 
@@ -63,6 +66,7 @@ class LatentObservation(
         self._generator = torch.Generator()
         self._state = self.model.initial(1)
 
+    @float32_by_default()
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -91,7 +95,8 @@ class LatentObservation(
         observation, reward, terminated, truncated, info = self.env.step(action)
         taken = zero_action(self.model.action_space, 1, self._device)
         taken[0] = torch.as_tensor(np.asarray(action), dtype=taken.dtype)
-        return self._filter(taken, observation), float(reward), terminated, truncated, info
+        value = reward_to_float(reward)
+        return self._filter(taken, observation), value, terminated, truncated, info
 
     def _noise_seed(self, seed: int | None) -> int:
         # a seeded reset fixes the noise without a draw from the environment's generator, so that
@@ -104,6 +109,7 @@ class LatentObservation(
     def _unseeded(self) -> np.random.Generator:
         return self.env.unwrapped.np_random.spawn(1)[0]
 
+    @float32_by_default()
     @torch.no_grad()
     def _filter(self, action: torch.Tensor, observation: Any) -> NDArray[np.float32]:
         noise = torch.rand((1, self.model.noise_dim), generator=self._generator).to(self._device)
@@ -179,6 +185,7 @@ class LatentAgent:
         """Frame skip of the real environment that one action is for."""
         return self._policy.frame_skip
 
+    @float32_by_default()
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
         """See `Policy.reset`."""
         for row, seed in zip(rows, seeds, strict=True):
@@ -196,6 +203,7 @@ class LatentAgent:
             for row, observation in zip(rows, listed, strict=True)
         ]
 
+    @float32_by_default()
     def _act_in(self, row: _FilteredRow, observation: Any) -> Any:
         with torch.no_grad():
             noise = torch.rand((1, self._model.noise_dim), generator=row.generator)

@@ -113,4 +113,5 @@ def _no_such_environment(env_id: str, error: Exception) -> str:
     nearest = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
     hint = f"; the nearest registered id is {nearest[0]!r}" if nearest else ""
     reason = str(error).strip().rstrip(".")
-    return f"no environment {env_id!r} is registered{hint} (Gymnasium: {reason})"
+    module = "" if ":" in env_id else f"; if a module registers it, write 'MODULE:{env_id}'"
+    return f"no environment {env_id!r} is registered{hint}{module} (Gymnasium: {reason})"

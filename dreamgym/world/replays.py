@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dreamgym._device import float32_by_default
 from dreamgym.data.episodes import Episode
 from dreamgym.errors import WorldError
 from dreamgym.models import Decodes, imagine
@@ -29,6 +30,7 @@ class Replay(NamedTuple):
     dreamt: NDArray[np.floating]
 
 
+@float32_by_default()
 @torch.no_grad()
 def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) -> Replay:
     """Dream a real episode's actions open-loop, from its first observation.

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.models import State, WorldModel, filter_states
-from dreamgym.models.base import as_segment
+from dreamgym.models.base import as_segment, model_device
 from dreamgym.models.observations import map_observation, observation_boxes
 
 CHUNK_WINDOWS = 128
@@ -52,6 +53,7 @@ class StartStates:
         return StartStates(states=moved, num_episode_starts=self.num_episode_starts)
 
 
+@float32_by_default()
 def burn_in(
     model: WorldModel,
     dataset: AnyDataset,
@@ -109,7 +111,7 @@ def _filter_windows(
     rng: np.random.Generator,
 ) -> State:
     """Return the state at each (episode, step), filtered from up to `length` steps before it."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     (episodes, steps), batch = positions, len(positions[0])
     context = np.minimum(steps, length)
     # A window's rows after its step are only filler: the states filtered there are never read.

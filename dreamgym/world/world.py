@@ -1,4 +1,4 @@
-"""World: a fitted world model with everything needed to dream in it and to judge it."""
+"""World: a fitted world model with everything needed to dream in it and to evaluate it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
-from dreamgym._files import atomic_folder, nearest
+from dreamgym._device import float32_by_default
+from dreamgym._files import atomic_folder, local_path
+from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.observations import is_image, observation_boxes
+from dreamgym.models.spec import check_is_model
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import write_card
 from dreamgym.world.start_states import StartStates
@@ -82,9 +85,13 @@ class World:
 
     @property
     def real_limit(self) -> int | None:
-        """Steps of a dream after which the real environment would truncate it, or None."""
-        limit = json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
-        return self.frame_skip.count(limit) if limit else None
+        """Steps of a dream after which the real environment would truncate it, or None.
+
+        It is the spec's time limit, or the one that the data shows, if that is shorter.
+        """
+        spec = json.loads(self.env_spec)["max_episode_steps"] if self.env_spec else None
+        limits = [each for each in (spec, self.provenance.get("dataset_time_limit")) if each]
+        return self.frame_skip.count(min(limits)) if limits else None
 
     @property
     def default_view(self) -> str:
@@ -125,7 +132,15 @@ class World:
         arguments = {**spec["kwargs"], **kwargs}
         if spec["max_episode_steps"]:
             arguments.setdefault("max_episode_steps", spec["max_episode_steps"])
-        return self.adapted(gym.make(spec["id"], **arguments))
+        try:
+            return self.adapted(gym.make(spec["id"], **arguments))
+        except gym.error.UnregisteredEnv as error:
+            raise WorldError(
+                f"world {self.name!r} was fitted to {spec['id']!r}, which is not registered in "
+                "this process; import the module that registers it, or pass the environment: "
+                f"env='MODULE:{spec['id']}' (--env MODULE:{spec['id']} on the command line) "
+                f"imports MODULE for it (Gymnasium: {str(error).strip().rstrip('.')})"
+            ) from None
 
     def adapted(self, env: gym.Env) -> gym.Env:
         """Wrap a real environment to have the world's observation keys and frame skip.
@@ -162,12 +177,7 @@ class World:
             WorldError: the model's states do not match the start states, its spaces differ, or it
                 assumes single steps of the environment and the world has a frame skip.
         """
-        untyped: Any = model
-        if not isinstance(untyped, WorldModel):
-            raise TypeError(
-                f"expected a WorldModel, got {type(untyped).__name__}; if you have a World, pass "
-                "`world.model`"
-            )
+        check_is_model(model)
         if self.frame_skip.steps > 1 and model.assumes_single_env_steps:
             raise WorldError(
                 f"the model computes the reward of one real step, but a step of world "
@@ -204,7 +214,7 @@ class World:
             WorldError: the model holds a Python function or is of an unknown family, which a file
                 cannot describe.
         """
-        path = Path(path)
+        path = local_path(path, WorldError)
         try:
             spec = ModelSpec.of(self.model).to_json()
         except ValueError as error:
@@ -232,6 +242,7 @@ class World:
         return path
 
 
+@float32_by_default()
 def load(name_or_path: str | Path) -> World:
     """Load a world: a folder, or the name or id of one that ships with dreamgym.
 
@@ -260,7 +271,7 @@ def load(name_or_path: str | Path) -> World:
 
 
 def as_world(world: World | str | Path) -> World:
-    """Return a world as it is, or load the one of that folder, name or id.
+    """Return a `World` unchanged, or load one by its folder, name or id.
 
     Raises:
         TypeError: it is something else.
@@ -278,7 +289,7 @@ def as_world(world: World | str | Path) -> World:
 
 
 def _find_folder(name_or_path: str | Path) -> Path:
-    folder = Path(name_or_path)
+    folder = local_path(name_or_path, WorldError)
     if folder.is_dir():
         return folder
     shipped = zoo.path(str(name_or_path))

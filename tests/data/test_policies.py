@@ -145,3 +145,60 @@ def test_a_policy_of_other_spaces_is_refused_with_both(cartpole: gym.Env[Any, An
 
     with pytest.raises(PolicyError, match=r"observation space is Box.*CartPole-v1.*\(4,\)"):
         make_policy(Other(), cartpole)
+
+
+def test_a_function_of_a_batch_is_refused_with_what_to_pass(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda batch: (batch[:, 2] > 0).astype(int), cartpole)
+    with pytest.raises(PolicyError, match=r"one observation at a time; pass.*\[None\]"):
+        policy.act(np.zeros((2, 4), np.float32), [0, 1])
+
+
+def test_an_error_of_a_function_stays_what_it_is(cartpole: gym.Env[Any, Any]) -> None:
+    def broken(observation: Any) -> int:
+        raise KeyError("of its own")
+
+    with pytest.raises(KeyError, match="of its own"):
+        make_policy(broken, cartpole).act(np.zeros((1, 4), np.float32), [0])
+
+
+def test_a_function_may_return_an_action_and_no_state(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda observation: (np.int64(1), None), cartpole)
+    assert policy.act(np.zeros((2, 4), np.float32), [0, 1]) == [1, 1]
+    pair = make_policy(lambda observation: (0.5, 0.25), cartpole)
+    assert pair.act([None], [0]) == [(0.5, 0.25)], "an action of two numbers"
+
+
+def test_a_function_that_returns_a_state_is_refused(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(lambda observation: (1, np.zeros(3)), cartpole)
+    with pytest.raises(PolicyError, match=r"returned \(action, state\).*pass the object"):
+        policy.act(np.zeros((1, 4), np.float32), [0])
+
+
+def test_a_method_predict_keeps_the_memory_of_its_object(cartpole: gym.Env[Any, Any]) -> None:
+    policy = make_policy(Counter().predict, cartpole)
+    policy.reset([0], [0])
+    actions = [int(policy.act(np.zeros((1, 4), np.float32), [0])[0]) for _ in range(4)]
+    assert actions == [0, 0, 1, 1]
+
+
+def test_predict_is_given_the_masks_of_its_row(cartpole: gym.Env[Any, Any]) -> None:
+    class Masked(gym.Wrapper[Any, Any, Any, Any]):
+        allowed = 0
+
+        def action_masks(self) -> Any:
+            return np.arange(2) == self.allowed
+
+    class Obeys:
+        def predict(self, observation, deterministic=False, action_masks=None):
+            assert action_masks.shape == (len(observation), 2)
+            return action_masks.argmax(1)
+
+    envs = [Masked(cartpole), Masked(cartpole)]
+    envs[1].allowed = 1
+    policy = make_policy(Obeys(), envs[0], min_batch=4)
+    assert isinstance(policy, PredictPolicy)
+    policy.use_masks_of(envs)
+    policy.reset([0, 1], [0, 0])
+    observations = np.zeros((2, 4), np.float32)
+    assert [int(action) for action in policy.act(observations, [0, 1])] == [0, 1]
+    assert [int(action) for action in policy.act(observations[:1], [1])] == [1]

@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import Dataset, DatasetError, Recorder, UnsupportedSpaceError, record
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    Recorder,
+    SkipFrames,
+    UnsupportedSpaceError,
+    record,
+    resume,
+)
 from tests.data.samples import dict_cartpole, image_cartpole
 from tests.data.test_writer import run_python
 
@@ -335,3 +343,77 @@ def test_multi_discrete_actions_are_recorded(tmp_path: Path) -> None:
     with Dataset(path) as dataset:
         assert dataset.action_space == spaces.MultiDiscrete([2, 3])
         assert dataset.episode(0).actions.shape[1:] == (2,)
+
+
+class Rewards(gym.Env):
+    """Five steps with the reward that `make` makes of a half."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, make: Any) -> None:
+        self.make, self.steps = make, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        self.steps += 1
+        return np.zeros(2, np.float32), self.make(0.5), self.steps == 5, False, {}
+
+
+def tensor(value: float) -> Any:
+    return pytest.importorskip("torch").tensor([value], requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "make", [np.float16, np.array, lambda r: np.array([r], np.float32), tensor], ids=range(4)
+)
+def test_a_reward_may_be_an_array_of_one_number(tmp_path: Path, make: Any) -> None:
+    with Dataset(record(Rewards(make), steps=10, out=tmp_path / "a.h5")) as dataset:
+        assert dataset.returns.tolist() == [2.5, 2.5]
+    skipped = SkipFrames(Rewards(make), steps=5, actions="repeated")
+    skipped.reset()
+    assert skipped.step(0)[1] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda r: np.array([r, r]), r"its shape is \(2,\)"),
+        (lambda r: np.array([[r]]), r"its shape is \(1, 1\)"),
+        (lambda r: None, "it is None of type NoneType"),
+        (lambda r: "0.5", "it is '0.5' of type str"),
+    ],
+)
+def test_another_reward_is_refused_with_its_row(tmp_path: Path, make: Any, found: str) -> None:
+    message = rf"reward: episode 0, row 0: {found}; expected one number; .*TransformReward"
+    with pytest.raises(DatasetError, match=message):
+        record(Rewards(make), steps=10, out=tmp_path / "a.h5")
+
+
+def test_resume_refuses_another_environment_of_the_same_spaces(tmp_path: Path) -> None:
+    out = record("CartPole-v1", steps=50, out=tmp_path / "a.h5")
+    before = out.read_bytes()
+    others = {
+        "its id is 'CartPole-v0', the recorded one is 'CartPole-v1'": gym.make("CartPole-v0"),
+        "its time limit: 30, the recorded: 500": gym.make("CartPole-v1", max_episode_steps=30),
+        "its keyword arguments: .*sutton.*, the recorded: {}": gym.make(
+            "CartPole-v1", sutton_barto_reward=True
+        ),
+        "its wrappers: .*ClipReward": gym.wrappers.ClipReward(gym.make("CartPole-v1"), 0.0, 0.5),
+        "its spec cannot be written as JSON": gym.wrappers.TransformReward(
+            gym.make("CartPole-v1"), lambda reward: reward / 2
+        ),
+        "it has no id": gym.make("CartPole-v1").unwrapped,
+    }
+    others["it has no id"].spec = None
+    for message, env in others.items():
+        with pytest.raises(DatasetError, match=message):
+            resume(env, steps=100, out=out)
+        assert out.read_bytes() == before
+    resume(gym.make("CartPole-v1", render_mode="rgb_array"), steps=100, out=out)
+    with Dataset(out) as dataset:
+        assert dataset.num_steps == 100

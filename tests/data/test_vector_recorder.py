@@ -251,3 +251,23 @@ if __name__ == "__main__":
     assert not list((tmp_path / "d").glob("*.partial"))
     with Dataset(tmp_path / "d") as dataset:
         assert dataset.num_steps >= 2000
+
+
+class ColumnRewards(gym.vector.VectorWrapper):
+    """Rewards of shape (N, 1), as batched simulators give."""
+
+    def step(self, actions: Any) -> Any:
+        observations, rewards, *rest = self.env.step(actions)
+        return observations, rewards[:, None], *rest
+
+
+def test_rewards_may_be_a_column(tmp_path: Path) -> None:
+    for name, wrap in (("a", ColumnRewards), ("b", lambda env: env)):
+        vector = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+        env = VectorRecorder(wrap(vector), tmp_path / name)
+        env.reset(seed=0)
+        for _ in range(30):
+            env.step(np.zeros(2, int))
+        env.close()
+    with Dataset(tmp_path / "a") as a, Dataset(tmp_path / "b") as b:
+        assert a.checksum == b.checksum

@@ -6,10 +6,13 @@ import multiprocessing
 import subprocess
 import sys
 
+import gymnasium as gym
 import pytest
 import torch
 
 from dreamgym import _device
+from dreamgym.dream.env import DreamEnv
+from tests.small_worlds import small_world
 
 PARENT = """
 import gymnasium as gym
@@ -49,3 +52,13 @@ def test_only_a_fork_is_limited_to_one_thread(monkeypatch):
         monkeypatch.setattr(_device, "_IMPORTING_PROCESS", -1)
         _device.limit_threads_after_fork()
         assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+def test_worlds_and_ids_reach_processes_that_are_spawned():
+    world = small_world()
+    envs = gym.vector.AsyncVectorEnv([lambda: DreamEnv(world, device="cpu")] * 2, context="spawn")
+    observation, _ = envs.reset(seed=0)
+    envs.close()
+    expected, _ = DreamEnv(world, device="cpu").reset(seed=0)
+    assert (observation[0] == expected).all()

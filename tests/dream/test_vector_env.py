@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from dreamgym.dream.memory import free_bytes
 from dreamgym.dream.vector_env import DreamVectorEnv
@@ -40,7 +44,9 @@ def play(env: DreamVectorEnv, steps: int, seed: int = 3) -> list[tuple]:
 @pytest.mark.parametrize("view", ["observation", "latent"])
 @pytest.mark.parametrize("mode", MODES)
 def test_numpy_output_lies_in_the_spaces(mode, view, action):
-    env = make_env(action=action, view=view, output="numpy", autoreset_mode=mode)
+    env = make_env(
+        action=action, view=view, output="numpy", autoreset_mode=mode, episode_statistics=True
+    )
     assert env.metadata["autoreset_mode"] is MODES[mode] is env.autoreset_mode
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
@@ -334,3 +340,73 @@ def test_record_video_works_on_the_vector_env(tmp_path):
         wrapped.step(act(env, step))
     wrapped.close()
     assert list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_gymnasiums_own_wrapper_records_the_episodes_of_numpy_dreams(mode):
+    options = {"output": "numpy", "autoreset_mode": mode, "max_episode_steps": 3}
+    env = RecordEpisodeStatistics(make_env(termination=1.0, **options))
+    own = make_env(termination=1.0, episode_statistics=True, **options)
+    env.reset(seed=0)
+    own.reset(seed=0)
+    ended = 0
+    for step in range(9):
+        info, expected = (each.step(act(own, step))[4] for each in (env, own))
+        if expected["_episode"].any():
+            ended += 1
+            rows = expected["_episode"]
+            np.testing.assert_array_equal(info["_episode"], rows)
+            for key in ("r", "l"):
+                np.testing.assert_allclose(
+                    info["episode"][key][rows], expected["episode"][key][rows], rtol=1e-5
+                )
+    assert ended > 1
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copy_or_a_pickle_continues_bit_for_bit(mode, copied):
+    env = make_env(
+        autoreset_mode=mode, temperature=[0.5, 1.5], termination=1.0, max_episode_steps=[4, 9]
+    )
+    env.reset(seed=3)
+    env.step(act(env, 0))
+    other = copied(env)
+    assert other.options == env.options
+    for step in range(1, 4):
+        for first, second in zip(
+            env.step(act(env, step))[:4], other.step(act(env, step))[:4], strict=True
+        ):
+            assert torch.equal(first, second)
+    assert torch.equal(env.reset()[0], other.reset()[0])
+
+
+def test_a_pickle_before_the_first_reset_or_after_close_is_like_the_original():
+    fresh = pickle.loads(pickle.dumps(make_env()))  # noqa: S301
+    with pytest.raises(RuntimeError, match="has not been reset"):
+        fresh.step(act(fresh, 0))
+    env = make_env()
+    env.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        deepcopy(env).reset()
+
+
+def test_a_dream_does_not_depend_on_torchs_default_dtype():
+    world = small_world()
+
+    def run():
+        env = DreamVectorEnv(world, ENVS, max_episode_steps=3)
+        env.reset(seed=0)
+        *_, (observation, reward, *_) = [env.step(act(env, step)) for step in range(6)]
+        return observation, reward
+
+    expected = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        outputs = run()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for actual, reference in zip(outputs, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, reference)

@@ -3,15 +3,17 @@ from __future__ import annotations
 import pickle
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
 
+import dreamgym
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.train import TrainingError
 from dreamgym.train.sb3 import SB3VecEnv
@@ -218,3 +220,119 @@ def test_evaluate_policy_finds_returns_in_real_units_without_a_warning(box_world
         mean, _ = evaluate_policy(model, env, n_eval_episodes=8)
     # rewards of this world are of order one; scaled they would be thousandths
     assert abs(mean) > 0.1
+
+
+class Reach(gym.Env):
+    """A point that is to reach a goal; the reward is minus the distance."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            name: gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+            for name in ("observation", "achieved_goal", "desired_goal")
+        }
+    )
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def compute_reward(self, achieved, desired, info):
+        return -np.abs(achieved - desired).sum(-1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.goal = self.np_random.uniform(-1, 1, (2, 1))
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.place = self.place + 0.1 * np.float64(action)
+        self.steps += 1
+        reward = float(self.compute_reward(self.place, self.goal, {}))
+        return self._observation(), reward, False, self.steps == 10, {}
+
+    def _observation(self):
+        return {
+            "observation": self.place.copy(),
+            "achieved_goal": self.place.copy(),
+            "desired_goal": self.goal.copy(),
+        }
+
+
+@pytest.fixture(scope="module")
+def reach_world(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reach") / "reach.h5"
+    dreamgym.record(Reach(), steps=300, out=path)
+    return dreamgym.fit(path, config=dreamgym.FitConfig(updates=2))
+
+
+def hindsight_agent(env):
+    return SAC(
+        "MultiInputPolicy",
+        env,
+        replay_buffer_class=HerReplayBuffer,
+        learning_starts=60,
+        buffer_size=500,
+        batch_size=16,
+        seed=0,
+    )
+
+
+def test_hindsight_replay_computes_rewards_with_the_given_function(reach_world):
+    calls = []
+
+    def compute_reward(achieved, desired, infos):
+        calls.append(len(achieved))
+        return Reach.compute_reward(None, achieved, desired, infos)
+
+    env = SB3VecEnv(dream(reach_world, 4), reward_scale=0.5, compute_reward=compute_reward)
+    hindsight_agent(env).learn(80)
+    assert calls
+    achieved, desired = np.ones((3, 1)), np.zeros((3, 1))
+    (rewards,) = env.env_method("compute_reward", achieved, desired, [{}] * 3, indices=[0])
+    np.testing.assert_array_equal(rewards, [-0.5] * 3)
+
+
+def test_hindsight_replay_takes_the_reward_of_the_registered_environment(reach_world):
+    gym.register("TestReach-v0", entry_point=f"{__name__}:Reach", max_episode_steps=10)
+    try:
+        spec = gym.make("TestReach-v0").spec.to_json()
+        env = SB3VecEnv(dream(replace(reach_world, env_spec=spec), 4))
+        result = env.env_method("compute_reward", np.ones((2, 1)), np.zeros((2, 1)), [{}] * 2)
+        np.testing.assert_array_equal(result, [[-1.0, -1.0]] * 4)
+    finally:
+        del gym.registry["TestReach-v0"]
+
+
+def test_hindsight_replay_without_a_reward_is_refused_with_what_to_pass(reach_world):
+    with pytest.raises(TrainingError, match=r"compute_reward.*SB3VecEnv\(env, compute_reward="):
+        hindsight_agent(SB3VecEnv(dream(reach_world, 4))).learn(80)
+
+
+def test_all_actions_are_allowed_without_masks_and_a_warning_says_so(discrete_world, box_world):
+    env = SB3VecEnv(dream(discrete_world, 4))
+    env.reset()
+    assert env.has_attr("action_masks")
+    with pytest.warns(UserWarning, match="no action masks.*action_masks=function"):
+        masks = env.env_method("action_masks")
+    np.testing.assert_array_equal(masks, np.ones((4, env.action_space.n), bool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.env_method("action_masks")
+    assert not SB3VecEnv(dream(box_world, 4)).has_attr("action_masks")
+
+
+def test_action_masks_are_those_of_the_current_observations(discrete_world):
+    def only_the_first(observations):
+        assert observations.shape == (4, 4)
+        seen.append(observations)
+        return np.eye(3, dtype=bool)[np.zeros(len(observations), int)]
+
+    seen: list[np.ndarray] = []
+    env = SB3VecEnv(dream(discrete_world, 4), action_masks=only_the_first)
+    first = env.reset()
+    np.testing.assert_array_equal(np.stack(env.env_method("action_masks")), [[1, 0, 0]] * 4)
+    second = env.step(np.zeros(4, int))[0]
+    env.env_method("action_masks")
+    np.testing.assert_array_equal(seen, [first, second])
+    wrong = SB3VecEnv(dream(discrete_world, 4), action_masks=lambda observations: np.ones(3))
+    wrong.reset()
+    with pytest.raises(TrainingError, match=r"shape \(3,\); expected \(4, 3\)"):
+        wrong.env_method("action_masks")

@@ -6,6 +6,7 @@ import random
 import resource
 import zipfile
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -238,3 +239,22 @@ def test_settings_out_of_range_are_refused_by_name(settings):
 def test_numbers_out_of_range_are_refused_by_name(discrete_world, settings):
     with pytest.raises(TrainingError, match=next(iter(settings))):
         train_policy(discrete_world, config=QUICK, **settings)
+
+
+@pytest.mark.parametrize("low", [-np.inf, -1.0])
+@pytest.mark.parametrize("algo", ["PPO", "A2C", "SAC", "TD3"])
+def test_unbounded_actions_are_refused_before_the_training(box_world, algo, low, monkeypatch):
+    """SB3 itself would fail with an AssertionError."""
+    space = gym.spaces.Box(low, np.inf, box_world.action_space.shape)
+    monkeypatch.setattr(box_world.model, "action_space", space)
+    with pytest.raises(TrainingError, match=r"infinite bound.*--env ENV.*action_space=Box"):
+        train_policy(box_world, algo=algo, steps=32, config=TrainConfig(num_envs=2))
+
+
+@pytest.mark.parametrize("algo", ["SAC", "TD3"])
+def test_an_action_with_a_single_value_is_refused_where_it_is_scaled(box_world, algo, monkeypatch):
+    """SB3 itself would divide by zero, and act with NaN."""
+    space = gym.spaces.Box(0.5, 0.5, box_world.action_space.shape)
+    monkeypatch.setattr(box_world.model, "action_space", space)
+    with pytest.raises(TrainingError, match="single value; use PPO or A2C"):
+        train_policy(box_world, algo=algo, steps=32, config=TrainConfig(num_envs=2))

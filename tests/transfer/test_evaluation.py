@@ -231,3 +231,58 @@ def test_policies_that_do_not_fit_are_refused_with_both_spaces():
 def test_plans_out_of_range_are_refused_by_name(plan):
     with pytest.raises(TransferError, match=next(iter(plan))):
         EpisodePlan(**plan)
+
+
+def test_a_reward_may_be_an_array_of_one_number():
+    def make(shape):
+        env = gym.make("CartPole-v1")
+        return gym.wrappers.TransformReward(env, lambda reward: np.full(shape, reward))
+
+    expected = evaluate(balance, "CartPole-v1", episodes=2)
+    result = evaluate(balance, lambda: make((1,)), episodes=2)
+    assert result.returns.tolist() == expected.returns.tolist()
+    with pytest.raises(TransferError, match=r"reward of step 0: its shape is \(2,\); expected one"):
+        evaluate(balance, lambda: make((2,)), episodes=2)
+
+
+class Endless(gym.Env):
+    """A point that drifts for ever; `cut` steps after a reset it truncates itself."""
+
+    observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, cut=None):
+        self.cut = cut
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(2, np.float32), 1.0, False, self.steps == self.cut, {}
+
+
+def test_a_task_without_an_end_is_refused_with_what_to_pass(monkeypatch):
+    monkeypatch.setattr("dreamgym.transfer.evaluation.ENDLESS", 50)
+    with pytest.raises(TransferError, match=r"Endless.* not ended after 50 steps.*max_episode_st"):
+        evaluate("random", Endless, episodes=1)
+    with pytest.raises(TransferError, match="max_episode_steps is 0"):
+        evaluate("random", Endless, episodes=1, max_episode_steps=0)
+
+
+def test_a_time_limit_may_be_longer_than_what_an_endless_task_is_given(monkeypatch):
+    monkeypatch.setattr("dreamgym.transfer.evaluation.ENDLESS", 50)
+    assert evaluate("random", "Pendulum-v1", episodes=1).lengths.tolist() == [200]
+
+
+def test_episodes_are_truncated_after_max_episode_steps():
+    endless = evaluate("random", Endless, episodes=3, max_episode_steps=7)
+    assert endless.lengths.tolist() == [7] * 3
+    assert endless.returns.tolist() == [7.0] * 3
+    assert endless.truncated.all()
+    ends_itself = evaluate("random", lambda: Endless(cut=5), episodes=3, max_episode_steps=7)
+    assert ends_itself.lengths.tolist() == [5] * 3
+    falls = evaluate(lambda observation: 0, "CartPole-v1", episodes=3, max_episode_steps=400)
+    assert not falls.truncated.any()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -9,8 +10,16 @@ import pytest
 
 import dreamgym
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import WorldError
 from dreamgym.train import PolicyFileError, TrainConfig, train_policy
-from dreamgym.transfer import LatentObservation, TransferError, evaluate, transfer_policy
+from dreamgym.transfer import (
+    Evaluation,
+    LatentObservation,
+    TransferError,
+    evaluate,
+    transfer_policy,
+)
+from dreamgym.transfer.transfer import _dream_limits
 
 QUICK = TrainConfig(num_envs=16, n_steps=32)
 
@@ -49,7 +58,12 @@ def test_dream_returns_are_those_of_first_episodes_from_episode_starts(cartpole_
     """Each row counts exactly once, so long episodes count as much as short ones."""
     result = transfer_policy(policy, cartpole_world, episodes=40, seed=9)
     env = DreamVectorEnv(
-        cartpole_world, 40, output="numpy", starts="beginnings", max_episode_steps=500
+        cartpole_world,
+        40,
+        output="numpy",
+        episode_statistics=True,
+        starts="beginnings",
+        max_episode_steps=500,
     )
     observation, _ = env.reset(seed=9)
     assert np.abs(observation).max() <= 0.06, "episodes of CartPole start within 0.05"
@@ -95,3 +109,82 @@ def test_what_does_not_fit_is_refused(cartpole_world, pendulum_world, policy, tm
         transfer_policy(path, pendulum_world, episodes=1)
     with pytest.raises(TransferError, match="nearest registered id is 'CartPole-v1'"):
         transfer_policy(policy, cartpole_world, episodes=1, env="CartPol-v1")
+
+
+class CutsItself(gym.Env):
+    """One point a step; the environment truncates itself after a drawn number of steps."""
+
+    observation_space = gym.spaces.Box(-5, 5, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, shortest=30, longest=30):
+        self.shortest, self.longest = shortest, longest
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.cut = int(self.np_random.integers(self.shortest, self.longest + 1))
+        self.place = self.np_random.uniform(-0.1, 0.1, 2)
+        return self.place.astype(np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.place = 0.9 * self.place + 0.1 * float(action[0])
+        return self.place.astype(np.float32), 1.0, False, self.steps >= self.cut, {}
+
+
+@pytest.fixture(scope="module")
+def cut_world(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "cut.h5"
+    dreamgym.record(CutsItself(), steps=900, out=path)
+    return dreamgym.fit(path, config=dreamgym.FitConfig(updates=100))
+
+
+def test_the_data_shows_the_limit_of_an_environment_that_truncates_itself(cut_world):
+    assert cut_world.env_spec is None
+    assert cut_world.provenance["dataset_time_limit"] == 30
+    assert cut_world.real_limit == 30
+    assert cut_world.horizon <= 30
+
+
+def test_a_dream_is_truncated_where_the_real_environment_truncates_itself(cut_world):
+    result = transfer_policy("random", cut_world, env=CutsItself, episodes=10)
+    assert set(result.real.lengths) == set(result.dream.lengths) == {30}
+    assert abs(result.gap) < 3
+    figures = result.as_dict()
+    assert figures["step_limit"] == 30
+    assert "time limit in the data" in figures["step_limit_reason"]
+
+
+def test_real_episodes_count_more_than_any_limit_that_was_named(cut_world):
+    result = transfer_policy(
+        "random", cut_world, env=lambda: CutsItself(20, 20), episodes=10, max_episode_steps=25
+    )
+    assert result.dream.lengths.tolist() == [20] * 10
+    assert "real episodes were truncated after 20 steps" in result.step_limit_reason
+
+
+def test_where_truncations_vary_each_dream_has_the_steps_of_one_real_episode(cut_world):
+    result = transfer_policy("random", cut_world, env=lambda: CutsItself(5, 25), episodes=12)
+    assert len(set(result.real.lengths)) > 3
+    np.testing.assert_array_equal(result.dream.lengths, result.real.lengths)
+    assert result.dream.truncated.all()
+    assert "each dream" in result.step_limit_reason
+
+
+def test_without_any_limit_a_dream_is_no_longer_than_the_longest_real_episode():
+    limits, reason = _dream_limits(
+        Evaluation(returns=np.ones(3), lengths=np.array([4, 9, 6]), seconds=0.0), None
+    )
+    assert limits.tolist() == [9, 9, 9]
+    assert "longest real episode has 9 steps" in reason
+
+
+def test_an_environment_that_is_not_registered_names_what_to_pass(cartpole_world):
+    spec = json.loads(gym.spec("CartPole-v1").to_json())
+    spec["id"] = "OfMyOwnModule-v0"
+    world = replace(cartpole_world, env_spec=json.dumps(spec))
+    with pytest.raises(
+        WorldError, match=r"OfMyOwnModule-v0.*import the module.*--env MODULE:OfMyOwnModule-v0"
+    ):
+        transfer_policy("random", world, episodes=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
-from dreamgym.data.formats.interface import Array, ForeignOptions, Probe, Terminals
+from dreamgym.data.formats.interface import Array, ForeignOptions, Probe
 from dreamgym.data.hdf5.guard import (
     get_dataset,
     get_group,
@@ -20,14 +21,22 @@ from dreamgym.data.hdf5.guard import (
     is_group,
     require_stored,
 )
-from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.data.metadata import DatasetMetadata, spec_of_id
 from dreamgym.errors import DatasetError
 
 
 def read_column(probe: Probe, name: str) -> Array:
     """Read one flat array of an HDF5 file or npz archive."""
+    rows = read_columns(probe, name)
+    if isinstance(rows, dict):
+        raise DatasetError("it is a group; expected an array", path=probe.path, key=name)
+    return rows
+
+
+def read_columns(probe: Probe, name: str) -> Observations:
+    """Read one flat array of an HDF5 file or npz archive, or a group of arrays as a dict."""
     if probe.hdf5 is not None:
-        return read_rows(probe.hdf5, name, probe.path)
+        return read_observations(probe.hdf5, name, probe.path)
     if probe.npz is not None:
         return probe.npz.read_rows(name)
     raise DatasetError("expected an HDF5 or npz file", path=probe.path, key=name)
@@ -79,23 +88,117 @@ def infer_observation_space(rows: Observations) -> gym.Space[Any]:
     return _infer_box(rows)
 
 
-def infer_action_space(actions: Array, path: Path) -> gym.Space[Any]:
-    """Return an unbounded Box for float actions.
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What is known of an episode before its observations are read.
+
+    Attributes:
+        actions: `(T, ...)`.
+        rewards: `(T,)`, or `None` if the file has none.
+        terminated: Whether the episode terminated.
+        last_is_lost: Whether its last transition is left out, because the file does not hold the
+            observation after it.
+    """
+
+    actions: Array
+    rewards: Array | None = None
+    terminated: bool = False
+    last_is_lost: bool = False
+
+
+def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Space[Any], str]:
+    """Return a Box for float actions, with bounds from the actions of all episodes, and a note.
+
+    A channel that stays within [-1, 1] and covers more than half of it is taken to be normalised:
+    its bounds are -1 and 1. The bounds of another channel are its lowest and highest value.
 
     Raises:
         DatasetError: The actions are integers: how many there are cannot be inferred.
     """
-    if actions.dtype.kind == "f":
-        return spaces.Box(-np.inf, np.inf, actions.shape[1:], _float_type(actions.dtype))
-    raise DatasetError(
-        f"its actions are integers ({actions.dtype}), and it does not say how many actions exist",
-        path=path,
-        remedy="pass the action space, for instance action_space=Discrete(4)",
+    first = outlines[0].actions
+    if first.dtype.kind != "f":
+        raise DatasetError(
+            f"its actions are integers ({first.dtype}), and it does not say how many actions exist",
+            path=path,
+            remedy="pass the action space, for instance action_space=Discrete(4), or name its "
+            "environment with env (`--env ENV`)",
+        )
+    dtype = _float_type(first.dtype)
+    shape = first.shape[1:]
+    low, high = np.full(shape, np.inf, dtype), np.full(shape, -np.inf, dtype)
+    for outline in outlines:
+        if outline.actions.shape[1:] != shape or not len(outline.actions):
+            continue  # the check of the episode reports a wrong shape
+        actions = outline.actions.astype(dtype)
+        finite = np.isfinite(actions)
+        low = np.minimum(low, np.where(finite, actions, np.inf).min(axis=0).astype(dtype))
+        high = np.maximum(high, np.where(finite, actions, -np.inf).max(axis=0).astype(dtype))
+    if not np.isfinite(low).all():
+        return spaces.Box(-np.inf, np.inf, shape, dtype), "no action is finite"
+    normalised = (low >= -1) & (high <= 1) & (high - low > 1)
+    low, high = np.where(normalised, -1, low), np.where(normalised, 1, high)
+    space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
+    note = (
+        f"the bounds of the actions are taken from the data ({_range(low)} to {_range(high)}), for "
+        "the file does not state them; if you know them, name the environment (`--env ENV`) or "
+        "pass action_space"
     )
+    return space, note
+
+
+def _range(bound: Array) -> str:
+    values = [f"{value:.4g}" for value in np.unique(bound)[:8]]
+    return values[0] if len(values) == 1 else f"[{', '.join(f'{v:.4g}' for v in bound.flat[:8])}]"
+
+
+def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str], list[str]]:
+    """Return notes and problems about the transitions that reading leaves out.
+
+    Args:
+        outlines: All episodes.
+        allow_loss: Whether losses that would be problems are only noted.
+    """
+    lost = [outline for outline in outlines if outline.last_is_lost and len(outline.actions)]
+    if not lost:
+        return [], []
+    terminations = sum(outline.terminated for outline in lost)
+    kept_terminations = sum(o.terminated for o in outlines if not o.last_is_lost)
+    last = [float(np.ravel(o.rewards)[-1]) for o in lost if o.rewards is not None]
+    kept = [
+        np.ravel(o.rewards)[: -1 if o.last_is_lost else None]
+        for o in outlines
+        if o.rewards is not None
+    ]
+    note = (
+        f"the last transition of {len(lost)} episodes is lost, for the file does not hold the "
+        f"observation after it: with it {terminations} terminations"
+    )
+    note += f" and a reward of {sum(last):.6g} in all" if last else ""
+    advice = (
+        "add next observations to the file (next_observations, or T + 1 observations for T "
+        "actions); or accept it with allow_loss=True or --allow-loss"
+    )
+    problems = []
+    if terminations and not kept_terminations:
+        problems.append(
+            f"all {terminations} terminations are lost with the last transitions, and a dream of "
+            f"it would never end; {advice}"
+        )
+    values = np.unique(np.concatenate(kept)) if kept else np.empty(0)
+    if len(values) <= 1 and any(reward not in values for reward in last):
+        only = f" but {values[0]:.6g}" if len(values) else ""
+        problems.append(f"all rewards{only} are lost with the last transitions; {advice}")
+    return ([note, *problems], []) if allow_loss else ([note], problems)
 
 
 def make_metadata(
-    options: ForeignOptions, rows: Observations, actions: Array, path: Path, name: str
+    options: ForeignOptions,
+    rows: Observations,
+    actions: Array,
+    path: Path,
+    name: str,
+    *,
+    outlines: Sequence[Outline] | None = None,
 ) -> DatasetMetadata:
     """Return the metadata of a format that does not store spaces: given, else inferred.
 
@@ -105,34 +208,130 @@ def make_metadata(
         actions: Actions of one episode, `(N, ...)`.
         path: Path for error messages.
         name: Name of the format.
+        outlines: All episodes, for the bounds of the actions and what reading leaves out; without
+            them, the actions have no bounds.
     """
+    notes, problems = find_losses(outlines or (), options.allow_loss)
+    action_space = options.action_space
+    if action_space is None:
+        action_space, note = infer_action_space(outlines or (Outline(actions=actions),), path)
+        if outlines is None:
+            shape, dtype = actions.shape[1:], _float_type(actions.dtype)
+            action_space = spaces.Box(-np.inf, np.inf, shape, dtype)
+        else:
+            notes.append(note)
     return DatasetMetadata(
-        observation_space=options.observation_space or infer_observation_space(rows),
-        action_space=options.action_space or infer_action_space(actions, path),
+        observation_space=given_observation_space(options, path) or infer_observation_space(rows),
+        action_space=action_space,
         env_id=options.env_id,
+        env_spec=None if options.env_id is None else spec_of_id(options.env_id),
         policy=f"unknown ({name})",
+        notes=tuple(notes),
+        problems=tuple(problems),
     )
 
 
-def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Terminals:
-    """Return the meaning of ambiguous end flags that the user gave.
+def given_observation_space(options: ForeignOptions, path: Path) -> gym.Space[Any] | None:
+    """Return the observation space that the user gave, with only the keys to read."""
+    space = options.observation_space
+    if space is None or options.keys is None or not isinstance(space, spaces.Dict):
+        return space
+    return spaces.Dict([(key, _space_at(space, key, path)) for key in options.keys])
 
-    Args:
-        options: What the user knows.
-        path: Path for the error message.
-        ambiguity: What makes the flags ambiguous, for the error message.
+
+def _space_at(space: spaces.Dict, key: str, path: Path) -> gym.Space[Any]:
+    inner: Any = space
+    for part in (key,) if key in space.spaces else key.split("/"):
+        if not isinstance(inner, spaces.Dict) or part not in inner.spaces:
+            raise DatasetError(
+                f"the given observation space has no key {key!r}; it has {sorted(space.spaces)}",
+                path=path,
+            )
+        inner = inner.spaces[part]
+    return inner
+
+
+def select_keys(rows: Observations, keys: Sequence[str] | None, path: Path) -> Observations:
+    """Return the observations of the keys to read; all if `keys` is `None`.
 
     Raises:
-        DatasetError: The user gave none; the message asks for it.
+        DatasetError: A key does not exist, or the observations are a single array.
     """
-    if options.terminals is None:
+    if keys is None:
+        return rows
+    require_keys(keys, rows if isinstance(rows, dict) else None, path)
+    return {key: rows[key] for key in keys} if isinstance(rows, dict) else rows
+
+
+def require_keys(keys: Sequence[str] | None, known: Iterable[str] | None, path: Path) -> None:
+    """Raise `DatasetError` unless all keys to read exist.
+
+    Args:
+        keys: The keys; `None` for all.
+        known: The keys of the file; `None` if its observations are a single array.
+        path: Path for the error message.
+    """
+    if keys is None:
+        return
+    if known is None:
         raise DatasetError(
-            f"{ambiguity}: the file does not say whether an end is a termination or only a "
-            "boundary",
+            f"its observations are a single array, so that the keys {list(keys)} cannot be chosen",
             path=path,
-            remedy="pass terminals='termination' or terminals='boundary'",
+            remedy="leave out keys (`--key`)",
         )
-    return options.terminals
+    known = sorted(known)
+    missing = [key for key in keys if key not in known]
+    if missing or not keys:
+        raise DatasetError(f"it has no observations {missing}; it has {known}", path=path)
+
+
+def slice_rows(rows: Observations, part: slice) -> Observations:
+    """Return some rows of the array, or of each array of a dict."""
+    if isinstance(rows, dict):
+        return {key: values[part] for key, values in rows.items()}
+    return rows[part]
+
+
+def append_row(
+    rows: Observations, following: Observations, path: Path, key: str | None = None
+) -> Observations:
+    """Return observations with the last one of the next observations after them.
+
+    Args:
+        rows: Observations, `(T, ...)`.
+        following: Next observations, `(T, ...)`.
+        path: Path for the error message.
+        key: Key of the next observations, for the error message.
+
+    Raises:
+        DatasetError: The next observations have other keys.
+    """
+    if isinstance(rows, dict) and isinstance(following, dict) and rows.keys() == following.keys():
+        return {name: np.concatenate([rows[name], following[name][-1:]]) for name in rows}
+    if isinstance(rows, dict) or isinstance(following, dict):
+        raise DatasetError(
+            f"it has the keys {_key_names(following)}; expected {_key_names(rows)}, as the "
+            "observations have",
+            path=path,
+            key=key,
+        )
+    return np.concatenate([rows, following[-1:]])
+
+
+def _key_names(rows: Observations) -> Any:
+    return sorted(rows) if isinstance(rows, dict) else "none (a single array)"
+
+
+def require_as_many(rows: Observations, count: int, path: Path, key: str) -> None:
+    """Raise `DatasetError` unless there is one row for each of `count` actions."""
+    parts = rows if isinstance(rows, dict) else {key: rows}
+    wrong = {name: len(values) for name, values in parts.items() if len(values) != count}
+    if wrong:
+        raise DatasetError(
+            f"it has {count} actions, but these numbers of observations: {wrong}; expected as many",
+            path=path,
+            key=key,
+        )
 
 
 def make_episode(

@@ -1,98 +1,132 @@
-"""D4RL: flat columns in the root of one HDF5 file.
+"""D4RL: flat columns in the root of one HDF5 file or npz archive.
 
 `observations`, `actions`, `rewards` and `terminals` have one row per transition; `timeouts` and
-`next_observations` are optional. Without `next_observations` the last observation of an episode is
-not stored, and its last transition is left out.
+`next_observations` are optional, and all may have another usual name (`keys.find_fields`). Without
+`next_observations` the last observation of an episode is not stored, and its last transition is
+left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from dreamgym.data.episodes import Episode
+from dreamgym.data.episodes import Episode, Observations
+from dreamgym.data.formats import ogbench
 from dreamgym.data.formats.common import (
+    Outline,
+    append_row,
     make_episode,
     make_metadata,
     read_column,
-    require_terminals,
+    read_columns,
+    select_keys,
+    slice_rows,
 )
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.keys import (
+    find_fields,
+    require_no_arrivals,
+    require_nothing_lost,
+    resolve_ends,
+)
 from dreamgym.errors import DatasetError
 
 NAME = "D4RL"
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether there are flat observations, actions, rewards and terminals (HDF5 or npz)."""
-    return probe.has("observations", "actions", "rewards", "terminals")
+    """Return whether there are flat observations and actions, and rewards, ends or what follows."""
+    found = find_fields(probe.names)
+    flat = found.observations is not None and found.actions is not None
+    return flat and bool(found.outcome_keys) and not ogbench.detect(probe)
 
 
 def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Without timeouts, `options.terminals` must say what a terminal is.
 
     Raises:
-        DatasetError: The columns differ in length, or the end flags are ambiguous.
+        DatasetError: The columns differ in length, or the end flags are missing or ambiguous.
     """
-    columns = {name: read_column(probe, name) for name in ("observations", "actions", "rewards")}
-    terminals = read_column(probe, "terminals").reshape(-1) != 0
-    columns["terminals"] = terminals
-    for name in ("timeouts", "next_observations"):
-        if probe.has(name):
-            columns[name] = read_column(probe, name)
-    _require_equal_lengths(probe, columns)
-    if "timeouts" in columns:
-        timeouts = columns["timeouts"].reshape(-1) != 0
-        terminated, truncated = terminals, timeouts & ~terminals
-        meaning = "terminals are terminations, timeouts are truncations"
-    elif require_terminals(options, probe.path, "there are no timeouts") == "termination":
-        terminated, truncated = terminals, np.zeros_like(terminals)
-        meaning = "terminals are terminations (by option), there are no timeouts"
-    else:
-        terminated, truncated = np.zeros_like(terminals), terminals
-        meaning = "terminals are boundaries (by option), read as truncations"
-    has_next = "next_observations" in columns
-    last = "their last transition" if has_next else "no last transition"
+    path = probe.path
+    found = find_fields(probe.names, options.ignore)
+    if found.observations is None or found.actions is None:
+        raise DatasetError("its observations or actions are to be ignored", path=path)
+    require_no_arrivals(found, path)
+    require_nothing_lost(found, path)
+    observations = select_keys(read_columns(probe, found.observations), options.keys, path)
+    following = None
+    if found.next_observations is not None:
+        following = select_keys(read_columns(probe, found.next_observations), options.keys, path)
+    names = (found.actions, found.rewards, found.terminated, found.truncated, found.ends)
+    columns = {name: read_column(probe, name) for name in names if name is not None}
+    actions = columns[found.actions]
+    rewards = None if found.rewards is None else columns[found.rewards]
+    _require_equal_lengths(probe, columns, observations, following)
+    terminated, truncated, meaning = resolve_ends(found, columns, options, path)
+    if not len(terminated):
+        raise DatasetError(
+            "it has no column that says where its episodes end",
+            path=path,
+            remedy="add terminals and timeouts, one row per transition",
+        )
+    bounds = list(_bounds(terminated | truncated))
+    last = "no last transition" if following is None else "their last transition"
+    outlines = [
+        Outline(
+            actions=actions[start:stop],
+            rewards=None if rewards is None else rewards[start:stop],
+            terminated=bool(terminated[stop - 1]),
+            last_is_lost=following is None,
+        )
+        for start, stop in bounds
+    ]
+
+    def episodes() -> Iterator[Episode]:
+        for start, stop in bounds:
+            part = slice(start, stop)
+            flags = bool(terminated[stop - 1]), bool(truncated[stop - 1])
+            rows = slice_rows(observations, part)
+            if following is None:
+                stop, flags = stop - 1, (False, False)
+            else:
+                rows = append_row(rows, slice_rows(following, part), path)
+            if stop > start:
+                kept = None if rewards is None else rewards[start:stop]
+                yield make_episode(rows, actions[start:stop], kept, flags, path)
+
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: one row per transition, {meaning}, episodes have {last}",
-        metadata=make_metadata(
-            options, columns["observations"], columns["actions"], probe.path, NAME
-        ),
-        episodes=lambda: _episodes(columns, terminated, truncated, probe.path),
+        convention=f"{NAME}: one row per transition, {meaning}, episodes have {last}"
+        f"{found.describe()}",
+        metadata=make_metadata(options, observations, actions, path, NAME, outlines=outlines),
+        episodes=episodes,
         close=probe.close,
     )
 
 
-def _require_equal_lengths(probe: Probe, columns: dict[str, Array]) -> None:
+def _require_equal_lengths(
+    probe: Probe,
+    columns: dict[str, Array],
+    observations: Observations,
+    following: Observations | None,
+) -> None:
     lengths = {name: len(values) for name, values in columns.items()}
+    for name, rows in (("observations", observations), ("next_observations", following)):
+        if isinstance(rows, dict):
+            lengths |= {f"{name}/{key}": len(values) for key, values in rows.items()}
+        elif rows is not None:
+            lengths[name] = len(rows)
     if len(set(lengths.values())) > 1:
         raise DatasetError(f"its columns differ in length: {lengths}", path=probe.path)
 
 
-def _episodes(
-    columns: dict[str, Array], terminated: Array, truncated: Array, path: Path
-) -> Iterator[Episode]:
-    next_observations = columns.get("next_observations")
-    count = len(terminated)
-    ends = np.flatnonzero(terminated | truncated)
-    if not len(ends) or ends[-1] != count - 1:
-        ends = np.append(ends, count - 1)
-    start = 0
-    for end in ends.tolist():
-        observations = columns["observations"][start : end + 1]
-        stop, flags = end, (False, False)
-        if next_observations is not None:
-            observations = np.concatenate([observations, next_observations[end : end + 1]])
-            stop, flags = end + 1, (bool(terminated[end]), bool(truncated[end]))
-        if stop > start:
-            yield make_episode(
-                observations,
-                columns["actions"][start:stop],
-                columns["rewards"][start:stop],
-                flags,
-                path,
-            )
-        start = end + 1
+def _bounds(ends: Array) -> Iterator[tuple[int, int]]:
+    """Return the first row of each episode, and the row after its last one."""
+    count = len(ends)
+    stops = np.flatnonzero(ends) + 1
+    if not len(stops) or stops[-1] != count:
+        stops = np.append(stops, count)
+    starts = np.concatenate([[0], stops[:-1]])
+    yield from zip(starts.tolist(), stops.tolist(), strict=True)

@@ -1,7 +1,8 @@
 """Ha & Schmidhuber's World Models (2018): a folder of npz files, one per episode.
 
 `obs` is (T, 64, 64, 3) uint8 and `action` is (T, n) float16. There are no rewards, no end flags and
-no final observation, so the last action of each episode has no outcome and is left out.
+no final observation, so the last action of each episode has no outcome and is left out. Files that
+have rewards or end flags as well are read by `npz_folder`.
 """
 
 from __future__ import annotations
@@ -10,49 +11,69 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import make_episode, make_metadata
+from dreamgym.data.formats.common import Outline, make_episode, make_metadata, require_keys
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
+from dreamgym.data.formats.keys import find_fields, require_nothing_lost
 from dreamgym.errors import DatasetError
 
 NAME = "Ha & Schmidhuber"
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether an npz file, or the first one of a folder, has `obs` and `action`."""
+    """Return whether an npz file, or the first one of a folder, has only `obs` and `action`."""
     paths = probe.files("*.npz")
     if not paths:
-        return probe.npz is not None and probe.has("obs", "action")
+        return probe.npz is not None and has_no_outcomes(probe.npz.names)
     with NpzFile(paths[0]) as first:
-        return {"obs", "action"} <= set(first.names)
+        return has_no_outcomes(first.names)
+
+
+def has_no_outcomes(names: list[str]) -> bool:
+    """Return whether there are `obs` and `action`, but no rewards, ends or next observations."""
+    return {"obs", "action"} <= set(names) and not find_fields(names).outcome_keys
 
 
 def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset.
 
     Raises:
-        DatasetError: A file lacks an array, or its arrays differ in length.
+        DatasetError: A file lacks an array, has rewards or end flags unlike the first file, or its
+            arrays differ in length.
     """
+    require_keys(options.keys, None, probe.path)
     paths = probe.files("*.npz") or (probe.path,)
-    observations, actions = _read_arrays(paths[0])
+    observations, actions = _read_arrays(paths[0], options)
+    outlines = [
+        Outline(actions=_read_arrays(path, options)[1], last_is_lost=True) for path in paths
+    ]
 
     def episodes() -> Iterator[Episode]:
         for path in paths:
-            rows, actions = _read_arrays(path)
+            rows, actions = _read_arrays(path, options)
             if len(actions) > 1:
                 yield make_episode(rows, actions[:-1], None, (False, False), path)
 
     return ForeignDataset(
         format=NAME,
         convention=f"{NAME}: one npz file per episode, T rows, no end flags (all episodes are cut "
-        "off), rewards are zero",
-        metadata=make_metadata(options, observations, actions.astype("float32"), probe.path, NAME),
+        "off), rewards are zero: the file has none",
+        metadata=make_metadata(
+            options,
+            observations,
+            actions.astype("float32"),
+            probe.path,
+            NAME,
+            outlines=outlines,
+        ),
         episodes=episodes,
         close=probe.close,
     )
 
 
-def _read_arrays(path: Path) -> tuple[Array, Array]:
+def _read_arrays(path: Path, options: ForeignOptions) -> tuple[Array, Array]:
+    """Return observations and actions of one file, `T` rows each."""
     with NpzFile(path) as file:
+        require_nothing_lost(find_fields(file.names, options.ignore), path, reads=())
         observations, actions = file.read_rows("obs"), file.read_rows("action")
     if len(observations) != len(actions):
         raise DatasetError(

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from dreamgym.data.episodes import Episode
 from dreamgym.data.hdf5.guard import (
     describe_file,
+    get_group,
     hdf5_errors,
+    is_group,
     is_hdf5,
     open_file,
     open_regular,
@@ -40,6 +42,9 @@ _ZIP_SIGNATURE = b"PK\x03\x04"
 _HEAD_BYTES = 64  # enough to recognise the kind of a file
 _LISTED_NAMES = 12
 
+INFO_GROUPS = frozenset({"infos", "info", "env_infos", "extras", "extra"})
+"""Groups of an HDF5 file, and prefixes of keys, that hold what is not the main data."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignOptions:
@@ -51,7 +56,13 @@ class ForeignOptions:
         observation_space: Observation space to use instead of one inferred from the values.
         action_space: Action space to use instead of one inferred from the values.
         env_id: Id of the environment.
-        keys: Observation keys or columns to read; all if `None`.
+        keys: Observation keys or columns to read; all if `None`. A key inside a group is written
+            with slashes: `"achieved_goal/kettle"`.
+        ignore: Keys that carry rewards, ends or next observations, judged by their names, and that
+            are not to be read.
+        allow_loss: Whether the dataset may be fitted although all of its terminations, or all that
+            distinguishes its rewards, are lost in reading. They are lost with the last transition
+            of each episode where the file does not hold the observation after it.
     """
 
     terminals: Terminals | None = None
@@ -59,6 +70,8 @@ class ForeignOptions:
     action_space: gym.Space[Any] | None = None
     env_id: str | None = None
     keys: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    allow_loss: bool = False
 
     def __post_init__(self) -> None:
         if self.terminals not in (None, "termination", "boundary"):
@@ -187,6 +200,13 @@ class Probe:
                 return all(file.get(name, getlink=True) is not None for name in names)
         return self.npz is not None and all(name in self.npz.names for name in names)
 
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The keys of the HDF5 file or npz archive; those of a group `infos` as `infos/key`."""
+        if self.hdf5 is not None:
+            return list_names(self.hdf5, self.path)
+        return () if self.npz is None else tuple(self.npz.names)
+
     def describe(self) -> str:
         """Return what the file or folder contains, for an error message."""
         if self.is_folder:
@@ -202,6 +222,16 @@ class Probe:
         if self.is_folder or self.hdf5 is not None or self.npz is not None:
             return None
         return describe_file(self._head)[1]
+
+
+def list_names(group: h5py.Group, path: Path) -> tuple[str, ...]:
+    """Return the keys of a group, and those of its groups of infos as `infos/key`."""
+    with hdf5_errors(path):
+        names = list(group)
+        for name in set(names) & INFO_GROUPS:
+            if is_group(group, name, path):
+                names += [f"{name}/{key}" for key in get_group(group, name, path)]
+    return tuple(names)
 
 
 class NpzFile:

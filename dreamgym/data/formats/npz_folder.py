@@ -1,98 +1,173 @@
 """A folder of plain npz files, one per episode: the format of a hand-written recorder.
 
-`observations` has `T + 1` rows (or `T`: then the last action has no outcome and is left out) and
-`actions` has `T`. `rewards`, `terminated` and `truncated` (single values or rows) are optional.
-`dones` are ambiguous.
+`observations` has `T + 1` rows (or `T`: then the last action has no outcome and is left out, unless
+there are `next_observations`) and `actions` has `T`. `rewards`, `terminated` and `truncated`
+(single values or rows) are optional. `dones` are ambiguous. All may have another usual name, such
+as `obs` and `reward` (`keys.find_fields`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
+    Outline,
     make_episode,
     make_metadata,
-    require_terminals,
+    require_as_many,
+    require_keys,
     sort_by_number,
 )
+from dreamgym.data.formats.ha_schmidhuber import has_no_outcomes
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
+from dreamgym.data.formats.keys import (
+    Fields,
+    find_fields,
+    require_no_arrivals,
+    require_nothing_lost,
+    resolve_ends,
+)
 from dreamgym.errors import DatasetError
 
 NAME = "npz episodes"
-_TERMINATED = ("terminated", "terminations")
-_TRUNCATED = ("truncated", "truncations", "timeouts")
-_AMBIGUOUS = ("dones", "done", "terminals", "terminal")
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether the first npz file of a folder has `observations` and `actions`."""
+    """Return whether the first npz file of a folder has observations and actions."""
     paths = probe.files("*.npz")
     if not paths:
         return False
     with NpzFile(paths[0]) as first:
-        return {"observations", "actions"} <= set(first.names)
+        found = find_fields(first.names)
+        return None not in (found.observations, found.actions) and not has_no_outcomes(first.names)
 
 
 def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Where there are only `dones`, `options.terminals` must say what they mean.
 
     Raises:
-        DatasetError: A file has neither `T` nor `T + 1` observations, or its end is ambiguous.
+        DatasetError: A file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
+            some files have rewards.
     """
+    require_keys(options.keys, None, probe.path)
     by_name = {path.stem: path for path in probe.files("*.npz")}
     paths = [by_name[name] for name in sort_by_number(by_name)]
-    first = _read_episode(paths[0], options)
+    with NpzFile(paths[0]) as file:
+        model = find_fields(file.names, options.ignore)
+    parts = [_read_part(path, options, model) for path in paths]
+    first = _read_episode(paths[0], parts[0])
 
     def episodes() -> Iterator[Episode]:
-        for path in paths:
-            episode = _read_episode(path, options)
+        for path, part in zip(paths, parts, strict=True):
+            episode = _read_episode(path, part)
             if episode.length:
                 yield episode
 
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(paths)} files, one per episode, in the order of their numbers",
-        metadata=make_metadata(options, first.observations, first.actions, probe.path, NAME),
+        convention=f"{NAME}: {len(paths)} files, one per episode, in the order of their numbers, "
+        f"{parts[0].meaning}{model.describe()}",
+        metadata=make_metadata(
+            options,
+            first.observations,
+            first.actions,
+            probe.path,
+            NAME,
+            outlines=[part.outline for part in parts],
+        ),
         episodes=episodes,
         close=probe.close,
     )
 
 
-def _read_episode(path: Path, options: ForeignOptions) -> Episode:
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one file holds beside its observations."""
+
+    found: Fields
+    outline: Outline
+    truncated: bool
+    meaning: str
+
+
+def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
+    """Read actions, rewards and end flags of one file.
+
+    Args:
+        path: The file.
+        options: What the user knows.
+        model: The keys of the first file.
+    """
     with NpzFile(path) as file:
-        arrays = {name: file.read(name) for name in file.names}
-        observations, actions = file.read_rows("observations"), file.read_rows("actions")
-    rewards = arrays.get("rewards")
-    surplus = len(observations) - len(actions)
+        found = find_fields(file.names, options.ignore)
+        require_no_arrivals(found, path)
+        require_nothing_lost(found, path)
+        for role in ("observations", "actions"):
+            if getattr(found, role) is None:
+                raise DatasetError("it is missing", path=path, key=getattr(model, role) or role)
+        if (found.rewards is None) != (model.rewards is None):
+            has = "no rewards" if found.rewards is None else f"rewards ({found.rewards!r})"
+            raise DatasetError(
+                f"it has {has}, unlike the first file; expected rewards in all files or in none",
+                path=path,
+            )
+        actions = file.read_rows(str(found.actions))
+        rewards = None if found.rewards is None else file.read(found.rewards)
+        names = (found.terminated, found.truncated, found.ends)
+        flags = {name: _last(file.read(name), name, path) for name in names if name is not None}
+        count = len(file.read_rows(str(found.observations)))
+    terminated, truncated, meaning = resolve_ends(found, flags, options, path)
+    surplus = count - len(actions)
     if surplus not in (0, 1):
         raise DatasetError(
-            f"it has {len(observations)} observations and {len(actions)} actions: neither T nor "
-            "T + 1 observations",
+            f"it has {count} observations and {len(actions)} actions: neither T nor T + 1 "
+            "observations",
             path=path,
-            key="observations",
+            key=found.observations,
         )
-    ended = _read_end(path, arrays, options)
-    if surplus == 0:  # the outcome of the last action, and so the end, was not recorded
+    return _Part(
+        found=found,
+        outline=Outline(
+            actions=actions,
+            rewards=rewards,
+            terminated=bool(terminated.any()),
+            last_is_lost=surplus == 0 and found.next_observations is None,
+        ),
+        truncated=bool(truncated.any()),
+        meaning=meaning,
+    )
+
+
+def _read_episode(path: Path, part: _Part) -> Episode:
+    actions, rewards = part.outline.actions, part.outline.rewards
+    ended = part.outline.terminated, part.truncated
+    with NpzFile(path) as file:
+        observations = file.read_rows(str(part.found.observations))
+        if len(observations) == len(actions) and part.found.next_observations is not None:
+            following = file.read_rows(part.found.next_observations)
+            require_as_many(following, len(actions), path, part.found.next_observations)
+            observations = np.concatenate([observations, following[-1:]])
+    if part.outline.last_is_lost:  # and so is the end
         actions, ended = actions[:-1], (False, False)
         rewards = None if rewards is None else rewards[:-1]
     return make_episode(observations, actions, rewards, ended, path)
 
 
-def _read_end(path: Path, arrays: dict[str, Array], options: ForeignOptions) -> tuple[bool, bool]:
-    """Return whether the episode terminated, and whether it was truncated."""
-    if any(name in arrays for name in _TERMINATED + _TRUNCATED):
-        terminated = any(_last(arrays[name]) for name in _TERMINATED if name in arrays)
-        return terminated, any(_last(arrays[name]) for name in _TRUNCATED if name in arrays)
-    ambiguous = [name for name in _AMBIGUOUS if name in arrays]
-    if not ambiguous or not _last(arrays[ambiguous[0]]):
-        return False, False
-    meaning = require_terminals(options, path, f"there is only {ambiguous[0]!r}")
-    return meaning == "termination", meaning == "boundary"
-
-
-def _last(values: Array) -> bool:
-    return bool(np.asarray(values).reshape(-1)[-1]) if values.size else False
+def _last(values: Array, name: str, path: Path) -> Array:
+    """Return the last flag of an episode, `(1,)`; a file with several episodes is refused."""
+    flags = np.asarray(values).reshape(-1) != 0
+    if not len(flags):
+        return np.zeros(1, bool)
+    if flags[:-1].any() and not flags.all():
+        raise DatasetError(
+            f"it is set at row {int(np.argmax(flags))} of {len(flags)}, before the last one",
+            path=path,
+            key=name,
+            remedy="write one file per episode",
+        )
+    return flags[-1:]

@@ -1,7 +1,8 @@
 """OGBench: one npz file of flat `observations`, `actions` and `terminals`, without rewards.
 
 There are `T + 1` rows per trajectory; the last action of each has no meaning. `terminals` marks the
-last row of a trajectory: by OGBench's own definition a boundary, not a termination.
+last row of a trajectory: by OGBench's own definition a boundary, not a termination. A file with
+rewards or next observations as well is not OGBench's; `d4rl` reads it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ from collections.abc import Iterator
 import numpy as np
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import make_episode, make_metadata, read_column
+from dreamgym.data.formats.common import (
+    Outline,
+    make_episode,
+    make_metadata,
+    read_column,
+    require_keys,
+)
 from dreamgym.data.formats.interface import ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.keys import find_fields
 from dreamgym.errors import DatasetError
 
 NAME = "OGBench"
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether the file is an npz archive with terminals and without rewards."""
+    """Return whether the file is an npz archive with terminals, and no other outcomes."""
     return (
         probe.npz is not None
         and probe.has("observations", "actions", "terminals")
-        and not probe.has("rewards")
+        and find_fields(probe.names).outcome_keys == ("terminals",)
     )
 
 
@@ -33,6 +41,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     Raises:
         DatasetError: The columns differ in length, or the last row does not end a trajectory.
     """
+    require_keys(options.keys, None, probe.path)
     observations, actions = read_column(probe, "observations"), read_column(probe, "actions")
     ends = np.flatnonzero(read_column(probe, "terminals").reshape(-1) != 0)
     if len(observations) != len(actions) or len(ends) == 0 or ends[-1] != len(actions) - 1:
@@ -60,8 +69,16 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     meaning = "terminations (by option)" if terminated else "boundaries, read as truncations"
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: T + 1 rows per trajectory, terminals are {meaning}, rewards are zero",
-        metadata=make_metadata(options, observations, actions, probe.path, NAME),
+        convention=f"{NAME}: T + 1 rows per trajectory, terminals are {meaning}, rewards "
+        "are zero: the file has none",
+        metadata=make_metadata(
+            options,
+            observations,
+            actions,
+            probe.path,
+            NAME,
+            outlines=[Outline(actions=actions[np.setdiff1d(np.arange(len(actions)), ends)])],
+        ),
         episodes=episodes,
         close=probe.close,
     )

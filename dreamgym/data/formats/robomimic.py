@@ -8,20 +8,36 @@ which the file does not say; there are no truncations.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
-import numpy as np
 
 from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
+    Outline,
+    append_row,
     make_episode,
     make_metadata,
     read_observations,
     read_rows,
-    require_terminals,
+    require_as_many,
+    select_keys,
     sort_by_number,
 )
-from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.interface import (
+    Array,
+    ForeignDataset,
+    ForeignOptions,
+    Probe,
+    list_names,
+)
+from dreamgym.data.formats.keys import (
+    Fields,
+    find_fields,
+    require_nothing_lost,
+    resolve_ends,
+)
 from dreamgym.data.hdf5.guard import get_group, hdf5_errors, is_group
 from dreamgym.errors import DatasetError
 
@@ -39,25 +55,41 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. If a demonstration is done, `options.terminals` must say what that means.
 
     Raises:
-        DatasetError: Rows differ in number, or the end flags are ambiguous.
+        DatasetError: Rows differ in number, the end flags are ambiguous, or only some
+            demonstrations have rewards.
     """
     if probe.hdf5 is None:
         raise DatasetError("it is not an HDF5 file", path=probe.path)
-    data = get_group(probe.hdf5, "data", probe.path)
+    data, path = get_group(probe.hdf5, "data", probe.path), probe.path
     names = sort_by_number(_demo_names(data, probe))
-    first = _read_episode(data, names[0], probe, options)
+    parts = [_read_part(get_group(data, name, path), probe, options) for name in names]
+    with_rewards = [part.outline.rewards is not None for part in parts]
+    if any(with_rewards) and not all(with_rewards):
+        raise DatasetError(
+            "it has no rewards, unlike other demonstrations; expected rewards in all or in none",
+            path=path,
+            key=f"/data/{names[with_rewards.index(False)]}",
+        )
+    first = _read_episode(data, names[0], parts[0], probe, options)
 
     def episodes() -> Iterator[Episode]:
-        for name in names:
-            episode = _read_episode(data, name, probe, options)
+        for name, part in zip(names, parts, strict=True):
+            episode = _read_episode(data, name, part, probe, options)
             if episode.length:
                 yield episode
 
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(names)} demonstrations, done means {options.terminals}, "
-        "the splits under mask/ are not used",
-        metadata=make_metadata(options, first.observations, first.actions, probe.path, NAME),
+        convention=f"{NAME}: {len(names)} demonstrations, {parts[0].meaning}, "
+        f"the splits under mask/ are not used{parts[0].found.describe()}",
+        metadata=make_metadata(
+            options,
+            first.observations,
+            first.actions,
+            path,
+            NAME,
+            outlines=[part.outline for part in parts],
+        ),
         episodes=episodes,
         close=probe.close,
     )
@@ -68,54 +100,68 @@ def _demo_names(data: h5py.Group, probe: Probe) -> list[str]:
         return [name for name in data if name.startswith("demo_")]
 
 
-def _read_episode(data: h5py.Group, name: str, probe: Probe, options: ForeignOptions) -> Episode:
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one demonstration holds beside its observations."""
+
+    found: Fields
+    outline: Outline
+    truncated: bool
+    meaning: str
+
+
+def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> _Part:
+    """Read actions, rewards and end flags of one demonstration."""
     path = probe.path
-    demo = get_group(data, name, path)
-    observations = _select_keys(read_observations(demo, "obs", path), options, probe)
+    found = find_fields(list_names(demo, path), options.ignore)
+    require_nothing_lost(found, path)
     actions = read_rows(demo, "actions", path)
-    rewards = read_rows(demo, "rewards", path) if "rewards" in demo else None
-    wrong = {key: len(rows) for key, rows in observations.items() if len(rows) != len(actions)}
-    if wrong:
-        raise DatasetError(
-            f"it has {len(actions)} actions, but these numbers of observations: {wrong}; expected "
-            "as many",
-            path=path,
-            key=f"/data/{name}/obs",
-        )
-    if "next_obs" in demo:
-        following = _select_keys(read_observations(demo, "next_obs", path), options, probe)
-        if following.keys() != observations.keys():
-            raise DatasetError(
-                f"it has the keys {sorted(following)}; expected {sorted(observations)}, as obs has",
-                path=path,
-                key=f"/data/{name}/next_obs",
-            )
-        observations = {
-            key: np.concatenate([rows, following[key][-1:]]) for key, rows in observations.items()
-        }
-        return make_episode(observations, actions, rewards, _read_end(demo, probe, options), path)
+    flags = {
+        name: read_rows(demo, name, path)[-1:]
+        for name in (found.terminated, found.truncated, found.ends)
+        if name is not None
+    }
+    terminated, truncated, meaning = resolve_ends(
+        found, flags, options, path, f"{found.ends} depend on done_mode"
+    )
+    return _Part(
+        found=found,
+        outline=Outline(
+            actions=actions,
+            rewards=None if found.rewards is None else read_rows(demo, found.rewards, path),
+            terminated=bool(terminated.any()),
+            last_is_lost=found.next_observations is None,
+        ),
+        truncated=bool(truncated.any()),
+        meaning=meaning,
+    )
+
+
+def _read_episode(
+    data: h5py.Group, name: str, part: _Part, probe: Probe, options: ForeignOptions
+) -> Episode:
+    path, found = probe.path, part.found
+    demo = get_group(data, name, path)
+    observations: Observations = _read_rows(demo, "obs", path, options)
+    actions, rewards = part.outline.actions, part.outline.rewards
+    require_as_many(observations, len(actions), path, f"/data/{name}/obs")
+    if found.next_observations is not None:
+        key = f"/data/{name}/{found.next_observations}"
+        following = _read_rows(demo, found.next_observations, path, options)
+        observations = append_row(observations, following, path, key)
+        require_as_many(following, len(actions), path, key)
+        ended = part.outline.terminated, part.truncated
+        return make_episode(observations, actions, rewards, ended, path)
     if rewards is not None:
         rewards = rewards[:-1]
     return make_episode(observations, actions[:-1], rewards, (False, False), path)
 
 
-def _select_keys(rows: Observations, options: ForeignOptions, probe: Probe) -> dict[str, Array]:
+def _read_rows(
+    demo: h5py.Group, name: str, path: Path, options: ForeignOptions
+) -> dict[str, Array]:
+    rows = read_observations(demo, name, path)
     if not isinstance(rows, dict):
-        raise DatasetError("expected a group of observation keys", path=probe.path, key="obs")
-    missing = [key for key in options.keys or () if key not in rows]
-    if missing:
-        raise DatasetError(
-            f"it has no observations {missing}; it has {sorted(rows)}", path=probe.path
-        )
-    return {key: rows[key] for key in options.keys or sorted(rows)}
-
-
-def _read_end(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> tuple[bool, bool]:
-    """Return whether the episode terminated, and whether it was truncated."""
-    if "dones" not in demo:
-        return False, False
-    dones = read_rows(demo, "dones", probe.path)
-    if not len(dones) or not dones[-1]:
-        return False, False
-    meaning = require_terminals(options, probe.path, "dones depend on done_mode")
-    return meaning == "termination", meaning == "boundary"
+        raise DatasetError("expected a group of observation keys", path=path, key=name)
+    chosen = select_keys(rows, options.keys or sorted(rows), path)
+    return chosen if isinstance(chosen, dict) else {name: chosen}

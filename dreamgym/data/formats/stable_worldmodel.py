@@ -9,20 +9,34 @@ only `ep_len` and `ep_offset` are used.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import h5py
 import numpy as np
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import make_episode, make_metadata, read_rows
+from dreamgym.data.formats.common import (
+    Outline,
+    make_episode,
+    make_metadata,
+    read_rows,
+    require_keys,
+)
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.keys import (
+    Fields,
+    find_fields,
+    meaning,
+    require_nothing_lost,
+    resolve_ends,
+)
 from dreamgym.data.hdf5.guard import get_dataset, hdf5_errors, require_stored
 from dreamgym.errors import DatasetError
 
 NAME = "stable-worldmodel"
 _NOT_OBSERVATIONS = frozenset(
-    {"action", "reward", "terminated", "truncated", "ep_len", "ep_offset", "done", "success"}
-    | {"ep_idx", "step_idx", "episode_idx", "episode_id", "id", "seed", "timestep"}
+    {"action", "ep_len", "ep_offset", "success", "seed", "timestep"}
+    | {"ep_idx", "step_idx", "episode_idx", "episode_id", "id"}
 )
 _MAX_LENGTH = 1 << 40  # sums of offsets and lengths then stay far from overflowing int64
 
@@ -43,10 +57,13 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         raise DatasetError("it is not an HDF5 file", path=path)
     lengths, offsets = read_rows(file, "ep_len", path), read_rows(file, "ep_offset", path)
     num_rows = _count_rows(lengths, offsets, probe)
+    found = find_fields(probe.names, options.ignore)
+    require_nothing_lost(found, path, reads=("rewards", "terminated", "truncated", "ends"))
+    require_keys(options.keys, probe.names, path)
     keys = options.keys or tuple(sorted(key for key in file if _is_observation(file, key)))
     columns = {key: get_dataset(file, key, path) for key in (*keys, "action")}
-    for name in ("reward", "terminated", "truncated"):
-        if name in file:
+    for name in (found.rewards, found.terminated, found.truncated, found.ends):
+        if name is not None:
             columns[name] = get_dataset(file, name, path)
     for dataset in columns.values():
         require_stored(dataset, num_rows, path)
@@ -62,8 +79,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         return make_episode(
             observations if len(keys) > 1 else rows[keys[0]],
             rows["action"][:-1],
-            rows["reward"][1:] if "reward" in rows else None,
-            _read_end(rows, options),
+            None if found.rewards is None else rows[found.rewards][1:],
+            _read_end(found, rows, options, path),
             path,
         )
 
@@ -77,13 +94,20 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         return values
 
     first = read_episode(int(with_actions[0]))
-    flags = "terminated and truncated" if "truncated" in columns else "no truncated column"
-    flags += "" if "reward" in columns else "; rewards are zero"
+    with hdf5_errors(path):
+        actions = columns["action"][:]
+    outlines = [
+        Outline(actions=actions[offsets[index] : offsets[index] + lengths[index] - 1])
+        for index in with_actions
+    ]
+    flags = [name for name in (found.terminated, found.truncated, found.ends) if name is not None]
     return ForeignDataset(
         format=NAME,
         convention=f"{NAME}: observations {list(keys)}; action[t] is taken at row t, reward[t] and "
-        f"terminated[t] arrive at row t; {flags}",
-        metadata=make_metadata(options, first.observations, first.actions, path, NAME),
+        f"end flags arrive at row t; end flags: {' and '.join(flags) or 'none'}{found.describe()}",
+        metadata=make_metadata(
+            options, first.observations, first.actions, path, NAME, outlines=outlines
+        ),
         episodes=episodes,
         close=probe.close,
         read_rows=read_observation_rows,
@@ -93,7 +117,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
 def _is_observation(file: h5py.File, key: str) -> bool:
     """Return whether a column holds images, or float vectors."""
     node = file.get(key, getlink=True)
-    if key in _NOT_OBSERVATIONS or not isinstance(node, h5py.HardLink):
+    if key in _NOT_OBSERVATIONS or meaning(key) is not None or not isinstance(node, h5py.HardLink):
         return False
     dataset = file[key]
     if not isinstance(dataset, h5py.Dataset):
@@ -126,13 +150,16 @@ def _count_rows(lengths: Array, offsets: Array, probe: Probe) -> int:
     return int(ends.max())
 
 
-def _read_end(rows: dict[str, Array], options: ForeignOptions) -> tuple[bool, bool]:
+def _read_end(
+    found: Fields, rows: dict[str, Array], options: ForeignOptions, path: Path
+) -> tuple[bool, bool]:
     """Return whether the episode terminated, and whether it was truncated."""
-
-    def last(name: str) -> bool:
-        value = rows[name].reshape(-1)[-1] if name in rows else False
-        return bool(value) and not np.isnan(float(value))
-
-    if "terminated" not in rows and "truncated" not in rows:
+    flags = {
+        name: np.nan_to_num(rows[name].reshape(-1)[-1:].astype(np.float64))
+        for name in (found.terminated, found.truncated, found.ends)
+        if name is not None
+    }
+    if not flags:
         return options.terminals == "termination", options.terminals == "boundary"
-    return last("terminated"), last("truncated")
+    terminated, truncated, _ = resolve_ends(found, flags, options, path)
+    return bool(terminated[0]), bool(truncated[0])

@@ -1,4 +1,4 @@
-"""Open and read HDF5 files that nobody vouches for.
+"""Open and read untrusted HDF5 files.
 
 HDF5's own messages say little ("unable to synchronously open file"), some damaged files make it
 read past their end or loop forever, and others make it read different files or allocate terabytes.
@@ -89,7 +89,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def describe_file(head: bytes) -> tuple[str, str | None]:
-    """Return what a file that is not HDF5 is, judged by its first bytes, and what to do about it.
+    """Identify a file that is not HDF5 by its first bytes; return its kind, and a remedy.
 
     Args:
         head: First bytes of the file; none if it is empty.
@@ -103,7 +103,7 @@ def describe_file(head: bytes) -> tuple[str, str | None]:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Return whether a regular file has an HDF5 signature; it may be damaged all the same.
+    """Return whether a regular file has an HDF5 signature; it may still be damaged.
 
     Raises:
         DatasetError: There is no such file, or it cannot be read.

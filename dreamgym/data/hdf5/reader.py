@@ -2,7 +2,7 @@
 
 Observations that do not fit in memory are read by position, without HDF5: an unfiltered HDF5
 dataset is plain bytes in the file, contiguous or in chunks at known offsets. `preadv` takes a third
-of the time of HDF5's own slices, needs no lock, and reads from a cold disk only what is asked for.
+of the time of HDF5's own slices, needs no lock, and reads only the requested rows from a cold disk.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dreamgym._files import partial_path
+from dreamgym._files import local_path, partial_path
 from dreamgym.data import layout
 from dreamgym.data.hdf5.guard import (
     hdf5_errors,
@@ -62,7 +62,7 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
         DatasetError: The writer is still alive, there is nothing to recover, the dataset exists
             already, or there is no room for the copy.
     """
-    partial, out = _find_paths(Path(path))
+    partial, out = _find_paths(local_path(path))
     rescue = out.with_name(out.name + ".recovering")
     if is_being_written(partial):
         raise DatasetError(

@@ -2,7 +2,8 @@
 
 The columns are those of `data.layout`; the root attributes are `format`, `schema_version`,
 `observation_space`, `action_space`, `env_spec`, `env_id`, `policy`, `seed`, `created` and
-`versions`. `docs/data.md` describes the file field by field.
+`versions`; and, where a conversion left any, `notes` and `problems`. `docs/data.md` describes the
+file field by field.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from dreamgym.errors import DatasetError
 Array = NDArray[Any]
 
 FORMAT = "dreamgym"
+
+# Attributes that are there only if they are not empty.
+_TEXTS = ("notes", "problems")
 SCHEMA_VERSION = 1
 
 # Small rows: as many per chunk as fit, up to a limit. Images: the fewest rows per chunk that keep
@@ -37,7 +41,7 @@ _CHUNK_BYTES = 64 << 10
 
 def metadata_to_attributes(metadata: DatasetMetadata) -> dict[str, str | int]:
     """Return the HDF5 root attributes of a dataset's metadata."""
-    return {
+    attributes: dict[str, str | int] = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         "observation_space": json.dumps(space_to_json(metadata.observation_space)),
@@ -49,6 +53,10 @@ def metadata_to_attributes(metadata: DatasetMetadata) -> dict[str, str | int]:
         "created": metadata.created,
         "versions": json.dumps(dict(metadata.versions)),
     }
+    for name in _TEXTS:
+        if getattr(metadata, name):
+            attributes[name] = json.dumps(getattr(metadata, name))
+    return attributes
 
 
 def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
@@ -74,6 +82,7 @@ def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
         seed=seed,
         created=_text_attribute(attributes, "created"),
         versions={str(name): str(value) for name, value in versions.items()},
+        **{name: _texts_attribute(attributes, name) for name in _TEXTS},
     )
 
 
@@ -177,6 +186,13 @@ def _json_attribute(attributes: Mapping[str, Any], name: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"the attribute is not JSON ({error})", key=f"@{name}") from error
+
+
+def _texts_attribute(attributes: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = _json_attribute(attributes, name) if name in attributes else []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DatasetError("it is not a JSON list of texts", key=f"@{name}")
+    return tuple(texts)
 
 
 def _space_attribute(attributes: Mapping[str, Any], name: str) -> gym.Space[Any]:

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym._files import partial_path, refuse_existing, sync
+from dreamgym._files import local_path, partial_path, refuse_existing, sync
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
@@ -76,7 +76,7 @@ class DatasetWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], metadata: DatasetMetadata) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.metadata = metadata
         self.num_episodes = 0
         self.num_steps = 0
@@ -95,7 +95,7 @@ class DatasetWriter:
                 packed, or `<path>.partial` exists.
         """
         writer = cls.__new__(cls)
-        writer.path = Path(path)
+        writer.path = local_path(path)
         with open_file(writer.path) as file, hdf5_errors(writer.path):
             writer.metadata = read_metadata(file, writer.path)
             table = read_table(file, writer.path)
@@ -388,7 +388,7 @@ def _ignore_unsupported() -> Iterator[None]:
 
 
 def _discard_writes(descriptor: int) -> None:
-    """Redirect everything that is still written to `descriptor` to nowhere.
+    """Discard everything that is still written to `descriptor`.
 
     For a disk that fails during a write in spite of the reservation: HDF5's caches must not reach
     the file, which is complete up to the last committed episode.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.jepa.pretrained import PREFIX
 from dreamgym.models.nn import vit
 
@@ -50,14 +51,10 @@ class JEPAObjective:
     momentum_updates: int = 2000
 
     def __post_init__(self) -> None:
-        for name in REGULARISERS:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a weight of at least 0")
+        check_at_least(self, 0, *REGULARISERS)
+        check_at_least(self, 1, "rollout", "momentum_updates")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}: expected a number between 0 and 1")
-        for name in ("rollout", "momentum_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +104,15 @@ class JEPAConfig:
     objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.05, rollout=12))
 
     def __post_init__(self) -> None:
-        sizes = ("embedding", "context", "image_size", "width", "blocks", "heads", "head_width")
-        for name in (*sizes, "mlp"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        check_at_least(self, 1, "embedding", "context", "image_size", "width")
+        check_at_least(self, 1, "blocks", "heads", "head_width", "mlp")
+        check_at_least(self, 0, "gate", "range_margin")
+        check_choice("predicts", self.predicts, get_args(PredictionTarget))
+        check_choice("probe", self.probe, get_args(ProbedParts))
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout={self.dropout}: expected a probability of at least 0 and below 1"
             )
-        for name in ("gate", "range_margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
-        for name, choices in (("predicts", PredictionTarget), ("probe", ProbedParts)):
-            value, known = getattr(self, name), get_args(choices)
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
         if self.image_encoder != "conv" and not self.image_encoder.startswith(PREFIX):
             try:
                 vit.parse(self.image_encoder)
@@ -150,7 +141,7 @@ LEWM = JEPAConfig(
 """LeWM as published (arXiv 2603.19312): 18.03M parameters in 303 tensors, without our heads.
 
 The authors train on segments of 3 transitions, where a transition covers 5 frames and all of their
-actions: fit it with a frame skip of 5. `FITS` holds their other hyperparameters.
+actions: fit it with a frame skip of 5. `PRESET_FITS` holds their other hyperparameters.
 """
 
 PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
@@ -165,7 +156,7 @@ PRESETS: Mapping[str, JEPAConfig] = MappingProxyType(
 )
 """LeWM as published, and the small default model with other objectives against collapse."""
 
-FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+PRESET_FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "lewm": {
             "learning_rate": 5e-5,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data, model_device
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.jepa.model import (
@@ -32,7 +32,7 @@ from dreamgym.models.jepa.model import (
 )
 from dreamgym.models.jepa.modules import ActionEmbedding, Block, Probe, Projector
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
-from dreamgym.models.nn.packed import Layer, Packing, model_device
+from dreamgym.models.nn.packed import Layer, Packing
 
 MAX_UNROLLED_FRAMES = 4
 """Largest context for which unrolled attention is faster than the library's kernel."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym._files import local_path
 from dreamgym.data import AnyDataset
 from dreamgym.errors import LeWMError
 from dreamgym.models.jepa.config import LEWM, JEPAConfig
@@ -107,7 +108,7 @@ def load_lewm(
         LeWMError: a file is missing or damaged; the config describes another model; a tensor is
             missing, unknown or has another shape; a statistic is missing; or a space does not fit.
     """
-    weights = _find_weights(Path(path))
+    weights = _find_weights(local_path(path, LeWMError))
     config, action_numbers = read_config(weights.parent / "config.json")
     normalisers = _check_statistics(statistics or LeWMStatistics(), weights.parent)
     _check_spaces(observation_space, action_space, action_numbers)

@@ -28,7 +28,7 @@ from dreamgym.models.base import (
     WorldModel,
     end_outside_data,
 )
-from dreamgym.models.jepa.config import FITS, PRESETS, REGULARISERS, JEPAConfig
+from dreamgym.models.jepa.config import PRESET_FITS, PRESETS, REGULARISERS, JEPAConfig
 from dreamgym.models.jepa.loss import (
     SegmentEncoding,
     Transitions,
@@ -96,7 +96,7 @@ class JEPA(WorldModel):
 
     config_type = JEPAConfig
     presets: ClassVar[Mapping[str, JEPAConfig]] = PRESETS
-    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = FITS
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESET_FITS
     fit_defaults: ClassVar[Mapping[str, Any]] = {
         "learning_rate": 2e-3,
         "batch_size": 64,
@@ -466,7 +466,7 @@ class JEPA(WorldModel):
 
 
 def predictor_inputs(state: State, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the predictor is given in a step besides the embeddings.
+    """Return the predictor's inputs in a step, other than the embeddings.
 
     Args:
         state: leaves (B, ...).

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dreamgym._settings import check_at_least
+
 LOG_SIGMA_MAX = 2.0
 """Ceiling of a component's log standard deviation."""
 
@@ -55,16 +57,9 @@ class MDNRNNConfig:
     vision_updates: int = 0
 
     def __post_init__(self) -> None:
-        minima = {"hidden": 1, "mixtures": 1, "trunk": 0, "head": 0, "latent": 1}
-        minima |= {"image_size": 1, "vision_frames": 1, "vision_updates": 0}
-        for name, minimum in minima.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected an integer of at least {minimum}"
-                )
-        for name in ("kl_tolerance", "kl_scale", "foreground", "range_margin"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        check_at_least(self, 1, "hidden", "mixtures", "latent", "image_size", "vision_frames")
+        check_at_least(self, 0, "trunk", "head", "vision_updates", "range_margin")
+        check_at_least(self, 0, "kl_tolerance", "kl_scale", "foreground")
         if self.width <= 0:
             raise ValueError(f"width={self.width}: expected a number above 0")
         if self.log_sigma_min >= LOG_SIGMA_MAX:

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data, model_device
 from dreamgym.models.fast import FastForm
 from dreamgym.models.mdn_rnn.config import LOG_SIGMA_MAX
 from dreamgym.models.mdn_rnn.model import MDNRNN, LinearHeads, TransitionHeads
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
 from dreamgym.models.nn.layers import lstm_cell
-from dreamgym.models.nn.packed import Packing, model_device
+from dreamgym.models.nn.packed import Packing
 
 Layer = tuple[Tensor, Tensor]
 """Weight (out, in) and bias (out,)."""

@@ -265,7 +265,7 @@ class TransitionOutput(NamedTuple):
     """What the heads predict for a transition; leaves (...).
 
     Attributes:
-        reward: standardised reward if the episode goes on.
+        reward: standardised reward if the episode continues.
         end_bonus: amount added to the reward if the episode ends.
         termination_logit: logit of the probability that the episode ends.
     """

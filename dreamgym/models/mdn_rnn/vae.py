@@ -31,7 +31,7 @@ from dreamgym.models.reduction import all_reduce_sum, processes
 from dreamgym.models.statistics import Statistics
 
 ENCODE_BATCH = 256
-"""Frames encoded in one call: more take more memory and no less time."""
+"""Frames encoded in one call: more need more memory and save no time."""
 
 MAX_CACHED_IMAGES = 1 << 20
 """Images in a `PosteriorCache`: half a gigabyte at 64 latents each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._settings import check_choice
 from dreamgym.models.nn.layers import LayerNorm, RMSNorm, at_least_float32
 
 Padding = Literal["valid", "same"]
@@ -63,13 +64,9 @@ class ConvStack:
                 f"kernels {self.kernels} leave gaps at stride {self.stride}: with padding='same' "
                 "every kernel must be at least as wide as the stride"
             )
-        for name, value, known in (
-            ("activation", self.activation, tuple(ACTIVATIONS)),
-            ("padding", self.padding, ("valid", "same")),
-            ("norm", self.norm, ("none", "rms", "layer")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: give one of {', '.join(known)}")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("padding", self.padding, get_args(Padding))
+        check_choice("norm", self.norm, get_args(Norm))
 
     def scaled(self, width: float) -> ConvStack:
         """Return the same stack with `width` times the channels, at least one."""
@@ -103,7 +100,7 @@ VMC_ENCODER = ConvStack(depths=(32, 64, 128, 256), kernels=(4, 4, 4, 4))
 """Encoder of Ha and Schmidhuber (arXiv 1803.10122, appendix A.1), also of PlaNet and Dreamer v1."""
 
 VMC_DECODER = ConvStack(depths=(1024, 128, 64, 32), kernels=(5, 5, 6, 6))
-"""The decoder of the same; for 64 by 64 images it starts from a grid of 1 by 1."""
+"""Decoder of the same models; for 64 by 64 images it starts from a grid of 1 by 1."""
 
 PIECE_PIXELS = 64 * 64 * 64
 """Pixels that a CPU processes at once. A layer's output then stays in the cache for the next layer,

@@ -95,7 +95,7 @@ def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
         (...) int64 in [0, K).
     """
     cumulative = logits.softmax(-1).cumsum(-1)
-    # The last sum is left out: rounding can leave it just below one, beyond which is no class.
+    # The last sum is left out: by rounding it may be below one, and there is no class after it.
     return (uniform.unsqueeze(-1) >= cumulative[..., :-1]).sum(-1)
 
 

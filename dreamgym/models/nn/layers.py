@@ -34,7 +34,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Linear(nn.Linear):
-    """A dense layer that returns the dtype of its weights, whatever autocast computed in."""
+    """A dense layer that returns the dtype of its weights, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See `torch.nn.Linear`."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
+from dreamgym._settings import check_choice
 from dreamgym.models import splitmix
 
 PROPAGATIONS = ("ts1", "ts-inf")
@@ -37,18 +36,7 @@ def check_members(members: int, elites: int, propagation: str) -> None:
             f"elites={elites} of members={members}: give at least one, and no more than members, "
             f"such as elites={max(1, members)}"
         )
-    check_one_of("propagation", propagation, PROPAGATIONS)
-
-
-def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Check that a setting has one of the allowed values.
-
-    Raises:
-        ValueError: it has not; the message names the nearest.
-    """
-    choices = list(allowed)
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not a choice: {nearest(str(value), choices)}")
+    check_choice("propagation", propagation, PROPAGATIONS)
 
 
 def draw_member(uniform: Tensor, elites: Tensor) -> Tensor:

@@ -19,15 +19,25 @@ from torch import Tensor, nn
 
 from dreamgym._device import packs_weights
 
-_LAYOUTS: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
+Layer = Callable[[Tensor], Tensor]
+"""A function from (rows, in) to (rows, out)."""
 
+SMALLEST_WORK = 2**19
+"""Multiplications below which a plain float32 product is faster than a packed one."""
+
+PLAIN_ROWS = 2
+"""Rows up to which a plain float32 product is always faster."""
+
+COLUMN_ROWS, COLUMN_WIDTH = 8, 32
+"""Up to so many rows, and with at least so many outputs, a column-major weight is faster."""
+
+SMALLEST_WEIGHT = 2**13
+"""Numbers in a weight below which lower precision gains nothing; the product stays float32."""
+
+_PACKED: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
+"""Every packed weight in use, by the number under which compiled code looks it up."""
 
 _NUMBERS = itertools.count()
-
-
-_LIBRARY = torch.library.Library("dreamgym", "DEF")
-
-_LIBRARY.define("packed_linear(Tensor x, Tensor number, int width) -> Tensor")
 
 
 class PackedWeight:
@@ -43,7 +53,7 @@ class PackedWeight:
         self.layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self.bias, self.width, self.dtype = bias, len(weight), weight.dtype
         self.number = torch.tensor(next(_NUMBERS))
-        _LAYOUTS[int(self.number)] = self
+        _PACKED[int(self.number)] = self
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (rows, in) of any dtype; returns (rows, out) in the weight's dtype."""
@@ -61,8 +71,13 @@ class PackedWeight:
         return product
 
 
+# The custom operator that compiled code calls instead of oneDNN's.
+_LIBRARY = torch.library.Library("dreamgym", "DEF")
+_LIBRARY.define("packed_linear(Tensor x, Tensor number, int width) -> Tensor")
+
+
 def _multiply(x: Tensor, number: Tensor, width: int) -> Tensor:
-    return _LAYOUTS[int(number)].multiply(x)
+    return _PACKED[int(number)].multiply(x)
 
 
 def _shaped(x: Tensor, number: Tensor, width: int) -> Tensor:
@@ -70,26 +85,10 @@ def _shaped(x: Tensor, number: Tensor, width: int) -> Tensor:
 
 
 _LIBRARY.impl("packed_linear", _multiply, "CPU")
-
 torch.library.register_fake("dreamgym::packed_linear", _shaped, lib=_LIBRARY)
 
 
-SMALLEST_WORK = 2**19
-"""Multiplications below which a plain float32 product is faster than a packed one."""
-
-PLAIN_ROWS = 2
-"""Rows up to which a plain float32 product is always faster."""
-
-COLUMN_ROWS, COLUMN_WIDTH = 8, 32
-"""Up to so many rows, and with at least so many outputs, a column-major weight is faster."""
-
-SMALLEST_WEIGHT = 2**13
-"""Numbers in a weight below which lower precision gains nothing; the product stays float32."""
-
-Linear = Callable[[Tensor], Tensor]
-
-
-def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
+def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Layer:
     """Return a linear layer as a function from (rows, in) float32 to (rows, out) float32.
 
     On processors where torch does not use Intel's matrix library, oneDNN's packed product is two to
@@ -107,7 +106,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.d
     return lambda x: product(x).float()
 
 
-def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Linear:
+def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Layer:
     """Return a linear layer as a function from (rows, in) of any dtype to (rows, out) of `dtype`.
 
     For consecutive layers between which nothing needs float32; see `packed_linear`.
@@ -125,7 +124,7 @@ def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.
     return lambda x: F.linear(x, weight, bias)
 
 
-def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
+def _column_product(weight: Tensor, bias: Tensor | None) -> Layer:
     """Return a float32 product with a column-major copy of the weight.
 
     With few rows the product is limited by reading the weight, and a weight larger than the CPU's
@@ -142,9 +141,6 @@ def _column_product(weight: Tensor, bias: Tensor | None) -> Linear:
     return product
 
 
-Layer = Callable[[Tensor], Tensor]
-
-
 class Packing(NamedTuple):
     """The use that weights are packed for.
 
@@ -158,11 +154,11 @@ class Packing(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Layer:
         """Return a linear layer with float32 outputs; see `packed_linear`."""
         return packed_linear(weight, bias, self.rows, self.dtype)
 
-    def product(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def product(self, weight: Tensor, bias: Tensor | None) -> Layer:
         """Return a linear layer with outputs in the dtype of the product; see `packed_product`."""
         narrow = weight.numel() < SMALLEST_WEIGHT
         return packed_product(weight, bias, self.rows, torch.float32 if narrow else self.dtype)
@@ -204,8 +200,3 @@ def rms_norm(norm: nn.RMSNorm) -> Layer:
         return (x * torch.rsqrt(length.square() * inverse_width + eps)).mul_(weight)
 
     return run
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters."""
-    return next(model.parameters()).device

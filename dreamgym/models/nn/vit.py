@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) of the usual sizes.
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929) in the standard sizes.
 
 Pre-norm blocks, with a class token in front. Every weight corresponds to one of `ViTModel` of the
 `transformers` library.

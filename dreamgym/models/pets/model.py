@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.base import (
     Prediction,
     Segment,
@@ -32,7 +33,6 @@ from dreamgym.models.nn.layers import mlp
 from dreamgym.models.nn.members import (
     bootstrap_counts,
     check_members,
-    check_one_of,
     draw_member,
     select_member,
 )
@@ -86,11 +86,9 @@ class PETSConfig:
     range_margin: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "members", "elites", "head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        check_at_least(self, 1, "hidden", "layers", "members", "elites", "head")
         check_members(self.members, self.elites, self.propagation)
-        check_one_of("uncertainty", self.uncertainty, UNCERTAINTIES)
+        check_choice("uncertainty", self.uncertainty, UNCERTAINTIES)
         if not self.log_variance_min < self.log_variance_max:
             raise ValueError(
                 f"log_variance_min={self.log_variance_min} must be below "

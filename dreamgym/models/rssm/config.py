@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.codecs import Units
 from dreamgym.models.nn.conv import ACTIVATIONS
 
@@ -60,16 +61,14 @@ class RSSMObjective:
     free_nats_of: FreeNatsOf = "step"
 
     def __post_init__(self) -> None:
-        _check_choice("vectors", self.vectors, get_args(Units))
-        _check_choice("rewards", self.rewards, get_args(RewardUnits))
-        _check_choice("free_nats_of", self.free_nats_of, get_args(FreeNatsOf))
-        if self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: expected an integer of at least 1")
+        check_choice("vectors", self.vectors, get_args(Units))
+        check_choice("rewards", self.rewards, get_args(RewardUnits))
+        check_choice("free_nats_of", self.free_nats_of, get_args(FreeNatsOf))
+        check_at_least(self, 1, "image_size")
         if self.bins < 3 or self.bins % 2 == 0:
             raise ValueError(f"bins={self.bins}: expected an odd number of at least 3")
-        for name in ("vector", "image", "reward", "termination", "dyn", "rep", "free_nats"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        weights = ("vector", "image", "reward", "termination", "dyn", "rep")
+        check_at_least(self, 0, *weights, "free_nats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,29 +113,22 @@ class RSSMConfig:
     objective: RSSMObjective = field(default_factory=RSSMObjective)
 
     def __post_init__(self) -> None:
-        for name in ("deter", "hidden", "stoch", "prior_layers", "units", "layers", "image_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        check_at_least(self, 1, "deter", "hidden", "stoch", "prior_layers")
+        check_at_least(self, 1, "units", "layers", "image_depth")
+        check_at_least(self, 0, "head_layers")
         if self.classes < 0 or self.classes == 1:
             raise ValueError(
                 f"classes={self.classes}: expected at least 2, or 0 for a Gaussian state"
             )
-        if self.head_layers < 0:
-            raise ValueError(f"head_layers={self.head_layers}: expected a number of at least 0")
         if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
             raise ValueError(
                 f"deter={self.deter} is not divisible into blocks={self.blocks} equal blocks; pass "
                 "a divisor of deter, or 0 for an ordinary GRU"
             )
-        _check_choice("norm", self.norm, get_args(Norm))
-        _check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("activation", self.activation, ACTIVATIONS)
         if not 0 <= self.unimix < 1:
             raise ValueError(f"unimix={self.unimix}: expected a share of at least 0 and below 1")
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
 
 
 # Negative log likelihoods of unit-variance normal distributions.

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.base import Prediction, State, Temperature, end_outside_data
+from dreamgym.models.base import Prediction, State, Temperature, end_outside_data, model_device
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
-from dreamgym.models.nn.packed import Layer, Packing, model_device
+from dreamgym.models.nn.packed import Layer, Packing
 from dreamgym.models.rssm.model import RSSM
 from dreamgym.models.rssm.modules import (
     BlockGRUCell,
@@ -61,7 +61,7 @@ class LatentProduct:
         """Return the product (B, out) in float32."""
         if latents.indices is None:
             return self.dense(latents.z)
-        # Sums are in float32 whatever the dtype of the table is.
+        # Sums are in float32, also for a bfloat16 table.
         return F.embedding_bag(latents.indices, self.table, mode="sum").float()
 
 
@@ -187,7 +187,7 @@ class FastRSSM(FastForm):
         )
         self.register_buffer("worst_return", model.worst_return)
         self.margin = config.range_margin if model.senses.sizes else None
-        # Elsewhere indices are no gain, and to find out whether z is one-hot is a host sync.
+        # On other devices indices gain nothing, and checking that z is one-hot is a host sync.
         self._indexed = device.type == "cpu" and config.classes >= MIN_INDEXED_CLASSES
         self._classes = torch.arange(config.classes, dtype=torch.float32, device=device)
         self._offsets = torch.arange(config.stoch, device=device) * config.classes
@@ -262,7 +262,7 @@ class FastRSSM(FastForm):
         cumulative = self._cumulative(self.latent, prior, temperature)
         uniform = noise.contiguous().unsqueeze(-1)
         classes = torch.searchsorted(cumulative, uniform, right=True).squeeze(-1)
-        # By rounding the last sum may be just below one: what is beyond it is the last class.
+        # Rounding can leave the last sum just below one; uniforms beyond it select the last class.
         indices = classes.clamp_(max=len(self._classes) - 1).add_(self._offsets)
         z = torch.zeros_like(prior, dtype=torch.float32).scatter_(1, indices, 1.0)
         return Latents(z, indices)

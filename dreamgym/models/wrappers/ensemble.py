@@ -69,7 +69,7 @@ class Ensemble(WorldModel):
     sampling, arXiv 1805.12114), and every other member observes it as if it were real. So members
     never drift apart, and they disagree about one step only. They imagine with the same noise, so
     that they differ by what they have learned. Members that do not decode cannot share what they
-    dreamt: each continues by itself, the first one's dream is the ensemble's, and they disagree
+    dreamt: each continues on its own, the first one's dream is the ensemble's, and they disagree
     about the reward.
 
     Uncertainty: the standard deviation over members of the imagined observation and reward, root

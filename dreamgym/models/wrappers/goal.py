@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
-from dreamgym.models.base import Prediction, State, WorldModel, zero_action
+from dreamgym._settings import nearest
+from dreamgym.models.base import Prediction, State, WorldModel, model_device, zero_action
 from dreamgym.models.observations import (
     WHOLE,
     as_tensors,
@@ -130,10 +130,10 @@ class GoalReward(Wrapper):
     def _encode(self, goal: Any) -> Tensor:
         """Return the compared numbers (1, d) of a goal as an episode's first observation."""
         self._check(goal)
-        training, device = self.inner.training, next(self.inner.parameters()).device
+        training, device = self.inner.training, model_device(self.inner)
         tensors = as_tensors(goal, device)
         batch = map_observation(lambda leaf: leaf.unsqueeze(0), tensors)
-        # Noise of one half gives the median of whatever is sampled from it.
+        # Uniforms of one half give the median of every sampled distribution.
         noise = torch.full((1, self.inner.noise_dim), 0.5, device=device)
         action = zero_action(self.action_space, 1, device)
         self.inner.eval()

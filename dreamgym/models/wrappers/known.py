@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dreamgym._files import nearest
-from dreamgym.models.base import Decodes, Prediction, State, WorldModel, zero_action
+from dreamgym._settings import nearest
+from dreamgym.models.base import Decodes, Prediction, State, WorldModel, model_device, zero_action
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
 
@@ -250,7 +250,7 @@ def _resolve(model: Wrapper, function: str | Function, table: Mapping[str, Known
                 f"numbers, got a model of {space}; {known.advice}"
             )
         return known.function
-    device = next(model.parameters()).device
+    device = model_device(model)
     with torch.no_grad():
         observation = model.decode(model.initial(PROBE_ROWS))
         action = zero_action(model.action_space, PROBE_ROWS, device)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dreamgym._settings import check_at_least
 from dreamgym.models.base import Prediction, State, WorldModel
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
@@ -24,8 +25,7 @@ class PessimisticConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight={self.weight}: give a number of at least 0")
+        check_at_least(self, 0, "weight")
 
 
 class Pessimistic(Wrapper):

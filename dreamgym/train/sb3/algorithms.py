@@ -11,7 +11,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dreamgym._files import nearest
+from dreamgym._settings import nearest
 from dreamgym.errors import TrainingError
 from dreamgym.train.config import TrainConfig
 
@@ -109,6 +109,19 @@ def check_action_space(name: str, space: gym.Space[Any]) -> None:
     """
     supported = ALGORITHMS[name].action_space
     if supported is None or isinstance(space, supported):
+        if isinstance(space, gym.spaces.Box) and not space.is_bounded():
+            raise TrainingError(
+                f"the world's action space {space} has an infinite bound, and Stable-Baselines3 "
+                "needs finite ones; fit a world to data with bounds: convert a foreign file again "
+                "with `--env ENV` or ForeignOptions(action_space=Box(low, high)), or record the "
+                "environment inside gymnasium.wrappers.TransformAction with a bounded space"
+            )
+        fixed = isinstance(space, gym.spaces.Box) and bool((space.low == space.high).any())
+        if fixed and not ALGORITHMS[name].on_policy:  # it scales actions by the width of the space
+            raise TrainingError(
+                f"{name} cannot act in {space}, in which an action has a single value; use PPO or "
+                "A2C, or leave that action out of the data"
+            )
         return
     able = [
         other

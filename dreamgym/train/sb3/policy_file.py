@@ -153,7 +153,15 @@ def _foreign_network(path: Path, members: dict[str, bytes]) -> dict[str, Any]:
         data = json.loads(members.get(_DATA_MEMBER, b"{}"))
     except ValueError as error:
         raise PolicyFileError(f"the member 'data' of {path} cannot be read: {error}") from None
-    arguments = data.get("policy_kwargs", {}) if isinstance(data, dict) else {}
+    data = data if isinstance(data, dict) else {}
+    if data.get("_last_original_obs") is not None:  # stored only by an agent behind VecNormalize
+        raise PolicyFileError(
+            f"the policy in {path} was trained behind VecNormalize, whose statistics are in "
+            "another file, a pickle, which is not read. Load both with Stable-Baselines3, e.g. "
+            "PPO.load(path, env=VecNormalize.load(statistics, venv)), and pass that agent to "
+            "dreamgym.evaluate or dreamgym.transfer_policy"
+        )
+    arguments = data.get("policy_kwargs", {})
     unknown = set(arguments) - {"net_arch", "optimizer_kwargs", "use_sde"}
     if _PICKLED_KEY in arguments or unknown or arguments.get("use_sde"):
         raise PolicyFileError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TrainingError
+from dreamgym.errors import TrainingError, WorldError
 
 Indices = int | Iterable[int] | None
 
@@ -42,6 +43,15 @@ class _SharedInfo(dict[str, Any]):
 _EMPTY_INFO = _SharedInfo()
 
 
+def _num_masks(space: gym.Space[Any]) -> int:
+    """Return the entries of one action mask, as in sb3-contrib; 0 for a Box."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return 2 * int(np.prod(space.shape)) if isinstance(space, gym.spaces.MultiBinary) else 0
+
+
 class SB3VecEnv(VecEnv):
     """A `DreamVectorEnv` as a Stable-Baselines3 `VecEnv`, with NumPy output.
 
@@ -53,13 +63,26 @@ class SB3VecEnv(VecEnv):
     Truncation is never termination: a row that is both counts as terminated.
     """
 
-    def __init__(self, env: DreamVectorEnv, *, reward_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        env: DreamVectorEnv,
+        *,
+        reward_scale: float = 1.0,
+        compute_reward: Callable[[Any, Any, Any], Any] | None = None,
+        action_masks: Callable[[Any], NDArray[np.bool_]] | None = None,
+    ) -> None:
         """Adapt `env`.
 
         Args:
             env: a dream in SameStep autoreset mode; its output may be torch or NumPy.
             reward_scale: factor on the rewards that the learner sees. The returns in `episode`
                 stay in the real environment's units.
+            compute_reward: function of achieved goals (B, ...), desired goals (B, ...) and infos
+                that returns rewards (B,), which hindsight experience replay calls; by default that
+                of the world's real environment, where it can be made.
+            action_masks: function of observations (N, ...) that returns masks (N, actions), true
+                where an action is allowed, which MaskablePPO calls; by default all are allowed, and
+                a warning says so.
 
         Raises:
             TrainingError: `env` is not a vector environment or has another autoreset mode, or
@@ -86,6 +109,10 @@ class SB3VecEnv(VecEnv):
         self._actions: NDArray[Any] | None = None
         self._creation_time = time.monotonic()
         self._next_options: dict[str, Any] | None = None
+        self._compute_reward, self._action_masks = compute_reward, action_masks
+        self._warned_of_masks = False
+        self._observation: Any = None
+        self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
@@ -97,7 +124,9 @@ class SB3VecEnv(VecEnv):
         observation, _ = self.env.reset(seed=self._seeds[0], options=self._next_options)
         self._reset_seeds()
         self._next_options = None
-        return _numpy(observation)
+        self._returns[:], self._lengths[:] = 0, 0
+        self._observation = _numpy(observation)
+        return self._observation
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Store the actions (N, ...) for `step_wait`."""
@@ -117,13 +146,16 @@ class SB3VecEnv(VecEnv):
             raise TrainingError("step_wait() was called without step_async(actions) before it")
         actions, self._actions = self._actions, None
         observation, reward, terminated, truncated, info = self.env.step(actions)
+        self._observation = _numpy(observation)
         rewards = np.asarray(_numpy(reward), np.float32)
+        self._returns += rewards
+        self._lengths += 1
         terminations = np.asarray(_numpy(terminated), bool)
         dones = terminations | np.asarray(_numpy(truncated), bool)
         infos: list[dict[str, Any]] = [_EMPTY_INFO] * self.num_envs
         if dones.any():
             self._fill_infos(infos, np.flatnonzero(dones), terminations, info)
-        return _numpy(observation), rewards * np.float32(self.reward_scale), dones, infos
+        return self._observation, rewards * np.float32(self.reward_scale), dones, infos
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """Set the options of the next `reset`.
@@ -145,7 +177,12 @@ class SB3VecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return the environment's attribute, once for each of the rows."""
+        """Return the environment's attribute, once for each of the rows.
+
+        Every environment of discrete actions has `action_masks`, see `env_method`.
+        """
+        if attr_name == "action_masks" and _num_masks(self.action_space):
+            return [self._masks] * len(self._row_list(indices))
         return [getattr(self.env, attr_name)] * len(self._row_list(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
@@ -162,9 +199,19 @@ class SB3VecEnv(VecEnv):
     ) -> list[Any]:
         """Call a method of the environment once and return its result for every row.
 
+        `compute_reward` and `action_masks`, which a dream does not have, are the functions that the
+        adapter was given, or what stands for them.
+
         Raises:
-            TrainingError: `indices` leaves rows out.
+            TrainingError: `indices` leaves rows out, or nothing can compute the reward of a goal.
         """
+        if method_name == "compute_reward":
+            rewards = self._reward_function()(*method_args, **method_kwargs)
+            scaled = np.asarray(_numpy(rewards), np.float32) * np.float32(self.reward_scale)
+            return [scaled] * len(self._row_list(indices))
+        if method_name == "action_masks" and _num_masks(self.action_space):
+            masks = self._masks()
+            return [masks[row] for row in self._row_list(indices)]
         self._require_all(indices, f"call {method_name!r}")
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
         return [result] * self.num_envs
@@ -188,14 +235,56 @@ class SB3VecEnv(VecEnv):
         info: dict[str, Any],
     ) -> None:
         final_observation = _numpy(info["final_obs"])
-        returns, lengths = _numpy(info["episode"]["r"]), _numpy(info["episode"]["l"])
         seconds = round(time.monotonic() - self._creation_time, 6)
         for row in rows.tolist():
             infos[row] = {
                 "terminal_observation": _copy_row(final_observation, row),
                 "TimeLimit.truncated": not terminations[row],
-                "episode": {"r": float(returns[row]), "l": int(lengths[row]), "t": seconds},
+                "episode": {
+                    "r": float(self._returns[row]),
+                    "l": int(self._lengths[row]),
+                    "t": seconds,
+                },
             }
+        self._returns[rows], self._lengths[rows] = 0, 0
+
+    def _masks(self) -> NDArray[np.bool_]:
+        """Return the masks (N, actions) of the actions that are allowed now."""
+        shape = (self.num_envs, _num_masks(self.action_space))
+        if self._action_masks is None:
+            if not self._warned_of_masks:
+                self._warned_of_masks = True
+                warnings.warn(
+                    "a dream has no action masks, so all actions are allowed in it; if the real "
+                    "environment forbids some, pass SB3VecEnv(env, action_masks=function), a "
+                    "function of observations (N, ...) that returns masks (N, actions)",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return np.ones(shape, bool)
+        masks = np.asarray(_numpy(self._action_masks(self._observation)), bool)
+        if masks.shape != shape:
+            raise TrainingError(
+                f"action_masks returned masks of shape {masks.shape}; expected {shape}, one row "
+                "for each dream and one entry for each action"
+            )
+        return masks
+
+    def _reward_function(self) -> Callable[..., Any]:
+        """Return the function that computes the reward of a goal."""
+        if self._compute_reward is None:
+            self._compute_reward = getattr(self.env, "compute_reward", None)
+        if self._compute_reward is None:
+            try:
+                self._compute_reward = self.env.world.real_env().get_wrapper_attr("compute_reward")
+            except (AttributeError, WorldError, gym.error.Error) as error:
+                raise TrainingError(
+                    "hindsight experience replay needs compute_reward, which a dream does not have "
+                    "and which cannot be taken from the world's real environment "
+                    f"({str(error).rstrip('.')}); pass SB3VecEnv(env, compute_reward=function), "
+                    "e.g. real_env.unwrapped.compute_reward"
+                ) from None
+        return self._compute_reward
 
     def _row_list(self, indices: Indices) -> list[int]:
         return list(self._get_indices(indices))

@@ -292,7 +292,7 @@ def test_vision_transformers_take_images_that_their_patches_divide():
     [
         ({"image_encoder": "resnet"}, "vit_tiny_patch14"),
         ({"context": 0}, "at least 1"),
-        ({"probe": "some"}, "vectors, all, none"),
+        ({"probe": "some"}, "all, none, vectors"),
         ({"dropout": 1.0}, "below 1"),
         ({"gate": -1.0}, "at least 0"),
     ],

@@ -120,13 +120,13 @@ def test_goal_reward_is_minus_the_distance_of_what_is_compared():
         inner.initial(1), torch.zeros(1, dtype=torch.int64), torch.tensor(GOAL)[None],
         torch.rand(1, inner.noise_dim),
     )  # fmt: skip
-    wanted = (state["z"] - at_goal["z"]).square().sum(-1).sqrt()
-    torch.testing.assert_close(prediction.reward, -wanted)
+    distance = (state["z"] - at_goal["z"]).square().sum(-1).sqrt()
+    torch.testing.assert_close(prediction.reward, -distance)
     assert torch.equal(model.distance(at_goal), torch.zeros(1))
     whole = GoalReward(inner, GOAL)
     _, _, state, prediction = stepped(whole)
-    wanted = (inner.features(state) - inner.features(at_goal)).norm(dim=-1)
-    torch.testing.assert_close(prediction.reward, -wanted)
+    distance = (inner.features(state) - inner.features(at_goal)).norm(dim=-1)
+    torch.testing.assert_close(prediction.reward, -distance)
 
 
 def test_a_goal_reached_within_the_threshold_is_terminal():
@@ -286,7 +286,7 @@ def test_a_world_with_a_python_function_is_not_saved_and_the_error_says_what_to_
 
 def test_a_model_with_other_states_or_spaces_cannot_take_the_start_states():
     world = small_world("mdn-rnn")
-    with pytest.raises(WorldError, match="starts of world 'small' do not fit"):
+    with pytest.raises(WorldError, match="start states of world 'small' do not fit"):
         world.with_model(small_model("pets"))
     with pytest.raises(WorldError, match="same spaces"):
         world.with_model(small_model("mdn-rnn", "box"))
@@ -332,7 +332,7 @@ def test_a_world_in_place_of_a_model_is_refused():
         lambda: KnownReward(world, "CartPole-v1"),
         lambda: world.with_model(world),
     ):
-        with pytest.raises(TypeError, match=r"`\.model`"):
+        with pytest.raises(TypeError, match=r"`world\.model`"):
             make()
 
 

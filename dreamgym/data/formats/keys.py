@@ -1,0 +1,249 @@
+"""What the arrays of a foreign file mean, by the usual spellings of their names.
+
+A file whose rewards, ends or next observations have another name than its format gives them must
+not be read as a file without. `find_fields` finds them under every usual spelling, and
+`require_nothing_lost` refuses a file with such a key that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dreamgym.data.formats.interface import INFO_GROUPS, Array, ForeignOptions, Terminals
+from dreamgym.errors import DatasetError
+
+# The first spelling that is found is read. Case, "/" and "-" do not matter; see `_normalise`.
+_SPELLINGS: dict[str, tuple[str, ...]] = {
+    "observations": ("observations", "obs", "observation"),
+    "actions": ("actions", "action", "acts", "act"),
+    "rewards": ("rewards", "reward", "rews", "rew", "r"),
+    "next_observations": (
+        *("next_observations", "next_obs", "next_observation", "observations_next", "obs_next"),
+        *("new_observations", "new_obs", "observations2", "obs2", "next_states", "next_state"),
+    ),
+    "terminated": (
+        *("terminated", "terminations", "termination", "is_terminal", "is_terminated"),
+        *("terminateds", "is_terminals"),
+    ),
+    "truncated": (
+        *("truncated", "truncations", "truncation", "timeouts", "timeout", "truncateds"),
+        *("is_truncated", "timelimit_truncated", "time_limit_truncated"),
+    ),
+    "ends": (
+        *("terminals", "terminal", "dones", "done", "is_last", "is_done", "d", "dones_float"),
+        *("done_bool", "episode_end", "episode_ends", "is_end", "ends", "end"),
+    ),
+}
+
+# Keys that say something about ends, but that no format here reads.
+_OTHER_ENDS = frozenset(
+    {"is_first", "is_firsts", "episode_start", "episode_starts", "first", "starts"}
+    | {"discount", "discounts", "mask", "masks", "not_done", "not_dones", "nonterminal"}
+    | {"nonterminals", "non_terminals", "continue", "continues", "cont", "is_continue"}
+)
+# Files with these follow RLDS or Dreamer, where a row holds the reward that arrives with it.
+_FIRST = frozenset({"is_first", "is_firsts"})
+
+_GROUPS = tuple(f"{name}/" for name in INFO_GROUPS)
+
+_ROLES = {
+    "rewards": "rewards",
+    "next_observations": "next observations",
+    "terminated": "ends",
+    "truncated": "ends",
+    "ends": "ends",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """The keys of a file, or of one episode, by what they mean; `None` where there is none.
+
+    Attributes:
+        observations: Observations.
+        actions: Actions.
+        rewards: Rewards.
+        next_observations: Observations after each action.
+        terminated: Flags of terminations.
+        truncated: Flags of truncations.
+        ends: Flags of ends whose kind the name does not say.
+        unread: Further keys with such a meaning, which are not read.
+    """
+
+    observations: str | None = None
+    actions: str | None = None
+    rewards: str | None = None
+    next_observations: str | None = None
+    terminated: str | None = None
+    truncated: str | None = None
+    ends: str | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def outcome_keys(self) -> tuple[str, ...]:
+        """Return every key that carries rewards, ends or next observations."""
+        found = (getattr(self, role) for role in _ROLES)
+        return (*(key for key in found if key is not None), *self.unread)
+
+    def describe(self) -> str:
+        """Return the end of a convention: whether there are rewards, and what is not read."""
+        text = "" if self.rewards is not None else "; rewards are zero: the file has none"
+        return text + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
+
+
+def meaning(name: str) -> str | None:
+    """Return what a key carries: "rewards", "ends", "next observations", or `None` for neither."""
+    known = _normalise(name)
+    if known in _OTHER_ENDS:
+        return "ends"
+    return next((_ROLES[role] for role in _ROLES if known in _SPELLINGS[role]), None)
+
+
+def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
+    """Find out which key of a file means what, without judging whether that can be read.
+
+    Args:
+        names: The keys; those inside a group as `group/key`.
+        ignore: Keys that the user does not want to be read.
+    """
+    left = {name: _normalise(name) for name in names if name not in set(ignore)}
+    found: dict[str, str] = {}
+    for role, spellings in _SPELLINGS.items():
+        matches = [name for spelling in spellings for name, n in left.items() if n == spelling]
+        matches.sort(key=lambda name: name.startswith(_GROUPS))  # those in the root come first
+        if role in ("observations", "actions"):
+            matches = [name for name in matches if not name.startswith(_GROUPS)]
+        if matches:
+            found[role] = matches[0]
+    read = set(found.values())
+    unread = tuple(name for name in left if name not in read and meaning(name) is not None)
+    return Fields(**found, unread=unread)
+
+
+def require_nothing_lost(
+    found: Fields, path: Path, *, reads: Iterable[str] = tuple(_ROLES)
+) -> None:
+    """Raise `DatasetError` if a key carries what is otherwise not read.
+
+    Args:
+        found: The keys of the file.
+        path: Path for the error message.
+        reads: The fields that the format reads.
+    """
+    read = {_ROLES[role] for role in reads if role in _ROLES and getattr(found, role) is not None}
+    skipped = [
+        getattr(found, role) for role in _ROLES if role not in reads and getattr(found, role)
+    ]
+    lost = [name for name in (*skipped, *found.unread) if meaning(name) not in read]
+    if lost:
+        carried = sorted({str(meaning(name)) for name in lost})
+        raise DatasetError(
+            f"its keys {lost} seem to carry {' and '.join(carried)}, and dreamgym does not know "
+            "how to read them",
+            path=path,
+            remedy="rename them to rewards, next_observations, terminated and truncated (one row "
+            "per action), or leave them out with ForeignOptions(ignore=...) or --ignore KEY",
+        )
+
+
+def require_no_arrivals(found: Fields, path: Path) -> None:
+    """Raise `DatasetError` for a file whose rewards may belong to the action before their row."""
+    first = [name for name in found.unread if _normalise(name) in _FIRST]
+    if first:
+        raise DatasetError(
+            f"it has the key {first[0]!r}, as RLDS and Dreamer write: there, the reward of a row "
+            "may belong to the action of the row before, which the file does not say",
+            path=path,
+            remedy="write it as a native dataset with DatasetWriter and Episode; or, if rewards[t] "
+            f"is the reward of actions[t], pass ForeignOptions(ignore=({first[0]!r},)) or "
+            f"--ignore {first[0]}",
+        )
+
+
+def resolve_ends(
+    found: Fields,
+    columns: Mapping[str, Array],
+    options: ForeignOptions,
+    path: Path,
+    ambiguity: str | None = None,
+) -> tuple[Array, Array, str]:
+    """Return which rows are terminations and which are truncations.
+
+    Args:
+        found: The keys of the flags.
+        columns: The flags by key, `(N,)` each, all of the same length.
+        options: What the user knows.
+        path: Path for error messages.
+        ambiguity: What makes the flags ambiguous, for the error message; by default their name.
+
+    Returns:
+        `(N,)` bool terminations, `(N,)` bool truncations (where both are set, it terminated), and
+        how the flags were read, for the convention.
+
+    Raises:
+        DatasetError: There are only flags whose name does not say what an end is, one of them is
+            set, and `options.terminals` does not say it either.
+    """
+    flags = {
+        role: np.asarray(columns[key]).reshape(-1) != 0
+        for role in ("terminated", "truncated", "ends")
+        if (key := getattr(found, role)) is not None
+    }
+    if not flags:
+        return np.zeros(0, bool), np.zeros(0, bool), "no end flags"
+    none = np.zeros(len(next(iter(flags.values()))), bool)
+    terminated, truncated = flags.get("terminated", none), flags.get("truncated", none)
+    ends = flags.get("ends", none)
+    name = found.ends
+    if "ends" not in flags:
+        keys = [key for key in (found.terminated, found.truncated) if key is not None]
+        text = f"ends are {' and '.join(keys)}"
+    elif "terminated" in flags:
+        truncated = truncated | (ends & ~terminated)
+        text = f"{found.terminated} are terminations, other {name} truncations"
+    elif "truncated" in flags and name is not None and "done" in _normalise(name):
+        terminated = ends & ~truncated  # Gym's old `done` is set for time limits, too
+        text = f"{name} are terminations where {found.truncated} is not set"
+    elif "truncated" in flags:
+        terminated = ends
+        text = f"{name} are terminations, {found.truncated} are truncations"
+    elif not ends.any() and options.terminals is None:
+        text = f"no {name} is set"
+    elif require_terminals(options, path, ambiguity or f"there is only {name!r}") == "termination":
+        terminated = ends
+        text = f"{name} are terminations (by option)"
+    else:
+        truncated = ends
+        text = f"{name} are boundaries (by option), read as truncations"
+    return terminated, truncated & ~terminated, text
+
+
+def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Terminals:
+    """Return the meaning of ambiguous end flags that the user gave.
+
+    Args:
+        options: What the user knows.
+        path: Path for the error message.
+        ambiguity: What makes the flags ambiguous, for the error message.
+
+    Raises:
+        DatasetError: The user gave none; the message asks for it.
+    """
+    if options.terminals is None:
+        raise DatasetError(
+            f"{ambiguity}: the file does not say whether an end is a termination or only a "
+            "boundary",
+            path=path,
+            remedy="pass terminals='termination' or terminals='boundary'",
+        )
+    return options.terminals
+
+
+def _normalise(name: str) -> str:
+    for group in _GROUPS:
+        name = name.removeprefix(group)
+    return name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
