@@ -95,7 +95,7 @@ def mean_square(difference: Tensor, spread: Tensor) -> Tensor:
         difference: (N, ..., *spread.shape).
         spread: output of `Windows.spread`; numbers that do not change are left out of the mean.
     """
-    squares = (difference / spread).square().flatten(1).mean(1)
+    squares = (difference / spread).square().reshape(len(difference), -1).mean(1)
     return squares / spread.isfinite().float().mean().clamp(min=1 / spread.numel())
 
 

@@ -45,7 +45,9 @@ def widened_range(
         least: (n,) smallest widening.
     """
     rounding = 2 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
-    wider = torch.maximum(margin * (high - low), torch.as_tensor(least)) + rounding
+    # Not 0 * infinity, where an infinite margin switches ranges off.
+    share = torch.where(high > low, margin * (high - low), 0.0)
+    wider = torch.maximum(share, torch.as_tensor(least)) + rounding
     return low - wider, high + wider
 
 
@@ -167,7 +169,8 @@ class TransitionCodec(VectorCodec):
 
     Args:
         box: space of the vectors; several vectors side by side are one box.
-        margin: widening of the training data's range on each side, as a share of it.
+        margin: widening of the training data's range on each side, as a share of it; at least
+            `KNOWN_CHANGES`.
 
     Attributes:
         delta_std: (size,) root mean square of the change of z from one observation to the next.

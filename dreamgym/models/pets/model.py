@@ -67,7 +67,8 @@ class PETSConfig:
         decay: weight decay of the output layer; the hidden layers have 1/4, 1/2, 3/4, 3/4, ... of
             it, as in the published code.
         range_margin: a dream that leaves the training data's range, widened on each side by this
-            share of it, ends there with the worst return seen in the data (`end_outside_data`).
+            share of it and at least by three typical changes in a step, ends there with the worst
+            return seen in the data (`end_outside_data`).
             Infinity turns this off, as in the published code, which dreams a few steps only.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -68,6 +70,10 @@ def test_a_channel_that_never_changes_keeps_its_value_and_is_never_outside_the_d
         outside = codec.outside_data(codec.decode(predicted), 0.3)
     assert not outside.any()
     assert (codec.decode(predicted)[:, 1] == np.float32(value)).all()
+    if changes:  # an infinite margin switches ranges off
+        unlimited = TransitionCodec(box, math.inf)
+        unlimited.set_moments(measure_statistics([(seen, np.zeros(49))]).vector)
+        assert unlimited.limit(predicted + 1e6)[0].isfinite().all()
     # The other channel still has a range.
     far = codec.encode(torch.from_numpy(seen)) + torch.tensor([50.0, 0.0])
     beyond = codec.limit(far)[1] if changes else codec.outside_data(codec.decode(far), 0.3)
