@@ -230,8 +230,8 @@ class RSSM(WorldModel):
 
 
 SMALLEST_TWO_HOT_STD = 0.01
-"""Rewards with a smaller spread are scaled up to it before the two-hot encoding, whose bins are
-0.17 apart around zero. Other rewards are encoded as they are, as published."""
+"""Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
+apart around zero. Other rewards are encoded as they are, as published."""
 
 
 class RewardHead(nn.Module):
@@ -270,7 +270,7 @@ class RewardHead(nn.Module):
         """Fit to the mean () and standard deviation () of the rewards."""
         self.mean.copy_(mean)
         self.std.copy_(std)
-        self.two_hot_unit.copy_((std / SMALLEST_TWO_HOT_STD).clamp(max=1.0))
+        self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the reward (...) in the real environment's units."""
