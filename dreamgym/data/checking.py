@@ -21,6 +21,7 @@ from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
 from dreamgym.data.images import image_notes
+from dreamgym.data.numeric_notes import numeric_notes
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
@@ -157,7 +158,8 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         for kind, channels in (("constant", figures.constant), ("saturated", figures.saturated)):
             if channels:
                 notes.append(f"{len(channels)} {kind} channels in {key!r}: {_shorten(channels)}")
-    notes += image_notes(boxes) + bounds_findings(outside_observations(source))
+    notes += numeric_notes(source, statistics) + image_notes(boxes)
+    notes += bounds_findings(outside_observations(source))
     notes += teaching_findings([Lessons.of_source(source)])
     notes += [*metadata.notes, *_action_bounds_notes(metadata.action_space)]
     duplicates = _duplicates(source)

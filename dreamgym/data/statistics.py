@@ -47,17 +47,24 @@ def episode_returns(reward: Column, table: EpisodeTable) -> Array:
 
 
 class ChannelStatistics:
-    """Running range, mean and saturation of each channel.
+    """Running range, mean, spread and saturation of each channel.
 
     Args:
         shape: Shape of one row; every element is a channel.
+
+    Attributes:
+        count: Number of rows.
+        low: Smallest value of each channel.
+        high: Largest value of each channel.
+        whole: Whether each channel only holds whole numbers.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         size = int(np.prod(shape))
         self.count = 0
         self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
-        self._sum, self._squares = np.zeros(size), np.zeros(size)
+        self.whole = np.ones(size, dtype=bool)
+        self._shift, self._sum, self._squares = np.zeros(size), np.zeros(size), np.zeros(size)
         self._at_low, self._at_high = np.zeros(size), np.zeros(size)
 
     def add(self, rows: Array) -> None:
@@ -66,6 +73,10 @@ class ChannelStatistics:
         values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
             return
+        if not self.count:
+            # Subtracted before squaring, so that channels far from zero keep their digits.
+            self._shift = values[0]
+        self.whole &= (values == np.rint(values)).all(axis=0)
         low, high = values.min(axis=0), values.max(axis=0)
         # An end of the range that moves outwards has been reached by none of the rows before.
         self._at_low = np.where(low < self.low, 0, self._at_low)
@@ -73,9 +84,21 @@ class ChannelStatistics:
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self._at_low += (values == self.low).sum(axis=0)
         self._at_high += (values == self.high).sum(axis=0)
-        self._sum += values.sum(axis=0)
-        self._squares += np.square(values).sum(axis=0)
+        self._sum += (values - self._shift).sum(axis=0)
+        self._squares += np.square(values - self._shift).sum(axis=0)
         self.count += len(values)
+
+    @property
+    def mean(self) -> Array:
+        """Mean of each channel."""
+        return self._sum / max(self.count, 1) + self._shift
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation of each channel."""
+        count = max(self.count, 1)
+        variance = self._squares / count - np.square(self._sum / count)
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
 
     @property
     def constant(self) -> list[int]:
@@ -92,8 +115,7 @@ class ChannelStatistics:
         """Return the figures as JSON-plain values; channels are listed if there are few."""
         if not self.count:
             return {"rows": 0}
-        mean = self._sum / self.count
-        std = np.sqrt(np.maximum(self._squares / self.count - np.square(mean), 0.0))
+        mean, std = self.mean, self.std
         summary: dict[str, Any] = {
             "rows": self.count,
             "channels": len(mean),
@@ -116,16 +138,18 @@ class ChannelStatistics:
 def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) -> ChannelStatistics:
     """Return the statistics over all rows of a column."""
     statistics = ChannelStatistics(shape)
-    for rows in _blocks(column, shape, num_rows):
+    for _, rows in channel_blocks(column, shape, num_rows):
         statistics.add(rows)
     return statistics
 
 
-def _blocks(column: Column, shape: tuple[int, ...], num_rows: int) -> Iterator[Array]:
-    """Read a column in blocks that fit in memory as float64."""
+def channel_blocks(
+    column: Column, shape: tuple[int, ...], num_rows: int
+) -> Iterator[tuple[int, Array]]:
+    """Yield the first row and the rows of blocks that fit in memory as float64."""
     step = max(1, _BLOCK_BYTES // (8 * int(np.prod(shape))))
     for first in range(0, num_rows, step):
-        yield column.read(first, min(first + step, num_rows))
+        yield first, column.read(first, min(first + step, num_rows))
 
 
 def reward_statistics(column: Column, table: EpisodeTable) -> dict[str, Any]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from dreamgym._device import float32_by_default
-from dreamgym.metrics.windows import BURN_IN, Windows, decode_chunk, uniform_noise
+from dreamgym.metrics.windows import (
+    BURN_IN,
+    Windows,
+    as_float,
+    decode_chunk,
+    mean_square,
+    spread_of,
+    uniform_noise,
+)
 from dreamgym.models import Decodes, Segment, State, WorldModel, filter_states, imagine
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
 
@@ -93,7 +101,9 @@ class _Targets:
         observed, first = windows.segment.observation, BURN_IN + 1
         if isinstance(model, Decodes):
             keys = observation_boxes(model.observation_space)
-            self.expected = {k: get_part(observed, k)[:, first : first + steps] for k in keys}
+            self.expected = {
+                k: as_float(get_part(observed, k)[:, first : first + steps]) for k in keys
+            }
             self.spread = {k: windows.spread(k) for k in keys}
             return
         segment = Segment(
@@ -104,8 +114,7 @@ class _Targets:
         states = filter_states(model, segment, torch.full(shape, 0.5, device=segment.mask.device))
         self.expected = self._outputs({key: leaf[:, first:] for key, leaf in states.items()})
         self.spread = {
-            key: values.flatten(0, 1).std(0).clamp(min=1e-6)
-            for key, values in self.expected.items()
+            key: spread_of(values.flatten(0, 1)) for key, values in self.expected.items()
         }
 
     def errors(self, states: State) -> Tensor:
@@ -119,7 +128,7 @@ class _Targets:
         """Return the mean squared error of some of the windows."""
         outputs = self._outputs({key: leaf[rows] for key, leaf in states.items()})
         errors = [
-            ((outputs[key] - expected[rows].float()) / self.spread[key]).square().flatten(1).mean(1)
+            mean_square(outputs[key] - expected[rows], self.spread[key])
             for key, expected in self.expected.items()
         ]
         return torch.stack(errors).mean(0)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, ActionEffect, action_effect
@@ -24,7 +26,7 @@ from dreamgym.metrics.windows import (
     uniform_noise,
     window_shape,
 )
-from dreamgym.models import WorldModel
+from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
 
 MAX_WINDOWS = (512, 64)
@@ -50,6 +52,13 @@ every inspection of a fit uses the same windows."""
 MAX_MISCALIBRATION = 0.25
 """Tolerated error of the predicted number of terminations, relative to the true number, where the
 difference is significant."""
+
+ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Rewards with a smaller spread, relative to their size, are all the same."""
+
+MAX_REWARD_ERROR = 2.0
+"""Tolerated error of the predicted rewards, in units of the spread of the real ones. A guess that
+is always the mean reward has an error of 1, and one of a right but noisy distribution sqrt(2)."""
 
 
 class Alarm(NamedTuple):
@@ -101,6 +110,20 @@ class InspectionContext:
     transitions: int
     rng: np.random.Generator
 
+    @cached_property
+    def one_step(self) -> tuple[Prediction, Tensor, Tensor]:
+        """Predictions from every state of the burn-in, with real rewards and terminations; (N,)."""
+        segment = self.windows.segment
+        mask = segment.mask[:, : BURN_IN + 1]
+        states = {key: leaf[mask] for key, leaf in self.windows.states.items()}
+        actions = segment.action[:, : BURN_IN + 1][mask]
+        noise = uniform_noise(self.rng, (len(actions), self.model.noise_dim), actions.device)
+        _, predicted = self.model.step(states, actions, noise)
+        reward, terminated = (
+            leaf[:, : BURN_IN + 1][mask] for leaf in (segment.reward, segment.terminated)
+        )
+        return predicted, reward, terminated
+
 
 Check = Callable[[InspectionContext, set[str]], Inspection]
 """Takes the context and the names of the alarms raised so far; returns its figures and alarms."""
@@ -132,21 +155,23 @@ def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
 
 def check_terminations(context: InspectionContext, raised: set[str]) -> Inspection:
     """Check the calibration of terminations one step ahead, from every state of the burn-in."""
-    windows, model = context.windows, context.model
-    mask = windows.segment.mask[:, : BURN_IN + 1]
-    if not bool(mask.any()):
+    predicted, _, terminated = context.one_step
+    if not len(terminated):
         return Inspection({}, [])
-    states = {key: leaf[mask] for key, leaf in windows.states.items()}
-    actions = windows.segment.action[:, : BURN_IN + 1][mask]
-    noise = uniform_noise(context.rng, (len(actions), model.noise_dim), actions.device)
-    _, predicted = model.step(states, actions, noise)
-    terminated = windows.segment.terminated[:, : BURN_IN + 1][mask]
     result = calibration(predicted.termination, terminated)
     figures = {"termination_ece": result.ece, "termination_brier": result.brier}
     if result.skill is not None:
         figures["termination_skill"] = result.skill
-    transitions = min(context.transitions, int(windows.segment.mask.sum()))
+    transitions = min(context.transitions, int(context.windows.segment.mask.sum()))
     return Inspection(figures, termination_alarms(result, transitions))
+
+
+def check_rewards(context: InspectionContext, raised: set[str]) -> Inspection:
+    """Check the error of the rewards one step ahead, from every state of the burn-in."""
+    predicted, reward, _ = context.one_step
+    # A dream that leaves the data ends with another reward (`end_outside_data`).
+    continues = predicted.termination < 1
+    return Inspection({}, reward_alarms(predicted.reward[continues], reward[continues]))
 
 
 def check_actions(context: InspectionContext, raised: set[str]) -> Inspection:
@@ -162,7 +187,7 @@ def check_actions(context: InspectionContext, raised: set[str]) -> Inspection:
     return Inspection({"action_sensitivity": effect.sensitivity}, alarms)
 
 
-CHECKS: list[Check] = [check_latents, check_terminations, check_actions]
+CHECKS: list[Check] = [check_latents, check_terminations, check_actions, check_rewards]
 """Every check, in the order in which they run."""
 
 
@@ -270,6 +295,31 @@ def termination_alarms(result: Calibration, transitions: int) -> list[Alarm]:
             f"and {result.rate:.2%} terminate (ECE {result.ece:.3f}{skill}), so dreams are too "
             f"{'short' if predicted > actual else 'long'}; fit for longer, or on more episodes "
             "that terminate",
+        )
+    ]
+
+
+def reward_alarms(predicted: Tensor, real: Tensor) -> list[Alarm]:
+    """Return an alarm if the error of the rewards exceeds their spread by far.
+
+    Args:
+        predicted: (N,) predicted rewards.
+        real: (N,) real rewards; where all are the same, their size takes the place of the spread.
+    """
+    if not len(real) or not bool(real.any()):
+        return []
+    error = float((predicted - real).square().mean() ** 0.5)
+    size, spread = float(real.abs().max()), float(real.std(correction=0))
+    varies = spread > ROUNDING * size
+    if error <= MAX_REWARD_ERROR * (spread if varies else size):
+        return []
+    measure = f"standard deviation is {spread:.3g}" if varies else f"only value is {size:.3g}"
+    return [
+        Alarm(
+            "reward",
+            f"the reward is not learnt: its error one step ahead is {error:.3g}, while the "
+            f"{measure} on held-out episodes; fit for longer, or change the unit of the rewards "
+            "so that their standard deviation is near 1",
         )
     ]
 

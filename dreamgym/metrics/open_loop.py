@@ -16,9 +16,11 @@ from dreamgym.metrics.windows import (
     BURN_IN,
     MIN_WINDOWS,
     Windows,
+    as_float,
     decode_chunk,
     draw_windows,
     max_steps,
+    mean_square,
     uniform_noise,
     window_shape,
 )
@@ -160,14 +162,16 @@ def _squared_errors(
         decoded = model.decode({key: leaf[part] for key, leaf in state.items()})
         for key, spread in spreads.items():
             truth = get_part(windows.segment.observation, key)[rows][:, [BURN_IN, BURN_IN + k]]
-            last, expected = truth.float().unbind(1)
-            dreamt = get_part(decoded, key).float().unflatten(0, (len(rows), -1))
+            # Differences keep the dtype of the real observations: with a large offset, float32
+            # would not.
+            last, expected = as_float(truth).unbind(1)
+            dreamt = get_part(decoded, key).to(expected.dtype).unflatten(0, (len(rows), -1))
             differences = (
                 dreamt - expected.unsqueeze(1),
                 dreamt.mean(1) - expected,
                 last - expected,
             )
-            squares = [float((d / spread).square().mean()) for d in differences]
+            squares = [float(mean_square(d, spread).mean()) for d in differences]
             totals[key] += np.array(squares) * (len(rows) / len(window_rows))
     return {key: tuple(total.tolist()) for key, total in totals.items()}
 

@@ -76,13 +76,43 @@ class Windows(NamedTuple):
     def spread(self, key: str) -> Tensor:
         """Return the standard deviation of one part of the observations in the burn-in.
 
-        Each number of a vector has its own. The pixels of an image share one, because many of
-        them never change.
+        Each number of a vector has its own; that of a number that does not change is infinite, as
+        it gives no unit in which an error could be measured. The pixels of an image share one,
+        because many of them never change.
         """
         mask = F.pad(self.segment.mask[:, :BURN_IN], (1, 0), value=True)
-        observed = get_part(self.segment.observation, key)[:, : BURN_IN + 1][mask].float()
-        spread = observed.std(0) if observed.ndim == 2 else observed.std()
-        return spread.nan_to_num(nan=1.0).clamp(min=1e-6)
+        observed = get_part(self.segment.observation, key)[:, : BURN_IN + 1][mask]
+        return spread_of(observed if observed.ndim == 2 else observed.reshape(-1, 1)).reshape(
+            (-1,) if observed.ndim == 2 else ()
+        )
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Return values as floats: integers and bytes in float32, floats in their own dtype."""
+    return values if values.is_floating_point() else values.float()
+
+
+def spread_of(rows: Tensor) -> Tensor:
+    """Return the standard deviations (n,) of rows (N, n); infinity where they do not change.
+
+    A spread within the rounding error of the numbers is no change. There is no absolute limit.
+    """
+    exact = as_float(rows)
+    # Centred in its own dtype: float32 would lose the variation beside a large offset.
+    spread = (exact - exact[:1]).float().std(0).nan_to_num(nan=1.0)
+    rounding = 16 * torch.finfo(exact.dtype).eps * exact.abs().amax(0).float()
+    return torch.where(spread > rounding, spread, torch.inf)
+
+
+def mean_square(difference: Tensor, spread: Tensor) -> Tensor:
+    """Return the mean squared difference of each row in units of the spread, (N,).
+
+    Args:
+        difference: (N, ..., *spread.shape).
+        spread: output of `Windows.spread`; numbers that do not change are left out of the mean.
+    """
+    squares = (difference / spread).square().reshape(len(difference), -1).mean(1)
+    return squares / spread.isfinite().float().mean().clamp(min=1 / spread.numel())
 
 
 def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -12,19 +12,34 @@ from torch import Tensor
 
 from dreamgym.models.observations import WHOLE
 
-MIN_STD = 1e-6
-"""Channels with a smaller standard deviation count as constant; their spread is set to one."""
+ROUNDING_UNITS = 16
+"""A channel whose standard deviation is within this multiple of the rounding error of its largest
+value counts as constant. There is no absolute limit: rewards of 1e-6 are as good as those of 1."""
+
+SMALLEST_STD = 1e-30
+"""Smaller standard deviations have no reciprocal in float32; such a channel counts as constant."""
+
+SMALLEST_DELTA = 1e-5
+"""Floor of `Moments.delta_std`, as a share of `std`. A channel that only changes between episodes
+has no changes to measure, and smaller ones are rounding errors of float32."""
+
+NOISE_SHARE = 0.8
+"""A channel whose changes are at least this share of its spread is mostly noise: two values in
+succession have a correlation below 0.7."""
 
 
 class Moments(NamedTuple):
-    """Moments of one part of the observations, in its own units; all (n,) float32.
+    """Moments of one part of the observations, in its own units; all (n,).
+
+    They are measured in float64: with a large offset, a range in float32 would lose its digits.
 
     Attributes:
         mean: mean over all rows.
-        std: standard deviation over all rows.
-        low: smallest value.
+        std: standard deviation over all rows; the magnitude of a constant channel, or one if it is
+            zero.
+        low: smallest value; equal to `high` in a constant channel.
         high: largest value.
-        delta_std: root mean square of the change from one row to the next.
+        delta_std: root mean square of the change from one row to the next, above zero.
     """
 
     mean: Tensor
@@ -33,9 +48,24 @@ class Moments(NamedTuple):
     high: Tensor
     delta_std: Tensor
 
+    @property
+    def constant(self) -> Tensor:
+        """Whether a channel never changes, (n,) bool."""
+        return self.low == self.high
+
+    @property
+    def drifts(self) -> Tensor:
+        """Whether a channel can leave the data step by step, (n,) bool.
+
+        A constant channel cannot, and neither can noise, which has no memory. A sample from the
+        tail of a distribution says nothing about where the dream is; of a hundred noisy channels,
+        such as contact forces, one would leave its range at nearly every step.
+        """
+        return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
+
 
 class Statistics(NamedTuple):
-    """Moments of training data in the real environment's units, float32.
+    """Moments of training data in the real environment's units.
 
     Attributes:
         observation: moments of each part, by key of a Dict space or `WHOLE`; images have none.
@@ -69,6 +99,7 @@ class _Sums:
         self.square, self.delta = self.total.copy(), self.total.copy()
         self.low = np.full_like(self.shift, np.inf)
         self.high = -self.low
+        self.rounding = np.finfo(first.dtype if first.dtype.kind == "f" else np.float64).eps
 
     def add(self, observations: NDArray) -> None:
         x = observations.reshape(len(observations), -1).astype(np.float64)
@@ -80,13 +111,15 @@ class _Sums:
 
     def moments(self) -> Moments:
         mean = self.total / self.rows
-        return Moments(
-            mean=_tensor(mean + self.shift),
-            std=_std(self.square / self.rows - mean**2),
-            low=_tensor(self.low),
-            high=_tensor(self.high),
-            delta_std=_std(self.delta / max(1, self.steps)),
-        )
+        variance = self.square / self.rows - mean**2
+        std, mean = np.sqrt(np.maximum(variance, 0.0)), mean + self.shift
+        magnitude = np.maximum(np.abs(self.low), np.abs(self.high))
+        constant = std <= np.maximum(ROUNDING_UNITS * self.rounding * magnitude, SMALLEST_STD)
+        std = np.where(constant, np.where(magnitude > SMALLEST_STD, magnitude, 1.0), std)
+        delta = np.sqrt(self.delta / max(1, self.steps))
+        delta = np.where(constant, std, np.maximum(delta, SMALLEST_DELTA * std))
+        low, high = (np.where(constant, mean, end) for end in (self.low, self.high))
+        return Moments(*map(torch.from_numpy, (mean, std, low, high, delta)))
 
 
 def measure_statistics(
@@ -127,7 +160,7 @@ def measure_statistics(
         observation={key: sums.moments() for key, sums in parts.items()},
         reward_mean=reward.mean[0],
         reward_std=reward.std[0],
-        worst_return=_tensor(worst),
+        worst_return=torch.tensor(worst, dtype=torch.float64),
         action=_action_moments(actions),
     )
 
@@ -140,13 +173,3 @@ def _action_moments(episodes: Iterable[NDArray]) -> Moments | None:
         sums = sums or _Sums(actions[0])
         sums.add(actions)
     return sums.moments() if sums else None
-
-
-def _tensor(value: NDArray | float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
-
-
-def _std(variance: NDArray) -> Tensor:
-    """Return the standard deviation, or one for channels that count as constant."""
-    std = np.sqrt(np.maximum(variance, 0.0))
-    return _tensor(np.where(std < MIN_STD, 1.0, std))

@@ -20,7 +20,8 @@ from dreamgym.world.world import World
 _ROWS = 256
 _STEPS = 64
 _STICKINESS = 0.8  # a random policy that repeats its actions reaches further
-_SMALLEST_SCALE = 1e-6  # what varies less counts as constant
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)  # what varies less, relatively, is constant
+_SMALLEST_SCALE = 1e-30  # has a reciprocal in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,11 @@ def measure_scales(
         env.close()
     flat = observations.reshape(-1, observations[0, 0].size).astype(np.float64)
     std = flat.std(0)
+    rounding = np.maximum(_ROUNDING * np.abs(flat).max(0), _SMALLEST_SCALE)
     size = float(np.sqrt(np.mean(np.square(returns))))
     return DreamScales(
         mean=[float(value) for value in flat.mean(0)],
-        std=[float(value) if value > _SMALLEST_SCALE else 1.0 for value in std],
+        std=[float(value) for value in np.where(std > rounding, std, 1.0)],
         reward_scale=1 / size if size > _SMALLEST_SCALE else 1.0,
     )
 

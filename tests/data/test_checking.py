@@ -191,3 +191,79 @@ def test_a_dataset_without_a_finite_row_has_a_readable_card(
     assert "no row is finite" in str(card)
     assert ("no action is finite" in str(card)) == isinstance(actions, spaces.Box)
     json.dumps(card.as_dict(), allow_nan=False)
+
+
+def notes_on(tmp_path: Path, observations: np.ndarray, actions: np.ndarray | None = None) -> str:
+    """Return the notes on two episodes, each with half of the rows."""
+    rng = np.random.default_rng(0)
+    half = len(observations) // 2
+    if actions is None:
+        actions = rng.uniform(-1, 1, (2 * half, 1))
+    episodes = [
+        Episode(
+            observations=observations[first : first + half],
+            actions=actions[first : first + half - 1].astype(np.float32),
+            rewards=rng.normal(size=half - 1).astype(np.float32),
+            terminated=True,
+            truncated=False,
+            complete=True,
+        )
+        for first in (0, half)
+    ]
+    metadata = DatasetMetadata(
+        observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], observations.dtype),
+        action_space=spaces.Box(-1, 1, actions.shape[1:], np.float32),
+    )
+    card = check(write(tmp_path / "d.h5", episodes, metadata))
+    assert card.ok
+    return "; ".join(card.notes)
+
+
+def test_variation_that_float32_cannot_hold_beside_an_offset_is_noted(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    rows[:, 1] += 4e6
+    rows[:, 2] = 4e6  # constant: no digits to lose
+    notes = notes_on(tmp_path, rows)
+    assert "channel 1 of 'observation' loses digits in float32" in notes
+    assert "steps of 0.48" in notes
+    assert "subtract the offset" in notes
+
+
+def test_angles_that_wrap_are_noted_and_flags_noise_and_clipped_channels_are_not(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    turn = rng.normal(0.2, 0.2, 400).cumsum()
+    rows = np.stack(
+        [
+            np.arctan2(np.sin(turn), np.cos(turn)),
+            np.rad2deg(turn) % 360,
+            np.sin(turn),
+            rng.integers(0, 2, 400),
+            rng.uniform(size=400),
+            rng.standard_cauchy(400).clip(-1, 1),
+        ],
+        axis=1,
+    ).astype(np.float32)
+    notes = notes_on(tmp_path, rows)
+    assert "channels 0, 1 of 'observation' wrap like an angle" in notes
+    assert "range of 6.2" in notes
+    assert "sine and cosine" in notes
+
+
+def test_codes_of_classes_stored_as_floats_are_noted_and_flags_are_not(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, [2, 5], (100, 2)).astype(np.float32)
+    notes = notes_on(tmp_path, np.concatenate([codes, rng.normal(size=(100, 1))], 1, dtype="f4"))
+    assert "channel 1 of 'observation' only holds whole numbers" in notes
+    plain = notes_on(tmp_path / "plain", rng.normal(size=(100, 2)).astype(np.float32))
+    assert not plain
+
+
+def test_numbers_of_the_action_that_never_change_are_noted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (100, 3))
+    actions[:, 1] = 0.5
+    notes = notes_on(tmp_path, rng.normal(size=(100, 2)), actions)
+    assert "1 of 3 numbers of the action never change (1 is always 0.5)" in notes
+    assert "record with a policy that varies them" in notes

@@ -12,7 +12,12 @@ from torch import nn
 
 from dreamgym.data import Dataset
 from dreamgym.metrics import TrainingMonitor
-from dreamgym.metrics.alarms import collapse_alarms, latent_alarms, termination_alarms
+from dreamgym.metrics.alarms import (
+    collapse_alarms,
+    latent_alarms,
+    reward_alarms,
+    termination_alarms,
+)
 from dreamgym.metrics.calibration import Calibration
 from dreamgym.models import JEPA, MDNRNN, RSSM, JEPAConfig, MDNRNNConfig, RSSMConfig, WorldModel
 from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
@@ -66,9 +71,6 @@ class ZeroEncoder(nn.Module):
 
     def forward(self, action: torch.Tensor) -> torch.Tensor:
         return 0.0 * self.encoder(action)
-
-    def fit_unbounded(self, moments: object) -> None:
-        """Leave the scale as it is."""
 
 
 @pytest.mark.parametrize("kind", ["mdn-rnn", "rssm"])
@@ -147,3 +149,22 @@ def test_chance_alone_raises_no_calibration_alarm():
     assert "too short" in termination_alarms(never, 1000)[0].sentence
     rare = result._replace(predicted=0.001)
     assert "too long" in termination_alarms(rare, 1000)[0].sentence
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("varied", [True, False])
+def test_a_reward_error_far_beyond_its_spread_raises_an_alarm_in_any_unit(unit, varied):
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(500, generator=rng) if varied else torch.full((500,), 3.0)
+    guess = real.mean() + 1.2 * torch.randn(500, generator=rng)
+    assert reward_alarms(unit * guess, unit * real) == []
+    [alarm] = reward_alarms(unit * (guess + 20.0), unit * real)
+    assert alarm.name == "reward"
+    assert ("standard deviation is" if varied else "only value is") in alarm.sentence
+
+
+def test_a_model_of_rewards_in_another_unit_raises_the_reward_alarm(dataset):
+    model = fitted(build(MDNRNN, MDNRNNConfig()), dataset, updates=50)
+    assert "reward" not in raised(model, dataset)
+    model.reward_std *= 100.0
+    assert "reward" in raised(model, dataset)

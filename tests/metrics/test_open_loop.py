@@ -10,7 +10,7 @@ import torch
 from dreamgym.data import Dataset
 from dreamgym.metrics import evaluate_metrics, open_loop_errors
 from dreamgym.metrics.action_effect import action_effect
-from dreamgym.metrics.windows import BURN_IN, draw_windows
+from dreamgym.metrics.windows import BURN_IN, draw_windows, mean_square, spread_of
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.nn.distributions import normal
 from tests.metrics.small_fits import HAZARD, Swing, record_swing
@@ -151,3 +151,15 @@ def test_metrics_are_those_of_the_known_model(dataset, episodes):
     at_five = found["open_loop"]["5"]
     assert at_five["rmse_of_mean"] < at_five["rmse"]
     assert at_five["rmse_of_mean"] < at_five["repeat_last"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_spreads_have_no_absolute_limit_and_constant_numbers_count_no_error(dtype):
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    rows = torch.stack([1e-9 * rows[:, 0], 1e9 * rows[:, 1], torch.full((100,), 0.1)], 1).to(dtype)
+    spread = spread_of(rows)
+    torch.testing.assert_close(spread[:2], rows[:, :2].std(0).float())
+    assert spread[2] == torch.inf
+    difference = torch.tensor([[2e-9, 0.0, 5.0]], dtype=dtype)
+    expected = (difference[0, 0] / spread[0]) ** 2 / 2
+    torch.testing.assert_close(mean_square(difference, spread), expected.reshape(1))

@@ -36,6 +36,36 @@ def test_moments_are_those_of_all_rows_even_far_from_zero(seed, offset, scale):
     np.testing.assert_allclose(statistics.reward_std, rewards.std(), rtol=1e-3)
 
 
+@given(st.integers(0, 50), st.floats(-25, 25))
+def test_no_spread_is_too_small_and_none_too_large(seed, exponent):
+    unit = 10.0**exponent
+    data = [(unit * o, (unit * r).astype(np.float32)) for o, r in episodes(seed, 0.0, 1.0)]
+    plain, scaled = measure_statistics(episodes(seed, 0.0, 1.0)), measure_statistics(data)
+    for name in ("mean", "std", "low", "high", "delta_std"):
+        expected = unit * getattr(plain.vector, name)
+        torch.testing.assert_close(getattr(scaled.vector, name), expected, rtol=1e-9, atol=0)
+    for name in ("reward_mean", "reward_std", "worst_return"):
+        expected = unit * getattr(plain, name).double()
+        torch.testing.assert_close(getattr(scaled, name), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.1, -4e6, 1e-9])
+def test_a_channel_that_varies_by_its_rounding_error_is_constant(value):
+    rounding = np.float32(value) * (1 + np.float32(1e-7) * np.arange(4, dtype=np.float32) % 2)
+    for column in (rounding, np.full(4, value)):
+        moments = measure_statistics([(column[:, None], np.zeros(3))]).vector
+        assert moments.constant.item()
+        assert moments.std.item() == pytest.approx(abs(value), rel=1e-6)
+
+
+def test_a_channel_that_only_changes_between_episodes_has_small_changes():
+    """One goal in each episode: a change of one unit a step would leave the range at once."""
+    data = [(np.full((5, 1), goal), np.zeros(4)) for goal in (-0.01, 0.0, 0.02)]
+    moments = measure_statistics(data).vector
+    assert not moments.constant.item()
+    assert 0 < moments.delta_std.item() <= 1e-4 * moments.std.item()
+
+
 def test_constant_channels_and_rewards_get_a_spread_of_one():
     statistics = measure_statistics([(np.ones((4, 2)), np.ones(3))])
     assert torch.equal(statistics.vector.std, torch.ones(2))

@@ -144,7 +144,7 @@ class JEPA(WorldModel):
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; the actions of a Box are standardised, as in LeWM."""
         if statistics.action is not None:
-            self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
+            self.encode_action.fit(statistics.action, standardise=True)
         self.senses.set_moments(statistics.observation)
         self.reward_mean.copy_(statistics.reward_mean)
         self.reward_std.copy_(statistics.reward_std)

@@ -25,8 +25,9 @@ class MDNRNNConfig:
             predicted transition (`TransitionHeads`); 0 for linear heads on h, as published.
         log_sigma_min: floor of a component's log standard deviation, in units of the standard
             deviation of the deltas.
-        range_margin: share of the training data's range by which it is widened on each side; a
-            dream that leaves the widened range ends with the worst return in the data.
+        range_margin: share of the training data's range by which it is widened on each side, at
+            least by three typical changes in a step; a dream that leaves the widened range ends
+            with the worst return in the data.
         restart_flag: whether M also sees a flag that is one at an episode's start, as for Doom.
         image_size: height and width that images are resized to for the VAE.
         latent: width of an image's z.

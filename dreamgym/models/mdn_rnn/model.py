@@ -93,8 +93,9 @@ class MDNRNN(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
-        self.encode_action.fit_unbounded(statistics.action)
         self.vision.set_statistics(statistics)
+        if statistics.action is not None:
+            self.encode_action.fit(statistics.action)
         for name in ("reward_mean", "reward_std", "worst_return"):
             getattr(self, name).copy_(getattr(statistics, name))
 

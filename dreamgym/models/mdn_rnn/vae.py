@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.base import KLDiagnostic, LatentDiagnostics, Segment
-from dreamgym.models.nn.codecs import TransitionCodec, flattened, to_box
+from dreamgym.models.nn.codecs import TransitionCodec, flattened, standardised, to_box
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.distributions import normal
 from dreamgym.models.nn.layers import Linear
@@ -316,8 +316,8 @@ class ObservationEncoder(TransitionCodec):
                 sampled = posterior(key, images).sample(epsilon.flatten(0, -2))
                 codes.append(sampled.unflatten(0, lead))
             else:
-                flat = flattened(values, self.shapes[key]).float()
-                codes.append((flat - self.mean[place]) / self.std[place])
+                flat = flattened(values, self.shapes[key])
+                codes.append(standardised(flat, self.mean[place], self.std[place]))
         return torch.cat(codes, -1) if len(codes) > 1 else codes[0]
 
     @torch.no_grad()

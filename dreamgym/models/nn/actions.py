@@ -17,8 +17,9 @@ be the same."""
 class ActionEncoder(nn.Module):
     """Encode actions: one-hot for discrete spaces, scaled to [-1, 1] for a bounded Box.
 
-    Numbers of a Box without bounds stay as they are until `fit_unbounded` standardises them.
-    `set_moments` standardises all numbers of a Box instead, in families whose authors do so.
+    `fit` adapts it to the training data: unbounded numbers of a Box are standardised, and a number
+    that never changed there has no effect. `set_moments` standardises a whole Box, in families
+    whose authors do so.
 
     Args:
         space: space of the actions.
@@ -44,9 +45,10 @@ class ActionEncoder(nn.Module):
             # Integers always have bounds, and random ones use the whole width.
             near = (low > -UNBOUNDED) & (high < UNBOUNDED)
             bounded = (near | np.issubdtype(space.dtype, np.integer)) & (high > low)
-            self.dim, self.unbounded = low.size, torch.from_numpy(~bounded & (high > low))
-            low, high = np.where(bounded, low, 0.0), np.where(bounded, high, 0.0)
-            centre, scale = (low + high) / 2, np.where(bounded, (high - low) / 2, 1.0)
+            bottom, top = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+            centre, scale = (bottom + top) / 2, (top - bottom) / 2
+            centre = np.where(np.isfinite(low) & (low == high), low, centre)
+            self.dim, self.bounded = low.size, torch.from_numpy(bounded)
             self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
             self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
@@ -62,6 +64,24 @@ class ActionEncoder(nn.Module):
             raise TypeError(
                 f"actions from {space} cannot be modelled; supported: Box, Discrete, MultiDiscrete"
             )
+
+    def fit(self, moments: Moments, *, standardise: bool = False) -> None:
+        """Fit to the actions of the training data.
+
+        Args:
+            moments: (n,) moments of a single action, in the environment's units.
+            standardise: standardise all numbers; otherwise only those without bounds.
+        """
+        blocks = self.dim // moments.mean.numel()
+        centre, scale = self.centre, self.scale
+        bounded = self.bounded.view(blocks, -1)[0].to(centre.device)
+        mean, std = moments.mean.to(centre), moments.std.to(scale)
+        if not standardise:
+            mean = torch.where(bounded, centre[: len(mean)], mean)
+            std = torch.where(bounded, scale[: len(std)], std)
+        # What a number does that never changed cannot be learnt: it is encoded as zero, where an
+        # untrained weight would make something up.
+        self.set_moments(mean, torch.where(moments.constant.to(std.device), torch.inf, std))
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
@@ -86,20 +106,6 @@ class ActionEncoder(nn.Module):
                     "each number of a single action"
                 )
             getattr(self, name).copy_(values.flatten().repeat(self.dim // numbers))
-
-    @torch.no_grad()
-    def fit_unbounded(self, moments: Moments | None) -> None:
-        """Standardise the numbers of a Box that have no bounds; others stay as they are.
-
-        Args:
-            moments: (n,) moments of a single action, see `set_moments`; None changes nothing.
-        """
-        if moments is None or not isinstance(self.space, gym.spaces.Box):
-            return
-        for name, values in (("centre", moments.mean), ("scale", moments.std)):
-            buffer = getattr(self, name)
-            repeated = values.flatten().repeat(self.dim // values.numel()).to(buffer)
-            buffer.copy_(torch.where(self.unbounded.to(buffer.device), repeated, buffer))
 
     def forward(self, action: Tensor) -> Tensor:
         """Encode raw actions.

@@ -27,11 +27,38 @@ def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values.reshape(*values.shape[: values.ndim - len(shape)], math.prod(shape))
 
 
-def standard_range(moments: Moments, margin: float) -> tuple[Tensor, Tensor]:
-    """Return the data's range, widened on each side by a share of it, in standardised units."""
-    wider = margin * (moments.high - moments.low)
-    low, high = moments.low - wider, moments.high + wider
-    return (low - moments.mean) / moments.std, (high - moments.mean) / moments.std
+KNOWN_CHANGES = 3.0
+"""A value that is fewer typical changes beyond the data's range may be one step away from it."""
+
+
+def widened_range(
+    low: Tensor, high: Tensor, margin: float, least: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Widen the data's range on each side by a share of it, and by the rounding of float32.
+
+    Decoded values are float32 numbers: where the range has hardly more digits than they have, the
+    nearest one may lie just outside.
+
+    Args:
+        low: (n,) smallest values.
+        high: (n,) largest values.
+        margin: share of the range.
+        least: (n,) smallest widening.
+    """
+    rounding = 2 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
+    # Not 0 * infinity, where an infinite margin switches ranges off.
+    share = torch.where(high > low, margin * (high - low), 0.0)
+    wider = torch.maximum(share, torch.as_tensor(least)) + rounding
+    return low - wider, high + wider
+
+
+def standardised(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (values - mean) / std in the dtype of `mean`.
+
+    Values in float64 are centred before they are cast: with a large offset (map coordinates, clock
+    time), float32 would keep the offset and lose the variation.
+    """
+    return ((values - mean) / std).to(mean.dtype)
 
 
 def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
@@ -59,7 +86,9 @@ def to_box(values: Tensor, box: gym.spaces.Box) -> Tensor:
 class VectorCodec(nn.Module):
     """Encode the numbers of a box for a network, and decode its outputs.
 
-    It has buffers and no parameters; all are (size,).
+    It has buffers and no parameters; all are (size,). Decoded values are within the bounds of the
+    box. A channel that cannot drift (`Moments.drifts`), one that is constant or noise, also stays
+    within the range of the training data, so it never counts as having left it.
 
     Args:
         box: space of the values, of any shape; its numbers are laid out flat.
@@ -71,8 +100,9 @@ class VectorCodec(nn.Module):
         std: standard deviation of the training data.
         low: smallest value in the training data.
         high: largest value in the training data.
-        space_low: lower bounds of the box.
-        space_high: upper bounds of the box.
+        space_low: lower bounds of decoded values: those of the box, or of the data's range in a
+            channel that cannot drift.
+        space_high: upper bounds of decoded values.
     """
 
     mean: Tensor
@@ -95,17 +125,27 @@ class VectorCodec(nn.Module):
         self.register_buffer("low", low.clone() if bytes_ else torch.zeros(self.size))
         self.register_buffer("high", high.clone() if bytes_ else torch.ones(self.size))
 
-    def set_moments(self, moments: Moments) -> None:
-        """Copy mean, standard deviation and range of the training data."""
+    def set_moments(self, moments: Moments, place: slice = slice(None)) -> None:
+        """Fit to training data.
+
+        Args:
+            moments: (n,) moments in the environment's units.
+            place: the n numbers of a value that they describe; all by default.
+        """
         for name in ("mean", "std", "low", "high"):
-            getattr(self, name).copy_(getattr(moments, name))
+            getattr(self, name)[place] = getattr(moments, name).to(self.mean)
+        ends = zip(("low", "high"), float32_bounds(self.box), strict=True)
+        for name, bound in ends:
+            limits, data = getattr(self, f"space_{name}"), getattr(self, name)[place]
+            limits[place] = torch.where(moments.drifts.to(data.device), bound[place].to(data), data)
 
     def encode(self, values: Tensor) -> Tensor:
         """Convert (..., *box.shape) of the environment to (..., size) of the network."""
-        flat = flattened(values, self.box.shape).to(self.mean.dtype)
-        if self.units == "raw":
-            return flat
-        return symlog(flat) if self.units == "symlog" else (flat - self.mean) / self.std
+        flat = flattened(values, self.box.shape)
+        if self.units == "standard":
+            return standardised(flat, self.mean, self.std)
+        flat = flat.to(self.mean.dtype)
+        return symlog(flat) if self.units == "symlog" else flat
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert (..., size) of the network to the environment's units, within its bounds."""
@@ -126,8 +166,8 @@ class VectorCodec(nn.Module):
             values: outputs of `decode`.
             margin: widening of the range on each side, as a share of it.
         """
-        wider = margin * (self.high - self.low)
-        return ((values < self.low - wider) | (values > self.high + wider)).any(-1)
+        low, high = widened_range(self.low, self.high, margin)
+        return ((values < low) | (values > high)).any(-1)
 
 
 class TransitionCodec(VectorCodec):
@@ -137,7 +177,8 @@ class TransitionCodec(VectorCodec):
 
     Args:
         box: space of the vectors; several vectors side by side are one box.
-        margin: widening of the training data's range on each side, as a share of it.
+        margin: widening of the training data's range on each side, as a share of it; at least
+            `KNOWN_CHANGES`.
 
     Attributes:
         delta_std: (size,) root mean square of the change of z from one observation to the next.
@@ -157,16 +198,14 @@ class TransitionCodec(VectorCodec):
             moments: (n,) moments in the environment's units.
             place: the n numbers of z that they describe; all by default.
         """
-        low, high = standard_range(moments, self.margin)
-        values = {
-            "mean": moments.mean,
-            "std": moments.std,
-            "low": low,
-            "high": high,
-            "delta_std": moments.delta_std / moments.std,
-        }
-        for name, value in values.items():
-            getattr(self, name)[place] = value
+        super().set_moments(moments, place)
+        mean, std = self.mean[place].to(moments.mean), moments.std
+        # One typical step does not leave the data, not even in noise of a few standard deviations.
+        step = torch.where(moments.constant, 0.0, KNOWN_CHANGES * moments.delta_std)
+        low, high = widened_range(moments.low, moments.high, self.margin, step)
+        self.low[place] = ((low - mean) / std).to(self.mean)
+        self.high[place] = ((high - mean) / std).to(self.mean)
+        self.delta_std[place] = (moments.delta_std / std).to(self.mean)
 
     def within_space(self, z: Tensor) -> Tensor:
         """Clamp z (..., size) to the bounds of the space."""

@@ -72,7 +72,8 @@ class PETSConfig:
         decay: weight decay of the output layer; the hidden layers have 1/4, 1/2, 3/4, 3/4, ... of
             it, as in the published code.
         range_margin: a dream that leaves the training data's range, widened on each side by this
-            share of it, ends there with the worst return seen in the data (`end_outside_data`).
+            share of it and at least by three typical changes in a step, ends there with the worst
+            return seen in the data (`end_outside_data`).
             Infinity turns this off, as in the published code, which dreams a few steps only.
     """
 
@@ -196,7 +197,7 @@ class PETS(WorldModel):
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; Box actions are standardised as well."""
         if statistics.action is not None:
-            self.encode_action.set_moments(statistics.action.mean, statistics.action.std)
+            self.encode_action.fit(statistics.action, standardise=True)
         self.vectors.set_statistics(statistics)
 
     def initial(self, batch_size: int) -> State:
@@ -313,7 +314,9 @@ class PETS(WorldModel):
         if self.config.uncertainty == "disagreement":
             return mean.var(0, correction=0).mean(-1).sqrt()
         vectors = self.vectors
-        units = torch.cat([vectors.delta_std * vectors.std, vectors.reward_std.view(1)])
+        # Channels that never changed in the data are known exactly.
+        changes = vectors.delta_std * vectors.std * (vectors.low < vectors.high)
+        units = torch.cat([changes, vectors.reward_std.view(1)])
         return ((0.5 * log_variance).exp() * units).norm(dim=-1).amax(0)
 
     def _weights(self, segment: Segment, mask: Tensor) -> Tensor:

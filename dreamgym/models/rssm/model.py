@@ -98,10 +98,10 @@ class RSSM(WorldModel):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
-        self.encode_action.fit_unbounded(statistics.action)
         self.senses.set_moments(statistics.observation)
-        self.reward.mean.copy_(statistics.reward_mean)
-        self.reward.std.copy_(statistics.reward_std)
+        if statistics.action is not None:
+            self.encode_action.fit(statistics.action)
+        self.reward.set_moments(statistics.reward_mean, statistics.reward_std)
         self.worst_return.copy_(statistics.worst_return)
 
     def initial(self, batch_size: int) -> State:
@@ -229,22 +229,35 @@ class RSSM(WorldModel):
         return self.posterior_out(self.posterior.finish(self.posterior.product(0, h) + encoded))
 
 
+SMALLEST_TWO_HOT_STD = 0.01
+"""Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
+apart around zero. Other rewards are encoded as they are, as published."""
+
+
 class RewardHead(nn.Module):
     """Predicts the expected reward, in the units of the objective.
 
     Args:
         features: width of the input.
         config: sizes and units.
+
+    Attributes:
+        mean: () mean reward of the training data.
+        std: () standard deviation of the rewards.
+        two_hot_unit: () divides rewards before the two-hot encoding.
     """
 
     mean: Tensor
     std: Tensor
+    two_hot_unit: Tensor
 
     def __init__(self, features: int, config: RSSMConfig) -> None:
         super().__init__()
         self.units = config.objective.rewards
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
+        self.register_buffer("two_hot_unit", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_add_two_hot_unit)
         self.two_hot = TwoHot(config.objective.bins)
         is_two_hot = self.units == "two-hot"
         self.net = head(features, config.objective.bins if is_two_hot else 1, config)
@@ -253,6 +266,12 @@ class RewardHead(nn.Module):
             for parameter in self.net[-1].parameters():
                 nn.init.zeros_(parameter)
 
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Fit to the mean () and standard deviation () of the rewards."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
+
     def predict(self, features: Tensor) -> Tensor:
         """Return the reward (...) in the real environment's units."""
         return self.expected(self.net(features))
@@ -260,7 +279,7 @@ class RewardHead(nn.Module):
     def expected(self, outputs: Tensor) -> Tensor:
         """Return the reward (...) for outputs (..., bins or 1) of the network."""
         if self.units == "two-hot":
-            return self.two_hot.mean(outputs)
+            return self.two_hot.mean(outputs) * self.two_hot_unit
         reward = outputs.squeeze(-1)
         return reward * self.std + self.mean if self.units == "standard" else reward
 
@@ -268,6 +287,13 @@ class RewardHead(nn.Module):
         """Return the cross-entropy with the two-hot reward, or the squared error; (...)."""
         outputs = self.net(features)
         if self.units == "two-hot":
-            return self.two_hot.loss(outputs, reward)
+            return self.two_hot.loss(outputs, reward / self.two_hot_unit)
         target = (reward - self.mean) / self.std if self.units == "standard" else reward
         return (outputs.squeeze(-1) - target).square()
+
+
+def _add_two_hot_unit(
+    module: nn.Module, weights: dict[str, Tensor], prefix: str, *unused: object
+) -> None:
+    """Add the unit of rewards to the weights of a world that was saved before there was one."""
+    weights.setdefault(f"{prefix}two_hot_unit", torch.ones(()))

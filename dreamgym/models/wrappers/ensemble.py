@@ -33,6 +33,10 @@ LEAD = 0
 
 BYTE_RANGE = 255.0
 
+SMALLEST_CHANGE = 0.01
+"""Floor of the unit of disagreement about a number, as a share of its spread: a decoder is not
+exact, and a number that only changes between episodes has no changes of its own."""
+
 CallMembers = Callable[..., Any]
 """Calls a method of all members; see `Ensemble.call_members`."""
 
@@ -117,7 +121,8 @@ class Ensemble(WorldModel):
         for key, moments in statistics.observation.items():
             spread = getattr(self, _spread_name(key))
             if spread.ndim:  # bytes share one spread, their range
-                spread.copy_(moments.delta_std.view_as(spread))
+                changes = torch.maximum(moments.delta_std, SMALLEST_CHANGE * moments.std)
+                spread.copy_(changes.view_as(spread))
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""

@@ -66,7 +66,9 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
     except ValueError:
         pytest.skip("a wrapper: the model inside decides")
     model = spec.build(gym.spaces.Box(-1, 1, (4,)), BOX)
-    found = measure_statistics([(np.zeros((2, 4)), np.zeros(1))], [np.full((3, 2), 7, np.float32)])
+    found = measure_statistics(
+        [(np.zeros((2, 4)), np.zeros(1))], [np.float32([[7, 1], [2, 3], [1, 1]])]
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.set_statistics(STATISTICS._replace(action=found.action))
     for name, value in model.state_dict().items():
@@ -79,17 +81,36 @@ def test_integers_are_scaled_by_their_bounds_though_their_width_overflows_their_
     assert encoder(torch.tensor([[-128], [127]])).flatten().tolist() == [-1, 1]
 
 
-def test_numbers_without_bounds_are_standardised_by_the_data() -> None:
-    """Divided by the largest float32, which stands for no bound, all actions would be the same."""
-    largest = np.finfo(np.float32).max
-    low, high = np.float32([-largest, -np.inf, 0, -2]), np.float32([largest, np.inf, np.inf, 2])
-    encoder = ActionEncoder(gym.spaces.Box(low, high))
-    action = torch.tensor([[7.0, 7.0, 7.0, 1.0]])
-    assert encoder(action).tolist() == [[7, 7, 7, 0.5]]
-    rng = np.random.default_rng(0)
-    data = rng.normal(5.0, 2.0, (1000, 4)).astype(np.float32)
-    encoder.fit_unbounded(measure_statistics([(data, data[1:, 0])], [data]).action)
-    encoded = encoder(torch.from_numpy(data))
-    torch.testing.assert_close(encoded[:, :3].mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(encoded[:, :3].std(0), torch.ones(3), atol=1e-3, rtol=0)
-    assert torch.equal(encoded[:, 3], torch.from_numpy(data[:, 3] / 2))
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_number_of_the_action_that_never_changed_has_no_effect(standardise: bool) -> None:
+    actions = np.float32([[0.5, 1.0], [-1.0, 1.0], [1.5, 1.0]])
+    encoder = ActionEncoder(BOX)
+    encoder.fit(
+        measure_statistics([(np.zeros((4, 1)), np.zeros(3))], [actions]).action,
+        standardise=standardise,
+    )
+    encoded = encoder(torch.tensor([[1.0, 0.0], [1.0, 8.0], [-1.0, 8.0]]))
+    assert encoded[:, 1].tolist() == [0.0, 0.0, 0.0]
+    assert encoded[0, 0] == encoded[1, 0] != encoded[2, 0]
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_actions_without_bounds_are_standardised_and_bounded_ones_keep_their_scale(
+    unit: float,
+) -> None:
+    largest = np.finfo(np.float32).max  # often stands for no bound
+    bounds = np.float32([np.inf, largest, 2.0])
+    box = gym.spaces.Box(-bounds, bounds)
+    actions = np.random.default_rng(0).normal(size=(50, 3)) * np.array([unit, unit, 1.0])
+    actions = actions.astype(np.float32)
+    encoder = ActionEncoder(FrameSkip(steps=2).space(box))
+    encoder.fit(measure_statistics([(np.zeros((51, 1)), np.zeros(50))], [actions]).action)
+    blocks = torch.from_numpy(actions.reshape(25, 6))
+    encoded = encoder(blocks).reshape(50, 3)
+    assert encoded[:, :2].std(0, correction=0).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    torch.testing.assert_close(encoded[:, 2], torch.from_numpy(actions[:, 2] / 2))
+
+
+def test_a_number_with_one_possible_value_is_encoded_as_zero() -> None:
+    box = gym.spaces.Box(np.float32([-1, 700]), np.float32([1, 700]))
+    assert ActionEncoder(box)(torch.tensor([[0.5, 700.0]])).tolist() == [[0.5, 0.0]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dreamgym.models import RSSM, RSSMConfig, Segment, filter_states, imagine
 from dreamgym.models.rssm import RSSMObjective
+from dreamgym.models.rssm.model import RewardHead
 from dreamgym.world.world import load
 from tests.small_worlds import MOMENTS, STATISTICS, small_model, small_world
 
@@ -296,3 +297,24 @@ def test_the_step_of_every_generation_compiles_to_one_graph(style):
         expected, plain_prediction = model.step(state, action, noise, temperature)
         torch.testing.assert_close(got, expected)
         torch.testing.assert_close(tuple(prediction), tuple(plain_prediction))
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e-3, 1.0])
+def test_two_hot_rewards_have_a_scale_that_the_bins_resolve(unit):
+    """Around zero the bins are 0.17 apart: rewards of 1e-6 would all be the same class."""
+    config = STYLES["v3"]
+    head = RewardHead(4, config)
+    rewards = unit * torch.randn(256, generator=torch.Generator().manual_seed(0))
+    head.set_moments(rewards.mean().double(), rewards.std().double())
+    seen = head.two_hot.encode(rewards / head.two_hot_unit)
+    assert seen.std(0).max() > 0.2  # what the head is fitted to varies
+    torch.testing.assert_close(head.expected(seen.log()), rewards, rtol=1e-2, atol=1e-4 * unit)
+
+
+def test_a_world_from_before_two_hot_rewards_had_a_unit_is_loaded():
+    head = RewardHead(4, STYLES["v3"])
+    head.set_moments(torch.tensor(0.0), torch.tensor(1e-6))
+    weights = head.state_dict()
+    del weights["two_hot_unit"]
+    head.load_state_dict(weights)
+    assert head.two_hot_unit == 1
