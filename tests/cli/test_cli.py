@@ -248,7 +248,7 @@ def flat(tmp_path: Path) -> Path:
     path = tmp_path / "flat.npz"
     terminals = np.zeros(20, bool)
     terminals[[9, 19]] = True
-    observations = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)
+    observations = np.random.default_rng(0).uniform(-0.4, 0.4, (21, 4)).astype(np.float32)
     np.savez(
         path,
         observations=observations[:-1],

@@ -48,7 +48,7 @@ def widened_range(
     rounding = 2 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
     # Not 0 * infinity, where an infinite margin switches ranges off.
     share = torch.where(high > low, margin * (high - low), 0.0)
-    wider = torch.maximum(share, torch.as_tensor(least)) + rounding
+    wider = share.clamp(min=least) + rounding
     return low - wider, high + wider
 
 
