@@ -95,7 +95,7 @@ def image_notes(boxes: dict[str, spaces.Box]) -> list[str]:
     """Return what a user should know about how the images in an observation space are read.
 
     Args:
-        boxes: Boxes of the observation space, by key.
+        boxes: boxes of the observation space, by key.
     """
     notes = []
     for key, box in boxes.items():

@@ -84,8 +84,8 @@ def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any
     """Return the CRC-32 of one episode: its length, flags, index and seed, then its stored rows.
 
     Args:
-        header: Entries of the episode by name; `start` and `crc` are ignored.
-        columns: The `T + 1` rows of every observation key in the space's order, of the action and
+        header: entries of the episode by name; `start` and `crc` are ignored.
+        columns: the `T + 1` rows of every observation key in the space's order, of the action and
             of the reward.
     """
     names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]

@@ -44,16 +44,16 @@ class DatasetMetadata:
     """What a dataset records about its origin.
 
     Attributes:
-        observation_space: Observation space of one environment: Box, or Dict of Box.
-        action_space: Action space of one environment: Discrete, MultiDiscrete or Box.
+        observation_space: observation space of one environment: Box, or Dict of Box.
+        action_space: action space of one environment: Discrete, MultiDiscrete or Box.
         env_spec: JSON of Gymnasium's `EnvSpec`; `None` if there is none.
-        env_id: Id of the environment; `None` if it has none.
-        policy: Name of the policy that chose the actions, as free text.
-        seed: Seed of the whole recording; `None` if it had none.
+        env_id: id of the environment; `None` if it has none.
+        policy: name of the policy that chose the actions, as free text.
+        seed: seed of the whole recording; `None` if it had none.
         created: UTC time in ISO 8601.
-        versions: Versions of the libraries that wrote it, by name.
-        notes: What is worth knowing about its conversion from a foreign format.
-        problems: Reasons of its conversion for which fitting refuses it.
+        versions: versions of the libraries that wrote it, by name.
+        notes: what is worth knowing about its conversion from a foreign format.
+        problems: reasons of its conversion for which fitting refuses it.
     """
 
     observation_space: gym.Space[Any]

@@ -30,8 +30,8 @@ def numeric_notes(source: Source, statistics: dict[str, ChannelStatistics]) -> l
     """Return what a user should know about the numbers of a dataset.
 
     Args:
-        source: The dataset.
-        statistics: Statistics of all rows by observation key.
+        source: the dataset.
+        statistics: statistics of all rows by observation key.
     """
     notes = []
     boxes = source.metadata.observation_boxes()

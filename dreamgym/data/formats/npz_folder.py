@@ -51,7 +51,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Where there are only `dones`, `options.terminals` must say what they mean.
 
     Raises:
-        DatasetError: A file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
+        DatasetError: a file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
             some files have rewards.
     """
     require_keys(options.keys, None, probe.path)
@@ -99,9 +99,9 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
     """Read actions, rewards and end flags of one file.
 
     Args:
-        path: The file.
-        options: What the user knows.
-        model: The keys of the first file.
+        path: the file.
+        options: what the user knows.
+        model: the keys of the first file.
     """
     with NpzFile(path) as file:
         found = find_fields(file.names, options.ignore)

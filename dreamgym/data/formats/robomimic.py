@@ -55,7 +55,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. If a demonstration is done, `options.terminals` must say what that means.
 
     Raises:
-        DatasetError: Rows differ in number, the end flags are ambiguous, or only some
+        DatasetError: rows differ in number, the end flags are ambiguous, or only some
             demonstrations have rewards.
     """
     if probe.hdf5 is None:

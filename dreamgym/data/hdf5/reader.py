@@ -51,13 +51,13 @@ def open_native(path: Path, memory: int) -> Source:
     """Open a native dataset that was closed properly.
 
     Args:
-        path: The file.
-        memory: Bytes of observations to hold in memory at most; larger observations are read on
+        path: the file.
+        memory: bytes of observations to hold in memory at most; larger observations are read on
             demand. Actions and rewards are always in memory.
 
     Raises:
-        DatasetError: The file is not a complete native dataset of a known version.
-        UnsupportedSpaceError: The dataset has a space of an unknown type.
+        DatasetError: the file is not a complete native dataset of a known version.
+        UnsupportedSpaceError: the dataset has a space of an unknown type.
     """
     return _open_source(open_file(path), path, memory, closed=True)
 
@@ -66,8 +66,8 @@ def open_snapshot(path: Path, memory: int) -> Source:
     """Open what is committed so far of a dataset that is being written, or whose writer was killed.
 
     Args:
-        path: The file, usually `<name>.partial`.
-        memory: As for `open_native`.
+        path: the file, usually `<name>.partial`.
+        memory: as for `open_native`.
     """
     return _open_source(open_growing(path), path, memory, closed=False)
 
@@ -76,11 +76,11 @@ def open_shards(folder: Path, memory: int) -> Source:
     """Open all `*.h5` files of a folder as one dataset, in the order of their names.
 
     Args:
-        folder: A folder with at least one native file, all with the same spaces.
-        memory: Bytes of observations to hold in memory at most, over all files.
+        folder: a folder with at least one native file, all with the same spaces.
+        memory: bytes of observations to hold in memory at most, over all files.
 
     Raises:
-        DatasetError: There is no file, or one is damaged, unfinished, or has different spaces.
+        DatasetError: there is no file, or one is damaged, unfinished, or has different spaces.
     """
     unfinished = sorted(folder.glob(f"{SHARD_PATTERN}.partial"))
     if unfinished:
@@ -238,7 +238,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
     """Read the root attributes, and check format and version.
 
     Raises:
-        DatasetError: The file is not native, or of a newer version, or an attribute is malformed.
+        DatasetError: the file is not native, or of a newer version, or an attribute is malformed.
     """
     attributes = read_plain_attributes(file, path)
     version = attributes.get("schema_version")
@@ -325,9 +325,9 @@ class PositionedColumn:
     """Rows of an unfiltered dataset, read by file position; threads may share it.
 
     Args:
-        path: The file.
-        dataset: An open dataset in it, checked by `guard.get_dataset` and `guard.require_stored`.
-        rows: Number of its rows to read at most.
+        path: the file.
+        dataset: an open dataset in it, checked by `guard.get_dataset` and `guard.require_stored`.
+        rows: number of its rows to read at most.
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset, rows: int) -> None:

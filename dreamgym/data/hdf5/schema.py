@@ -63,8 +63,8 @@ def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
     """Return a dataset's metadata from its HDF5 root attributes.
 
     Raises:
-        DatasetError: An attribute is missing or malformed; `key` names it.
-        UnsupportedSpaceError: A space has an unsupported type.
+        DatasetError: an attribute is missing or malformed; `key` names it.
+        UnsupportedSpaceError: a space has an unsupported type.
     """
     spec = _json_attribute(attributes, "env_spec")
     seed = _json_attribute(attributes, "seed")
@@ -124,7 +124,7 @@ def episode_columns(episode: Episode, metadata: DatasetMetadata) -> dict[str, Ar
     """Check an episode against the spaces, and return its `T + 1` stored rows by dataset name.
 
     Raises:
-        DatasetError: Flags, keys, shapes, dtypes or values do not fit; it has key and row.
+        DatasetError: flags, keys, shapes, dtypes or values do not fit; it has key and row.
     """
     length = episode.length
     if length < 1:
