@@ -20,6 +20,7 @@ from dreamgym.data.episodes import Episode
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.segments import Sampler, SegmentBatch
 from dreamgym.data.skipped_dataset import SkippedDataset
+from dreamgym.data.spaces import same_spaces
 from dreamgym.data.teaching import Lessons
 from dreamgym.errors import DatasetError
 
@@ -116,10 +117,7 @@ class MixedDataset:
                     path=other.path,
                     remedy="read all of them with the same frame skip",
                 )
-            if (other.observation_space, other.action_space) != (
-                first.observation_space,
-                first.action_space,
-            ):
+            if not same_spaces(other, first):
                 raise DatasetError(
                     f"its spaces are not those of {first.path}",
                     path=other.path,

@@ -25,6 +25,7 @@ from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.policies import Policy, PolicyLike, make_policy
 from dreamgym.data.recorder import Recorder
+from dreamgym.data.spaces import same_spaces
 from dreamgym.errors import DatasetError
 
 Progress = Callable[[int, int], None]
@@ -214,10 +215,7 @@ def _created(out: Path, overwrite: bool) -> Iterator[Path]:
 def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
     """Return the seed of a recording; raise unless it was made with this environment and policy."""
     metadata, path = writer.metadata, writer.path
-    if (env.observation_space, env.action_space) != (
-        metadata.observation_space,
-        metadata.action_space,
-    ):
+    if not same_spaces(env, metadata):
         raise DatasetError(
             f"it was recorded from {metadata.env_id}, whose spaces are not those of {env}",
             path=path,

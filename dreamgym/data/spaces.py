@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -32,6 +32,26 @@ INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
 
 # A description of a larger space is an error, or an attempt to exhaust the memory.
 MAX_ELEMENTS = 1 << 26
+
+
+class HasSpaces(Protocol):
+    """An environment, a dataset, a model or anything else with the spaces of one environment."""
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Observation space of one environment."""
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Action space of one environment."""
+
+
+def same_spaces(first: HasSpaces, other: HasSpaces) -> bool:
+    """Return whether two objects have equal observation spaces and equal action spaces."""
+    return bool(
+        first.observation_space == other.observation_space
+        and first.action_space == other.action_space
+    )
 
 
 def is_float(space: gym.Space[Any]) -> bool:

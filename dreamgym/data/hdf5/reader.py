@@ -28,6 +28,7 @@ from dreamgym.data.hdf5.guard import (
     require_stored,
 )
 from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.data.spaces import same_spaces
 from dreamgym.data.storage import (
     Column,
     EpisodeTable,
@@ -181,8 +182,7 @@ def _require_no_extra_rows(file: h5py.File, path: Path, table: EpisodeTable) -> 
 
 
 def _require_same_spaces(first: Source, other: Source) -> None:
-    a, b = first.metadata, other.metadata
-    if (a.observation_space, a.action_space) != (b.observation_space, b.action_space):
+    if not same_spaces(first.metadata, other.metadata):
         raise DatasetError(
             f"its spaces differ from those of {first.path.name}",
             path=other.path,
