@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.interface import Array, ForeignOptions, Probe
+from dreamgym.data.formats.keys import Fields
 from dreamgym.data.hdf5.guard import (
     get_dataset,
     get_group,
@@ -104,6 +105,34 @@ class Outline:
     rewards: Array | None = None
     terminated: bool = False
     last_is_lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlaggedOutline(Outline):
+    """The outline of an episode that has arrays or a group of its own, with end flags.
+
+    Attributes:
+        found: keys of its arrays.
+        truncated: whether the episode was truncated.
+        meaning: how the end flags were read, for the convention.
+    """
+
+    found: Fields
+    truncated: bool
+    meaning: str
+
+    def with_observations(self, observations: Observations, path: Path) -> Episode:
+        """Return the episode, without its last transition and its end if that is lost.
+
+        Args:
+            observations: one row for each action that is kept, and one more.
+            path: path for error messages.
+        """
+        actions, rewards, ended = self.actions, self.rewards, (self.terminated, self.truncated)
+        if self.last_is_lost:
+            actions, ended = actions[:-1], (False, False)
+            rewards = None if rewards is None else rewards[:-1]
+        return make_episode(observations, actions, rewards, ended, path)
 
 
 def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Space[Any], str]:
