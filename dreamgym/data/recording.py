@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from dreamgym._files import local_path, new_dataset_path, refuse_unfinished, replace_path
 from dreamgym._interrupts import uninterrupted
+from dreamgym._settings import closest
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata
@@ -29,6 +29,7 @@ from dreamgym.data.spaces import same_spaces
 from dreamgym.errors import DatasetError
 
 Progress = Callable[[int, int], None]
+"""Takes what is done and what there is to do, in steps or episodes."""
 
 _PROGRESS_EVERY = 256  # steps
 _POLL_SECONDS = 0.05
@@ -145,7 +146,7 @@ def resume(
 
 
 def make_env(env_id: str) -> gym.Env[Any, Any]:
-    """Make an environment by its id; an error names the nearest ids.
+    """Make an environment by its id; an error names the nearest id.
 
     Raises:
         DatasetError: there is no such environment, or something that it needs is not installed.
@@ -156,8 +157,8 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
     except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, gym.error.DependencyNotInstalled):
             raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.4)
-        hint = f"; the nearest ids: {', '.join(near)}" if near else ""
+        near = closest(env_id, gym.registry)
+        hint = f"; the nearest registered id is {near!r}" if near else ""
         raise DatasetError(
             f"there is no environment {env_id!r}{hint}",
             remedy="if another package registers it, install that and write 'package:Id-v0'",
