@@ -147,7 +147,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
 
 def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
     table, metadata = source.table, source.metadata
-    boxes = metadata.observation_boxes()
+    boxes = metadata.observation_columns()
     statistics = {
         key: channel_statistics(column, boxes[key].shape, table.num_rows)
         for key, column in source.observations.items()

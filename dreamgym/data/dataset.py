@@ -162,7 +162,7 @@ class Dataset(ClosingContext):
         """Which part of the dataset is used, JSON-plain; empty for all of it."""
         if self.metadata is self._source.metadata:
             return {}
-        return {"keys": list(self.metadata.observation_boxes())}
+        return {"keys": list(self.metadata.observation_columns())}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ class Dataset(ClosingContext):
         stop = start + length
         observations = {
             key: self._source.observations[key].read(start, stop + 1).copy()
-            for key in self.metadata.observation_boxes()
+            for key in self.metadata.observation_columns()
         }
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return Episode(
@@ -390,7 +390,7 @@ class Dataset(ClosingContext):
     def outside_observations(self) -> dict[str, list[OutsideChannel]]:
         """Return the channels with values outside their bounds, by observation key."""
         outside = outside_observations(self._source)
-        return {key: outside[key] for key in self.metadata.observation_boxes()}
+        return {key: outside[key] for key in self.metadata.observation_columns()}
 
     def lessons(self) -> list[Lessons]:
         """Return what shows whether the dataset can teach, see `data.teaching`."""

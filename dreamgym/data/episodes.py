@@ -211,7 +211,7 @@ class EpisodeBuilder:
         self._env_index = env_index
         self._observations = {
             key: _RowBuffer(box.shape, np.dtype(box.dtype), key)
-            for key, box in layout.observation_boxes(observation_space).items()
+            for key, box in layout.observation_columns(observation_space).items()
         }
         shape, dtype = layout.action_layout(action_space)
         self._actions = _RowBuffer(shape, dtype, "action")

@@ -82,7 +82,7 @@ def _pictures(dataset: Dataset) -> str:
         _histogram("length", dataset.lengths),
         "<h2>Episodes</h2>",
     ]
-    boxes = dataset.metadata.observation_boxes()
+    boxes = dataset.metadata.observation_columns()
     layouts = {key: image_layout(box) for key, box in boxes.items()}
     for index in shown:
         episode = dataset.episode(index)

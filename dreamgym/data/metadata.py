@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
-from dreamgym.data.layout import observation_boxes
+from dreamgym.data.layout import observation_columns
 from dreamgym.data.spaces import check_supported
 
 
@@ -93,13 +93,13 @@ class DatasetMetadata:
             seed=seed,
         )
 
-    def observation_boxes(self) -> dict[str, spaces.Box]:
-        """Return the Box of each observation key; a plain Box has the key `layout.SINGLE_KEY`."""
-        return observation_boxes(self.observation_space)
+    def observation_columns(self) -> dict[str, spaces.Box]:
+        """Return the Box of each observation column, see `layout.observation_columns`."""
+        return observation_columns(self.observation_space)
 
     def with_keys(self, keys: Sequence[str]) -> DatasetMetadata:
         """Return a copy with only some keys of its Dict observation space, in the space's order."""
-        chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
+        chosen = [(key, box) for key, box in self.observation_columns().items() if key in keys]
         return replace(self, observation_space=spaces.Dict(chosen))
 
 

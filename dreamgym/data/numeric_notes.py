@@ -34,7 +34,7 @@ def numeric_notes(source: Source, statistics: dict[str, ChannelStatistics]) -> l
         statistics: statistics of all rows by observation key.
     """
     notes = []
-    boxes = source.metadata.observation_boxes()
+    boxes = source.metadata.observation_columns()
     for key, figures in statistics.items():
         if not figures.count or np.dtype(boxes[key].dtype).kind != "f":
             continue

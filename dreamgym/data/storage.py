@@ -318,7 +318,7 @@ class Source:
 
     def row_bytes(self) -> int:
         """Return the bytes of one row over all columns."""
-        boxes = self.metadata.observation_boxes().values()
+        boxes = self.metadata.observation_columns().values()
         shape, dtype = layout.action_layout(self.metadata.action_space)
         sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
         return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + layout.REWARD_DTYPE.itemsize

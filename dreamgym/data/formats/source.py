@@ -72,8 +72,8 @@ def open_source(
 def _with_observation_space(source: Source, space: gym.Space[Any]) -> Source:
     """Return a native source with another observation space, which differs in its bounds only."""
     recorded, metadata = source.metadata, replace(source.metadata, observation_space=space)
-    if {key: (box.shape, box.dtype) for key, box in recorded.observation_boxes().items()} != {
-        key: (box.shape, box.dtype) for key, box in metadata.observation_boxes().items()
+    if {key: (box.shape, box.dtype) for key, box in recorded.observation_columns().items()} != {
+        key: (box.shape, box.dtype) for key, box in metadata.observation_columns().items()
     }:
         source.close()
         raise DatasetError(
@@ -154,7 +154,7 @@ def _make_source(
             for name, dtype in layout.EPISODE_COLUMNS.items()
         }
     )
-    boxes = foreign.metadata.observation_boxes()
+    boxes = foreign.metadata.observation_columns()
     return Source(
         path=path,
         metadata=foreign.metadata,

@@ -131,7 +131,7 @@ def _make_source(file: h5py.File, path: Path, memory: int, *, closed: bool) -> S
     if closed:  # while a file is being written, rows of the next episode may be there already
         _require_no_extra_rows(file, path, table)
     columns: dict[str, Column] = {}
-    observations = {key: layout.observation_path(key) for key in metadata.observation_boxes()}
+    observations = {key: layout.observation_path(key) for key in metadata.observation_columns()}
     # Smallest first: one large camera must not push ten small sensors out of memory.
     for name in sorted(datasets, key=lambda name: _row_bytes(datasets[name])):
         size = num_rows * _row_bytes(datasets[name])
@@ -296,7 +296,7 @@ def open_columns(file: h5py.File, path: Path, metadata: DatasetMetadata) -> dict
     """Open the datasets of rows by name; shapes and dtypes must be those of the spaces."""
     expected = {
         layout.observation_path(key): (box.shape, np.dtype(box.dtype))
-        for key, box in metadata.observation_boxes().items()
+        for key, box in metadata.observation_columns().items()
     }
     expected[layout.ACTION_KEY] = layout.action_layout(metadata.action_space)
     expected[layout.REWARD_KEY] = (), layout.REWARD_DTYPE

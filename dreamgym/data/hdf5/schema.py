@@ -105,7 +105,7 @@ def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np
     """Return shape and dtype of one row of every dataset in a native file, by name."""
     rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         layout.observation_path(key): (box.shape, np.dtype(box.dtype).newbyteorder("<"))
-        for key, box in metadata.observation_boxes().items()
+        for key, box in metadata.observation_columns().items()
     }
     rows[layout.ACTION_KEY] = layout.action_layout(metadata.action_space)
     rows[layout.REWARD_KEY] = (), layout.REWARD_DTYPE
@@ -135,7 +135,7 @@ def episode_columns(episode: Episode, metadata: DatasetMetadata) -> dict[str, Ar
             f"truncated = {episode.truncated}; an episode is complete if one of them is true"
         )
     columns = {}
-    boxes = metadata.observation_boxes()
+    boxes = metadata.observation_columns()
     observations = (
         episode.observations
         if isinstance(episode.observations, dict)

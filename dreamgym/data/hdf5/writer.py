@@ -172,7 +172,7 @@ class DatasetWriter(ClosingContext):
         """Warn once if observations lie outside their space."""
         if self._warned:
             return
-        for key, box in self.metadata.observation_boxes().items():
+        for key, box in self.metadata.observation_columns().items():
             message = outside_message(columns[layout.observation_path(key)], box, key)
             if message is not None:
                 self._warned = True
