@@ -393,7 +393,7 @@ class Dataset(ClosingContext):
         return {key: outside[key] for key in self.metadata.observation_columns()}
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        """Return its rewards, actions and ends, for the findings of `data.teaching`."""
         return [Lessons.of_source(self._source)]
 
     def _verify_episode(self, index: int) -> None:

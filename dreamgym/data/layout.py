@@ -50,7 +50,7 @@ NO_SEED = -1
 
 
 def observation_columns(space: gym.Space[Any]) -> dict[str, spaces.Box]:
-    """Return the Box of each observation column by its key; a plain Box has the key `SINGLE_KEY`."""
+    """Return the Box of each observation column by key; a plain Box has the key `SINGLE_KEY`."""
     if isinstance(space, spaces.Dict):
         return {key: box for key, box in space.spaces.items() if isinstance(box, spaces.Box)}
     if not isinstance(space, spaces.Box):

@@ -271,7 +271,7 @@ class MixedDataset:
         return joined
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the datasets can teach, see `data.teaching`."""
+        """Return rewards, actions and ends of each dataset, for the findings of `data.teaching`."""
         return [lessons for dataset in self.datasets for lessons in dataset.lessons()]
 
     def _locate(self, index: int) -> tuple[Dataset | SkippedDataset, int]:

@@ -38,7 +38,7 @@ class Policy(Protocol):
     environment; `frame_skip`, the `FrameSkip` that its actions are for; and `view`.
 
     Attributes:
-        name: what a dataset stores as its policy; another policy has another name.
+        name: stored in datasets; different policies have different names.
     """
 
     name: str
@@ -552,8 +552,8 @@ def check_action(action: Any, space: gym.Space[Any]) -> Any:
         )
     if space.dtype is not None and space.dtype.kind in "iu" and array.dtype.kind not in "biu":
         raise PolicyError(
-            f"the policy returned an action of dtype {array.dtype}; expected whole numbers, for "
-            f"the action space is {space}"
+            f"the policy returned an action of dtype {array.dtype}; expected whole numbers, "
+            f"because the action space is {space}"
         )
     return array.astype(space.dtype, copy=False)[()]
 

@@ -186,7 +186,7 @@ class SkippedDataset:
         return self.dataset.outside_observations()
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        """Return its rewards, actions and ends, for the findings of `data.teaching`."""
         return self.dataset.lessons()
 
     def join_actions(self, batch: SegmentBatch) -> SegmentBatch:

@@ -168,9 +168,9 @@ def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Spa
     low, high = np.where(normalised, -1, low), np.where(normalised, 1, high)
     space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
     note = (
-        f"the bounds of the actions are taken from the data ({_range(low)} to {_range(high)}), for "
-        "the file does not state them; if you know them, name the environment (`--env ENV`) or "
-        "pass action_space"
+        f"the bounds of the actions are taken from the data ({_range(low)} to {_range(high)}), "
+        "because the file does not state them; if you know them, name the environment (`--env "
+        "ENV`) or pass action_space"
     )
     return space, note
 
@@ -199,8 +199,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
         if o.rewards is not None
     ]
     note = (
-        f"the last transition of {len(lost)} episodes is lost, for the file does not hold the "
-        f"observation after it: with it {terminations} terminations"
+        f"the last transition of {len(lost)} episodes is lost, because the file does not hold the "
+        f"observation after it; lost with it: {terminations} terminations"
     )
     note += f" and a reward of {sum(last):.6g} in all" if last else ""
     advice = (
@@ -210,8 +210,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
     problems = []
     if terminations and not kept_terminations:
         problems.append(
-            f"all {terminations} terminations are lost with the last transitions, and a dream of "
-            f"it would never end; {advice}"
+            f"all {terminations} terminations are lost with the last transitions, and dreams would "
+            f"never end; {advice}"
         )
     values = np.unique(np.concatenate(kept)) if kept else np.empty(0)
     if len(values) <= 1 and any(reward not in values for reward in last):

@@ -138,7 +138,7 @@ class Probe(ClosingContext):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        # Closed with the probe; a format enters here what it opens itself.
+        # Closed with the probe; a format adds what it opens itself.
         self.resources = contextlib.ExitStack()
         self._hdf5_files: dict[Path, h5py.File] = {}
         self._head = b""

@@ -1,7 +1,7 @@
 """What the arrays of a foreign file mean, by the usual spellings of their names.
 
 A file whose rewards, ends or next observations have another name than its format gives them must
-not be read as a file without. `find_fields` finds them under every usual spelling, and
+not be read as a file without them. `find_fields` finds them under every usual spelling, and
 `require_nothing_lost` refuses a file with such a key that cannot be read.
 """
 
@@ -64,13 +64,13 @@ class Fields:
     """The keys of a file, or of one episode, by what they mean; `None` where there is none.
 
     Attributes:
-        observations: observations.
-        actions: actions.
-        rewards: rewards.
-        next_observations: observations after each action.
-        terminated: flags of terminations.
-        truncated: flags of truncations.
-        ends: flags of ends whose kind the name does not say.
+        observations: key of the observations.
+        actions: key of the actions.
+        rewards: key of the rewards.
+        next_observations: key of the observations after each action.
+        terminated: key of the flags of terminations.
+        truncated: key of the flags of truncations.
+        ends: key of flags of ends whose kind the name does not say.
         unread: further keys with such a meaning, which are not read.
     """
 
