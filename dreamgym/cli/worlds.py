@@ -77,8 +77,8 @@ def fit(
             "--memory",
             min=0.0,
             metavar="GB",
-            help="Observations to keep in memory, at most. Default: 1. The rest is prefetched from "
-            "the file.",
+            help="Most observations to hold in memory. Default: 1. The rest is prefetched from the "
+            "file.",
         ),
     ] = None,
     terminals: Terminals = None,
@@ -88,7 +88,7 @@ def fit(
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
-    """Fit a world to DATASET: a folder that can be dreamt in.
+    """Fit a world model to DATASET and save it as a world, a folder to dream in.
 
     The best weights are chosen on held-out episodes. A fit that was stopped continues from its last
     checkpoint when the same command is run again.
