@@ -28,6 +28,7 @@ from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOption
 from dreamgym.data.formats.keys import (
     Fields,
     find_fields,
+    require_agreement,
     require_no_arrivals,
     require_nothing_lost,
     resolve_ends,
@@ -107,6 +108,7 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
         found = find_fields(file.names, options.ignore)
         require_no_arrivals(found, path)
         require_nothing_lost(found, path)
+        require_agreement(found, file.read, path)
         for role in ("observations", "actions"):
             if getattr(found, role) is None:
                 raise DatasetError("it is missing", path=path, key=getattr(model, role) or role)
