@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset
 from dreamgym.data.bounds import bounds_findings, covers, widened_space
+from dreamgym.data.images import unread_images
+from dreamgym.data.layout import observation_boxes as data_boxes
 from dreamgym.data.teaching import teaching_findings
 from dreamgym.fitting.config import FitConfig
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
@@ -50,6 +52,8 @@ def build_model(
         TypeError: `source` is neither a config of the family nor a model.
         ValueError: a fitted model is of another family, or has other spaces than the data.
     """
+    for note in unread_images(data_boxes(data.observation_space)):
+        warnings.warn(note, UserWarning, stacklevel=4)
     with seeded(seed, torch.device("cpu")):
         if isinstance(source, WorldModel):
             return _copy_fitted(source, family, data)

@@ -265,5 +265,6 @@ def test_numbers_of_the_action_that_never_change_are_noted(tmp_path: Path) -> No
     actions = rng.uniform(-1, 1, (100, 3))
     actions[:, 1] = 0.5
     notes = notes_on(tmp_path, rng.normal(size=(100, 2)), actions)
-    assert "1 of 3 numbers of the action never change (1 is always 0.5)" in notes
+    assert notes.count("never change") == 1
+    assert "the numbers 1 of the actions never change" in notes
     assert "record with a policy that varies them" in notes
