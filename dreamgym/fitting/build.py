@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset
-from dreamgym.data.bounds import bounds_findings, covers, widened_space
+from dreamgym.data.bounds import action_bounds_findings, bounds_findings, covers, widened_space
 from dreamgym.data.images import unread_images
 from dreamgym.data.layout import observation_boxes as data_boxes
 from dreamgym.data.teaching import teaching_findings
@@ -162,6 +162,7 @@ def build_world(result: FitResult) -> World:
         **evaluate_metrics(*held_out, seed),
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
+        + action_bounds_findings(data.action_space)
         + teaching_findings(data.lessons())
         + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }
