@@ -155,6 +155,11 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
     except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, gym.error.DependencyNotInstalled):
             raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise DatasetError(
+                f"the environment {env_id!r} cannot be made: {error}",
+                remedy="install the module, or name the one that registers the id: 'module:Id-v0'",
+            ) from error
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.4)
         hint = f"; the nearest ids: {', '.join(near)}" if near else ""
         raise DatasetError(
