@@ -77,7 +77,7 @@ class DatasetCard:
         rewards: Statistics of the rewards.
         actions: How the actions cover their space.
         windows_per_second: Reading speed: segments of 16 transitions per second, in batches of 16.
-        problems: Reasons for which fitting would refuse the dataset.
+        problems: Reasons for which fitting, or what else the check was asked for, would refuse it.
         notes: Findings that do not prevent fitting.
     """
 
@@ -106,7 +106,7 @@ class DatasetCard:
 
     @property
     def ok(self) -> bool:
-        """Whether fitting would accept the dataset."""
+        """Whether fitting, and what else the check was asked for, would accept the dataset."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,7 +118,9 @@ class DatasetCard:
         lines += [f"  {name:<13} {text}" for name, text in _summary(self)]
         lines += [f"  note          {note}" for note in self.notes]
         lines += [f"  PROBLEM       {problem}" for problem in self.problems]
-        lines.append(f"  verdict       {'ready to fit' if self.ok else 'fitting would refuse it'}")
+        lines.append(
+            f"  verdict       {'ready to fit' if self.ok else 'not ready: it has problems'}"
+        )
         return "\n".join(lines)
 
 

@@ -85,7 +85,7 @@ def test_a_single_episode_is_a_problem(tmp_path: Path) -> None:
     card = check(write_random(tmp_path / "d.h5", [9]))
     assert not card.ok
     assert "at least 2" in card.problems[0]
-    assert "fitting would refuse it" in str(card)
+    assert "not ready: it has problems" in str(card)
 
 
 def test_a_single_long_episode_is_noted(tmp_path: Path) -> None:
