@@ -12,7 +12,6 @@ from dreamgym.dream.registration import register_worlds
 
 if TYPE_CHECKING:
     from dreamgym.data import Dataset as Dataset
-    from dreamgym.data import check as check
     from dreamgym.data import record as record
     from dreamgym.dream import DreamVectorEnv as DreamVectorEnv
     from dreamgym.errors import CheckpointError as CheckpointError
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from dreamgym.fitting import fit as fit
     from dreamgym.fitting import from_lewm as from_lewm
     from dreamgym.fitting import from_model as from_model
+    from dreamgym.train import check as check
     from dreamgym.train import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
     from dreamgym.transfer import transfer_policy as transfer_policy
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES_OF = {
-    "data": ("Dataset", "check", "record"),
+    "data": ("Dataset", "record"),
     "dream": ("DreamVectorEnv",),
     "errors": (
         "CheckpointError",
@@ -73,7 +73,7 @@ _NAMES_OF = {
     ),
     "metrics": (),
     "models": (),
-    "train": ("train_policy",),
+    "train": ("check", "train_policy"),
     "transfer": ("evaluate", "transfer_policy"),
     "world": ("World", "load"),
 }

@@ -185,10 +185,16 @@ def _normal_modes(grad: bool) -> Iterator[None]:
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Make float32 torch's default dtype inside the block, and restore what it was afterwards."""
+    """Make float32 torch's default dtype inside the block, and the CPU its default device.
+
+    What a program has set is restored afterwards.
+    """
     before = torch.get_default_dtype()
+    # A device as a context intercepts every call of torch: entered only where it is needed.
+    moved = torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.device("cpu") if moved else nullcontext():
+            yield
     finally:
         torch.set_default_dtype(before)

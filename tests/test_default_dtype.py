@@ -1,10 +1,11 @@
-"""Every stage in a program that has made float64 torch's default dtype."""
+"""Every stage in a program that has set torch's default dtype to float64, or its default device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,31 @@ def test_a_policy_is_trained_saved_loaded_and_transferred(tmp_path):
         assert dreamgym.transfer_policy(policy, world, episodes=2).real.episodes == 2
     agent = LatentAgent(policy, world)
     assert dreamgym.evaluate(agent, "CartPole-v1", episodes=2).episodes == 2
+
+
+@pytest.mark.parametrize("kind", ["mdn-rnn", "rssm", "jepa", "pets"])
+def test_another_default_device_does_not_matter(kind, tmp_path):
+    """Tensors on "meta" have no data, so that one made there by mistake is an error."""
+    if kind != "mdn-rnn":
+        with float32_by_default():
+            small_world(kind).save(tmp_path / "w")
+    torch.set_default_device("meta")
+    try:
+        data = dreamgym.record("CartPole-v1", steps=200, out=tmp_path / "data.h5")
+        config = dreamgym.FitConfig(updates=1, starts=8, batch_size=2, segment_length=4)
+        if kind == "mdn-rnn":
+            dreamgym.fit(data, tmp_path / "w", config=config)
+            settings = TrainConfig(num_envs=4, n_steps=8, device="cpu")
+            policy = dreamgym.train_policy(tmp_path / "w", steps=32, config=settings)
+            dreamgym.transfer_policy(policy, tmp_path / "w", episodes=2)
+        envs = dreamgym.DreamVectorEnv(tmp_path / "w", 4, output="numpy", device="cpu")
+        envs.reset(seed=0)
+        for _ in range(3):
+            observations, *_ = envs.step(envs.action_space.sample())
+        assert np.isfinite(observations).all()
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
 
 
 def test_wrappers_on_tensors_keep_float32():

@@ -35,6 +35,20 @@ JsonFile = Annotated[
     ),
 ]
 
+CheckedFamily = Annotated[
+    str | None,
+    typer.Option(
+        "--family", metavar="NAME", help="Family of world models that is to take the dataset."
+    ),
+]
+
+CheckedAlgorithm = Annotated[
+    str | None,
+    typer.Option(
+        "--algo", metavar="NAME", help="Algorithm that is to be trained in a world of the dataset."
+    ),
+]
+
 HtmlFile = Annotated[
     Path | None,
     typer.Option(

@@ -42,6 +42,27 @@ NO_STATISTICS = (
 )
 
 
+UNKNOWN_STATISTICS = (
+    "it cannot be told whether {name} was trained behind VecNormalize, for Stable-Baselines3 does "
+    "not record it for an off-policy algorithm. If it was, it now sees observations of another "
+    "scale: load the agent with env=VecNormalize.load(statistics, venv), and pass that agent"
+)
+
+
+def _judge_missing_statistics(agent: Any) -> None:
+    """Refuse, or warn about, an agent that has unnormalised observations but no statistics.
+
+    Only `VecNormalize` makes an on-policy algorithm keep such observations. Off-policy ones always
+    keep them; one with experience in its replay buffer was trained with what is here.
+    """
+    replay = getattr(agent, "replay_buffer", None)
+    if not hasattr(agent, "replay_buffer"):
+        raise PolicyError(NO_STATISTICS)
+    if replay is None or not replay.size():
+        text = UNKNOWN_STATISTICS.format(name=f"this {type(agent).__name__}")
+        warnings.warn(text, UserWarning, stacklevel=6)
+
+
 class AgentWrappers:
     """The wrappers between an agent and the observations of one environment.
 
@@ -66,7 +87,7 @@ class AgentWrappers:
         wrappers = list(_vector_wrappers(env))
         has_statistics = any(_is_a(wrapper, "VecNormalize") for wrapper in wrappers)
         if getattr(agent, "_last_original_obs", None) is not None and not has_statistics:
-            raise PolicyError(NO_STATISTICS)
+            _judge_missing_statistics(agent)
         if env is None:
             return
         for wrapper in reversed(wrappers):

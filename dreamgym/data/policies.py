@@ -308,7 +308,7 @@ class FunctionPolicy:
             raise
         self._works = True
         if not isinstance(answer, tuple) or len(answer) != 2 or _are_numbers(answer):
-            return answer
+            return _without_gradient(answer)
         action, state = answer
         if state is not None:
             raise PolicyError(
@@ -316,13 +316,18 @@ class FunctionPolicy:
                 "given its state at the next step, nor told of the start of an episode; pass the "
                 "object with predict(observations, state, episode_start, deterministic) itself"
             )
-        return action
+        return _without_gradient(action)
 
     def _takes_a_batch(self, observation: Any) -> bool:
         try:
             return len(self._function(as_batch([observation]))) == 1
         except Exception:  # it fails for another reason, which the first error tells
             return False
+
+
+def _without_gradient(action: Any) -> Any:
+    """Return a torch tensor, perhaps with a gradient or on a GPU, as one that NumPy takes."""
+    return action.detach().cpu() if hasattr(action, "detach") else action
 
 
 def _are_numbers(values: tuple[Any, ...]) -> bool:
@@ -445,7 +450,7 @@ class PredictPolicy:
         if isinstance(outputs, tuple):
             self._state = outputs[1] if len(outputs) > 1 else None
             outputs = outputs[0]
-        actions = np.asarray(outputs)
+        actions = np.asarray(_without_gradient(outputs))
         if actions.shape[:1] != (self._batch_size,):
             raise PolicyError(
                 f"the policy's predict() returned actions of shape {actions.shape} for a batch of "

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset
-from dreamgym.data.bounds import bounds_findings, covers, widened_space
+from dreamgym.data.bounds import action_bounds_findings, bounds_findings, covers, widened_space
+from dreamgym.data.images import unread_images
+from dreamgym.data.layout import observation_columns
 from dreamgym.data.teaching import teaching_findings
 from dreamgym.fitting.config import FitConfig
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
@@ -49,6 +51,8 @@ def build_model(
         TypeError: `source` is neither a config of the family nor a model.
         ValueError: a fitted model is of another family, or has other spaces than the data.
     """
+    for note in unread_images(observation_columns(data.observation_space)):
+        warnings.warn(note, UserWarning, stacklevel=4)
     with seeded(seed, torch.device("cpu")):
         if isinstance(source, WorldModel):
             return _copy_fitted(source, family, data)
@@ -148,6 +152,7 @@ def build_world(result: FitResult) -> World:
         **evaluate_metrics(*held_out, seed),
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
+        + action_bounds_findings(data.action_space)
         + teaching_findings(data.lessons())
         + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }

@@ -30,8 +30,12 @@ class LearnerLibrary(Protocol):
         """Return a `DreamVectorEnv` as the kind of environment that the library trains in."""
         ...
 
+    def unsupported(self, algo: str, space: gym.Space[Any]) -> str | None:
+        """Return why an algorithm cannot act in an action space, and what to do; None if it can."""
+        ...
+
     def check(self, run: TrainingRun) -> None:
-        """Raise `TrainingError` where the run's algorithm, world and settings do not fit."""
+        """Raise `TrainingError` where the run's settings do not fit its algorithm."""
         ...
 
     def train(self, run: TrainingRun) -> tuple[TrainedPolicy, bool]:

@@ -158,6 +158,9 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         progress=progress,
     )
     library = entry.library()
+    reason = library.unsupported(algo, run.world.action_space)
+    if reason is not None:
+        raise TrainingError(reason)
     library.check(run)
     path = None if out is None else entry.policy_path(out)
     if path is not None:

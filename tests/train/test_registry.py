@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import dreamgym
 from dreamgym.train import LEARNERS, Learner, TrainingError, find_learner, load_policy, train_policy
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.sb3 import ALGORITHMS
@@ -44,7 +45,11 @@ def toy(monkeypatch):
             network=Still(), card=PolicyCard.from_dict(json.loads(path.read_text()))
         )
 
+    def unsupported(algo, space):
+        return None if space.shape == () else f"{algo} takes no {space}"
+
     module.train, module.check, module.load = train, check, load
+    module.unsupported = unsupported
     module.save = lambda policy, path: path.write_text(json.dumps(policy.card.as_dict()))
     monkeypatch.setitem(sys.modules, "toy_learner", module)
     learner = Learner(
@@ -70,6 +75,20 @@ def test_an_entry_and_a_module_make_a_learner(toy, discrete_world, tmp_path):
         assert load_policy(name, world=discrete_world).card == policy.card
     with pytest.raises(TrainingError, match="not 13"):
         train_policy(discrete_world, algo="REINFORCE", steps=13)
+
+
+def test_a_learner_answers_for_an_action_space_before_a_training_and_in_check(
+    toy, box_world, tmp_path
+):
+    with pytest.raises(TrainingError, match="REINFORCE takes no Box"):
+        train_policy(box_world, algo="REINFORCE")
+    data = dreamgym.record("Pendulum-v1", steps=10, out=tmp_path / "data.h5")
+    problems = dreamgym.check(data, algo="PPO", learner="toy").problems
+    assert any("PPO takes no Box" in problem for problem in problems)
+    with pytest.raises(TrainingError, match="no algorithm 'POP'"):
+        dreamgym.check(data, algo="POP")
+    with pytest.raises(ValueError, match=r"unknown family 'petz'.*'pets'"):
+        dreamgym.check(data, family="petz")
 
 
 def test_the_first_learner_of_an_algorithm_is_the_default(toy):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
 from dreamgym.train.policy import TrainedPolicy
-from dreamgym.train.sb3.algorithms import check_action_space, find_algorithm, settings_for
+from dreamgym.train.sb3.algorithms import find_algorithm, settings_for
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve
 from dreamgym.train.sb3.policy_file import policy_arguments
 from dreamgym.train.sb3.vec_env import SB3VecEnv
@@ -22,8 +22,6 @@ _CURVE_POINTS = 50  # of an off-policy algorithm; an on-policy one has a point e
 
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
-    find_algorithm(run.algo)
-    check_action_space(run.algo, run.world.action_space)
     settings_for(run.algo, run.config)
 
 
