@@ -17,6 +17,10 @@ _IMPORTING_PROCESS = os.getpid()
 _NO_CHANGE = nullcontext()
 
 
+LSTM_MODE = 2
+"""What oneDNN's recurrent layers in torch call an LSTM."""
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device of a name; "auto" is CUDA where available, else the CPU.
 
@@ -66,6 +70,23 @@ def packs_weights(dtype: torch.dtype) -> bool:
         weight = torch.ones(32, 32, dtype=dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 4)
         torch.ops.mkldnn._linear_pointwise(weight[:4], packed, None, "none", [], "")
+
+    return torch.backends.mkldnn.is_available() and _runs(trial)
+
+
+@functools.cache
+def packs_lstm() -> bool:
+    """Try whether oneDNN is available and takes the step of an LSTM with packed weights."""
+
+    def trial() -> None:
+        weight, bias, state = torch.ones(32, 8), torch.ones(32), torch.ones(1, 4, 8)
+        packed = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(
+            weight, weight, 8, False, True, False, list(state.shape)
+        )
+        torch.ops.aten.mkldnn_rnn_layer(
+            *(state, *packed, bias, bias, state, state),
+            *(False, [], LSTM_MODE, 8, 1, True, False, False, False),
+        )
 
     return torch.backends.mkldnn.is_available() and _runs(trial)
 

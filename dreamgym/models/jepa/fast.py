@@ -37,7 +37,7 @@ from dreamgym.models.nn.packed import Layer, Packing
 MAX_UNROLLED_FRAMES = 4
 """Largest context for which unrolled attention is faster than the library's kernel."""
 
-FRAMES_PER_CHUNK = 384
+FRAMES_PER_CHUNK = 1536
 """Frames that a CPU processes at a time, so that their activations stay in its cache."""
 
 
@@ -370,9 +370,9 @@ def _query_key_value(block: Block) -> tuple[Tensor, Tensor]:
 def _mlp(block: Block, packing: Packing) -> Layer:
     """Arrange a block's MLP, with the affine weights of its norm folded in."""
     norm, widen, _, _, narrow, _ = block.mlp
-    up = packing.product(*_fold_norm(widen, norm))  # type: ignore[arg-type]
+    up = packing.product(*_fold_norm(widen, norm), gelu=True)  # type: ignore[arg-type]
     down = packing.linear(narrow.weight, narrow.bias)  # type: ignore[arg-type]
-    return lambda x: down(F.gelu(up(x)))
+    return lambda x: down(up(x))
 
 
 def _fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -394,6 +394,6 @@ def _projector(projector: Projector, packing: Packing, norm: nn.LayerNorm | None
     weight, bias = (linear.weight, linear.bias) if norm is None else _fold_norm(linear, norm)
     scale = batch.weight * torch.rsqrt(batch.running_var + batch.eps)  # type: ignore[arg-type, operator]
     shift = batch.bias - batch.running_mean * scale  # type: ignore[operator]
-    up = packing.product(scale.unsqueeze(1) * weight, scale * bias + shift)
+    up = packing.product(scale.unsqueeze(1) * weight, scale * bias + shift, gelu=True)
     down = packing.linear(projector.outwards.weight, projector.outwards.bias)
-    return lambda x: down(F.gelu(up(x)))
+    return lambda x: down(up(x))
