@@ -33,7 +33,9 @@ def test_worlds_of_every_kind_are_loaded_and_dreamt(kind, action, tmp_path):
     for leaf in world.model.state_dict().values():
         assert leaf.dtype != torch.float64
     for view in ("observation", "latent"):
-        env = dreamgym.DreamVectorEnv(world, 3, view=view)
+        env = dreamgym.DreamVectorEnv(
+            world, 3, view=view, output="torch", autoreset_mode="SameStep"
+        )
         env.reset(seed=0)
         observation, reward, *_ = env.step(env.action_space.sample())
         assert observation.dtype == reward.dtype == torch.float32
