@@ -14,7 +14,7 @@ from dreamgym.dream import wrappers
 from dreamgym.models import MDNRNNConfig
 from dreamgym.train import TrainConfig, load_policy
 from dreamgym.transfer import LatentAgent
-from tests.small_worlds import ONE_EACH, small_world
+from tests.small_worlds import ONE_EACH, TENSORS, small_world
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_a_policy_is_trained_saved_loaded_and_transferred(tmp_path):
 
 
 def test_wrappers_on_tensors_keep_float32():
-    env = gym.make_vec("dreamgym/Pendulum-MDNRNN-v0", num_envs=3, device="cpu")
+    env = gym.make_vec("dreamgym/Pendulum-MDNRNN-v0", num_envs=3, device="cpu", **TENSORS)
     wrapped = wrappers.NormalizeReward(wrappers.NormalizeObservation(env), gamma=0.9)
     wrapped.reset(seed=0)
     observation, reward, *_ = wrapped.step(torch.zeros(3, 1, dtype=torch.float32))

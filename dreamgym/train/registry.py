@@ -68,10 +68,11 @@ class Learner:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
         title: the library's own name.
         requires: module of the library.
-        extra: extra of dreamgym that installs the library.
+        extra: extra of dreamgym that installs the library; empty where none is needed.
         module: module of dreamgym that has the functions of `LearnerLibrary`.
         algorithms: names of its algorithms.
-        suffix: suffix of its policy files; no two learners share one.
+        suffix: suffix of its policy files. Learners that share one share their file's format, in
+            which the card says who wrote it.
     """
 
     name: str
@@ -114,6 +115,15 @@ LEARNERS = {
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
         ),
+        Learner(
+            name="ppo",
+            title="dreamgym's own PPO",
+            requires="torch",
+            extra="",
+            module="dreamgym.train.ppo",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""
@@ -153,4 +163,4 @@ def describe_algorithms() -> str:
 
 def extras() -> dict[str, str]:
     """Return the extras of all learner libraries, by the module that they install."""
-    return {each.requires: each.extra for each in LEARNERS.values()}
+    return {each.requires: each.extra for each in LEARNERS.values() if each.extra}
