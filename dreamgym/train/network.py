@@ -92,6 +92,28 @@ class ActionCodec(nn.Module):
         return scaled.round().long() if self.rounds else scaled
 
 
+class Standardise(nn.Module):
+    """Flatten observations, subtract a fixed mean, divide by a standard deviation, and clip.
+
+    Args:
+        mean: mean of each entry of the flattened observation.
+        std: standard deviation of each entry, above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return (B, n) standardised observations of raw ones (B, ...)."""
+        flat = observation.reshape(len(observation), -1).float()
+        return ((flat - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+
+
 class ActorCritic(nn.Module):
     """A policy and a value function, each an MLP of the standardised observation.
 
@@ -103,6 +125,7 @@ class ActorCritic(nn.Module):
         std: standard deviation of each entry, above 0.
 
     Attributes:
+        standardise: layer before both networks.
         actor: network from standardised observations to means (Box) or logits.
         critic: network from standardised observations to values (B, 1).
         log_std: logarithm of the standard deviation of each number of an action (Box).
@@ -110,9 +133,6 @@ class ActorCritic(nn.Module):
     Raises:
         TrainingError: the network cannot act in the action space.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -126,16 +146,15 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = observation_space, action_space
         self.codec = ActionCodec(action_space)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.standardise = Standardise(mean, std)
         self.actor = tanh_mlp(len(mean), net_arch, self.codec.outputs, gain=0.01)
         self.critic = tanh_mlp(len(mean), net_arch, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.zeros(self.codec.outputs if self.codec.continuous else 0))
 
-    def standardise(self, observation: Tensor) -> Tensor:
-        """Return (B, n) standardised and clipped observations of raw ones (B, ...)."""
-        flat = observation.reshape(len(observation), -1).float()
-        return ((flat - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.standardise.mean.device
 
     def value(self, observation: Tensor) -> Tensor:
         """Return values (B,) of raw observations (B, ...)."""
@@ -184,7 +203,7 @@ class ActorCritic(nn.Module):
         """Return actions of the environment's space, as `TrainedPolicy.predict` does."""
         array = np.asarray(observation)
         single = array.shape == self.observation_space.shape
-        batch = torch.as_tensor(array[None] if single else array, device=self.mean.device)
+        batch = torch.as_tensor(array[None] if single else array, device=self.device)
         outputs = self.actor(self.standardise(batch))
         actions = self.codec(self.mode(outputs) if deterministic else self.sample(outputs))
         result = actions.cpu().numpy().astype(self.action_space.dtype, copy=False)

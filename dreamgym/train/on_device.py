@@ -70,7 +70,8 @@ def make_network(
     Initial weights are drawn from the global generator, which the caller seeds.
     """
     scales = measure_scales(run.world, seed=run.seed, gamma=gamma, options=run.dream_options)
-    policy: dict[str, Any] = {"net_arch": list(run.config.net_arch), "mean": scales.mean, "std": scales.std}
+    policy: dict[str, Any] = {"net_arch": list(run.config.net_arch)}
+    policy |= {"mean": scales.mean, "std": scales.std}
     network = ActorCritic(dream.single_observation_space, dream.single_action_space, **policy)
     reward_scale = run.config.reward_scale or scales.reward_scale
     return network.to(dream.device), {"policy": policy, "reward_scale": reward_scale}

@@ -105,8 +105,7 @@ class PPO:
     ) -> None:
         self.env, self.network, self.settings = env, network, settings
         self.reward_scale, self.num_timesteps = reward_scale, 0
-        device = network.mean.device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(network.device).manual_seed(seed)
         self.optimizer = torch.optim.Adam(
             network.parameters(), settings.learning_rate, eps=1e-5, foreach=True
         )

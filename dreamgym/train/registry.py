@@ -124,6 +124,24 @@ LEARNERS = {
             algorithms=("PPO",),
             suffix=".safetensors",
         ),
+        Learner(
+            name="rsl_rl",
+            title="rsl_rl",
+            requires="rsl_rl",
+            extra="rsl-rl",
+            module="dreamgym.train.rsl_rl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="skrl",
+            title="skrl",
+            requires="skrl",
+            extra="skrl",
+            module="dreamgym.train.skrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""

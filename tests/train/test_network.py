@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreamgym.errors import PolicyFileError, TrainingError
-from dreamgym.train import TrainConfig, load_policy, train_policy
-from dreamgym.train.network import ActionCodec, ActorCritic
+from dreamgym.train import LEARNERS, TrainConfig, load_policy, train_policy
+from dreamgym.train.network import SUFFIX, ActionCodec, ActorCritic
 
 SPACES = [
     gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 1])),
@@ -74,13 +74,22 @@ def test_log_probabilities_and_entropies_are_those_of_torch(space):
     torch.testing.assert_close(entropy, expected[1])
 
 
-def test_a_policy_is_saved_and_read_and_acts_as_before(box_world, tmp_path):
-    config = TrainConfig(num_envs=4, n_steps=4, net_arch=(8, 4))
-    policy = train_policy(box_world, learner="ppo", steps=16, out=tmp_path / "p", config=config)
+@pytest.mark.parametrize(
+    "learner", [name for name, each in LEARNERS.items() if each.suffix == SUFFIX]
+)
+def test_a_policy_is_saved_and_read_and_acts_as_before(box_world, tmp_path, learner):
+    pytest.importorskip(LEARNERS[learner].requires)
+    config = TrainConfig(num_envs=4, n_steps=4, batch_size=8, net_arch=(8, 4))
+    policy = train_policy(box_world, learner=learner, steps=16, out=tmp_path / "p", config=config)
     path = tmp_path / "p.safetensors"
     read = load_policy(tmp_path / "p", world=box_world)
     assert read.card == policy.card
-    assert read.card.learner == "ppo"
+    assert read.card.learner == learner
+    assert read.card.steps == 16
+    initial = train_policy(
+        box_world, learner=learner, steps=16, config=replace(config, learning_rate=1e-9)
+    )
+    assert policy.name != initial.name, "it was not trained"
     batch = np.stack([box_world.observation_space.sample() for _ in range(5)])
     np.testing.assert_array_equal(read.predict(batch)[0], policy.predict(batch)[0])
     assert read.name == policy.name
