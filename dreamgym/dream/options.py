@@ -147,8 +147,10 @@ def parse_options(keywords: dict[str, Any]) -> DreamOptions:
     known = [field.name for field in fields(DreamOptions)]
     unknown = [name for name in keywords if name not in known]
     if unknown:
+        # Python's own words: TorchRL looks for them, and leaves the argument out.
         raise TypeError(
-            f"a dream has no option {unknown[0]!r}: {nearest(unknown[0], [*known, 'world'])}"
+            f"a dream got an unexpected keyword argument {unknown[0]!r}: "
+            f"{nearest(unknown[0], [*known, 'world'])}"
         )
     return DreamOptions(**keywords)
 

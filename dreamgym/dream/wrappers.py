@@ -22,6 +22,9 @@ from dreamgym.data.spaces import is_float
 StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 """Observations, rewards, terminated, truncated and infos."""
 
+ANY_MODE = tuple(AutoresetMode)
+"""Modes of a wrapper that does not look at episodes."""
+
 
 class RunningMoments:
     """Running mean and variance of rows, merged batch by batch.
@@ -101,15 +104,14 @@ class TensorWrapper(VectorWrapper):
         env: environment to wrap.
 
     Attributes:
-        looks_at_episodes: whether the wrapper needs the SameStep mode, and one tensor of
-            observations.
+        modes: autoreset modes in which the wrapper works.
 
     Raises:
-        ValueError: the environment returns NumPy arrays; or the wrapper looks at episodes, and the
-            environment is not in SameStep mode or has a Dict observation space.
+        ValueError: the environment returns NumPy arrays, is in another mode, or has a Dict
+            observation space and the wrapper does not work in every mode.
     """
 
-    looks_at_episodes = True
+    modes: tuple[AutoresetMode, ...] = (AutoresetMode.SAME_STEP,)
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -119,11 +121,12 @@ class TensorWrapper(VectorWrapper):
                 f"{type(self).__name__} works on tensors; make the dream with output='torch'"
             )
         self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
-        if not self.looks_at_episodes:
+        if self.modes is ANY_MODE:  # it does not look at episodes
             return
-        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+        if self.autoreset_mode not in self.modes:
             raise ValueError(
-                f"{type(self).__name__} needs autoreset_mode='SameStep', in which the last "
+                f"{type(self).__name__} needs autoreset_mode="
+                f"{' or '.join(repr(mode.value) for mode in self.modes)}, in which the last "
                 "observation comes with the step that ends an episode"
             )
         if env.single_observation_space.shape is None:
@@ -195,8 +198,11 @@ class EpisodeStatistics(TensorWrapper):
     """Mean return and length of the episodes that ended, summed on the device.
 
     Args:
-        env: environment to wrap. Returns are those of the rewards that it returns.
+        env: environment to wrap, in SameStep or Disabled mode. Returns are those of the rewards
+            that it returns.
     """
+
+    modes = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -313,7 +319,7 @@ class ScaleReward(TensorWrapper):
         factor: the constant.
     """
 
-    looks_at_episodes = False
+    modes = ANY_MODE
 
     def __init__(self, env: VectorEnv, factor: float) -> None:
         super().__init__(env)
@@ -336,7 +342,7 @@ class ClipAction(TensorWrapper):
         ValueError: the action space is not a Box; see also `TensorWrapper`.
     """
 
-    looks_at_episodes = False
+    modes = ANY_MODE
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -365,7 +371,7 @@ class RescaleAction(TensorWrapper):
             see also `TensorWrapper`.
     """
 
-    looks_at_episodes = False
+    modes = ANY_MODE
 
     def __init__(self, env: VectorEnv, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(env)

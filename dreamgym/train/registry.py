@@ -142,6 +142,15 @@ LEARNERS = {
             algorithms=("PPO",),
             suffix=".safetensors",
         ),
+        Learner(
+            name="torchrl",
+            title="TorchRL",
+            requires="torchrl",
+            extra="torchrl",
+            module="dreamgym.train.torchrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""
