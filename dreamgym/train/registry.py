@@ -116,6 +116,15 @@ LEARNERS = {
             suffix=".zip",
         ),
         Learner(
+            name="sb3-contrib",
+            title="sb3-contrib",
+            requires="sb3_contrib",
+            extra="sb3-contrib",
+            module="dreamgym.train.sb3_contrib",
+            algorithms=("TQC", "CrossQ", "QRDQN", "TRPO"),
+            suffix=".zip",
+        ),
+        Learner(
             name="ppo",
             title="dreamgym's own PPO",
             requires="torch",
