@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from dreamgym._agents import WRAPPERS_OF
 from dreamgym._extras import import_extra
 from dreamgym._files import local_path
 from dreamgym._settings import nearest
@@ -73,6 +74,8 @@ class Learner:
         algorithms: names of its algorithms.
         suffix: suffix of its policy files. Learners that share one share their file's format, in
             which the card says who wrote it.
+        agent_wrappers: path of the class that knows what the library's live agents were trained
+            behind, a subclass of `dreamgym.data.agent_wrappers.AgentWrappers`; empty for nothing.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Learner:
     module: str
     algorithms: tuple[str, ...]
     suffix: str
+    agent_wrappers: str = ""
 
     def library(self) -> LearnerLibrary:
         """Import the learner's module.
@@ -114,6 +118,7 @@ LEARNERS = {
             module="dreamgym.train.sb3",
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
+            agent_wrappers="dreamgym.train.sb3.agent_wrappers.SB3AgentWrappers",
         ),
         Learner(
             name="sb3-contrib",
@@ -163,6 +168,11 @@ LEARNERS = {
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""
+
+
+WRAPPERS_OF.update(
+    {each.requires: each.agent_wrappers for each in LEARNERS.values() if each.agent_wrappers}
+)
 
 
 def find_learner(algo: str, name: str | None = None) -> Learner:
