@@ -108,7 +108,7 @@ class RslRlSettings:
         gamma: discount factor.
         gae_lambda: lambda of generalised advantage estimation.
         learning_rate: learning rate, the first one of an adaptive schedule.
-        schedule: "adaptive" or "fixed".
+        schedule: "fixed", or "adaptive", rsl_rl's own: with dreams of 200 steps that learnt less.
         desired_kl: divergence that the adaptive schedule aims at.
         clip_param: how far the ratio of probabilities may leave 1.
         entropy_coef: weight of the entropy.
@@ -122,7 +122,7 @@ class RslRlSettings:
     gamma: float = 0.99
     gae_lambda: float = 0.95
     learning_rate: float = 1e-3
-    schedule: str = "adaptive"
+    schedule: str = "fixed"
     desired_kl: float = 0.01
     clip_param: float = 0.2
     entropy_coef: float = 0.0
