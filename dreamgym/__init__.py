@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dreamgym._lazy import lazy_names
 from dreamgym.dream.registration import register_worlds
+from dreamgym.train import registry as _registry  # noqa: F401 - tells whose agents it knows
 
 if TYPE_CHECKING:
     from dreamgym.data import Dataset as Dataset

@@ -34,6 +34,9 @@ ACTION_SPACES = {
 }
 
 
+TENSORS = {"output": "torch", "autoreset_mode": "SameStep"}
+"""Options of a dream that stays on the device and whose steps hold the last observation."""
+
 MOMENTS = Moments(
     mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
     std=torch.tensor([1.0, 0.5, 2.0, 1.5]),

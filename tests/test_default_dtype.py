@@ -15,7 +15,7 @@ from dreamgym.dream import wrappers
 from dreamgym.models import MDNRNNConfig
 from dreamgym.train import TrainConfig, load_policy
 from dreamgym.transfer import LatentAgent
-from tests.small_worlds import ONE_EACH, small_world
+from tests.small_worlds import ONE_EACH, TENSORS, small_world
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,9 @@ def test_worlds_of_every_kind_are_loaded_and_dreamt(kind, action, tmp_path):
     for leaf in world.model.state_dict().values():
         assert leaf.dtype != torch.float64
     for view in ("observation", "latent"):
-        env = dreamgym.DreamVectorEnv(world, 3, view=view)
+        env = dreamgym.DreamVectorEnv(
+            world, 3, view=view, output="torch", autoreset_mode="SameStep"
+        )
         env.reset(seed=0)
         observation, reward, *_ = env.step(env.action_space.sample())
         assert observation.dtype == reward.dtype == torch.float32
@@ -90,7 +92,7 @@ def test_another_default_device_does_not_matter(kind, tmp_path):
 
 
 def test_wrappers_on_tensors_keep_float32():
-    env = gym.make_vec("dreamgym/Pendulum-MDNRNN-v0", num_envs=3, device="cpu")
+    env = gym.make_vec("dreamgym/Pendulum-MDNRNN-v0", num_envs=3, device="cpu", **TENSORS)
     wrapped = wrappers.NormalizeReward(wrappers.NormalizeObservation(env), gamma=0.9)
     wrapped.reset(seed=0)
     observation, reward, *_ = wrapped.step(torch.zeros(3, 1, dtype=torch.float32))

@@ -164,7 +164,13 @@ def test_every_page_is_in_the_navigation_once() -> None:
 def test_references_name_something_that_exists(page: Path) -> None:
     for path in REFERENCE.findall(read(page)):
         package, _, name = path.rpartition(".")
-        assert hasattr(importlib.import_module(package), name), path
+        try:
+            module = importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if "dreamgym[" in str(error):
+                continue  # an extra that is not installed
+            raise
+        assert hasattr(module, name), path
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -20,7 +20,9 @@ def test_a_dream_of_a_double_pendulum_is_about_as_long_as_its_episodes(tmp_path:
     card = dreamgym.check(data)
     config = dreamgym.default_config("mdn-rnn", updates=150)
     world = dreamgym.fit(data, family="mdn-rnn", config=config)
-    envs = dreamgym.DreamVectorEnv(world, 64, output="numpy", episode_statistics=True)
+    envs = dreamgym.DreamVectorEnv(
+        world, 64, output="numpy", episode_statistics=True, autoreset_mode="SameStep"
+    )
     envs.reset(seed=0)
     envs.action_space.seed(0)
     lengths: list[int] = []

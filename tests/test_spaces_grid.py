@@ -141,7 +141,9 @@ def through_all_stages(env: gym.Env, folder: Path, *, family: str = "mdn-rnn", t
     card = dreamgym.check(data)
     assert card.ok, card.problems
     world = dreamgym.fit(data, family=family, config=fit_config(small_model(family)))
-    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy", view="observation")
+    dream = dreamgym.DreamVectorEnv(
+        world, 3, output="numpy", view="observation", autoreset_mode="SameStep"
+    )
     observation, _ = dream.reset(seed=0)
     assert dream.observation_space.contains(observation)
     dream.action_space.seed(0)
@@ -186,7 +188,7 @@ def test_actions_without_bounds_are_dreamt_and_not_trained(name: str, tmp_path: 
     assert dreamgym.check(data, algo="PPO").problems == [finding]
     world = dreamgym.fit(data, config=fit_config(small_model("mdn-rnn")))
     assert finding in world.quality["alarms"]
-    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy")
+    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy", autoreset_mode="SameStep")
     dream.reset(seed=0)
     observation, *_ = dream.step(dream.action_space.sample())
     assert dream.observation_space.contains(observation)

@@ -71,7 +71,8 @@ SUBJECTS = [
 
 def a_dream(world: World, count: int, **options: Any) -> DreamVectorEnv:
     """Return a dream that was reset."""
-    env = DreamVectorEnv(world, count, view="latent", **options)
+    options = {"output": "torch", "autoreset_mode": "SameStep", "view": "latent", **options}
+    env = DreamVectorEnv(world, count, **options)
     env.reset(seed=0)
     return env
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
-from dreamgym.data.agent_wrappers import AgentWrappers
+from dreamgym.data.agent_wrappers import wrappers_of
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
 from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
@@ -337,8 +337,8 @@ def _are_numbers(values: tuple[Any, ...]) -> bool:
 class PredictPolicy:
     """An object with `predict` as a `Policy`: batches its rows and keeps its recurrent state.
 
-    Where the object is a live agent of Stable-Baselines3, the wrappers that it was trained behind
-    are applied to the observations; see `AgentWrappers`.
+    Where the object is a live agent of a learner library, the wrappers that it was trained behind
+    are applied to the observations; see `dreamgym.data.agent_wrappers`.
 
     Every call has the same number of rows, so that the recurrent state keeps its shape; rows that
     have no episode are filled with the observation of another one.
@@ -372,7 +372,7 @@ class PredictPolicy:
         self._deterministic = deterministic
         self._batch_size = min_batch
         self._keywords = _memory_keywords(policy)
-        self.wrappers = AgentWrappers(policy)
+        self.wrappers = wrappers_of(policy)
         self._mask_envs: Sequence[gym.Env[Any, Any]] = []
         self._state: Any = None
         self._starting: set[int] = set()

@@ -229,7 +229,11 @@ def load_policy(
     else:
         learner = learner_of_file(path) or next(iter(LEARNERS.values()))
     policy = learner.library().load(path, algo=algo, env=env)
-    policy = replace(policy, card=replace(policy.card, learner=learner.name))
+    if (
+        policy.card.learner not in LEARNERS
+        or LEARNERS[policy.card.learner].suffix != learner.suffix
+    ):
+        policy = replace(policy, card=replace(policy.card, learner=learner.name))
     if world is not None:
         _check_world(path, policy, as_world(world))
     return policy

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from dreamgym._agents import WRAPPERS_OF
 from dreamgym._extras import import_extra
 from dreamgym._files import local_path
 from dreamgym._settings import nearest
@@ -72,10 +73,13 @@ class Learner:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
         title: the library's own name.
         requires: module of the library.
-        extra: extra of dreamgym that installs the library.
+        extra: extra of dreamgym that installs the library; empty where none is needed.
         module: module of dreamgym that has the functions of `LearnerLibrary`.
         algorithms: names of its algorithms.
-        suffix: suffix of its policy files; no two learners share one.
+        suffix: suffix of its policy files. Learners that share one share their file's format, in
+            which the card says who wrote it.
+        agent_wrappers: path of the class that knows what the library's live agents were trained
+            behind, a subclass of `dreamgym.data.agent_wrappers.AgentWrappers`; empty for nothing.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Learner:
     module: str
     algorithms: tuple[str, ...]
     suffix: str
+    agent_wrappers: str = ""
 
     def library(self) -> LearnerLibrary:
         """Import the learner's module.
@@ -117,10 +122,61 @@ LEARNERS = {
             module="dreamgym.train.sb3",
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
+            agent_wrappers="dreamgym.train.sb3.agent_wrappers.SB3AgentWrappers",
+        ),
+        Learner(
+            name="sb3-contrib",
+            title="sb3-contrib",
+            requires="sb3_contrib",
+            extra="sb3-contrib",
+            module="dreamgym.train.sb3_contrib",
+            algorithms=("TQC", "CrossQ", "QRDQN", "TRPO"),
+            suffix=".zip",
+        ),
+        Learner(
+            name="ppo",
+            title="dreamgym's own PPO",
+            requires="torch",
+            extra="",
+            module="dreamgym.train.ppo",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="rsl_rl",
+            title="rsl_rl",
+            requires="rsl_rl",
+            extra="rsl-rl",
+            module="dreamgym.train.rsl_rl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="skrl",
+            title="skrl",
+            requires="skrl",
+            extra="skrl",
+            module="dreamgym.train.skrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="torchrl",
+            title="TorchRL",
+            requires="torchrl",
+            extra="torchrl",
+            module="dreamgym.train.torchrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
         ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""
+
+
+WRAPPERS_OF.update(
+    {each.requires: each.agent_wrappers for each in LEARNERS.values() if each.agent_wrappers}
+)
 
 
 def find_learner(algo: str, name: str | None = None) -> Learner:
@@ -157,4 +213,4 @@ def describe_algorithms() -> str:
 
 def extras() -> dict[str, str]:
     """Return the extras of all learner libraries, by the module that they install."""
-    return {each.requires: each.extra for each in LEARNERS.values()}
+    return {each.requires: each.extra for each in LEARNERS.values() if each.extra}

@@ -64,13 +64,15 @@ class TrainingRun:
             "max_episode_steps": self.config.horizon,
         }
 
-    def make_dream(self, num_envs: int) -> DreamVectorEnv:
-        """Make the dream that is trained in: NumPy output, SameStep autoreset."""
+    def make_dream(
+        self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
+    ) -> DreamVectorEnv:
+        """Make the dream that is trained in."""
         return DreamVectorEnv(
             self.world,
             num_envs,
-            output="numpy",
-            autoreset_mode="SameStep",
+            output=output,
+            autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
 

@@ -118,7 +118,14 @@ def test_the_step_compiles_to_one_graph(model):
 
 
 def test_the_engine_resets_integer_leaves_row_by_row(model):
-    env = DreamVectorEnv(world_of(model, horizon=3), 8, view="latent", device="cpu")
+    env = DreamVectorEnv(
+        world_of(model, horizon=3),
+        8,
+        view="latent",
+        device="cpu",
+        output="torch",
+        autoreset_mode="SameStep",
+    )
     env.reset(seed=0)
     for step in range(7):
         env.step(random_actions(env.single_action_space, 8, step))

@@ -18,7 +18,7 @@ ENVS = 4
 @pytest.mark.parametrize("name", ["cuda:99", "mps:7", "xpu", "gpu", "cpu:zero", "cuda:-1"])
 def test_a_missing_device_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"device='{name}' cannot be used here"):
-        DreamVectorEnv(small_world(), ENVS, device=name)
+        DreamVectorEnv(small_world(), ENVS, device=name, output="torch", autoreset_mode="SameStep")
 
 
 def test_auto_is_an_available_device():
@@ -61,14 +61,23 @@ def test_bounds_of_actions_are_checked_only_on_request():
 def test_debug_must_be_a_bool():
     for wrong in ("yes", 1, None):
         with pytest.raises(ValueError, match="debug="):
-            DreamVectorEnv(small_world(), ENVS, debug=wrong)
+            DreamVectorEnv(
+                small_world(), ENVS, debug=wrong, output="torch", autoreset_mode="SameStep"
+            )
 
 
 @pytest.mark.gpu
 def test_on_cuda_bounds_of_actions_are_checked_only_with_debug():
     outside = torch.full((ENVS,), 9, device="cuda")
     for debug in (False, True):
-        env = DreamVectorEnv(small_world(), ENVS, device="cuda", debug=debug)
+        env = DreamVectorEnv(
+            small_world(),
+            ENVS,
+            device="cuda",
+            debug=debug,
+            output="torch",
+            autoreset_mode="SameStep",
+        )
         env.reset(seed=0)
         if debug:
             with pytest.raises(ValueError, match="outside"):
@@ -79,7 +88,9 @@ def test_on_cuda_bounds_of_actions_are_checked_only_with_debug():
 
 @pytest.mark.gpu
 def test_actions_on_another_device_are_refused():
-    env = DreamVectorEnv(small_world(), ENVS, device="cuda")
+    env = DreamVectorEnv(
+        small_world(), ENVS, device="cuda", output="torch", autoreset_mode="SameStep"
+    )
     env.reset(seed=0)
     with pytest.raises(ValueError, match="move them with"):
         env.step(torch.zeros(ENVS, dtype=torch.int64))

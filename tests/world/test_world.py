@@ -122,9 +122,22 @@ def test_the_termination_rule_is_saved_and_used_by_dreams(folder, tmp_path, term
     world = dreamgym.load(tmp_path / "again")
     assert world.termination == termination
     threshold = None if termination == "sample" else termination
-    assert DreamVectorEnv(world, 2).options.threshold == threshold
-    assert DreamVectorEnv(world, 2, termination="sample").options.threshold is None
-    assert DreamVectorEnv(world, 2, termination=0.75).options.threshold == 0.75
+    assert (
+        DreamVectorEnv(world, 2, output="torch", autoreset_mode="SameStep").options.threshold
+        == threshold
+    )
+    assert (
+        DreamVectorEnv(
+            world, 2, termination="sample", output="torch", autoreset_mode="SameStep"
+        ).options.threshold
+        is None
+    )
+    assert (
+        DreamVectorEnv(
+            world, 2, termination=0.75, output="torch", autoreset_mode="SameStep"
+        ).options.threshold
+        == 0.75
+    )
 
 
 def test_an_old_world_without_a_termination_rule_samples(folder):

@@ -27,6 +27,7 @@ from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.actions import learner_action_space
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.registry import LEARNERS, find_learner
 from dreamgym.train.sb3.algorithms import find_algorithm
 
 CARD_MEMBER = "dreamgym.json"
@@ -94,6 +95,8 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
     """See `LearnerLibrary.load`."""
     members = _read_members(path)
     card = _read_card(path, members, algo, env)
+    if card.learner in LEARNERS:
+        LEARNERS[card.learner].library()  # sb3-contrib adds algorithms
     network = _build_network(path, card)
     try:
         network.load_state_dict(_read_weights(path, members))
@@ -142,13 +145,14 @@ def _read_card(
             "pickled, which is not read. Pass algo= (e.g. 'PPO') and env= (an environment with the "
             "policy's spaces)"
         )
-    find_algorithm(algo)
+    learner = find_learner(algo)
     data = _read_data(path, members)
     _check_saved_space(path, data.get("observation_space"), env.observation_space, ("_shape",))
     bounds = ("_shape", "low", "high", "n", "nvec", "start")
     _check_saved_space(path, data.get("action_space"), env.action_space, bounds)
     return PolicyCard(
         algo=algo,
+        learner=learner.name,
         view="observation",
         env_id=env.spec.id if env.spec is not None else None,
         world="",

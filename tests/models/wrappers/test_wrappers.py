@@ -221,7 +221,9 @@ def test_a_world_of_a_wrapped_model_dreams_from_the_same_start_states(tmp_path):
     known = world.with_model(KnownReward(world.model, "CartPole-v1"))
     assert known.starts is world.starts
     assert known.family == "known-reward"
-    envs = dreamgym.DreamVectorEnv(known, 8, device="cpu")
+    envs = dreamgym.DreamVectorEnv(
+        known, 8, device="cpu", output="torch", autoreset_mode="SameStep"
+    )
     envs.reset(seed=0)
     rewards = envs.step(np.zeros(8, np.int64))[1]
     assert torch.equal(rewards, torch.ones(8))
