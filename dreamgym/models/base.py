@@ -312,6 +312,32 @@ class Decodes(Protocol, metaclass=_DecodesMeta):
         ...
 
 
+@runtime_checkable
+class Values(Protocol):
+    """An object that values states, for planners; a model may be one itself."""
+
+    def value(self, state: State) -> Tensor:
+        """Return the return expected from each state on, (B,), in the real environment's units.
+
+        Where the planner that asks has a discount, it is the discounted return.
+        """
+        ...
+
+
+@runtime_checkable
+class Acts(Protocol):
+    """An object that proposes an action in each state, for planners; a model may be one itself."""
+
+    def policy(self, state: State, noise: Tensor) -> Tensor:
+        """Return raw actions (B, ...).
+
+        Args:
+            state: leaves (B, ...).
+            noise: (B, 1) uniforms in [0, 1), from which further ones may be derived.
+        """
+        ...
+
+
 def _is_hook(name: str, member: object) -> bool:
     """Return whether a member of `WorldModel` is an optional hook, which wrappers forward."""
     return (
