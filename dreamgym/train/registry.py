@@ -114,6 +114,15 @@ LEARNERS = {
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
         ),
+        Learner(
+            name="cma",
+            title="CMA-ES",
+            requires="cma",
+            extra="cma",
+            module="dreamgym.train.cma",
+            algorithms=("CMA-ES",),
+            suffix=".cma",
+        ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""

@@ -31,7 +31,6 @@ from dreamgym.models.observations import (
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
 
-
 GOAL = "goal"
 """Leaf of a state that has a goal of its own."""
 

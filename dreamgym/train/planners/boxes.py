@@ -39,8 +39,8 @@ class BoxActions:
             )
         low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
         bounded = (low > -UNBOUNDED) & (high < UNBOUNDED) & (high > low)
-        centre = np.where(bounded, (low + high) / 2, 0.0)
-        scale = np.where(bounded, (high - low) / 2, 1.0)
+        bottom, top = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        centre, scale = (bottom + top) / 2, (top - bottom) / 2
 
         def tensor(values: np.ndarray) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)

@@ -63,8 +63,8 @@ class CategoricalCEM(Planner):
         self.start = torch.tensor(start, device=self.device)
         choices = torch.arange(int(counts.max()), device=self.device)
         allowed = choices < torch.tensor(counts, device=self.device).unsqueeze(1)
+        # (D, K) probabilities of the D numbers of an action; 0 where there is no choice
         self.uniform = allowed / allowed.sum(1, keepdim=True)
-        """(D, K) uniform probabilities of the D numbers of an action; 0 where there is no choice."""
 
     def initial(self, batch_size: int) -> dict[str, Tensor]:
         """See `Planner.initial`."""
