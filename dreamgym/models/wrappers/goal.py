@@ -14,7 +14,6 @@ from dreamgym._settings import nearest
 from dreamgym.models.base import (
     Prediction,
     State,
-    Temperature,
     WorldModel,
     model_device,
     zero_action,
@@ -131,14 +130,9 @@ class GoalReward(Wrapper):
         """
         return {**state, GOAL: self.encode_goals(goals)}
 
-    def step(
-        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
-    ) -> tuple[State, Prediction]:
-        """See `WorldModel.step`; the goals of the rows stay in the state."""
-        following, prediction = self.inner.step(state, action, noise, temperature)
-        if GOAL in state:
-            following = {**following, GOAL: state[GOAL]}
-        return following, self.predict(state, action, following, prediction)
+    def carry(self, state: State, following: State) -> State:
+        """Keep the goals of the rows."""
+        return {**following, GOAL: state[GOAL]} if GOAL in state else following
 
     def distance(self, state: State) -> Tensor:
         """Return the Euclidean distance to the goal, (B,)."""

@@ -180,9 +180,9 @@ class Planner(ABC):
         actions = actions.repeat_interleave(particles, 1).flatten(0, 1)
         total = torch.zeros(len(actions), device=self.device)
         weight = torch.ones_like(total)
-        for t in range(config.horizon):
-            drawn = noise[:, None, :, t].expand(-1, count, -1, -1).flatten(0, 2)
-            state, prediction = model.step(state, actions[:, t], drawn)
+        noise = noise.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(0, 2)
+        for following, prediction in model.unroll(state, actions, noise):
+            state = following
             if not config.terminal_only:
                 total = total + weight * prediction.reward
             weight = weight * (1.0 - prediction.termination) * config.discount
