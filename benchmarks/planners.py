@@ -50,13 +50,13 @@ def pendulum(episodes: int) -> list[Row]:
 
 
 def pendulum_with_value(episodes: int, quick: bool) -> list[Row]:
-    """Plan a few steps on Pendulum, with value and actions of a policy trained in the dream."""
+    """Plan on Pendulum, with value and actions of a policy trained in the dream."""
     world = dreamgym.load(PENDULUM)
     trained = dreamgym.train_policy(world, algo="PPO", seed=0, steps=20_000 if quick else None)
     prior = PolicyPrior(trained, world)
-    config = ICEMConfig(horizon=8, discount=prior.discount, proposals=4)
+    config = ICEMConfig(horizon=15, discount=prior.discount, proposals=4)
     policy = PlannedPolicy(world, config, value=prior, proposal=prior)
-    name = "Pendulum, iCEM over 8 steps with PPO's value"
+    name = "Pendulum, iCEM over 15 steps with PPO's value"
     return measured(name, policy, episodes, -1000.0 if quick else -160.0)
 
 

@@ -8,9 +8,9 @@ Only the prediction after the newest frame is computed. What differs from the pl
   is contiguous; and rows are processed in chunks whose activations fit into the cache.
 - In unrolled attention the oldest frame attends only to itself, and needs no query.
 
-Keys and values are not cached between single steps: frames move by one position in every step, which
-changes them. They do not move while a window grows from its first frame, so `unroll` caches them
-there. Embedded actions are as fast to recompute as to store.
+Keys and values are not cached between single steps: frames move by one position in every step,
+which changes them. They do not move while a window grows from its first frame, so `unroll` caches
+them there. Embedded actions are as fast to recompute as to store.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ class FastBlock:
         return torch.addcmul(x, gate_mlp, mlp)
 
     def extend(self, x: Tensor, condition: Tensor, kept: Kept) -> Tensor:
-        """Apply the block to the newest frame (B, width); its keys and values are added to `kept`."""
+        """Apply the block to the newest frame (B, width); add its keys and values to `kept`."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition).chunk(6, -1)
         normed = self.norms.before_attention(x, shift, scale)
         kept.append(_heads(self.key_value(normed), self.heads))
@@ -328,7 +328,7 @@ class LastBlock:
         return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
 
     def extend(self, x: Tensor, condition: Tensor, kept: Kept) -> Tensor:
-        """Apply the block to the newest frame (B, width); its keys and values are added to `kept`."""
+        """Apply the block to the newest frame (B, width); add its keys and values to `kept`."""
         shift, scale = self.modulate(condition).chunk(2, -1)
         gate, shift_mlp, scale_mlp, gate_mlp = self.modulate_newest(condition).chunk(4, -1)
         normed = self.norms.before_attention(x, shift, scale)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dreamgym.dream.noise import mix_in
-from dreamgym.models.nn.distributions import quick_normal
 from dreamgym.models.splitmix import uniforms
 
 TRUNCATION = 2.0
@@ -52,7 +51,9 @@ def normals(keys: Tensor, count: int, shape: tuple[int, int], *, truncated: bool
     uniform = candidate_uniforms(keys, count, math.prod(shape))
     if truncated:
         uniform = _BELOW + (1 - 2 * _BELOW) * uniform
-    return quick_normal(uniform).unflatten(-1, shape)
+    # inside (0, 1), and of 24 bits, so that the result is finite
+    uniform = uniform.clamp(2.0**-25, 1.0 - 2.0**-24)
+    return (torch.erfinv(2 * uniform - 1) * math.sqrt(2)).unflatten(-1, shape)
 
 
 def coloured_normals(keys: Tensor, count: int, shape: tuple[int, int], beta: float) -> Tensor:
