@@ -1,20 +1,22 @@
-"""Planners: real returns on Pendulum, and their speed beside stable-worldmodel's own.
+"""Planners and evolution: real returns on Pendulum, and speed beside others and the bare dream.
 
-The comparison needs `pip install stable-worldmodel`; without it its rows are left out. Its CEM runs
+The comparison with stable-worldmodel needs `pip install stable-worldmodel`; without it its rows are left out. Its CEM runs
 on the same weights, in the same process, in turns.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 import types
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from support import worlds
-from support.reporting import Row, at_least, parser, report
+from support.reporting import Row, at_least, below, parser, report
 from support.side_by_side import side_by_side
 
 import dreamgym
@@ -157,6 +159,50 @@ def lewm(quick: bool) -> list[Row]:
     ]
 
 
+def controller(quick: bool) -> list[Row]:
+    """Compare a generation of V-M-C Car's controllers with the dream's own steps.
+
+    Evolution itself (asking and telling) is no step of the dream; it has a row of its own.
+    """
+    from dreamgym.train.cma import Controller, Evolution, EvolutionConfig
+    from dreamgym.train.cma.evolution import generation
+
+    world, config = worlds.v_m_c(), EvolutionConfig()
+    rows, steps = config.popsize * config.rollouts, 20 if quick else worlds.HORIZON
+    options = {"output": "torch", "autoreset_mode": "SameStep", "view": "latent"}
+    env = dreamgym.DreamVectorEnv(world, rows, max_episode_steps=steps, **options)
+    width = world.model.feature_dim
+    policy = Controller(env.single_action_space, [0.0] * width, [1.0] * width)
+    evolution = Evolution(policy.size, config, seed=0)
+    actions, fitness = worlds.actions(rows), torch.zeros(config.popsize).numpy()
+
+    def bare() -> None:
+        env.reset(seed=0)
+        for _ in range(steps):
+            env.step(actions)
+
+    def evolve() -> None:
+        generation(env, policy, evolution, config, 0)
+
+    def seconds(call: Any) -> float:
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+
+    evolution.ask()
+    taken: dict[str, list[float]] = {"bare": [], "evolve": []}
+    for _ in range(1 if quick else 3):
+        taken["bare"].append(seconds(bare))
+        taken["evolve"].append(seconds(evolve))
+    ratio = median(taken["evolve"]) / median(taken["bare"])
+    own = seconds(lambda: (evolution.tell(fitness), evolution.ask()))
+    name = f"V-M-C Car, a generation of {config.popsize} x {config.rollouts} x {steps}"
+    return [
+        below(f"{name}: time of the bare dream", ratio, "ratio", 1.15),
+        Row(name=f"{name}: tell and ask", value=own, unit="s"),
+    ]
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     parts = ("pendulum", "value", "lewm", "controller")
@@ -168,6 +214,8 @@ def main() -> None:
     rows: list[Row] = []
     if "lewm" in chosen.parts:
         rows += lewm(chosen.quick)
+    if "controller" in chosen.parts:
+        rows += controller(chosen.quick)
     if "value" in chosen.parts:
         rows += pendulum_with_value(episodes, chosen.quick)
     if "pendulum" in chosen.parts:

@@ -61,11 +61,11 @@ def test_all_candidates_have_the_same_random_numbers(world, monkeypatch):
     dream = dreamgym.DreamVectorEnv(world, 12, output="torch", autoreset_mode="SameStep")
     controller = Controller(world.action_space, [0.0] * 4, [1.0] * 4)
     evolution = Evolution(controller.size, config, 0)
-    fitness, steps = module._generation(dream, controller, evolution, config, 0)
+    fitness, steps = module.generation(dream, controller, evolution, config, 0)
     np.testing.assert_allclose(fitness, fitness[0], rtol=1e-4)
     assert 0 < steps <= 12 * 7
     evolution.tell(fitness)
-    other, _ = module._generation(dream, controller, evolution, config, 0)
+    other, _ = module.generation(dream, controller, evolution, config, 0)
     assert not np.allclose(other, fitness)
 
 

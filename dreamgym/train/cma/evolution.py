@@ -112,7 +112,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     finished = True
     try:
         while done < steps:
-            fitness, taken = _generation(dream, controller, evolution, config, run.seed)
+            fitness, taken = generation(dream, controller, evolution, config, run.seed)
             evolution.tell(fitness)
             done += taken
             curve.append([float(done), float(fitness.mean())])
@@ -177,17 +177,27 @@ class Evolution:
 
 
 @torch.no_grad()
-def _generation(
+def generation(
     dream: DreamVectorEnv,
     controller: Controller,
     evolution: Evolution,
     config: EvolutionConfig,
     seed: int,
 ) -> tuple[NDArray[np.float64], int]:
-    """Return the mean return (popsize,) of each candidate, and the steps of the dream.
+    """Dream with every candidate of a generation, each in several rollouts.
 
     Rollout k of every candidate has the same start and the same noise (common random numbers), so
     that candidates differ by what they do alone.
+
+    Args:
+        dream: `popsize` times `rollouts` rows.
+        controller: the network.
+        evolution: what asks for candidates.
+        config: settings.
+        seed: seed of the training.
+
+    Returns:
+        The mean return (popsize,) of each candidate, and the steps of the dream.
     """
     shape = (config.popsize, config.rollouts)
     weights = torch.as_tensor(evolution.ask(), dtype=torch.float32, device=dream.device)
