@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dreamgym.models.base import (
+    Acts,
     Decodes,
     Prediction,
     Segment,
     State,
+    Values,
     WorldModel,
     filter_states,
     imagine,
@@ -31,6 +33,7 @@ __all__ = [
     "MDNRNN",
     "PETS",
     "RSSM",
+    "Acts",
     "Decodes",
     "Ensemble",
     "GoalReward",
@@ -45,6 +48,7 @@ __all__ = [
     "RSSMConfig",
     "Segment",
     "State",
+    "Values",
     "WorldModel",
     "filter_states",
     "imagine",

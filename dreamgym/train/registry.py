@@ -169,6 +169,15 @@ LEARNERS = {
             algorithms=("PPO",),
             suffix=".safetensors",
         ),
+        Learner(
+            name="cma",
+            title="CMA-ES",
+            requires="cma",
+            extra="cma",
+            module="dreamgym.train.cma",
+            algorithms=("CMA-ES",),
+            suffix=".cma",
+        ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""

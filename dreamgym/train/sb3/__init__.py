@@ -13,6 +13,7 @@ from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402
 from dreamgym.train.sb3.policy_file import load, save  # noqa: E402
 from dreamgym.train.sb3.training import check, train  # noqa: E402
+from dreamgym.train.sb3.values import values  # noqa: E402
 from dreamgym.train.sb3.vec_env import SB3VecEnv  # noqa: E402
 
 adapter = SB3VecEnv
@@ -28,4 +29,5 @@ __all__ = [
     "save",
     "train",
     "unsupported",
+    "values",
 ]
