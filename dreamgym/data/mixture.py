@@ -286,12 +286,12 @@ class MixedDataset:
 
 PathOrDataset = str | os.PathLike[str] | Dataset | SkippedDataset
 AnyDataset = Dataset | SkippedDataset | MixedDataset
+DatasetSource = PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]]
+"""What `open_dataset` takes."""
 
 
 @contextmanager
-def open_dataset(
-    dataset: PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]],
-) -> Iterator[AnyDataset]:
+def open_dataset(dataset: DatasetSource) -> Iterator[AnyDataset]:
     """Open a dataset for the block; an open dataset is used unchanged, and stays open.
 
     Args:

@@ -22,6 +22,7 @@ from dreamgym.models.wrappers import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "KnownTermination",
     "MDNRNNConfig",
     "ModelSpec",
+    "Optimistic",
     "PETSConfig",
     "Pessimistic",
     "Prediction",
