@@ -232,7 +232,7 @@ class Run:
             agent.learn(
                 self.real_steps, callback=EveryNTimesteps(self.real_steps // POINTS, measure)
             )
-            measured = dreamgym.evaluate(agent, self.env_id, episodes=EPISODES)
+            measured = dreamgym.evaluate(agent.policy, self.env_id, episodes=EPISODES)
             figures = {**measured.as_dict(), "points": measure.points}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1))
@@ -248,7 +248,9 @@ class Measure(EventCallback):
         self._env_id = env_id
 
     def _on_step(self) -> bool:
-        measured = dreamgym.evaluate(self.model, self._env_id, episodes=POINT_EPISODES, seed=50_000)
+        measured = dreamgym.evaluate(
+            self.model.policy, self._env_id, episodes=POINT_EPISODES, seed=50_000
+        )
         self.points.append((self.num_timesteps, measured.mean))
         return True
 
@@ -262,38 +264,18 @@ def rows_of(env_id: str, runs: list[Run]) -> tuple[list[Row], dict[str, list[Cur
     for run, loop, free in zip(runs, loops, baselines, strict=True):
         name, best = f"{env_id}, seed {run.seed}", loop["rounds"][loop["best"] - 1]
         last = loop["rounds"][-1]
-        rows += [
-            Row(name=f"{name}: real return", value=loop["return_mean"], unit="return"),
-            Row(
-                name=f"{name}: low end of its 95% interval",
-                value=loop["return_interval"][0],
-                unit="return",
-            ),
-            Row(
-                name=f"{name}: high end of its 95% interval",
-                value=loop["return_interval"][1],
-                unit="return",
-            ),
-            Row(
-                name=f"{name}: real steps of the best round", value=best["real_steps"], unit="steps"
-            ),
-            Row(name=f"{name}: real steps recorded", value=last["real_steps"], unit="steps"),
-            Row(
-                name=f"{name}: evaluation steps beside them",
-                value=last["evaluation_steps"],
-                unit="steps",
-            ),
-            Row(
-                name=f"{name}: seconds",
-                value=sum(sum(r["seconds"].values()) for r in loop["rounds"]),
-                unit="s",
-            ),
-            Row(
-                name=f"{name}: model-free on {run.real_steps} real steps",
-                value=free["return_mean"],
-                unit="return",
-            ),
-        ]
+        low, high = loop["return_interval"]
+        for what, value, unit in (
+            ("real return", loop["return_mean"], "return"),
+            ("low end of its 95% interval", low, "return"),
+            ("high end of its 95% interval", high, "return"),
+            ("real steps of the best round", best["real_steps"], "steps"),
+            ("real steps recorded", last["real_steps"], "steps"),
+            ("evaluation steps beside them", last["evaluation_steps"], "steps"),
+            ("seconds", sum(sum(each["seconds"].values()) for each in loop["rounds"]), "s"),
+            (f"model-free on {run.real_steps} real steps", free["return_mean"], "return"),
+        ):
+            rows.append(Row(name=f"{name}: {what}", value=value, unit=unit))
         curves["improve"].append(
             Curve(
                 steps=[each["real_steps"] for each in loop["rounds"]],

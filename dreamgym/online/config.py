@@ -71,9 +71,10 @@ class ImproveConfig:
             default.
         branches: length of the dreams, growing with the real steps; None for the world's horizon or
             that of `train`.
-        keep_world: whether a fit goes on from the weights of the last one (the normalisers are
-            fitted again to all data); otherwise every fit starts from fresh weights.
-        keep_policy: whether a training goes on from the last policy; otherwise from fresh weights.
+        fresh_world: whether every fit starts from fresh weights; otherwise it goes on from those of
+            the last one, and only the normalisers are fitted again.
+        fresh_policy: whether every training starts from fresh weights; otherwise it goes on from
+            the last policy.
         evaluation_episodes: real episodes that every round's policy is measured over. Their steps
             are counted beside the budget, not in it. 0 measures nothing, and then the last policy
             is the result and no target can be met.
@@ -93,8 +94,8 @@ class ImproveConfig:
     dream_ratio: float | None = None
     dream_steps: int | None = None
     branches: Branches | None = None
-    keep_world: bool = True
-    keep_policy: bool = True
+    fresh_world: bool = False
+    fresh_policy: bool = False
     evaluation_episodes: int = 10
     fit: FitConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -245,7 +245,7 @@ class _Loop:
         if path.exists():
             return load(path)
         config = replace(self.fit, updates=self.config.updates(steps, self.fit))
-        if earlier and self.config.keep_world:
+        if earlier and not self.config.fresh_world:
             last = load(self.out / earlier[-1]["world"]).model
             config = replace(config, model=last, refit_normalisers=True)
         data = [self.out / each["data"] for each in earlier] + [path.parent / DATA]
@@ -278,7 +278,7 @@ class _Loop:
             steps=config.training_steps(steps),
             out=path,
             config=train,
-            initial=self._last_policy(earlier) if earlier and config.keep_policy else None,
+            initial=self._last_policy(earlier) if earlier and not config.fresh_policy else None,
             real_data=[(each, 1.0) for each in data] if train.real_share else None,
         )
         return load_policy(path)  # as after an interruption
