@@ -54,9 +54,11 @@ def real_transitions(data: AnyDataset, env: SB3VecEnv) -> ReplayBuffer:
     space, place = env.action_space, 0
     for index in range(data.num_episodes):
         episode = data.episode(index)
-        rows = slice(place, place + episode.length)
-        buffer.observations[rows, 0] = episode.observations[:-1]
-        buffer.next_observations[rows, 0] = episode.observations[1:]
+        rows, observations = slice(place, place + episode.length), np.asarray(episode.observations)
+        buffer.observations[rows, 0], buffer.next_observations[rows, 0] = (
+            observations[:-1],
+            observations[1:],
+        )
         buffer.actions[rows, 0] = _learner_actions(
             np.asarray(episode.actions), data.action_space, space
         )
