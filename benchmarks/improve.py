@@ -161,7 +161,7 @@ TASKS = {
             evaluation_episodes=20,
         ),
         # Stable-Baselines3's own defaults
-        baseline=ModelFree(algorithm=SAC),
+        baseline=ModelFree(algorithm=PPO),
     ),
 }
 """The bars of each task, within its budget of real steps."""
