@@ -31,7 +31,6 @@ from support.reporting import Row, at_least, parser, report
 
 import dreamgym
 from dreamgym import ImproveConfig
-from dreamgym.models import PETSConfig
 from dreamgym.train import TrainConfig
 from dreamgym.transfer.evaluation import mean_interval
 
@@ -67,12 +66,6 @@ class Task:
     real_steps: int
     config: ImproveConfig
     baseline: ModelFree
-
-
-def small_pets(**settings: Any) -> dreamgym.FitConfig:
-    """Return the fit of a small ensemble, enough for a few numbers."""
-    model = PETSConfig(hidden=64, layers=3, members=5, elites=5)
-    return dreamgym.default_config("pets", model=model, starts=4096, **settings)
 
 
 TASKS = {
@@ -122,14 +115,12 @@ TASKS = {
         target=-90.0,
         real_steps=30_000,
         config=ImproveConfig(
-            first_steps=2_000,
-            round_steps=2_000,
+            first_steps=4_000,
+            round_steps=4_000,
             noise=0.3,
-            bonus=1.0,
-            family="pets",
-            fit=small_pets(updates=2000),
             dream_steps=300_000,
             evaluation_episodes=20,
+            train=TrainConfig(horizon=200),
         ),
         # rl-baselines3-zoo, hyperparams/dqn.yml
         baseline=ModelFree(

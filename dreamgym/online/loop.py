@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dreamgym._files import atomic_file, local_path, partial_path
-from dreamgym.data import Dataset, Policy, PolicyLike, PredictPolicy, record, recover, resume
+from dreamgym.data import Dataset, PolicyLike, record, recover, resume
 from dreamgym.errors import OnlineError
-from dreamgym.fitting import default_config, fit
 from dreamgym.models import ModelSpec, WorldModel
-from dreamgym.models.wrappers import Optimistic
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.train import TrainedPolicy, find_learner, load_policy, train_policy
+from dreamgym.online.stages import Parts, acting, fit_world, train_in_dreams
+from dreamgym.train import TrainedPolicy, find_learner, load_policy
 from dreamgym.transfer import LatentAgent, evaluate
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import World, load
@@ -155,7 +154,6 @@ class _Loop:
     ) -> None:
         self.maker = env_maker(env)
         self.real_steps, self.out, self.config, self.seed = real_steps, out, config, seed
-        self.fit = config.fit or default_config(config.family)
         self.suffix = find_learner(config.algo, config.learner).suffix
 
     def check_settings(self) -> None:
@@ -232,67 +230,48 @@ class _Loop:
     def _recording_policy(self, env: Any, earlier: list[Figures]) -> PolicyLike:
         if not earlier:
             return self.config.first_policy
-        policy = self._last_policy(earlier)
-        acting: Policy = (
-            LatentAgent(policy, self.out / earlier[-1]["world"])
-            if policy.view == "latent"
-            else PredictPolicy(policy)
-        )
-        return NoisyPolicy(acting, env.action_space, self.config.noise)
+        own = acting(self._last_policy(earlier), self.out / earlier[-1]["world"])
+        return NoisyPolicy(own, env.action_space, self.config.noise)
 
     def _fit(self, path: Path, steps: int, earlier: list[Figures]) -> World:
         """Return the world of a round, fitted to the data of all rounds so far."""
         if path.exists():
             return load(path)
-        config = replace(self.fit, updates=self.config.updates(steps, self.fit))
-        if earlier and not self.config.fresh_world:
-            last = load(self.out / earlier[-1]["world"]).model
-            config = replace(config, model=last, refit_normalisers=True)
-        data = [self.out / each["data"] for each in earlier] + [path.parent / DATA]
-        counts = [each["steps"] for each in earlier] + [steps]
-        return fit(
-            # by their steps: every transition is as likely as any other
-            list(zip(data, map(float, counts), strict=True)) if earlier else data[0],
-            path,
-            family=self.config.family,
-            seed=self.seed,  # the same held-out episodes in every round
-            config=config,
-        )
+        last = load(self.out / earlier[-1]["world"]) if earlier else None
+        data = self._data(path.parent, steps, earlier)
+        return fit_world(self.config, data, path, steps=steps, last=last, seed=self.seed)
 
     def _train(self, path: Path, world: World, steps: int, earlier: list[Figures]) -> TrainedPolicy:
         """Return the policy of a round, trained in the dreams of its world."""
         if path.exists():
             return load_policy(path)
-        config, train = self.config, self.config.train
         used = (earlier[-1]["real_steps"] if earlier else 0) + steps
-        if config.branches is not None:
-            train = replace(train, horizon=config.branches.length(used))
-        weight = config.bonus * max(0.0, 1 - used / self.real_steps)
-        dreamt = world.with_model(Optimistic(world.model, weight=weight)) if weight else world
-        data = [self.out / each["data"] for each in earlier] + [path.parent / DATA]
-        train_policy(
-            dreamt,
-            algo=config.algo,
-            learner=config.learner,
+        return train_in_dreams(
+            self.config,
+            world,
+            path,
+            data=self._data(path.parent, steps, earlier),
+            steps=steps,
+            bonus=self.config.bonus * max(0.0, 1 - used / self.real_steps),
+            initial=self._last_policy(earlier) if earlier else None,
             seed=self._seed(len(earlier) + 1, _TRAIN),
-            steps=config.training_steps(steps),
-            out=path,
-            config=train,
-            initial=self._last_policy(earlier) if earlier and not config.fresh_policy else None,
-            real_data=[(each, 1.0) for each in data] if train.real_share else None,
         )
-        return load_policy(path)  # as after an interruption
+
+    def _data(self, folder: Path, steps: int, earlier: list[Figures]) -> Parts:
+        """Return the datasets of all rounds so far with their steps."""
+        before = [(self.out / each["data"], float(each["steps"])) for each in earlier]
+        return [*before, (folder / DATA, float(steps))]
 
     def _evaluate(self, policy: TrainedPolicy, world: World, number: int) -> Figures:
         """Return the real return of a policy."""
         if not self.config.evaluation_episodes:
             nothing = dict.fromkeys(("real_return", "real_interval", "real_length"))
             return {**nothing, "evaluation_steps": 0}
-        acting: PolicyLike = policy
+        measurable: PolicyLike = policy
         if policy.view == "latent":
-            acting = LatentAgent(policy, world, deterministic=True)
+            measurable = LatentAgent(policy, world, deterministic=True)
         measured = evaluate(
-            acting,
+            measurable,
             self.maker,
             episodes=self.config.evaluation_episodes,
             seed=self._seed(number, _EVALUATE),

@@ -250,7 +250,7 @@ def killed_while_fitting(out, config):
 
 
 def killed_while_training(out, config):
-    loop.train_policy = kill
+    loop.train_in_dreams = kill
     improve(ENV, real_steps=200, out=out, seed=3, config=config)
 
 
