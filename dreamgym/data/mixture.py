@@ -211,8 +211,16 @@ class MixedDataset:
         return dataset.actions(local_index)
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
-        """Split the episodes of every dataset by the same share, see `Dataset.split`."""
-        splits = [dataset.split(held_out, seed) for dataset in self.datasets]
+        """Split the episodes of every dataset by the same share, see `Dataset.split`.
+
+        A dataset of a single episode is not split, unless all are: its episode is for training.
+        """
+        sizes = [dataset.num_episodes for dataset in self.datasets]
+        whole = (np.arange(1), np.arange(0))
+        splits = [
+            whole if size == 1 < max(sizes) else dataset.split(held_out, seed)
+            for size, dataset in zip(sizes, self.datasets, strict=True)
+        ]
         training, kept = (
             np.concatenate(
                 [split[side] + first for split, first in zip(splits, self._firsts, strict=True)]

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from dreamgym._files import atomic_file, local_path, partial_path
-from dreamgym.data import Dataset, PolicyLike, record, recover, resume
+from dreamgym.data import Dataset, PolicyLike, record, resume
 from dreamgym.errors import OnlineError
 from dreamgym.models import ModelSpec, WorldModel
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.online.stages import Parts, acting, fit_world, train_in_dreams
+from dreamgym.online.stages import Parts, acting, fit_world, save_killed, train_in_dreams
 from dreamgym.train import TrainedPolicy, find_learner, load_policy
 from dreamgym.transfer import LatentAgent, evaluate
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
@@ -214,7 +214,7 @@ class _Loop:
         with make_env(self.maker) as env:
             policy = self._recording_policy(env, earlier)
             if partial_path(path).exists():  # the process was killed
-                _recover(path)
+                save_killed(path)
             if path.exists():
                 resume(env, steps=steps, out=path, policy=policy)
             else:
@@ -303,15 +303,6 @@ class _Clock:
         """Note the seconds since the last stage ended."""
         now = time.perf_counter()
         self.seconds[stage], self._started = round(now - self._started, 2), now
-
-
-def _recover(path: Path) -> None:
-    """Make a dataset of what a killed recording left; nothing that was committed is lost."""
-    saved = recover(path)
-    if not saved.damaged:  # all committed episodes are in the dataset
-        saved.original.unlink()
-        if saved.tail is not None:
-            saved.tail.unlink()
 
 
 def _fit_figures(world: World) -> Figures:

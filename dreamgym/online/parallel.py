@@ -4,14 +4,13 @@ Wu et al. 2022, "DayDreamer: world models for physical robot learning", arXiv 22
 the actor records episodes with the newest weights that it finds, the learner fits and trains on the
 episodes that it finds. They share a folder and nothing else:
 
-    episodes/actor-000.h5    a dataset for each start of the actor; episodes are committed one by
-                             one, and read while the file grows (`Dataset.snapshot`)
-    weights.json             the newest version; replaced atomically
-    version-001/             a world, a policy and figures; never changed once weights.json names it
-    actor-000.jsonl          a line for each episode: the version that acted, and its age
+    episodes/00000.h5   a dataset of `round_steps` real steps; it has its name when it is complete
+    weights.json        the newest version; replaced atomically
+    version-001/        a world and a policy; never changed once weights.json names it
+    actor.jsonl         a line for each episode: the version that acted, and its age
 
-Either may be killed at any moment and started again. An actor that is killed loses its open
-episode, a learner the version that it was making.
+Either may be killed at any moment and started again. An actor that is killed loses its open episode
+(those before are saved at its next start), a learner the version that it was making.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
-from dreamgym._files import atomic_file, local_path, partial_path
+from dreamgym._files import atomic_file, local_path
 from dreamgym.data import Dataset, Policy, record
 from dreamgym.data.policies import make_policy
-from dreamgym.errors import DatasetError, OnlineError
+from dreamgym.errors import OnlineError
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.online.stages import acting, fit_world, train_in_dreams
+from dreamgym.online.stages import acting, fit_world, save_killed, train_in_dreams
 from dreamgym.train import find_learner, load_policy
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import load
@@ -112,7 +111,7 @@ def act(
     steps: int,
     seed: int = 0,
     config: ImproveConfig | None = None,
-) -> Path:
+) -> None:
     """Record real steps with the newest weights, as the actor of two processes.
 
     Args:
@@ -120,23 +119,24 @@ def act(
         folder: folder that is shared with the learner.
         steps: real steps to record in this call.
         seed: seed of the episodes; every start of the actor has its own episodes.
-        config: settings, the learner's.
-
-    Returns:
-        The dataset of this call.
+        config: settings, the learner's; `round_steps` is the size of a dataset.
 
     Raises:
         TransferError: there is no such environment.
     """
-    folder = local_path(folder, OnlineError)
-    number = sum(1 for _ in _sessions(folder))
-    out = folder / "episodes" / f"actor-{number:03d}.h5"
-    folder.mkdir(parents=True, exist_ok=True)
+    config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
+    episodes = folder / "episodes"
+    for partial in episodes.glob("*.h5.partial"):  # of an actor that was killed
+        save_killed(partial)
+    recorded, number = 0, len(_datasets(folder))
     with make_env(env_maker(env)) as made:
-        policy = LatestPolicy(folder, made, config, log=folder / f"actor-{number:03d}.jsonl")
-        # distinct episodes at every start
-        record(made, steps=steps, out=out, policy=policy, seed=seed + 1_000_003 * number)
-    return out
+        policy = LatestPolicy(folder, made, config, log=folder / "actor.jsonl")
+        while recorded < steps:
+            count = min(config.round_steps, steps - recorded)
+            # a seed of its own, so that no dataset repeats the episodes of another
+            own = int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
+            record(made, steps=count, out=episodes / f"{number:05d}.h5", policy=policy, seed=own)
+            recorded, number = recorded + count, number + 1
 
 
 def learn(
@@ -148,14 +148,14 @@ def learn(
 ) -> dict[str, Any]:
     """Fit and train on the episodes that an actor records, as the learner of two processes.
 
-    It waits for `config.first_steps` real steps, and then for one new episode before each version.
+    It waits for `config.first_steps` real steps, and then for a new dataset before each version.
     The real environment is not used.
 
     Args:
         folder: folder that is shared with the actor.
         versions: number of the last version to publish; those that are there count.
         seed: seed of everything random.
-        config: settings; `round_steps`, `evaluation_episodes` and `bonus` do not apply.
+        config: settings; `evaluation_episodes` and `bonus` do not apply.
 
     Returns:
         What `weights.json` holds: `version`, `policy` and `world` (paths relative to the folder),
@@ -166,26 +166,26 @@ def learn(
     newest = read_weights(folder)
     while newest is None or newest["version"] < versions:
         seen = 0 if newest is None else newest["real_steps"]
-        with _new_episodes(folder, max(seen + 1, config.first_steps)) as data:
-            version = 1 if newest is None else newest["version"] + 1
-            made = folder / f"version-{version:03d}"
-            if made.exists():  # of a learner that was killed
-                shutil.rmtree(made)
-            total = sum(int(count) for _, count in data)
-            last = None if newest is None else load(folder / newest["world"])
-            initial = None if newest is None else load_policy(folder / newest["policy"])
-            steps = total - seen
-            world = fit_world(config, data, made / "world", steps=steps, last=last, seed=seed)
-            train_in_dreams(
-                config,
-                world,
-                made / f"policy{suffix}",
-                data=data,
-                steps=steps,
-                bonus=0.0,
-                initial=initial,
-                seed=seed + version,
-            )
+        data = _wait_for_data(folder, max(seen + 1, config.first_steps))
+        version = 1 if newest is None else newest["version"] + 1
+        made = folder / f"version-{version:03d}"
+        if made.exists():  # of a learner that was killed
+            shutil.rmtree(made)
+        total = sum(int(count) for _, count in data)
+        last = None if newest is None else load(folder / newest["world"])
+        initial = None if newest is None else load_policy(folder / newest["policy"])
+        steps = total - seen
+        world = fit_world(config, data, made / "world", steps=steps, last=last, seed=seed)
+        train_in_dreams(
+            config,
+            world,
+            made / f"policy{suffix}",
+            data=data,
+            steps=steps,
+            bonus=0.0,
+            initial=initial,
+            seed=seed + version,
+        )
         newest = {
             "version": version,
             "policy": f"{made.name}/policy{suffix}",
@@ -207,37 +207,19 @@ def read_weights(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _sessions(folder: Path) -> Iterator[Path]:
-    """Yield the datasets of all starts of the actor, by the names that they have or will have."""
-    files = (folder / "episodes").glob("actor-*.h5*")
-    yield from sorted({path.with_name(path.name.removesuffix(".partial")) for path in files})
+def _datasets(folder: Path) -> list[Path]:
+    """Return the complete datasets of the actor."""
+    return sorted((folder / "episodes").glob("*.h5"))
 
 
-@contextmanager
-def _new_episodes(folder: Path, steps: int) -> Iterator[list[tuple[str | Path | Dataset, float]]]:
-    """Wait until there are as many real steps, and yield the open datasets and their steps."""
+def _wait_for_data(folder: Path, steps: int) -> list[tuple[str | Path | Dataset, float]]:
+    """Wait until there are as many real steps; return the datasets and their steps."""
+    counts: dict[Path, float] = {}
     while True:
-        with ExitStack() as stack:
-            opened = []
-            for path in _sessions(folder):
-                dataset = _snapshot(path)
-                if dataset is not None:
-                    opened.append(stack.enter_context(dataset))
-            if sum(each.num_steps for each in opened) >= steps:
-                yield [(each, float(each.num_steps)) for each in opened]
-                return
+        for path in _datasets(folder):
+            if path not in counts:
+                with Dataset(path) as data:
+                    counts[path] = float(data.num_steps)
+        if sum(counts.values()) >= steps:
+            return list(counts.items())
         time.sleep(POLL_SECONDS)
-
-
-def _snapshot(path: Path) -> Dataset | None:
-    """Open the committed episodes of a dataset; None where there are none yet."""
-    try:
-        dataset = Dataset.snapshot(path)
-    except (DatasetError, FileNotFoundError):
-        if path.exists() or partial_path(path).exists():
-            return None  # it has just been made, or is being renamed
-        raise
-    if dataset.num_episodes:
-        return dataset
-    dataset.close()
-    return None

@@ -1,4 +1,4 @@
-"""The stages of a round that need no real environment: refit, and train in the dream."""
+"""The stages of a round that both forms of the loop share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dreamgym.data import Dataset, Policy, PredictPolicy
+from dreamgym.data import Dataset, Policy, PredictPolicy, recover
 from dreamgym.fitting import default_config, fit
 from dreamgym.models.wrappers import Optimistic
 from dreamgym.online.config import ImproveConfig
@@ -85,3 +85,16 @@ def acting(policy: TrainedPolicy, world: World | Path) -> Policy:
     if policy.view == "latent":
         return LatentAgent(policy, world)
     return PredictPolicy(policy)
+
+
+def save_killed(path: Path) -> None:
+    """Make a dataset of the episodes that a killed recording had committed.
+
+    Args:
+        path: the dataset that was being recorded, or its `.partial` file.
+    """
+    saved = recover(path)
+    if not saved.damaged:  # all committed episodes are in the dataset
+        saved.original.unlink()
+        if saved.tail is not None:
+            saved.tail.unlink()
