@@ -64,8 +64,12 @@ class AgentWrappers:
         get_env = getattr(agent, "get_env", None)
         env = get_env() if callable(get_env) else None
         wrappers = list(_vector_wrappers(env))
-        has_statistics = any(_is_a(wrapper, "VecNormalize") for wrapper in wrappers)
-        if getattr(agent, "_last_original_obs", None) is not None and not has_statistics:
+        known = any(_is_a(wrapper, "VecNormalize") for wrapper in wrappers)
+        # An off-policy agent keeps this observation without any statistics, too. One that has
+        # acted in the environment that it has now was not loaded without them.
+        acted_here = env is not None and getattr(agent, "_last_obs", None) is not None
+        known |= acted_here and hasattr(agent, "replay_buffer")
+        if getattr(agent, "_last_original_obs", None) is not None and not known:
             raise PolicyError(NO_STATISTICS)
         if env is None:
             return

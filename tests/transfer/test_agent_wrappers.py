@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -124,6 +124,20 @@ def scaled():
     return gym.wrappers.TransformObservation(
         gym.make("Pendulum-v1"), lambda observation: observation / 10, None
     )
+
+
+def test_an_off_policy_agent_that_was_trained_here_is_not_refused():
+    agent = SAC("MlpPolicy", "Pendulum-v1", learning_starts=10, device="cpu").learn(20)
+    evaluate(agent, "Pendulum-v1", episodes=1)
+    behind = SAC(
+        "MlpPolicy",
+        VecNormalize(make_vec_env("Pendulum-v1")),
+        learning_starts=10,
+        device="cpu",
+    ).learn(20)
+    behind.env, behind._vec_normalize_env, behind._last_obs = behind.env.venv, None, None
+    with pytest.raises(PolicyError, match="without its statistics"):  # as after SAC.load(path, env)
+        evaluate(behind, "Pendulum-v1", episodes=1)
 
 
 def test_an_environment_without_the_wrappers_of_the_training_is_refused():
