@@ -17,8 +17,15 @@ from dreamgym.errors import OnlineError
 from dreamgym.models import ModelSpec, WorldModel
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.online.stages import Parts, acting, fit_world, save_killed, train_in_dreams
-from dreamgym.train import TrainedPolicy, find_learner, load_policy
+from dreamgym.online.stages import (
+    Parts,
+    acting,
+    checked_learner,
+    fit_world,
+    save_killed,
+    train_in_dreams,
+)
+from dreamgym.train import TrainedPolicy, load_policy
 from dreamgym.transfer import LatentAgent, evaluate
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import World, load
@@ -154,7 +161,7 @@ class _Loop:
     ) -> None:
         self.maker = env_maker(env)
         self.real_steps, self.out, self.config, self.seed = real_steps, out, config, seed
-        self.suffix = find_learner(config.algo, config.learner).suffix
+        self.suffix = checked_learner(config).suffix
 
     def check_settings(self) -> None:
         """Write the settings to a new folder, or check that they are those of an existing one."""

@@ -31,8 +31,8 @@ from dreamgym.data.policies import make_policy
 from dreamgym.errors import OnlineError
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.online.stages import acting, fit_world, save_killed, train_in_dreams
-from dreamgym.train import find_learner, load_policy
+from dreamgym.online.stages import acting, checked_learner, fit_world, save_killed, train_in_dreams
+from dreamgym.train import load_policy
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import load
 
@@ -162,7 +162,7 @@ def learn(
         `real_steps` that the world was fitted to, and the `time` of publishing.
     """
     config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
-    suffix = find_learner(config.algo, config.learner).suffix
+    suffix = checked_learner(config).suffix
     newest = read_weights(folder)
     while newest is None or newest["version"] < versions:
         seen = 0 if newest is None else newest["real_steps"]

@@ -7,15 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreamgym.data import Dataset, Policy, PredictPolicy, recover
+from dreamgym.errors import OnlineError
 from dreamgym.fitting import default_config, fit
 from dreamgym.models.wrappers import Optimistic
 from dreamgym.online.config import ImproveConfig
-from dreamgym.train import TrainedPolicy, load_policy, train_policy
+from dreamgym.train import Learner, TrainedPolicy, find_learner, load_policy, train_policy
 from dreamgym.transfer import LatentAgent
 from dreamgym.world import World
 
 Parts = Sequence[tuple[str | Path | Dataset, float]]
 """Datasets and their numbers of steps, by which they are mixed: all transitions equally likely."""
+
+
+def checked_learner(config: ImproveConfig) -> Learner:
+    """Return the learner that the settings name.
+
+    Raises:
+        TrainingError: there is none.
+        OnlineError: its trainings cannot go on from a policy, and the settings ask for it.
+    """
+    learner = find_learner(config.algo, config.learner)
+    if not (learner.goes_on or config.fresh_policy):
+        raise OnlineError(
+            f"a training with {learner.title} starts from fresh weights; give fresh_policy=True "
+            "(--fresh-policy), or another learner"
+        )
+    return learner
 
 
 def fit_world(

@@ -171,9 +171,9 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         progress=progress,
         initial=initial,
     )
-    _check_real_share(run.config, real_data)
+    _check_real_share(entry, run.config, real_data)
     if initial is not None:
-        _check_initial(run, initial)
+        _check_initial(entry, run, initial)
     library = entry.library()
     library.check(run)
     path = None if out is None else entry.policy_path(out)
@@ -192,17 +192,31 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     return policy
 
 
-def _check_real_share(config: TrainConfig, real_data: DatasetSource | None) -> None:
+def _check_real_share(
+    learner: Learner, config: TrainConfig, real_data: DatasetSource | None
+) -> None:
     if bool(config.real_share) != (real_data is not None):
         raise TrainingError(
             f"real_share is {config.real_share} and real_data is {real_data!r}; give both, the "
             "share of a batch and the dataset to draw it from, or neither"
         )
+    if real_data is not None and not learner.takes_real_data:
+        able = ", ".join(each.name for each in LEARNERS.values() if each.takes_real_data)
+        raise TrainingError(
+            f"batches of {learner.title} hold no real transitions; leave real_data and real_share "
+            f"out, or use one of {able}"
+        )
 
 
-def _check_initial(run: TrainingRun, initial: TrainedPolicy) -> None:
+def _check_initial(learner: Learner, run: TrainingRun, initial: TrainedPolicy) -> None:
     """Check that a training can go on from a policy."""
     card = initial.card
+    if not learner.goes_on:
+        able = ", ".join(each.name for each in LEARNERS.values() if each.goes_on)
+        raise TrainingError(
+            f"a training with {learner.title} starts from fresh weights; leave initial out, or use "
+            f"one of {able}"
+        )
     for what, own, expected in (
         ("learner", card.learner, run.learner),
         ("algorithm", card.algo, run.algo),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import dreamgym
 from dreamgym import TrainingError
 from dreamgym.data import Dataset
-from dreamgym.train import TrainConfig, load_policy, train_policy
+from dreamgym.train import LEARNERS, TrainConfig, load_policy, train_policy
 from dreamgym.train.sb3 import SB3VecEnv
 from dreamgym.train.sb3.replay import MixedReplayBuffer, real_transitions
 from tests.small_worlds import small_world
@@ -147,3 +148,18 @@ def test_real_data_that_no_batch_can_hold_is_refused(cartpole_data, algo, settin
         )
     with pytest.raises(TrainingError, match=r"real_share is 1.0"):
         TrainConfig(real_share=1.0)
+
+
+def test_a_learner_that_cannot_do_it_refuses_before_anything_is_trained(
+    discrete_world, cartpole_data, monkeypatch
+):
+    first = train_policy(discrete_world, steps=128, config=QUICK)
+    poor = replace(LEARNERS["sb3"], goes_on=False, takes_real_data=False)
+    monkeypatch.setitem(LEARNERS, "sb3", poor)
+    with pytest.raises(TrainingError, match="starts from fresh weights"):
+        train_policy(discrete_world, steps=128, config=QUICK, initial=first)
+    config = TrainConfig(real_share=0.1)
+    with pytest.raises(TrainingError, match="hold no real transitions"):
+        train_policy("CartPole-MDNRNN-v0", algo="DQN", config=config, real_data=cartpole_data)
+    with pytest.raises(dreamgym.OnlineError, match="fresh_policy=True"):
+        dreamgym.improve("CartPole-v1", real_steps=10, out="nowhere")
