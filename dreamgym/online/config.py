@@ -85,7 +85,7 @@ class ImproveConfig:
     first_steps: int = 1000
     round_steps: int = 1000
     first_policy: str = "sticky:0.8"
-    noise: float = 0.0
+    noise: float = 0.3
     bonus: float = 0.0
     family: str = "mdn-rnn"
     algo: str = "PPO"

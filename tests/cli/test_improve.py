@@ -33,7 +33,7 @@ def test_improve_writes_its_rounds_and_continues(tmp_path, capsys):
     assert [each["updates"] for each in figures["rounds"]] == [2, 2]
     assert run(f"{line} --noise 0.5") == 1
     error = " ".join(capsys.readouterr().err.split())
-    assert "config.noise was 0.0, here 0.5; give those to continue it, or another folder" in error
+    assert "config.noise was 0.3, here 0.5; give those to continue it, or another folder" in error
     assert not run(line)
 
 

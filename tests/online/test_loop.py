@@ -21,7 +21,7 @@ from dreamgym.data import Dataset
 from dreamgym.errors import OnlineError
 from dreamgym.fitting import checkpoint
 from dreamgym.models import PETSConfig
-from dreamgym.online import Branches, improve_preset, loop
+from dreamgym.online import Branches, improve_preset, loop, stages
 from dreamgym.train import TrainConfig
 
 ENV = "CartPole-v1"
@@ -154,7 +154,9 @@ def test_a_latent_policy_acts_through_the_world_of_its_round(small, tmp_path):
     assert result.load_world().env_id == ENV
 
 
-def test_mbpo_trains_on_growing_branches_with_real_transitions_and_a_bonus(small, tmp_path):
+def test_mbpo_trains_on_growing_branches_with_real_transitions_and_a_falling_bonus(
+    small, tmp_path, monkeypatch
+):
     train = TrainConfig(
         num_envs=8,
         batch_size=16,
@@ -176,7 +178,21 @@ def test_mbpo_trains_on_growing_branches_with_real_transitions_and_a_bonus(small
         dream_steps=None,
         dream_ratio=2.0,
     )
+    train_in_dreams, bonuses, models = loop.train_in_dreams, [], []
+
+    def noted(*arguments, bonus, **keywords):
+        bonuses.append(bonus)
+        return train_in_dreams(*arguments, bonus=bonus, **keywords)
+
+    def train_policy(world, **keywords):
+        models.append(type(world.model).__name__)
+        return dreamgym.train_policy(world, **keywords)
+
+    monkeypatch.setattr(loop, "train_in_dreams", noted)
+    monkeypatch.setattr(stages, "train_policy", train_policy)
     result = improve(ENV, real_steps=180, out=tmp_path / "o", config=config)
+    assert bonuses == [pytest.approx(1 / 3), 0.0]
+    assert models == ["Optimistic", "PETS"]
     cards = [
         dreamgym.train.load_policy(result.folder / each["policy"]).card for each in result.rounds
     ]
