@@ -177,6 +177,10 @@ class Run:
         """Budget of real steps."""
         return 2 * self.task.config.first_steps if self.quick else self.task.real_steps
 
+    def has(self, side: str) -> bool:
+        """Return whether "improved" or "model_free" has been measured."""
+        return (self.folder / f"{side}.json").exists()
+
     @property
     def folder(self) -> Path:
         """Folder of this run's results."""
@@ -246,13 +250,18 @@ class Measure(EventCallback):
         return True
 
 
-def rows_of(env_id: str, runs: list[Run]) -> tuple[list[Row], dict[str, list[Curve]]]:
+def rows_of(
+    env_id: str, runs: list[Run], done_only: bool
+) -> tuple[list[Row], dict[str, list[Curve]]]:
     """Return the figures of all seeds of a task, and its curves."""
     began, bar = time.perf_counter(), TASKS[env_id].bar
-    loops, baselines = [run.improved() for run in runs], [run.model_free() for run in runs]
+    if done_only:
+        runs = [run for run in runs if run.has("improved")]
+    loops = [run.improved() for run in runs]
+    baselines = {run: run.model_free() for run in runs if run.has("model_free") or not done_only}
     rows: list[Row] = []
     curves: dict[str, list[Curve]] = {"improve": [], "model-free": []}
-    for run, loop, free in zip(runs, loops, baselines, strict=True):
+    for run, loop in zip(runs, loops, strict=True):
         name, best = f"{env_id}, seed {run.seed}", loop["rounds"][loop["best"] - 1]
         last = loop["rounds"][-1]
         low, high = loop["return_interval"]
@@ -264,7 +273,6 @@ def rows_of(env_id: str, runs: list[Run]) -> tuple[list[Row], dict[str, list[Cur
             ("real steps recorded", last["real_steps"], "steps"),
             ("evaluation steps beside them", last["evaluation_steps"], "steps"),
             ("seconds", sum(sum(each["seconds"].values()) for each in loop["rounds"]), "s"),
-            (f"model-free on {run.real_steps} real steps", free["return_mean"], "return"),
         ):
             rows.append(Row(name=f"{name}: {what}", value=value, unit=unit))
         curves["improve"].append(
@@ -273,8 +281,11 @@ def rows_of(env_id: str, runs: list[Run]) -> tuple[list[Row], dict[str, list[Cur
                 returns=[each["real_return"] for each in loop["rounds"]],
             )
         )
-        steps, returns = zip(*free["points"], strict=True)
-        curves["model-free"].append(Curve(steps=list(steps), returns=list(returns)))
+    for run, free in baselines.items():
+        name = f"{env_id}, seed {run.seed}: model-free on {run.real_steps} real steps"
+        rows.append(Row(name=name, value=free["return_mean"], unit="return"))
+        steps, measured = zip(*free["points"], strict=True)
+        curves["model-free"].append(Curve(steps=list(steps), returns=list(measured)))
     returns = np.array([loop["return_mean"] for loop in loops])
     low, high = mean_interval(returns)
     budget = f"{env_id}, {len(runs)} seeds"
@@ -282,12 +293,11 @@ def rows_of(env_id: str, runs: list[Run]) -> tuple[list[Row], dict[str, list[Cur
         at_least(f"{budget}: mean real return", float(returns.mean()), "return", bar),
         Row(name=f"{budget}: low end of its 95% interval", value=low, unit="return"),
         Row(name=f"{budget}: high end of its 95% interval", value=high, unit="return"),
-        Row(
-            name=f"{budget}: mean real return, model-free",
-            value=float(np.mean([free["return_mean"] for free in baselines])),
-            unit="return",
-        ),
     ]
+    if baselines:
+        name = f"{env_id}, {len(baselines)} seeds: mean real return, model-free"
+        mean = float(np.mean([free["return_mean"] for free in baselines.values()]))
+        rows.append(Row(name=name, value=mean, unit="return"))
     print(f"{env_id}: {time.perf_counter() - began:.0f} s")
     return rows, curves
 
@@ -297,6 +307,9 @@ def arguments() -> argparse.Namespace:
     parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parsed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parsed.add_argument("--work", type=Path, help="folder to keep everything in")
+    parsed.add_argument(
+        "--done-only", action="store_true", help="leave out what is not in --work yet"
+    )
     parsed.add_argument("--picture", type=Path, metavar="FILE", help="draw real return as PNG")
     return parsed.parse_args()
 
@@ -310,7 +323,7 @@ def main() -> None:
         for env_id in chosen.tasks[:1] if chosen.quick else chosen.tasks:
             seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
             runs = [Run(env_id=env_id, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
-            found, drawn[env_id] = rows_of(env_id, runs)
+            found, drawn[env_id] = rows_of(env_id, runs, chosen.done_only)
             rows += found
     if chosen.picture is not None:
         draw_returns(drawn, {env_id: TASKS[env_id].bar for env_id in drawn}, chosen.picture)

@@ -138,9 +138,13 @@ def test_the_best_round_is_chosen_by_real_returns_never_by_dreams():
     assert loop._best([{"real_return": None, "dream_return": d} for d in (9.0, 1.0)]) == 2
 
 
-def test_without_evaluation_no_real_step_is_spent_beside_the_budget(small, tmp_path):
+def test_without_evaluation_the_policies_are_the_same_and_no_step_is_beside_the_budget(
+    done, small, tmp_path
+):
     config = replace(small, evaluation_episodes=0)
-    result = improve(ENV, real_steps=180, out=tmp_path / "o", config=config)
+    result = improve(ENV, real_steps=180, out=tmp_path / "o", seed=3, config=config)
+    measured = dreamgym.train.load_policy(done.folder / done.rounds[1]["policy"])
+    assert result.load_policy().name == measured.name  # with a checksum of its weights
     assert result.evaluation_steps == 0
     assert result.best == 2
     assert result.load_policy().predict(np.zeros(4, np.float32))[0] in (0, 1)
