@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dreamgym.errors import DreamgymError as DreamgymError
     from dreamgym.errors import FitError as FitError
     from dreamgym.errors import LeWMError as LeWMError
+    from dreamgym.errors import OnlineError as OnlineError
     from dreamgym.errors import PolicyError as PolicyError
     from dreamgym.errors import PolicyFileError as PolicyFileError
     from dreamgym.errors import PretrainedError as PretrainedError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from dreamgym.fitting import fit as fit
     from dreamgym.fitting import from_lewm as from_lewm
     from dreamgym.fitting import from_model as from_model
+    from dreamgym.online import ImproveConfig as ImproveConfig
+    from dreamgym.online import improve as improve
     from dreamgym.train import check as check
     from dreamgym.train import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
@@ -54,6 +57,7 @@ _NAMES_OF = {
         "DreamgymError",
         "FitError",
         "LeWMError",
+        "OnlineError",
         "PolicyError",
         "PolicyFileError",
         "PretrainedError",
@@ -74,6 +78,7 @@ _NAMES_OF = {
     ),
     "metrics": (),
     "models": (),
+    "online": ("ImproveConfig", "improve"),
     "train": ("check", "train_policy"),
     "transfer": ("evaluate", "transfer_policy"),
     "world": ("World", "load"),

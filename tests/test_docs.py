@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 SITE = sorted(DOCS.rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
 STAGES = ("record", "check", "fitting", "dreams", "train", "transfer")
-PACKAGES = ("data", "models", "fitting", "metrics", "world", "dream", "train", "transfer")
+PACKAGES = ("data", "models", "fitting", "metrics", "world", "dream", "train", "transfer", "online")
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
@@ -246,6 +246,16 @@ def test_the_page_of_results_has_the_measured_returns(file: str) -> None:
         low, high = (values[f"{run}: {end} end of its 95% interval"] for end in ("low", "high"))
         expected = f"{values[f'{run}: real return']:.0f} ({low:.0f} to {high:.0f})"
         assert expected in text, f"{run}: {expected}"
+
+
+def test_the_page_on_the_online_loop_has_the_measured_returns() -> None:
+    values, text = measured("improve.json"), read(DOCS / "improve.md")
+    tasks = [name for name in values if name.endswith(" seeds: mean real return")]
+    assert tasks
+    for task in tasks:
+        mean, seeds = values[task], task.removesuffix("mean real return")
+        low, high = (values[f"{seeds}{end} end of its 95% interval"] for end in ("low", "high"))
+        assert f"{mean:.0f} ({low:.0f} to {high:.0f})" in text, task
 
 
 def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:

@@ -248,12 +248,14 @@ def _parameters(
 ) -> Iterator[inspect.Parameter]:
     hints, descriptions = get_type_hints(config), field_descriptions(config)
     for field in fields(config):
+        if field.name in skip:
+            continue
         kind = _without_none(hints[field.name])
         if is_dataclass(kind) and isinstance(kind, type):
             yield from _parameters(kind, skip, rename)
             continue
         option_type = _option_type(kind)
-        if field.name in skip or option_type is None:
+        if option_type is None:
             continue
         name = rename.get(field.name, field.name)
         option = typer.Option(

@@ -46,8 +46,8 @@ class DreamOptions:
         termination: "sample" the predicted probability, or a threshold in (0, 1] on it; None for
             the world's recommendation.
         starts: start states: "bank" (half of them beginnings of episodes, half from anywhere),
-            "beginnings", the path of a dataset, or a mapping from these to weights; in Python also
-            `StartStates` or a state with leaves (S, ...).
+            "beginnings", "anywhere" (the other half), the path of a dataset, or a mapping from
+            these to weights; in Python also `StartStates` or a state with leaves (S, ...).
         render_mode: None or "rgb_array".
         dtype: dtype of matrix products, "float32", or "bfloat16" where the family supports it.
         compile: "auto" captures the step as a CUDA graph on CUDA and is eager elsewhere; True also

@@ -24,6 +24,7 @@ from dreamgym.models.wrappers import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "KnownTermination",
     "MDNRNNConfig",
     "ModelSpec",
+    "Optimistic",
     "PETSConfig",
     "Pessimistic",
     "Prediction",

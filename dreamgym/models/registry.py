@@ -12,6 +12,7 @@ from dreamgym.models.wrappers import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
 )
 
@@ -23,6 +24,7 @@ FAMILIES.update(
         "pets": PETS,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
+        "optimistic": Optimistic,
         "known-reward": KnownReward,
         "known-termination": KnownTermination,
         "goal-reward": GoalReward,

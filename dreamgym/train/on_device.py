@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from dreamgym.data.bounds import action_bounds_findings
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.errors import TrainingError
@@ -43,23 +44,29 @@ def settings_of(run: TrainingRun, defaults: Settings) -> Settings:
     return replace(defaults, **chosen)  # type: ignore[type-var]
 
 
-def check_network(run: TrainingRun, *kinds: type[gym.Space[Any]]) -> None:
-    """Check that a network can act in the run's world.
+def unsupported_space(
+    learner: str, space: gym.Space[Any], *kinds: type[gym.Space[Any]]
+) -> str | None:
+    """Return why a network cannot act in an action space, and what to do; None if it can.
 
     Args:
-        run: the run.
+        learner: name of the learner.
+        space: action space of one environment.
         kinds: kinds of action spaces that the library supports; none for all.
-
-    Raises:
-        TrainingError: it cannot.
     """
-    space = run.world.action_space
     if kinds and not isinstance(space, kinds):
-        raise TrainingError(
-            f"{run.learner} acts in {' or '.join(kind.__name__ for kind in kinds)} action spaces "
+        return (
+            f"{learner} acts in {' or '.join(kind.__name__ for kind in kinds)} action spaces "
             f"only, and the world's is {space}; use learner='ppo' or 'sb3'"
         )
-    ActionCodec(space)
+    unbounded = action_bounds_findings(space)
+    if unbounded:
+        return unbounded[0]
+    try:
+        ActionCodec(space)
+    except TrainingError as error:
+        return str(error)
+    return None
 
 
 def make_network(

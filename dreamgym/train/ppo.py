@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActorCritic, load, save
-from dreamgym.train.on_device import Curve, check_network, make_network, settings_of
+from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.training import TrainingRun
 
@@ -192,10 +193,14 @@ def adapter(env: DreamVectorEnv, **options: Any) -> DreamVectorEnv:
     return dream_for(env, library="PPO", autoreset_mode="SameStep", output="torch")
 
 
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    return unsupported_space("ppo", space)
+
+
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
     settings_of(run, PPOSettings())
-    check_network(run)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:

@@ -71,6 +71,8 @@ class Learner:
 
     Attributes:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
+        goes_on: whether a training can go on from a policy (`TrainingRun.initial`).
+        takes_real_data: whether batches can hold real transitions (`TrainingRun.real_data`).
         title: the library's own name.
         requires: module of the library.
         extra: extra of dreamgym that installs the library; empty where none is needed.
@@ -83,6 +85,8 @@ class Learner:
     """
 
     name: str
+    goes_on: bool = False
+    takes_real_data: bool = False
     title: str
     requires: str
     extra: str
@@ -116,6 +120,8 @@ LEARNERS = {
     for learner in (
         Learner(
             name="sb3",
+            goes_on=True,
+            takes_real_data=True,
             title="Stable-Baselines3",
             requires="stable_baselines3",
             extra="sb3",

@@ -24,7 +24,7 @@ from dreamgym.dream.wrappers import (
 from dreamgym.errors import TrainingError
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActorCritic, load, save
-from dreamgym.train.on_device import Curve, check_network, make_network, settings_of
+from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -130,10 +130,14 @@ class RslRlSettings:
     max_grad_norm: float = 0.5
 
 
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    return unsupported_space("rsl_rl", space, gym.spaces.Box)
+
+
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
     settings_of(run, RslRlSettings())
-    check_network(run, gym.spaces.Box)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:

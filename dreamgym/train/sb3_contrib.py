@@ -14,10 +14,10 @@ LEARNERS["sb3-contrib"].require_installed()
 
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ  # noqa: E402 - the library comes first
 
-from dreamgym.train.sb3 import adapter, check, load, save, train  # noqa: E402
+from dreamgym.train.sb3 import adapter, check, load, save, train, unsupported  # noqa: E402
 from dreamgym.train.sb3.algorithms import ALGORITHMS, Algorithm  # noqa: E402
 
-__all__ = ["adapter", "check", "load", "save", "train"]
+__all__ = ["adapter", "check", "load", "save", "train", "unsupported"]
 
 _SAC, _DQN, _PPO = ALGORITHMS["SAC"], ALGORITHMS["DQN"], ALGORITHMS["PPO"]
 

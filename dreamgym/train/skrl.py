@@ -20,7 +20,7 @@ from dreamgym.dream.wrappers import (
 )
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActionCodec, ActorCritic, load, save
-from dreamgym.train.on_device import Curve, check_network, make_network, settings_of
+from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -155,10 +155,14 @@ class SkrlSettings:
     kl_threshold: float = 0.0
 
 
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    return unsupported_space("skrl", space)
+
+
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
     settings_of(run, SkrlSettings())
-    check_network(run)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:

@@ -16,7 +16,7 @@ from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.errors import TrainingError
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActionCodec, ActorCritic, load, save
-from dreamgym.train.on_device import Curve, check_network, make_network, settings_of
+from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -144,10 +144,14 @@ class TorchRLSettings:
     max_grad_norm: float = 0.5
 
 
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    return unsupported_space("torchrl", space, gym.spaces.Box, gym.spaces.Discrete)
+
+
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
     settings_of(run, TorchRLSettings())
-    check_network(run, gym.spaces.Box, gym.spaces.Discrete)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:

@@ -26,6 +26,7 @@ VERBS = (
     "fit",
     "train",
     "transfer",
+    "improve",
     "recover",
     "convert",
     "pack",

@@ -99,6 +99,13 @@ def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
+def test_starts_anywhere_are_the_other_half_of_the_bank():
+    rows = start_rows(make_env(starts="anywhere"))
+    beginnings = small_world().starts.num_episode_starts
+    assert int(rows.min()) == beginnings
+    assert set(rows.tolist()) == set(range(beginnings, 64))
+
+
 def test_starts_can_be_given_as_states():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}

@@ -16,7 +16,7 @@ them there. Embedded actions are as fast to recompute as to store.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -204,7 +204,8 @@ class FastPredictor:
     def _extend(self, embedding: Tensor, action: Tensor, kept: list[Kept]) -> Tensor:
         condition = self.embed_action(action)
         x = embedding + self.position[len(kept[0])]
-        for block, of_block in zip([*self.blocks, self.last], kept, strict=True):
+        blocks: list[Any] = [*self.blocks, self.last]
+        for block, of_block in zip(blocks, kept, strict=True):
             x = block.extend(x, condition, of_block)
         return self.project(F.layer_norm(x, x.shape[-1:], eps=self.norm_eps))
 

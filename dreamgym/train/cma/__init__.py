@@ -12,7 +12,7 @@ from dreamgym.train.registry import LEARNERS
 LEARNERS["cma"].require_installed()
 
 from dreamgym.train.cma.controller import Controller  # noqa: E402 - the library comes first
-from dreamgym.train.cma.evolution import Evolution, EvolutionConfig, check, train  # noqa: E402
+from dreamgym.train.cma.evolution import Evolution, EvolutionConfig, check, train, unsupported  # noqa: E402
 from dreamgym.train.cma.policy_file import load, save  # noqa: E402
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "save",
     "train",
+    "unsupported",
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cma
+import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -85,6 +86,11 @@ class EvolutionConfig:
                 f"are {', '.join(names)} in learner"
             )
         return cls(**given)
+
+
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`; a controller acts in every space that a dream has."""
+    return None
 
 
 def check(run: TrainingRun) -> None:

@@ -110,7 +110,7 @@ class Planner(ABC):
         proposal: Acts | None = None,
     ) -> None:
         self.model = model.eval()
-        self.config = config if config is not None else self.config_type()
+        self.config: Any = config if config is not None else self.config_type()
         self.value, self.proposal = value, proposal
         self.device = model_device(model)
         if self.config.terminal_only and value is None:

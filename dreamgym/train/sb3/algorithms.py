@@ -149,3 +149,23 @@ def settings_for(name: str, config: TrainConfig) -> dict[str, Any]:
         rollout = (config.num_envs or ALGORITHMS[name].num_envs) * settings["n_steps"]
         settings["batch_size"] = min(settings["batch_size"], rollout)
     return {**settings, **config.learner}
+
+
+def settings_to_go_on(
+    name: str, settings: dict[str, Any], learned: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return settings for a training that starts from a trained policy: little is left to chance.
+
+    Args:
+        name: name of the algorithm.
+        settings: see `settings_for`.
+        learned: numbers that an earlier training learned, see `PolicyCard.learned`.
+    """
+    changed: dict[str, Any] = {}
+    if not ALGORITHMS[name].on_policy:
+        changed["learning_starts"] = min(settings["learning_starts"], settings["batch_size"])
+    if name == "DQN":
+        changed["exploration_initial_eps"] = settings.get("exploration_final_eps", 0.05)
+    if name == "SAC" and "ent_coef" in learned:
+        changed["ent_coef"] = f"auto_{learned['ent_coef']:.9g}"
+    return {**settings, **changed}

@@ -22,12 +22,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from dreamgym._files import atomic_file
-from dreamgym.data.agent_wrappers import UNKNOWN_STATISTICS
 from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.actions import learner_action_space
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.registry import LEARNERS, find_learner
+from dreamgym.train.sb3.agent_wrappers import UNKNOWN_STATISTICS
 from dreamgym.train.sb3.algorithms import find_algorithm
 
 CARD_MEMBER = "dreamgym.json"
