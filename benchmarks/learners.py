@@ -136,19 +136,20 @@ def table(rows: list[dict]) -> str:
     values = {row["name"]: row["value"] for row in rows}
     lines = [
         "| learner | dream | tensors stay on the device | truncation | share of the bare dream's "
-        "speed at 256 / 4,096 | real Pendulum return, 95% interval over seeds |",
+        "speed at 256 / 4,096 | real Pendulum return |",
         "|---|---|---|---|---|---|",
     ]
     for name, needs in NEEDS.items():
-        means = [each for each in values if each.startswith(f"{name}: real return, mean of")]
-        if not means:
+        seeds = [each for each in values if each.startswith(f"{name}: real return, seed ")]
+        if not seeds:
             continue
         shares = " / ".join(
             f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
             for count in COUNTS
         )
-        low, high = (values[f"{name}: {end} end of its 95% interval"] for end in ("low", "high"))
-        result = f"{values[means[0]]:.0f} ({low:.0f} to {high:.0f})"
+        returns = ", ".join(f"{values[each]:.0f}" for each in seeds)
+        numbers = ", ".join(each.rsplit(" ", 1)[1] for each in seeds)
+        result = f"{returns} (seed{'s' * (len(seeds) > 1)} {numbers})"
         lines.append(f"| {' | '.join([title(name), *needs, shares, result])} |")
     return "\n".join(lines)
 

@@ -44,18 +44,26 @@ def test_a_device_that_draws_other_noise_is_refused(monkeypatch):
     validation.check_noise.cache_clear()
 
 
-def test_bounds_of_actions_are_checked_only_on_request():
-    space = small_world().action_space
-    outside = torch.full((ENVS,), 9)
-    for check_bounds in (True, False):
-        validate = ActionValidator(space, ENVS, torch.device("cpu"), check_bounds=check_bounds)
-        if check_bounds:
-            with pytest.raises(ValueError, match="outside"):
-                validate(outside)
-        else:
-            assert validate(outside) is outside
-        with pytest.raises(ValueError, match="shape"):
-            validate(outside[:2])
+@pytest.mark.parametrize(
+    ("action", "outside", "clipped"),
+    [
+        ("discrete", torch.tensor([9, -1]), [2, 0]),
+        (
+            "box",
+            torch.tensor([[9.0, -9.0], [float("nan"), 0.5]]),
+            [[2.0, 0.0], [float("nan"), 0.5]],
+        ),
+        ("multi-discrete", torch.tensor([[5, -5], [1, 1]]), [[1, 0], [1, 1]]),
+    ],
+)
+def test_actions_outside_the_space_are_refused_or_clipped(action, outside, clipped):
+    space = small_world(action=action).action_space
+    with pytest.raises(ValueError, match="outside"):
+        ActionValidator(space, 2, torch.device("cpu"), check_bounds=True)(outside)
+    taken = ActionValidator(space, 2, torch.device("cpu"), check_bounds=False)(outside)
+    torch.testing.assert_close(
+        taken, torch.tensor(clipped, dtype=taken.dtype), equal_nan=True, rtol=0, atol=0
+    )
 
 
 def test_debug_must_be_a_bool():
