@@ -1,7 +1,7 @@
 """Planners and evolution: real returns on Pendulum, and speed beside others and the bare dream.
 
-The comparison with stable-worldmodel needs `pip install stable-worldmodel`; without it its rows are left out. Its CEM runs
-on the same weights, in the same process, in turns.
+The comparison with stable-worldmodel needs `pip install stable-worldmodel`; without it its rows are
+left out. Its CEM runs on the same weights, in the same process, in turns.
 """
 
 from __future__ import annotations
