@@ -191,7 +191,7 @@ def controller(quick: bool) -> list[Row]:
 
     evolution.ask()
     taken: dict[str, list[float]] = {"bare": [], "evolve": []}
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else 2):
         taken["bare"].append(seconds(bare))
         taken["evolve"].append(seconds(evolve))
     ratio = median(taken["evolve"]) / median(taken["bare"])
