@@ -21,7 +21,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device of a name; "auto" is CUDA where available, else the CPU.
 
     Raises:
-        ValueError: This machine or this torch has no such device.
+        ValueError: this machine or this torch has no such device.
     """
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -26,9 +26,9 @@ def missing_extra(
     """Return the error message for a module that is not installed; None where no extra has it.
 
     Args:
-        module: Full name of the module; only its first part counts.
-        user: What needs it.
-        extras: Extras by module.
+        module: full name of the module; only its first part counts.
+        user: what needs it.
+        extras: extras by module.
     """
     package = module.split(".")[0]
     if package not in extras:
@@ -40,12 +40,12 @@ def import_extra(module: str, user: str, extras: Mapping[str, str] = EXTRA_OF) -
     """Import a module of an extra.
 
     Args:
-        module: Full name of the module.
-        user: What needs it, for the message.
-        extras: Extras by module.
+        module: full name of the module.
+        user: what needs it, for the message.
+        extras: extras by module.
 
     Raises:
-        ModuleNotFoundError: It is not installed; the message names the extra.
+        ModuleNotFoundError: it is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)

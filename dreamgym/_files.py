@@ -47,11 +47,11 @@ def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = Datase
     Every public function that takes a path from the user calls it first.
 
     Args:
-        path: What the user named.
-        error: Error to raise.
+        path: what the user named.
+        error: error to raise.
 
     Raises:
-        DreamgymError: It is a URL, or `~name` names an unknown user; of the type `error`.
+        DreamgymError: it is a URL, or `~name` names an unknown user; of the type `error`.
     """
     text = os.fspath(path)
     url = _URL.match(text)
@@ -85,7 +85,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` if the block succeeds.
 
     Raises:
-        DiskFullError: The disk is full; `path` is unchanged.
+        DiskFullError: the disk is full; `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +107,12 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
     Args:
-        path: The folder to create.
-        replace: Whether an existing `path` may be replaced; it is, once the new one is complete.
+        path: the folder to create.
+        replace: whether an existing `path` may be replaced; it is, once the new one is complete.
 
     Raises:
         FileExistsError: `path` exists, and `replace` is False.
-        DiskFullError: The disk is full; `path` is unchanged.
+        DiskFullError: the disk is full; `path` is unchanged.
     """
     path = Path(path)
     require_new(path, overwrite=replace)
@@ -211,8 +211,8 @@ def new_dataset_path(path: Path, *, overwrite: bool = False) -> Path:
     In the second case the caller replaces `path` with `replace_path` when the new one is complete.
 
     Args:
-        path: The dataset to create, a file or a folder.
-        overwrite: Whether an existing `path` may be replaced.
+        path: the dataset to create, a file or a folder.
+        overwrite: whether an existing `path` may be replaced.
 
     Raises:
         DatasetError: `path` exists and `overwrite` is False, or another recording is writing it.

@@ -10,9 +10,14 @@ from typing import Any
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the hint of an error message about an unknown word: the nearest known one, and all."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    near = closest(word, known)
+    hint = f"did you mean {near!r}? " if near else ""
     return f"{hint}known: {', '.join(known) or 'none'}"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like an unknown one; None if none is like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:

@@ -25,12 +25,12 @@ class DatasetError(DreamgymError, ValueError):
     known. The parts are attributes as well, so that a caller can act on them.
 
     Args:
-        problem: What is wrong: what was found, and what was expected.
-        path: The file or folder.
-        key: The HDF5 key, observation key or column.
-        episode: Index of the episode in the file, from 0.
-        row: Index of the row within the episode, from 0.
-        remedy: What the user can do about it.
+        problem: what is wrong: what was found, and what was expected.
+        path: the file or folder.
+        key: the HDF5 key, observation key or column.
+        episode: index of the episode in the file, from 0.
+        row: index of the row within the episode, from 0.
+        remedy: what the user can do about it.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Raised for Ctrl-C during training, after the policy trained so far has been saved.
 
     Attributes:
-        path: File that the policy was saved to; None if no `out` was given or nothing was trained.
-        steps: Dream steps that the policy was trained for.
+        path: file that the policy was saved to; None if no `out` was given or nothing was trained.
+        steps: dream steps that the policy was trained for.
     """
 
     def __init__(self, message: str, *, path: Path | None, steps: int) -> None:

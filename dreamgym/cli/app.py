@@ -19,7 +19,7 @@ from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
 EPILOG = (
-    "The whole way: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
+    "All stages: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
     "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
@@ -59,7 +59,7 @@ def _root(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show the traceback of an error; may stand anywhere."),
+        typer.Option("--debug", help="Show the traceback of an error; may be given anywhere."),
     ] = False,
 ) -> None:
     # Both options are handled before the verb runs: --version by its callback, --debug by main().

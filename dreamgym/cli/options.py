@@ -122,8 +122,8 @@ Ignored = Annotated[
     typer.Option(
         "--ignore",
         metavar="KEY",
-        help="Key of a foreign file that is not to be read although its name says that it carries "
-        "rewards, ends or next observations; may be repeated.",
+        help="Key of a foreign file to leave out, although its name suggests rewards, ends or next "
+        "observations; may be repeated.",
     ),
 ]
 
@@ -131,8 +131,8 @@ AllowLoss = Annotated[
     bool,
     typer.Option(
         "--allow-loss",
-        help="Accept a foreign file all of whose terminations, or of whose different rewards, are "
-        "lost because it does not hold the last observations.",
+        help="Accept a foreign file that lacks the last observations of its episodes even if all "
+        "terminations, or all rewards that differ, are lost with them.",
     ),
 ]
 

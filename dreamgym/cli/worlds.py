@@ -77,8 +77,8 @@ def fit(
             "--memory",
             min=0.0,
             metavar="GB",
-            help="Observations to keep in memory, at most. Default: 1. The rest is prefetched from "
-            "the file.",
+            help="Most observations to hold in memory. Default: 1. The rest is prefetched from the "
+            "file.",
         ),
     ] = None,
     terminals: Terminals = None,
@@ -88,7 +88,7 @@ def fit(
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
-    """Fit a world to DATASET: a folder that can be dreamt in.
+    """Fit a world model to DATASET and save it as a world, a folder to dream in.
 
     The best weights are chosen on held-out episodes. A fit that was stopped continues from its last
     checkpoint when the same command is run again.
@@ -291,7 +291,7 @@ def transfer(
 ) -> None:
     """Run POLICY in the real environment and in the dream, and compare.
 
-    The gap is the mean dream return minus the mean real return: what the dream promises too much.
+    The gap is the mean dream return minus the mean real return.
 
     Example: [bold]dreamgym transfer cartpole-ppo.zip --world worlds/cartpole --json result.json[/]
     """
@@ -348,9 +348,9 @@ def import_checkpoint(
         typer.Option(
             "--statistics",
             metavar="WHERE",
-            help="Normalisation that the checkpoint was fitted with and does not store: dataset, "
-            "to measure it there, or a JSON file with action_mean, action_std, pixel_mean and "
-            "pixel_std.",
+            help="Normalisation that the checkpoint was fitted with and does not store: the word "
+            "dataset, to measure it in DATASET, or a JSON file with action_mean, action_std, "
+            "pixel_mean and pixel_std.",
         ),
     ] = None,
     goal: Annotated[
@@ -373,7 +373,7 @@ def import_checkpoint(
     overwrite: OverwriteWorld = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Make a world of CHECKPOINT, a LeWM that its authors' library wrote, and a DATASET.
+    """Make a world of a LeWM CHECKPOINT, as stable-worldmodel writes it, and a DATASET.
 
     The dataset provides the start states of dreams and the figures of their quality. A LeWM does
     not predict rewards: give it a goal.

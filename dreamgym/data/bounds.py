@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dreamgym.data.layout import SINGLE_KEY, observation_boxes
+from dreamgym.data.layout import SINGLE_KEY, observation_columns
 from dreamgym.data.storage import Column, Source
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ def outside_observations(source: Source) -> dict[str, list[OutsideChannel]]:
 
     Keys whose bounds are the limits of their dtype, as of most images, are not read.
     """
-    boxes = source.metadata.observation_boxes()
+    boxes = source.metadata.observation_columns()
     return {
         key: _outside_channels(source.observations[key], box, source.table.num_rows)
         for key, box in boxes.items()
@@ -132,7 +132,7 @@ def widened_space(
         return space
     boxes = {
         key: _without_bounds(box, outside.get(key, []))
-        for key, box in observation_boxes(space).items()
+        for key, box in observation_columns(space).items()
     }
     return spaces.Dict(list(boxes.items())) if isinstance(space, spaces.Dict) else boxes[SINGLE_KEY]
 

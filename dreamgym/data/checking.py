@@ -55,28 +55,28 @@ class DatasetCard:
     """What a dataset holds; `str(card)` is the readable form.
 
     Attributes:
-        path: The file or folder.
-        size_bytes: Size on disk.
-        schema_version: Version of the native format.
-        convention: Format that was detected, and the convention it is read by.
-        env_id: Id of the environment, if known.
-        policy: Name of the policy that chose the actions.
-        seed: Seed of the recording, if it had one.
-        created: Time of the recording, ISO 8601.
+        path: the file or folder.
+        size_bytes: size on disk.
+        schema_version: version of the native format.
+        convention: format that was detected, and the convention it is read by.
+        env_id: id of the environment, if known.
+        policy: name of the policy that chose the actions.
+        seed: seed of the recording, if it had one.
+        created: time of the recording, ISO 8601.
         checksum: SHA-256 over the checksums of the episodes.
-        observation_space: Observation space as JSON.
-        action_space: Action space as JSON.
-        episodes: Number of episodes.
-        steps: Number of transitions in all episodes.
-        ended: How many episodes were `terminated`, `truncated` or `cut off`.
-        lengths: Distribution of episode lengths.
-        returns: Distribution of undiscounted returns, over all episodes.
-        observations: Statistics by observation key.
-        rewards: Statistics of the rewards.
-        actions: How the actions cover their space.
-        windows_per_second: Reading speed: segments of 16 transitions per second, in batches of 16.
-        problems: Reasons for which fitting would refuse the dataset.
-        notes: Findings that do not prevent fitting.
+        observation_space: observation space as JSON.
+        action_space: action space as JSON.
+        episodes: number of episodes.
+        steps: number of transitions in all episodes.
+        ended: how many episodes were `terminated`, `truncated` or `cut off`.
+        lengths: distribution of episode lengths.
+        returns: distribution of undiscounted returns, over all episodes.
+        observations: statistics by observation key.
+        rewards: statistics of the rewards.
+        actions: how the actions cover their space.
+        windows_per_second: reading speed: segments of 16 transitions per second, in batches of 16.
+        problems: reasons for which fitting would refuse the dataset.
+        notes: findings that do not prevent fitting.
     """
 
     path: str
@@ -124,13 +124,13 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
     """Read a whole dataset and report what it holds and what is wrong with it.
 
     Args:
-        path: The dataset: a file or a folder, native or foreign.
-        foreign: What a foreign dataset does not say about itself.
+        path: the dataset: a file or a folder, native or foreign.
+        foreign: what a foreign dataset does not say about itself.
 
     Raises:
-        DatasetError: The path cannot be read as a dataset at all. Problems of single episodes are
+        DatasetError: the path cannot be read as a dataset at all. Problems of single episodes are
             listed in the card's `problems` instead.
-        UnsupportedSpaceError: The dataset has a space that this version does not support.
+        UnsupportedSpaceError: the dataset has a space that this version does not support.
     """
     source, skipped = open_source(local_path(path), _MEMORY, foreign, "skip")
     try:
@@ -147,7 +147,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
 
 def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
     table, metadata = source.table, source.metadata
-    boxes = metadata.observation_boxes()
+    boxes = metadata.observation_columns()
     statistics = {
         key: channel_statistics(column, boxes[key].shape, table.num_rows)
         for key, column in source.observations.items()
@@ -273,8 +273,8 @@ def near_duplicates(column: Column, table: EpisodeTable) -> list[tuple[int, int]
     spread over it are compared.
 
     Args:
-        column: Rows of one observation key.
-        table: The episodes; at most the first 20,000 are compared.
+        column: rows of one observation key.
+        table: the episodes; at most the first 20,000 are compared.
 
     Returns:
         Pairs `(earlier, later)` of episode indices; an episode with several duplicates is listed

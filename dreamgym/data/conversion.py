@@ -24,13 +24,13 @@ class Conversion:
     """The result of `convert`.
 
     Attributes:
-        path: The native dataset.
-        format: Name of the source's format.
-        convention: Convention that the source was read by.
-        episodes: Number of episodes written.
-        steps: Number of transitions written.
-        skipped: Description of each episode that was left out; only with `on_bad="skip"`.
-        notes: What else is worth knowing, such as what the source does not hold and is lost.
+        path: the native dataset.
+        format: name of the source's format.
+        convention: convention that the source was read by.
+        episodes: number of episodes written.
+        steps: number of transitions written.
+        skipped: description of each episode that was left out; only with `on_bad="skip"`.
+        notes: what else is worth knowing, such as what the source does not hold and is lost.
     """
 
     path: Path
@@ -54,16 +54,16 @@ def convert(
     """Write a foreign dataset as a native one; the source is never changed.
 
     Args:
-        source: A file or folder of a foreign format, see `dreamgym.data.formats.FORMATS`.
-        out: The dataset to create.
-        options: What the source does not say about itself: the meaning of its end flags, spaces,
+        source: a file or folder of a foreign format, see `dreamgym.data.formats.FORMATS`.
+        out: the dataset to create.
+        options: what the source does not say about itself: the meaning of its end flags, spaces,
             keys.
-        on_bad: What to do with a bad episode: `"raise"`, or `"skip"` it and list it.
-        overwrite: Whether to replace an existing file `out`, once the new dataset is complete.
-        progress: Callback that receives the number of episodes done.
+        on_bad: what to do with a bad episode: `"raise"`, or `"skip"` it and list it.
+        overwrite: whether to replace an existing file `out`, once the new dataset is complete.
+        progress: callback that receives the number of episodes done.
 
     Raises:
-        DatasetError: The source has no known format, something in it is ambiguous, an episode is
+        DatasetError: the source has no known format, something in it is ambiguous, an episode is
             bad, or `out` exists and `overwrite` is False.
     """
     if on_bad not in ("raise", "skip"):
@@ -158,16 +158,16 @@ def pack(
     stay the same.
 
     Args:
-        source: A closed native dataset, a file.
-        out: The file to create; its folder is created too.
-        level: Compression level, 1 (fast) to 9 (small).
+        source: a closed native dataset, a file.
+        out: the file to create; its folder is created too.
+        level: compression level, 1 (fast) to 9 (small).
         method: `"gzip"` or `"zstd"`.
-        overwrite: Whether to replace an existing file `out`, once the new one is complete.
+        overwrite: whether to replace an existing file `out`, once the new one is complete.
 
     Raises:
         DatasetError: `source` is not a complete native dataset, `out` exists and `overwrite` is
             False, `out` cannot be written, or zstd is not installed.
-        ValueError: The level or the method is out of range.
+        ValueError: the level or the method is out of range.
     """
     if not 1 <= level <= 9:
         raise ValueError(f"level is {level}; it must be between 1 and 9")

@@ -51,17 +51,17 @@ class Dataset(ClosingContext):
     `episode` first reads it, or by `verify`; `fit` verifies everything before its first update.
 
     Args:
-        path: A file, or a folder of shards; native or foreign.
-        on_bad: What to do with a bad episode: `"raise"` (the default), or `"skip"` it and list it
+        path: a file, or a folder of shards; native or foreign.
+        on_bad: what to do with a bad episode: `"raise"` (the default), or `"skip"` it and list it
             in `skipped`. The file is never changed.
-        memory: Bytes of observations to hold in memory at most.
-        foreign: What a foreign dataset does not say about itself.
-        keys: Observation keys of a Dict space to use; all by default.
+        memory: bytes of observations to hold in memory at most.
+        foreign: what a foreign dataset does not say about itself.
+        keys: observation keys of a Dict space to use; all by default.
 
     Raises:
-        DatasetError: The path is not a dataset, it is damaged, an episode is bad, or a key does not
+        DatasetError: the path is not a dataset, it is damaged, an episode is bad, or a key does not
             exist; the message names path, key, episode and row.
-        UnsupportedSpaceError: The dataset has a space that this version does not support.
+        UnsupportedSpaceError: the dataset has a space that this version does not support.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Dataset(ClosingContext):
         """Open the episodes committed so far of a recording that is running or was killed.
 
         Args:
-            path: The dataset being recorded, or its `.partial` file.
-            memory: Bytes of observations to hold in memory at most.
+            path: the dataset being recorded, or its `.partial` file.
+            memory: bytes of observations to hold in memory at most.
         """
         path = local_path(path)
         dataset = cls.__new__(cls)
@@ -162,7 +162,7 @@ class Dataset(ClosingContext):
         """Which part of the dataset is used, JSON-plain; empty for all of it."""
         if self.metadata is self._source.metadata:
             return {}
-        return {"keys": list(self.metadata.observation_boxes())}
+        return {"keys": list(self.metadata.observation_columns())}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -222,11 +222,11 @@ class Dataset(ClosingContext):
         """Return one episode, in fresh arrays.
 
         Args:
-            index: Episode index from 0; negative ones count from the end.
+            index: episode index from 0; negative ones count from the end.
 
         Raises:
-            IndexError: There is no such episode.
-            DatasetError: The episode stays in the file, is read for the first time, and is bad.
+            IndexError: there is no such episode.
+            DatasetError: the episode stays in the file, is read for the first time, and is bad.
         """
         if not -self.num_episodes <= index < self.num_episodes:
             raise IndexError(f"episode {index} of {self.num_episodes} in {self.path}")
@@ -236,7 +236,7 @@ class Dataset(ClosingContext):
         stop = start + length
         observations = {
             key: self._source.observations[key].read(start, stop + 1).copy()
-            for key in self.metadata.observation_boxes()
+            for key in self.metadata.observation_columns()
         }
         is_dict = isinstance(self.observation_space, spaces.Dict)
         return Episode(
@@ -260,15 +260,15 @@ class Dataset(ClosingContext):
         """Split the episodes into training and held-out ones; an episode is never divided.
 
         Args:
-            held_out: Share of the episodes to hold out, in (0, 1); at least one episode is held
+            held_out: share of the episodes to hold out, in (0, 1); at least one episode is held
                 out, and at least one is not.
-            seed: Seed of the shuffle; the same seed gives the same split.
+            seed: seed of the shuffle; the same seed gives the same split.
 
         Returns:
             Two sorted int64 arrays of episode indices: training, and held out.
 
         Raises:
-            DatasetError: There are fewer than two episodes.
+            DatasetError: there are fewer than two episodes.
         """
         return split_episodes(self.num_episodes, self.path, held_out, seed)
 
@@ -280,7 +280,7 @@ class Dataset(ClosingContext):
         both. All but the last block are cut off: neither terminated nor truncated.
 
         Args:
-            frame_skip: Environment steps in one transition.
+            frame_skip: environment steps in one transition.
 
         Returns:
             A dataset on the same open file; the dataset itself where it has several episodes, or
@@ -321,15 +321,15 @@ class Dataset(ClosingContext):
         """Return a sampler of segments of some episodes.
 
         Args:
-            episodes: Episode indices.
+            episodes: episode indices.
             length: `L`, transitions in a segment, at least 1.
-            frame_skip: Environment steps in one transition, see `SegmentReader`.
-            keys: Observation keys of a Dict space to read; by default those of the dataset.
+            frame_skip: environment steps in one transition, see `SegmentReader`.
+            keys: observation keys of a Dict space to read; by default those of the dataset.
 
         Raises:
-            DatasetError: There are no episodes, none is long enough for a transition, or a key does
+            DatasetError: there are no episodes, none is long enough for a transition, or a key does
                 not exist.
-            IndexError: An episode does not exist.
+            IndexError: an episode does not exist.
             ValueError: `length` or `frame_skip` is below 1.
         """
         if length < 1:
@@ -360,10 +360,10 @@ class Dataset(ClosingContext):
             episodes: `(B,)` episode indices.
             steps: `(B,)` first step of each segment in its episode.
             length: `L`, transitions in a segment, at least 1.
-            frame_skip: The frame skip, see `SegmentReader`; none by default.
+            frame_skip: the frame skip, see `SegmentReader`; none by default.
 
         Raises:
-            IndexError: An episode does not exist, or does not have such a step.
+            IndexError: an episode does not exist, or does not have such a step.
         """
         numbers, first_steps = self._check_indices(episodes), np.asarray(steps, dtype=np.int64)
         skip = frame_skip or FrameSkip()
@@ -382,7 +382,7 @@ class Dataset(ClosingContext):
         Opening verifies what is held in memory; this reads the rest, at the speed of the disk.
 
         Raises:
-            DatasetError: An episode is bad; the first one is named.
+            DatasetError: an episode is bad; the first one is named.
         """
         for index in np.flatnonzero(~self._verified).tolist():
             self._verify_episode(index)
@@ -390,10 +390,10 @@ class Dataset(ClosingContext):
     def outside_observations(self) -> dict[str, list[OutsideChannel]]:
         """Return the channels with values outside their bounds, by observation key."""
         outside = outside_observations(self._source)
-        return {key: outside[key] for key in self.metadata.observation_boxes()}
+        return {key: outside[key] for key in self.metadata.observation_columns()}
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        """Return its rewards, actions and ends, for the findings of `data.teaching`."""
         return [Lessons.of_source(self._source)]
 
     def _verify_episode(self, index: int) -> None:

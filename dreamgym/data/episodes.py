@@ -30,13 +30,13 @@ class Episode:
             key.
         actions: `(T, ...)`; row `t` is the action that leaves observation `t`. Discrete: int64.
         rewards: `(T,)` float32; row `t` is the reward for action `t`.
-        terminated: Whether the last observation is terminal.
-        truncated: Whether something outside the task (a time limit) ended the episode.
-        complete: Whether the environment itself ended the episode. An episode that is neither
+        terminated: whether the last observation is terminal.
+        truncated: whether something outside the task (a time limit) ended the episode.
+        complete: whether the environment itself ended the episode. An episode that is neither
             terminated nor truncated was cut off (early reset, end of the recording) and is not
             complete.
-        seed: Seed of its reset; `None` if it had none.
-        env_index: Index of the environment that it came from, among several side by side.
+        seed: seed of its reset; `None` if it had none.
+        env_index: index of the environment that it came from, among several side by side.
     """
 
     observations: Observations
@@ -65,11 +65,11 @@ def cast_rows(values: Any, dtype: np.dtype[Any], key: str) -> Array:
 
     Args:
         values: `(N, ...)` rows.
-        dtype: Target dtype.
-        key: Name of the rows, for the error message.
+        dtype: target dtype.
+        key: name of the rows, for the error message.
 
     Raises:
-        DatasetError: The dtype is of another kind, or a value does not fit.
+        DatasetError: the dtype is of another kind, or a value does not fit.
     """
     values = np.asarray(values)
     if values.dtype == dtype:
@@ -161,11 +161,11 @@ def reward_to_float(reward: Any) -> float:
     """Return the reward of one step as a float.
 
     Args:
-        reward: A number; or a NumPy array or torch tensor, on any device, of shape `()` or `(1,)`,
+        reward: a number; or a NumPy array or torch tensor, on any device, of shape `()` or `(1,)`,
             as batched simulators give.
 
     Raises:
-        DatasetError: It is something else; the message says what.
+        DatasetError: it is something else; the message says what.
     """
     if isinstance(reward, float):
         return float(reward)
@@ -197,7 +197,7 @@ class EpisodeBuilder:
     Args:
         observation_space: Box, or Dict of Box.
         action_space: Discrete, MultiDiscrete or Box.
-        env_index: Index of the environment, among several side by side.
+        env_index: index of the environment, among several side by side.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class EpisodeBuilder:
         self._env_index = env_index
         self._observations = {
             key: _RowBuffer(box.shape, np.dtype(box.dtype), key)
-            for key, box in layout.observation_boxes(observation_space).items()
+            for key, box in layout.observation_columns(observation_space).items()
         }
         shape, dtype = layout.action_layout(action_space)
         self._actions = _RowBuffer(shape, dtype, "action")
@@ -237,7 +237,7 @@ class EpisodeBuilder:
         """Return the action as it will be stored; call it before the environment steps.
 
         Raises:
-            DatasetError: No episode is open, or the action does not fit the space.
+            DatasetError: no episode is open, or the action does not fit the space.
         """
         if self._length < 0:
             raise DatasetError("step was called without a reset before it; call reset first")
@@ -254,12 +254,12 @@ class EpisodeBuilder:
         """Add one transition; the episode is unchanged if it raises.
 
         Args:
-            action: Action that `check_action` returned.
-            observation: Observation after the action.
-            reward: Reward for the action.
+            action: action that `check_action` returned.
+            observation: observation after the action.
+            reward: reward for the action.
 
         Raises:
-            DatasetError: A value does not fit the spaces, or is not finite.
+            DatasetError: a value does not fit the spaces, or is not finite.
         """
         index = self._length
         try:
@@ -323,9 +323,9 @@ class _RowBuffer:
     """A growing array of rows that are copied in and checked one by one.
 
     Args:
-        shape: Shape of one row.
-        dtype: Dtype of the rows.
-        key: Name of the rows, for error messages.
+        shape: shape of one row.
+        dtype: dtype of the rows.
+        key: name of the rows, for error messages.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], key: str) -> None:
@@ -337,7 +337,7 @@ class _RowBuffer:
         """Copy `value` into row `index`, which is at most one beyond the rows so far.
 
         Raises:
-            DatasetError: The value has another shape, cannot be cast, or is not finite.
+            DatasetError: the value has another shape, cannot be cast, or is not finite.
         """
         value = np.asarray(value)
         if value.shape != self._shape:

@@ -26,7 +26,7 @@ class FrameSkip:
     is the last one.
 
     Attributes:
-        steps: Environment steps in one step, at least 1.
+        steps: environment steps in one step, at least 1.
         actions: `"blocks"`: the action is the block of all its environment actions, in order (LeWM,
             arXiv 2603.19312): a Box of `A` numbers becomes a Box of `steps * A`, a Discrete a
             MultiDiscrete of `steps` choices. `"repeated"`: the action is a single environment
@@ -58,7 +58,7 @@ class FrameSkip:
         """Return the action space with this frame skip.
 
         Args:
-            action_space: Action space of the environment: Box, Discrete or MultiDiscrete.
+            action_space: action space of the environment: Box, Discrete or MultiDiscrete.
         """
         if self.steps == 1 or self.actions == "repeated":
             return action_space
@@ -81,7 +81,7 @@ class FrameSkip:
 
         Args:
             actions: `(..., steps, *shape)`, the environment actions of each step.
-            action_space: Action space of the environment, with `shape`.
+            action_space: action space of the environment, with `shape`.
         """
         if self.actions == "repeated":
             return actions.take(0, axis=-1 - len(action_space.shape or ()))
@@ -92,7 +92,7 @@ class FrameSkip:
         """Split one action of `space` into its `steps` environment actions, in order.
 
         Raises:
-            ValueError: The action does not have the shape of `space`.
+            ValueError: the action does not have the shape of `space`.
         """
         if self.steps == 1 or self.actions == "repeated":
             return [action] * self.steps
@@ -121,9 +121,9 @@ class SkipFrames(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
     environment steps taken.
 
     Args:
-        env: Environment with a Box, Discrete or MultiDiscrete action space.
-        steps: Environment steps in one step, see `FrameSkip`.
-        actions: What the action of a step is, see `FrameSkip`.
+        env: environment with a Box, Discrete or MultiDiscrete action space.
+        steps: environment steps in one step, see `FrameSkip`.
+        actions: what the action of a step is, see `FrameSkip`.
     """
 
     def __init__(self, env: gym.Env[Any, Any], steps: int, actions: ActionMode = "blocks") -> None:
@@ -136,7 +136,7 @@ class SkipFrames(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         """Take the environment steps of one action.
 
         Raises:
-            ValueError: The action has a wrong shape.
+            ValueError: the action has a wrong shape.
         """
         total, taken = 0.0, 0
         for env_action in self.frame_skip.split(action, self.env.action_space):

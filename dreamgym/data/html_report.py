@@ -43,15 +43,15 @@ def write_page(
     """Check a dataset and write its card as an HTML page, with distributions, traces and frames.
 
     Args:
-        path: The dataset: a file or a folder, native or foreign.
-        out: The HTML file to write; an existing one is replaced.
-        foreign: What a foreign dataset does not say about itself.
+        path: the dataset: a file or a folder, native or foreign.
+        out: the HTML file to write; an existing one is replaced.
+        foreign: what a foreign dataset does not say about itself.
 
     Returns:
         The card, as `check` returns it.
 
     Raises:
-        DatasetError: The path cannot be read as a dataset at all.
+        DatasetError: the path cannot be read as a dataset at all.
     """
     path, out = local_path(path), local_path(out)
     card = check(path, foreign=foreign)
@@ -82,7 +82,7 @@ def _pictures(dataset: Dataset) -> str:
         _histogram("length", dataset.lengths),
         "<h2>Episodes</h2>",
     ]
-    boxes = dataset.metadata.observation_boxes()
+    boxes = dataset.metadata.observation_columns()
     layouts = {key: image_layout(box) for key, box in boxes.items()}
     for index in shown:
         episode = dataset.episode(index)

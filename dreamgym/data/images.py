@@ -9,13 +9,13 @@ import numpy as np
 from gymnasium import spaces
 
 FEW_CHANNELS = 4
-"""An image with at most this many channels (grey, RGB, RGBA) needs no word about its channels."""
+"""`check` has no note on images with at most this many channels: grey, RGB, RGBA."""
 
 MIN_GREY_SIDE = 16
 """Smallest side of an image (height, width): a smaller uint8 matrix is a vector of bytes."""
 
 MAX_VECTOR = 4096
-"""Numbers in a vector from which `check` asks whether it is an image or a point cloud."""
+"""Size above which `check` has a note on a vector: it may be meant as an image."""
 
 
 class ImageLayout(NamedTuple):
@@ -58,7 +58,7 @@ class ImageLayout(NamedTuple):
 def image_layout(space: spaces.Box) -> ImageLayout | None:
     """Return the layout of the images in a Box, or None if it does not hold images.
 
-    Images are uint8, with the channels last or first, which is told by the shape:
+    Images are uint8, with the channels last or first, which the shape tells:
 
     - (H, W, C) and (C, H, W): the two equal axes are height and width; if no neighbouring axes
       are equal, the smaller one of the first and the last axis has the channels. Frames that are
@@ -95,7 +95,7 @@ def image_notes(boxes: dict[str, spaces.Box]) -> list[str]:
     """Return what a user should know about how the images in an observation space are read.
 
     Args:
-        boxes: Boxes of the observation space, by key.
+        boxes: boxes of the observation space, by key.
     """
     notes = []
     for key, box in boxes.items():

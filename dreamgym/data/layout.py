@@ -49,8 +49,8 @@ EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
 NO_SEED = -1
 
 
-def observation_boxes(space: gym.Space[Any]) -> dict[str, spaces.Box]:
-    """Return the Box of each key of an observation space; a plain Box has the key `SINGLE_KEY`."""
+def observation_columns(space: gym.Space[Any]) -> dict[str, spaces.Box]:
+    """Return the Box of each observation column by key; a plain Box has the key `SINGLE_KEY`."""
     if isinstance(space, spaces.Dict):
         return {key: box for key, box in space.spaces.items() if isinstance(box, spaces.Box)}
     if not isinstance(space, spaces.Box):
@@ -84,8 +84,8 @@ def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any
     """Return the CRC-32 of one episode: its length, flags, index and seed, then its stored rows.
 
     Args:
-        header: Entries of the episode by name; `start` and `crc` are ignored.
-        columns: The `T + 1` rows of every observation key in the space's order, of the action and
+        header: entries of the episode by name; `start` and `crc` are ignored.
+        columns: the `T + 1` rows of every observation key in the space's order, of the action and
             of the reward.
     """
     names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]

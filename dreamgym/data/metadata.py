@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
-from dreamgym.data.layout import observation_boxes
+from dreamgym.data.layout import observation_columns
 from dreamgym.data.spaces import check_supported
 
 
@@ -44,16 +44,16 @@ class DatasetMetadata:
     """What a dataset records about its origin.
 
     Attributes:
-        observation_space: Observation space of one environment: Box, or Dict of Box.
-        action_space: Action space of one environment: Discrete, MultiDiscrete or Box.
+        observation_space: observation space of one environment: Box, or Dict of Box.
+        action_space: action space of one environment: Discrete, MultiDiscrete or Box.
         env_spec: JSON of Gymnasium's `EnvSpec`; `None` if there is none.
-        env_id: Id of the environment; `None` if it has none.
-        policy: Name of the policy that chose the actions, as free text.
-        seed: Seed of the whole recording; `None` if it had none.
+        env_id: id of the environment; `None` if it has none.
+        policy: name of the policy that chose the actions, as free text.
+        seed: seed of the whole recording; `None` if it had none.
         created: UTC time in ISO 8601.
-        versions: Versions of the libraries that wrote it, by name.
-        notes: What is worth knowing about its conversion from a foreign format.
-        problems: Reasons of its conversion for which fitting refuses it.
+        versions: versions of the libraries that wrote it, by name.
+        notes: what is worth knowing about its conversion from a foreign format.
+        problems: reasons of its conversion for which fitting refuses it.
     """
 
     observation_space: gym.Space[Any]
@@ -93,13 +93,13 @@ class DatasetMetadata:
             seed=seed,
         )
 
-    def observation_boxes(self) -> dict[str, spaces.Box]:
-        """Return the Box of each observation key; a plain Box has the key `layout.SINGLE_KEY`."""
-        return observation_boxes(self.observation_space)
+    def observation_columns(self) -> dict[str, spaces.Box]:
+        """Return the Box of each observation column, see `layout.observation_columns`."""
+        return observation_columns(self.observation_space)
 
     def with_keys(self, keys: Sequence[str]) -> DatasetMetadata:
         """Return a copy with only some keys of its Dict observation space, in the space's order."""
-        chosen = [(key, box) for key, box in self.observation_boxes().items() if key in keys]
+        chosen = [(key, box) for key, box in self.observation_columns().items() if key in keys]
         return replace(self, observation_space=spaces.Dict(chosen))
 
 

@@ -20,6 +20,7 @@ from dreamgym.data.episodes import Episode
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.segments import Sampler, SegmentBatch
 from dreamgym.data.skipped_dataset import SkippedDataset
+from dreamgym.data.spaces import same_spaces
 from dreamgym.data.teaching import Lessons
 from dreamgym.errors import DatasetError
 
@@ -30,12 +31,12 @@ class Mixture:
     """A sampler that draws each segment from one of several samplers, chosen by its weight.
 
     Args:
-        samplers: Samplers, at least one, over datasets of the same spaces, with segments of the
+        samplers: samplers, at least one, over datasets of the same spaces, with segments of the
             same length.
-        weights: One weight per sampler, at least 0 and not all 0; they need not add up to one.
+        weights: one weight per sampler, at least 0 and not all 0; they need not add up to one.
 
     Raises:
-        ValueError: The numbers of samplers and weights differ, or a weight is out of range.
+        ValueError: the numbers of samplers and weights differ, or a weight is out of range.
     """
 
     def __init__(self, samplers: Sequence[Sampler], weights: Sequence[float]) -> None:
@@ -68,7 +69,7 @@ def _interleave(batches: list[SegmentBatch], origin: Array) -> SegmentBatch:
     """Merge one batch per origin into one, with the segments in the order of `origin`.
 
     Args:
-        batches: Batches of the origins that occur, in increasing order.
+        batches: batches of the origins that occur, in increasing order.
         origin: `(B,)` origin of each segment of the result.
     """
     order = np.argsort(np.argsort(origin, kind="stable"), kind="stable")
@@ -90,12 +91,12 @@ class MixedDataset:
     caller's job.
 
     Args:
-        parts: Pairs of a dataset and its weight. The datasets have the same spaces and frame skip;
+        parts: pairs of a dataset and its weight. The datasets have the same spaces and frame skip;
             a weight is at least 0, and not all weights are 0.
 
     Raises:
-        DatasetError: There is no dataset, or their spaces or frame skips differ.
-        ValueError: A weight is out of range.
+        DatasetError: there is no dataset, or their spaces or frame skips differ.
+        ValueError: a weight is out of range.
     """
 
     def __init__(self, parts: Sequence[tuple[Dataset | SkippedDataset, float]]) -> None:
@@ -116,10 +117,7 @@ class MixedDataset:
                     path=other.path,
                     remedy="read all of them with the same frame skip",
                 )
-            if (other.observation_space, other.action_space) != (
-                first.observation_space,
-                first.action_space,
-            ):
+            if not same_spaces(other, first):
                 raise DatasetError(
                     f"its spaces are not those of {first.path}",
                     path=other.path,
@@ -273,7 +271,7 @@ class MixedDataset:
         return joined
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the datasets can teach, see `data.teaching`."""
+        """Return rewards, actions and ends of each dataset, for the findings of `data.teaching`."""
         return [lessons for dataset in self.datasets for lessons in dataset.lessons()]
 
     def _locate(self, index: int) -> tuple[Dataset | SkippedDataset, int]:
@@ -295,10 +293,10 @@ def open_dataset(
     """Open a dataset for the block; an open dataset is used unchanged, and stays open.
 
     Args:
-        dataset: A dataset, its path, or pairs of one of those and a weight, which are mixed.
+        dataset: a dataset, its path, or pairs of one of those and a weight, which are mixed.
 
     Raises:
-        DatasetError: One of them cannot be opened, or they do not belong together.
+        DatasetError: one of them cannot be opened, or they do not belong together.
     """
     with ExitStack() as stack:
 

@@ -30,11 +30,11 @@ def numeric_notes(source: Source, statistics: dict[str, ChannelStatistics]) -> l
     """Return what a user should know about the numbers of a dataset.
 
     Args:
-        source: The dataset.
-        statistics: Statistics of all rows by observation key.
+        source: the dataset.
+        statistics: statistics of all rows by observation key.
     """
     notes = []
-    boxes = source.metadata.observation_boxes()
+    boxes = source.metadata.observation_columns()
     for key, figures in statistics.items():
         if not figures.count or np.dtype(boxes[key].dtype).kind != "f":
             continue

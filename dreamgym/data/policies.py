@@ -38,7 +38,7 @@ class Policy(Protocol):
     environment; `frame_skip`, the `FrameSkip` that its actions are for; and `view`.
 
     Attributes:
-        name: What a dataset stores as its policy; another policy has another name.
+        name: stored in datasets; different policies have different names.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Policy(Protocol):
         """Choose actions.
 
         Args:
-            observations: The observations of `rows`: a list of them, or a batch (N, ...), which is
+            observations: the observations of `rows`: a list of them, or a batch (N, ...), which is
                 an array or a dict of arrays.
             rows: N row numbers, each of which was reset before.
 
@@ -90,7 +90,7 @@ def make_policy(
     """Make a `Policy` of what a user passed, and check that it can act in `env`.
 
     Args:
-        policy: One of
+        policy: one of
 
             - `"random"`; `"sticky-random"` or `"sticky:P"`, which repeats the last action with
               probability P; `"held:N"`, random actions that are each held for N steps;
@@ -100,14 +100,14 @@ def make_policy(
               whose `VecNormalize`, `VecFrameStack` and `VecTransposeImage` are applied; or that
               method itself;
             - a `Policy`, such as `dreamgym.transfer.LatentAgent`.
-        env: The environment to act in, single or vectorised.
-        deterministic: Whether `predict` returns the most likely action instead of a sample.
-        min_batch: Smallest batch that `predict` is called with; missing rows are filled up.
-        unroll: Whether a policy with a frame skip may act in an environment without one: its
+        env: the environment to act in, single or vectorised.
+        deterministic: whether `predict` returns the most likely action instead of a sample.
+        min_batch: smallest batch that `predict` is called with; missing rows are filled up.
+        unroll: whether a policy with a frame skip may act in an environment without one: its
             actions are then spread over the steps that they are for.
 
     Raises:
-        PolicyError: There is no policy of that name, the value is not a policy, its spaces or
+        PolicyError: there is no policy of that name, the value is not a policy, its spaces or
             frame skip do not fit the environment, or it was trained behind wrappers that are
             missing here.
     """
@@ -221,8 +221,8 @@ class StickyRandomPolicy(_RowwiseRandomPolicy):
     Independent actions cancel out before a sluggish system has moved; sticky ones reach further.
 
     Args:
-        action_space: The space that actions are drawn from.
-        stickiness: Probability of repeating the previous action, in [0, 1).
+        action_space: the space that actions are drawn from.
+        stickiness: probability of repeating the previous action, in [0, 1).
     """
 
     def __init__(self, action_space: gym.Space[Any], stickiness: float) -> None:
@@ -248,8 +248,8 @@ class HeldRandomPolicy(_RowwiseRandomPolicy):
     """Random actions, each held for a fixed number of steps: data for a "repeated" frame skip.
 
     Args:
-        action_space: The space that actions are drawn from.
-        steps: Steps for which an action is held, at least 1.
+        action_space: the space that actions are drawn from.
+        steps: steps for which an action is held, at least 1.
     """
 
     def __init__(self, action_space: gym.Space[Any], steps: int) -> None:
@@ -272,9 +272,9 @@ class FunctionPolicy:
     """A function from one observation to one action. It is not seeded.
 
     Args:
-        function: The function, which is called once for each row. It may return (action, None), as
+        function: the function, which is called once for each row. It may return (action, None), as
             `predict` of a policy without memory does.
-        name: The policy's name; by default `callable:` and the function's qualified name.
+        name: the policy's name; by default `callable:` and the function's qualified name.
     """
 
     def __init__(self, function: Callable[[Any], Any], *, name: str | None = None) -> None:
@@ -290,7 +290,7 @@ class FunctionPolicy:
         """See `Policy.act`.
 
         Raises:
-            PolicyError: The function takes a batch, or returns a state, which it is not given back.
+            PolicyError: the function takes a batch, or returns a state, which it is not given back.
         """
         return [self._call(observation) for observation in as_rows(observations)]
 
@@ -339,16 +339,16 @@ class PredictPolicy:
     have no episode are filled with the observation of another one.
 
     Args:
-        policy: The object; see `Predicts`.
-        name: The policy's name; by default the object's `name`, or its class.
-        deterministic: Whether to take the most likely action; else actions are sampled.
-        min_batch: Smallest batch that `predict` is called with.
+        policy: the object; see `Predicts`.
+        name: the policy's name; by default the object's `name`, or its class.
+        deterministic: whether to take the most likely action; else actions are sampled.
+        min_batch: smallest batch that `predict` is called with.
 
     Attributes:
-        wrappers: What the object was trained behind.
+        wrappers: what the object was trained behind.
 
     Raises:
-        PolicyError: The object was trained behind statistics that it was loaded without.
+        PolicyError: the object was trained behind statistics that it was loaded without.
     """
 
     def __init__(
@@ -403,7 +403,7 @@ class PredictPolicy:
         """Give `predict` the action masks of environments, where it takes them and they have them.
 
         Args:
-            envs: The environment of each row.
+            envs: the environment of each row.
         """
         takes_masks = "action_masks" in _parameters(self._policy)
         if takes_masks and envs[0].has_wrapper_attr("action_masks"):
@@ -471,9 +471,9 @@ class UnrolledPolicy:
     The policy acts once for each block of steps that one of its actions covers.
 
     Args:
-        policy: The policy.
-        frame_skip: The frame skip that its actions are for.
-        action_space: The environment's action space.
+        policy: the policy.
+        frame_skip: the frame skip that its actions are for.
+        action_space: the environment's action space.
     """
 
     def __init__(self, policy: Policy, frame_skip: FrameSkip, action_space: gym.Space[Any]) -> None:
@@ -540,7 +540,7 @@ def check_action(action: Any, space: gym.Space[Any]) -> Any:
     """Return an action in the dtype of its space.
 
     Raises:
-        PolicyError: It has another shape, or is not a whole number where the space is discrete.
+        PolicyError: it has another shape, or is not a whole number where the space is discrete.
     """
     array = np.asarray(action)
     expected = space.shape or ()
@@ -552,8 +552,8 @@ def check_action(action: Any, space: gym.Space[Any]) -> Any:
         )
     if space.dtype is not None and space.dtype.kind in "iu" and array.dtype.kind not in "biu":
         raise PolicyError(
-            f"the policy returned an action of dtype {array.dtype}; expected whole numbers, for "
-            f"the action space is {space}"
+            f"the policy returned an action of dtype {array.dtype}; expected whole numbers, "
+            f"because the action space is {space}"
         )
     return array.astype(space.dtype, copy=False)[()]
 
@@ -565,12 +565,12 @@ def check_spaces(policy: Any, env: gym.Env[Any, Any], *, unroll: bool = False) -
     policy does not depend on them.
 
     Args:
-        policy: The policy.
-        env: The environment to act in.
-        unroll: Whether the policy's actions are spread over the steps of its frame skip.
+        policy: the policy.
+        env: the environment to act in.
+        unroll: whether the policy's actions are spread over the steps of its frame skip.
 
     Raises:
-        PolicyError: They differ; the message names both.
+        PolicyError: they differ; the message names both.
     """
     skip = getattr(policy, "frame_skip", None)
     if isinstance(skip, FrameSkip) and skip != frame_skip_of(env) and not unroll:

@@ -28,16 +28,16 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     gets its name when the recorder is closed: use it as a context manager, or call `close`.
 
     Args:
-        env: The environment.
-        out: Path of the dataset to create, which must not exist; or an open writer, which the
+        env: the environment.
+        out: path of the dataset to create, which must not exist; or an open writer, which the
             caller closes.
-        policy: Name of the policy that chooses the actions, for the dataset's metadata.
-        seed: Seed of the whole recording, for the dataset's metadata.
-        env_index: Index of this environment, among several side by side.
+        policy: name of the policy that chooses the actions, for the dataset's metadata.
+        seed: seed of the whole recording, for the dataset's metadata.
+        env_index: index of this environment, among several side by side.
 
     Raises:
         DatasetError: `out` exists or cannot be created.
-        UnsupportedSpaceError: The environment has a space that dreamgym does not support.
+        UnsupportedSpaceError: the environment has a space that dreamgym does not support.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         """Reset the environment; an open episode is kept as incomplete.
 
         Raises:
-            DatasetError: The observation does not fit the space.
+            DatasetError: the observation does not fit the space.
         """
         self._store()
         observation, info = self.env.reset(seed=seed, options=options)
@@ -83,7 +83,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         """Step the environment and record the transition.
 
         Raises:
-            DatasetError: The action lies outside its space (the environment has not been stepped),
+            DatasetError: the action lies outside its space (the environment has not been stepped),
                 or the observation or the reward does not fit or is not finite. The steps before are
                 kept.
         """
@@ -125,15 +125,15 @@ class VectorRecorder(gym.vector.VectorWrapper):
     reset with its `reset_mask`. Episodes that are cut off are kept as incomplete.
 
     Args:
-        env: The vector environment; its outputs are NumPy arrays.
-        out: Path of the dataset to create, which must not exist.
-        policy: Name of the policy that chooses the actions, for the dataset's metadata.
-        seed: Seed of the whole recording, for the dataset's metadata.
+        env: the vector environment; its outputs are NumPy arrays.
+        out: path of the dataset to create, which must not exist.
+        policy: name of the policy that chooses the actions, for the dataset's metadata.
+        seed: seed of the whole recording, for the dataset's metadata.
 
     Raises:
         DatasetError: `out` exists or cannot be created, or the environment declares no autoreset
             mode.
-        UnsupportedSpaceError: The environment has a space that dreamgym does not support.
+        UnsupportedSpaceError: the environment has a space that dreamgym does not support.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         """Reset all sub-environments, or those of `options["reset_mask"]`.
 
         Raises:
-            DatasetError: An observation does not fit the space.
+            DatasetError: an observation does not fit the space.
         """
         mask = (options or {}).get("reset_mask")
         indices = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
@@ -186,7 +186,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         """Step the environment and record the transitions.
 
         Raises:
-            DatasetError: An action lies outside its space (the environment has not been stepped),
+            DatasetError: an action lies outside its space (the environment has not been stepped),
                 or an observation or a reward does not fit or is not finite. The steps before are
                 kept.
         """
@@ -292,7 +292,7 @@ def _autoreset_mode(env: gym.vector.VectorEnv) -> AutoresetMode:
     """Return the autoreset mode that a vector environment declares.
 
     Raises:
-        DatasetError: It declares none, so that the last observation of an episode is unknown.
+        DatasetError: it declares none, so that the last observation of an episode is unknown.
     """
     mode = (env.metadata or {}).get("autoreset_mode")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import multiprocessing
 import os
@@ -20,14 +19,17 @@ import numpy as np
 
 from dreamgym._files import local_path, new_dataset_path, refuse_unfinished, replace_path
 from dreamgym._interrupts import uninterrupted
+from dreamgym._settings import closest
 from dreamgym.data.hdf5.reader import open_native
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.policies import Policy, PolicyLike, make_policy
 from dreamgym.data.recorder import Recorder
+from dreamgym.data.spaces import same_spaces
 from dreamgym.errors import DatasetError
 
 Progress = Callable[[int, int], None]
+"""Takes what is done and what there is to do, in steps or episodes."""
 
 _PROGRESS_EVERY = 256  # steps
 _POLL_SECONDS = 0.05
@@ -54,28 +56,28 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     recorded until then.
 
     Args:
-        env: Id of a Gymnasium environment, or an environment, which stays open.
-        steps: Number of steps to record, at least 1.
-        out: The dataset to create.
-        policy: A name such as `"random"` or `"sticky:0.8"`, a function from an observation to an
+        env: id of a Gymnasium environment, or an environment, which stays open.
+        steps: number of steps to record, at least 1.
+        out: the dataset to create.
+        policy: a name such as `"random"` or `"sticky:0.8"`, a function from an observation to an
             action, an object with `predict` (whose actions are sampled), or a `Policy`; see
             `dreamgym.data.policies.make_policy`.
-        seed: Seed of the recording, at least 0.
-        max_episode_steps: Steps after which an episode is truncated, if it has not ended before;
+        seed: seed of the recording, at least 0.
+        max_episode_steps: steps after which an episode is truncated, if it has not ended before;
             None for the environment's own time limit. A task without an end needs it.
-        overwrite: Whether to replace an existing `out`. It is replaced once the new dataset is
+        overwrite: whether to replace an existing `out`. It is replaced once the new dataset is
             complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
             recorded until then are in `<out>.new`.
-        progress: Callback that receives the steps done and the steps to do.
+        progress: callback that receives the steps done and the steps to do.
 
     Returns:
         The path of the dataset.
 
     Raises:
-        DatasetError: There is no such environment, `out` exists and `overwrite` is False, a value
+        DatasetError: there is no such environment, `out` exists and `overwrite` is False, a value
             does not fit its space, or the disk is full.
-        UnsupportedSpaceError: The environment has a space that dreamgym does not support.
-        ValueError: There is no such policy, or a number is out of range.
+        UnsupportedSpaceError: the environment has a space that dreamgym does not support.
+        ValueError: there is no such policy, or a number is out of range.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; record at least 1")
@@ -112,13 +114,13 @@ def resume(
     was never interrupted.
 
     Args:
-        env: Id of a Gymnasium environment, or an environment, which stays open. Its spaces, id,
+        env: id of a Gymnasium environment, or an environment, which stays open. Its spaces, id,
             keyword arguments, time limit and wrappers must be those of the dataset.
-        steps: Number of steps that the dataset holds in the end.
-        out: A dataset that `record` created, also one that was interrupted or recovered.
-        policy: The policy that it was recorded with.
-        max_episode_steps: As for `record`.
-        progress: Callback that receives the steps done and the steps to do.
+        steps: number of steps that the dataset holds in the end.
+        out: a dataset that `record` created, also one that was interrupted or recovered.
+        policy: the policy that it was recorded with.
+        max_episode_steps: as for `record`.
+        progress: callback that receives the steps done and the steps to do.
 
     Returns:
         The path of the dataset; it is unchanged if it already holds `steps` steps.
@@ -126,8 +128,8 @@ def resume(
     Raises:
         DatasetError: `out` is not a native dataset, or was recorded from another environment or
             with another policy.
-        UnsupportedSpaceError: The environment has a space that dreamgym does not support.
-        ValueError: There is no such policy.
+        UnsupportedSpaceError: the environment has a space that dreamgym does not support.
+        ValueError: there is no such policy.
     """
     _check_limit(max_episode_steps)
     out = local_path(out)
@@ -144,10 +146,10 @@ def resume(
 
 
 def make_env(env_id: str) -> gym.Env[Any, Any]:
-    """Make an environment by its id; an error names the nearest ids.
+    """Make an environment by its id; an error names the nearest id.
 
     Raises:
-        DatasetError: There is no such environment, or something that it needs is not installed.
+        DatasetError: there is no such environment, or something that it needs is not installed.
     """
     try:
         # The recorder checks every step against the spaces itself.
@@ -155,8 +157,8 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
     except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, gym.error.DependencyNotInstalled):
             raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.4)
-        hint = f"; the nearest ids: {', '.join(near)}" if near else ""
+        near = closest(env_id, gym.registry)
+        hint = f"; the nearest registered id is {near!r}" if near else ""
         raise DatasetError(
             f"there is no environment {env_id!r}{hint}",
             remedy="if another package registers it, install that and write 'package:Id-v0'",
@@ -214,10 +216,7 @@ def _created(out: Path, overwrite: bool) -> Iterator[Path]:
 def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy: Policy) -> int:
     """Return the seed of a recording; raise unless it was made with this environment and policy."""
     metadata, path = writer.metadata, writer.path
-    if (env.observation_space, env.action_space) != (
-        metadata.observation_space,
-        metadata.action_space,
-    ):
+    if not same_spaces(env, metadata):
         raise DatasetError(
             f"it was recorded from {metadata.env_id}, whose spaces are not those of {env}",
             path=path,
@@ -281,11 +280,11 @@ def _record_steps(
     """Step the recorder's environment until its file holds `steps` steps.
 
     Args:
-        recorder: An open recorder, which the caller finishes.
-        policy: Chooses the actions.
-        steps: Number of steps that the file holds in the end.
-        seed: Seed of the recording, see `_episode_seeds`.
-        progress: Callback that receives the steps done and the steps to do.
+        recorder: an open recorder, which the caller finishes.
+        policy: chooses the actions.
+        steps: number of steps that the file holds in the end.
+        seed: seed of the recording, see `_episode_seeds`.
+        progress: callback that receives the steps done and the steps to do.
     """
     steps_done, episode = recorder.writer.num_steps, recorder.writer.num_episodes
     if steps_done >= steps:
@@ -326,11 +325,11 @@ class ShardPlan:
     """What several processes record together.
 
     Attributes:
-        steps: Number of steps in all shards together.
-        policy: The policy, as for `record`; a function must be picklable.
-        seed: Seed of the whole recording; every shard and every episode has its own.
-        workers: Number of processes, each of which writes one shard.
-        max_episode_steps: As for `record`.
+        steps: number of steps in all shards together.
+        policy: the policy, as for `record`; a function must be picklable.
+        seed: seed of the whole recording; every shard and every episode has its own.
+        workers: number of processes, each of which writes one shard.
+        max_episode_steps: as for `record`.
     """
 
     steps: int
@@ -354,13 +353,13 @@ def record_shards(
     shard with what it has.
 
     Args:
-        env_id: Id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
-        out: The folder to create.
-        plan: Steps, policy, seed and processes.
-        overwrite: Whether to replace an existing folder of shards. It is replaced once the new one
+        env_id: id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
+        out: the folder to create.
+        plan: steps, policy, seed and processes.
+        overwrite: whether to replace an existing folder of shards. It is replaced once the new one
             is complete; if the recording is interrupted or fails, `out` is unchanged and the
             episodes recorded until then are in `<out>.new`.
-        progress: Callback that receives the steps done in all processes and the steps to do.
+        progress: callback that receives the steps done in all processes and the steps to do.
 
     Returns:
         The folder.
@@ -368,7 +367,7 @@ def record_shards(
     Raises:
         DatasetError: `out` exists and `overwrite` is False, `out` is not a folder of shards, or a
             process failed.
-        ValueError: A number is out of range, or there is no such policy.
+        ValueError: a number is out of range, or there is no such policy.
     """
     _check_plan(plan)
     folder = local_path(out)
@@ -391,12 +390,12 @@ def resume_shards(
     """Continue a folder of shards until they hold the plan's steps; no seed is used twice.
 
     Args:
-        env_id: Id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
-        out: A folder that `record_shards` created, also one that was interrupted. Shards of killed
+        env_id: id of a Gymnasium environment; `"package:Id-v0"` if a package registers it.
+        out: a folder that `record_shards` created, also one that was interrupted. Shards of killed
             processes must be recovered first.
-        plan: The plan that it was recorded with, but for `steps`, the number of steps that the
+        plan: the plan that it was recorded with, but for `steps`, the number of steps that the
             shards hold in the end. Its seed is ignored: the shards know theirs.
-        progress: Callback that receives the steps done in all processes and the steps to do.
+        progress: callback that receives the steps done in all processes and the steps to do.
 
     Returns:
         The folder.
@@ -404,7 +403,7 @@ def resume_shards(
     Raises:
         DatasetError: `out` is not such a folder, was recorded by another number of processes, with
             another policy or from another environment, or a process failed.
-        ValueError: A number is out of range, or there is no such policy.
+        ValueError: a number is out of range, or there is no such policy.
     """
     _check_plan(plan)
     folder = local_path(out)

@@ -54,15 +54,15 @@ class SegmentSource:
     """The columns that segments are read from, and the place of each episode in them.
 
     Args:
-        observations: The observation column, or columns by key for a Dict space.
-        action: Rows of actions; the last row of an episode is zero.
-        reward: Rows of rewards; the last row of an episode is zero.
+        observations: the observation column, or columns by key for a Dict space.
+        action: rows of actions; the last row of an episode is zero.
+        reward: rows of rewards; the last row of an episode is zero.
         starts: `(E,)` first row of each episode.
         lengths: `(E,)` number of transitions, `T`, of each episode.
         terminated: `(E,)` bool, whether the last observation of each episode is terminal.
 
     Attributes:
-        in_blocks: Whether the episodes are blocks of one, whose last rows are not zero.
+        in_blocks: whether the episodes are blocks of one, whose last rows are not zero.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class SegmentReader:
     transition in which the episode is truncated or cut off is padding.
 
     Args:
-        source: The columns and the episodes.
+        source: the columns and the episodes.
         length: `L`, transitions in a segment, at least 1.
-        skip: The frame skip.
+        skip: the frame skip.
     """
 
     def __init__(self, source: SegmentSource, length: int, skip: FrameSkip) -> None:
@@ -179,13 +179,13 @@ class SegmentSampler:
     with repeated actions only at every `k`-th step of an episode, where a new action was chosen.
 
     Args:
-        source: The columns and the episodes.
+        source: the columns and the episodes.
         episodes: `(K,)` indices of the episodes to draw from.
         length: `L`, transitions in a segment, at least 1.
-        skip: The frame skip, see `SegmentReader`; none by default.
+        skip: the frame skip, see `SegmentReader`; none by default.
 
     Raises:
-        ValueError: The episodes hold no whole transition.
+        ValueError: the episodes hold no whole transition.
     """
 
     def __init__(
@@ -242,13 +242,13 @@ def prefetch(
     The batches are those that calling `sampler.draw` repeatedly would return.
 
     Args:
-        sampler: Source of the batches.
-        batch_size: Segments in a batch.
-        rng: Generator for the draws; used by the thread until the iterator is closed.
-        buffer_size: Batches to hold ready, see `prefetch_items`.
+        sampler: source of the batches.
+        batch_size: segments in a batch.
+        rng: generator for the draws; used by the thread until the iterator is closed.
+        buffer_size: batches to hold ready, see `prefetch_items`.
 
     Raises:
-        Exception: Whatever drawing raises, at the batch where it happens.
+        Exception: whatever drawing raises, at the batch where it happens.
     """
 
     def batches() -> Iterator[SegmentBatch]:
@@ -266,11 +266,11 @@ def prefetch_items(items: Iterator[Item], *, buffer_size: int = 2) -> Generator[
     the last reference to it, ends the thread.
 
     Args:
-        items: Iterator to read; used by the thread until the generator is closed.
-        buffer_size: Items to hold ready at most; memory is bounded by two items more.
+        items: iterator to read; used by the thread until the generator is closed.
+        buffer_size: items to hold ready at most; memory is bounded by two items more.
 
     Raises:
-        Exception: Whatever computing an item raises, at the item where it happens.
+        Exception: whatever computing an item raises, at the item where it happens.
     """
     ready: queue.Queue[Item | _Failure | None] = queue.Queue(maxsize=buffer_size)
     stop = threading.Event()

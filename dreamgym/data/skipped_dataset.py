@@ -29,11 +29,11 @@ class SkippedDataset:
     truncated or cut off is dropped, and the episode then counts as cut off.
 
     Args:
-        dataset: The dataset of environment steps. It stays open: closing it is the caller's job.
-        frame_skip: How many environment steps one step spans, and what its action is.
+        dataset: the dataset of environment steps. It stays open: closing it is the caller's job.
+        frame_skip: how many environment steps one step spans, and what its action is.
 
     Raises:
-        DatasetError: No episode is long enough for one step; or actions are `"repeated"`, but an
+        DatasetError: no episode is long enough for one step; or actions are `"repeated"`, but an
             episode has different actions within a step.
     """
 
@@ -170,7 +170,7 @@ class SkippedDataset:
         Args:
             episodes: `(B,)` episode indices of this dataset.
             steps: `(B,)` step indices of this dataset, in units of skipped steps.
-            length: Transitions in a segment, at least 1.
+            length: transitions in a segment, at least 1.
         """
         env_steps = np.asarray(steps, dtype=np.int64) * self.frame_skip.steps
         numbers = self._numbers[np.asarray(episodes, dtype=np.int64)]
@@ -186,7 +186,7 @@ class SkippedDataset:
         return self.dataset.outside_observations()
 
     def lessons(self) -> list[Lessons]:
-        """Return what shows whether the dataset can teach, see `data.teaching`."""
+        """Return its rewards, actions and ends, for the findings of `data.teaching`."""
         return self.dataset.lessons()
 
     def join_actions(self, batch: SegmentBatch) -> SegmentBatch:

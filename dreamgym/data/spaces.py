@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +34,26 @@ INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
 MAX_ELEMENTS = 1 << 26
 
 
+class HasSpaces(Protocol):
+    """An environment, a dataset, a model or anything else with the spaces of one environment."""
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Observation space of one environment."""
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Action space of one environment."""
+
+
+def same_spaces(first: HasSpaces, other: HasSpaces) -> bool:
+    """Return whether two objects have equal observation spaces and equal action spaces."""
+    return bool(
+        first.observation_space == other.observation_space
+        and first.action_space == other.action_space
+    )
+
+
 def is_float(space: gym.Space[Any]) -> bool:
     """Return whether the values of a space are floating-point numbers, not integers."""
     return space.dtype is not None and np.issubdtype(space.dtype, np.floating)
@@ -43,11 +63,11 @@ def check_supported(space: gym.Space[Any], role: Role) -> None:
     """Raise unless dreamgym supports `space` in this role.
 
     Args:
-        space: An observation space or an action space of one environment.
+        space: an observation space or an action space of one environment.
         role: `"observation"` (Box, or Dict of Box) or `"action"` (Discrete, MultiDiscrete, Box).
 
     Raises:
-        UnsupportedSpaceError: The space is not supported; the message names it, its key inside a
+        UnsupportedSpaceError: the space is not supported; the message names it, its key inside a
             Dict, and what is supported.
     """
     if role not in SUPPORTED:
@@ -149,7 +169,7 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
     the same everywhere becomes one number. The order of a Dict's keys is kept.
 
     Raises:
-        UnsupportedSpaceError: The space is not a Box, Discrete, MultiDiscrete or a Dict of Box.
+        UnsupportedSpaceError: the space is not a Box, Discrete, MultiDiscrete or a Dict of Box.
     """
     if isinstance(space, spaces.Dict):
         check_supported(space, "observation")
@@ -185,11 +205,11 @@ def space_from_json(description: Any) -> gym.Space[Any]:
     """Return the space that a description of `space_to_json` stands for.
 
     Args:
-        description: Result of `space_to_json`, usually read from a JSON file.
+        description: result of `space_to_json`, usually read from a JSON file.
 
     Raises:
-        UnsupportedSpaceError: The description names a type of space that is not supported.
-        DatasetError: The description is malformed; the message says how.
+        UnsupportedSpaceError: the description names a type of space that is not supported.
+        DatasetError: the description is malformed; the message says how.
     """
     if not isinstance(description, dict):
         raise DatasetError(

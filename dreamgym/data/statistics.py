@@ -50,13 +50,13 @@ class ChannelStatistics:
     """Running range, mean, spread and saturation of each channel.
 
     Args:
-        shape: Shape of one row; every element is a channel.
+        shape: shape of one row; every element is a channel.
 
     Attributes:
-        count: Number of rows.
-        low: Smallest value of each channel.
-        high: Largest value of each channel.
-        whole: Whether each channel only holds whole numbers.
+        count: number of rows.
+        low: smallest value of each channel.
+        high: largest value of each channel.
+        whole: whether each channel only holds whole numbers.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -163,9 +163,9 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
     """Return how the actions cover their space.
 
     Args:
-        column: Rows of actions.
-        table: The episodes.
-        space: The action space.
+        column: rows of actions.
+        table: the episodes.
+        space: the action space.
 
     Returns:
         For a discrete space the share of each value; for a Box the statistics, the covered share of

@@ -85,9 +85,9 @@ class EpisodeColumn:
     """Rows of a foreign dataset that are read episode by episode.
 
     Args:
-        read: Function of an episode index, a start and a stop that returns these rows of it.
+        read: function of an episode index, a start and a stop that returns these rows of it.
         starts: `(E,)` first row of each episode.
-        like: Empty array with the shape and dtype of the rows.
+        like: empty array with the shape and dtype of the rows.
     """
 
     def __init__(self, read: Callable[[int, int, int], Array], starts: Array, like: Array) -> None:
@@ -118,8 +118,8 @@ class JoinedColumn:
     """The rows of several columns, one after the other: the shards of a dataset.
 
     Args:
-        columns: Columns to join, at least one.
-        counts: Number of rows of each.
+        columns: columns to join, at least one.
+        counts: number of rows of each.
     """
 
     def __init__(self, columns: Sequence[Column], counts: Sequence[int]) -> None:
@@ -164,13 +164,13 @@ class EpisodeTable:
     """One entry per episode, `(E,)` each; see `layout.EPISODE_COLUMNS`.
 
     Attributes:
-        start: First row of the episode.
+        start: first row of the episode.
         length: `T`, its number of actions.
-        terminated: Whether its last observation is terminal.
-        truncated: Whether something outside the task ended it.
-        complete: Whether the environment ended it; otherwise it was cut off.
-        env_index: Index of the environment that it came from, among several side by side.
-        seed: Seed of its reset; -1 if it had none.
+        terminated: whether its last observation is terminal.
+        truncated: whether something outside the task ended it.
+        complete: whether the environment ended it; otherwise it was cut off.
+        env_index: index of the environment that it came from, among several side by side.
+        seed: seed of its reset; -1 if it had none.
         crc: CRC-32 of the episode, see `layout.episode_crc`.
     """
 
@@ -282,14 +282,14 @@ class Source:
     """An opened dataset of any format, in the row layout of `data.layout`.
 
     Attributes:
-        path: File or folder that it was opened from.
-        metadata: Spaces and origin.
-        table: The episodes.
-        observations: Columns by observation key; `layout.SINGLE_KEY` if the space is not a Dict.
-        action: Rows of actions; the last row of an episode is zero.
-        reward: Rows of rewards, float32; the last row of an episode is zero.
-        close: Closes the files.
-        convention: Format that was detected, and the convention it is read by.
+        path: file or folder that it was opened from.
+        metadata: spaces and origin.
+        table: the episodes.
+        observations: columns by observation key; `layout.SINGLE_KEY` if the space is not a Dict.
+        action: rows of actions; the last row of an episode is zero.
+        reward: rows of rewards, float32; the last row of an episode is zero.
+        close: closes the files.
+        convention: format that was detected, and the convention it is read by.
     """
 
     path: Path
@@ -318,7 +318,7 @@ class Source:
 
     def row_bytes(self) -> int:
         """Return the bytes of one row over all columns."""
-        boxes = self.metadata.observation_boxes().values()
+        boxes = self.metadata.observation_columns().values()
         shape, dtype = layout.action_layout(self.metadata.action_space)
         sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
         return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + layout.REWARD_DTYPE.itemsize
@@ -327,7 +327,7 @@ class Source:
         """Find every episode that must not be used for fitting, reading block by block.
 
         Args:
-            columns: Columns to read, the action among them; all by default. Checksums are verified
+            columns: columns to read, the action among them; all by default. Checksums are verified
                 only if all columns are read.
 
         Yields:

@@ -15,22 +15,22 @@ from dreamgym.data.storage import Source
 Array = NDArray[Any]
 
 MIN_EVENTS = 10
-"""Rewards or terminations that must be seen at least, where most steps have none."""
+"""Minimum number of rewards or terminations that can be learnt, where most steps have none."""
 
 RARE_SHARE = 0.01
-"""Share of the steps up to which another reward than the usual one counts as rare."""
+"""Largest share of steps with another reward than the most frequent one where such are rare."""
 
 MIN_LIMIT = 5
-"""Smallest length of episodes that is suspected to be a time limit."""
+"""Shorter episodes are not suspected of ending at a time limit."""
 
 LIMIT_SHARE = 0.25
-"""Share of the terminated episodes at the longest length from which that is suspected."""
+"""Minimum share of the terminated episodes that have the longest length, for that suspicion."""
 
 _LISTED = 8
 
 
 class Lessons(NamedTuple):
-    """The part of a dataset of N transitions in E episodes that rewards, ends and actions are in.
+    """Rewards, actions and ends of a dataset of N transitions in E episodes.
 
     Attributes:
         rewards: (N,) rewards.
@@ -48,7 +48,7 @@ class Lessons(NamedTuple):
 
     @classmethod
     def of_source(cls, source: Source) -> Lessons:
-        """Read them from a dataset."""
+        """Return those of a dataset."""
         table = source.table
         rewards, actions = (
             column.read(0, table.num_rows)[table.has_action]

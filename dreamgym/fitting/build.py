@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import warnings
@@ -94,15 +93,6 @@ def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel
     copy.load_state_dict(model.state_dict())
     copy.before_fit()
     return copy
-
-
-def initial_weights_checksum(model: WorldModel) -> str:
-    """Return the SHA-256 checksum of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(leaf.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def divisible(data: AnyDataset) -> AnyDataset:

@@ -28,7 +28,6 @@ from dreamgym.fitting.build import (
     build_model,
     build_world,
     divisible,
-    initial_weights_checksum,
 )
 from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
@@ -36,6 +35,7 @@ from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
 from dreamgym.metrics import TrainingMonitor
 from dreamgym.models import WorldModel
+from dreamgym.models.checksum import weights_sha256
 from dreamgym.models.observations import observation_bytes
 from dreamgym.models.spec import family_class, to_json
 from dreamgym.world.world import World
@@ -310,7 +310,7 @@ class _Fit:
             "model": to_json(self.model.config),
         }
         if isinstance(self.config.model, WorldModel):
-            fingerprint["begun_from"] = initial_weights_checksum(self.config.model)
+            fingerprint["begun_from"] = weights_sha256(self.config.model).hex()
         plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
         return plain
 

@@ -1,6 +1,6 @@
 """Alarms: failures of a model that its loss does not show, checked while it is fitted.
 
-To add an alarm, write a function with the signature of `Check` and append it to `CHECKS`.
+To add an alarm, write a function with the signature of `Check` and enter it at the end of `CHECKS`.
 """
 
 from __future__ import annotations
@@ -187,8 +187,13 @@ def check_actions(context: InspectionContext, raised: set[str]) -> Inspection:
     return Inspection({"action_sensitivity": effect.sensitivity}, alarms)
 
 
-CHECKS: list[Check] = [check_latents, check_terminations, check_actions, check_rewards]
-"""Every check, in the order in which they run."""
+CHECKS: dict[str, Check] = {
+    "latents": check_latents,
+    "terminations": check_terminations,
+    "actions": check_actions,
+    "rewards": check_rewards,
+}
+"""Every check by its name, in the order in which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +224,7 @@ class TrainingMonitor:
         )
         figures: dict[str, float] = {}
         alarms: list[Alarm] = []
-        for check in CHECKS:
+        for check in CHECKS.values():
             result = check(context, {alarm.name for alarm in alarms})
             figures |= result.figures
             alarms += result.alarms

@@ -199,7 +199,7 @@ def _typed(hint: Any, value: Any, family: str) -> Any:
         if _is_form_of(option, value):
             return _convert(option, value, family)
     if all(map(is_dataclass, options)):
-        raise ValueError(f"the config of the {family} family has {value!r} where a config belongs")
+        raise ValueError(f"the config of the {family} family has {value!r}, expected a config")
     return value
 
 

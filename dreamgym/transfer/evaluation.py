@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 
 from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy, check_action, make_policy
+from dreamgym.data.recording import Progress
 from dreamgym.errors import DatasetError, TransferError
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
-
-Progress = Callable[[int, int], None]
 
 EVALUATION_SEED = 10_000
 """Default seed of episode 0, far from the small seeds that recordings and trainings use."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from dreamgym._settings import closest
 from dreamgym.errors import TransferError
 
 EnvSource = str | EnvSpec | Callable[[], gym.Env]
@@ -110,8 +110,8 @@ def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
 
 
 def _no_such_environment(env_id: str, error: Exception) -> str:
-    nearest = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
-    hint = f"; the nearest registered id is {nearest[0]!r}" if nearest else ""
+    near = closest(env_id, gym.registry)
+    hint = f"; the nearest registered id is {near!r}" if near else ""
     reason = str(error).strip().rstrip(".")
     module = "" if ":" in env_id else f"; if a module registers it, write 'MODULE:{env_id}'"
     return f"no environment {env_id!r} is registered{hint}{module} (Gymnasium: {reason})"

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.data.policies import POLICY_NAMES, Policy, PolicyLike, check_action, make_policy
+from dreamgym.data.recording import Progress
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TransferError
 from dreamgym.train.policy import load_policy
 from dreamgym.transfer.evaluation import (
     EVALUATION_SEED,
     Evaluation,
-    Progress,
     difference_interval,
     evaluate,
 )

@@ -15,7 +15,7 @@ from dreamgym._device import float32_by_default
 from dreamgym._files import atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
-from dreamgym.data.spaces import space_to_json
+from dreamgym.data.spaces import same_spaces, space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.observations import is_image, observation_boxes
@@ -183,11 +183,11 @@ class World:
                 f"the model computes the reward of one real step, but a step of world "
                 f"{self.name!r} is {self.frame_skip}; give KnownReward your own function for that"
             )
-        spaces = (model.observation_space, model.action_space)
-        if spaces != (self.observation_space, self.action_space):
+        if not same_spaces(model, self):
             raise WorldError(
-                f"the model has the spaces {spaces}, world {self.name!r} has "
-                f"{(self.observation_space, self.action_space)}; give a model of the same spaces"
+                f"the model has the spaces {(model.observation_space, model.action_space)}, world "
+                f"{self.name!r} has {(self.observation_space, self.action_space)}; give a model of "
+                "the same spaces"
             )
         mismatch = _state_mismatch(model, self.starts.states)
         if mismatch:

@@ -12,12 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgym.models import FAMILIES, Decodes, Segment, WorldModel, filter_states, imagine
+from dreamgym.models import (
+    FAMILIES,
+    Decodes,
+    Segment,
+    WorldModel,
+    filter_states,
+    imagine,
+)
 from dreamgym.models.observations import map_observation
 from dreamgym.models.spec import family_config
+from dreamgym.models.wrappers.base import Wrapper
 from tests.small_worlds import (
     KINDS,
+    MOMENTS,
     ONE_EACH,
+    STATISTICS,
     observed_state,
     random_actions,
     random_observations,
@@ -204,10 +214,93 @@ def test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding(model):
     assert loss.ndim == 0
     assert all(not term.requires_grad and term.ndim == 0 for term in terms.values())
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    padded, _ = model.loss(with_other_padding(segment, a_segment(model, seed=1)), noise)
+    assert torch.equal(loss, padded)
+
+
+def with_other_padding(segment: Segment, other: Segment) -> Segment:
+    """Return a segment with the padding of another one, and with absurd rewards and ends there."""
     reward, ended = segment.reward.clone(), segment.terminated.clone()
     reward[~segment.mask], ended[~segment.mask] = 1e6, True
-    padded, _ = model.loss(segment._replace(reward=reward, terminated=ended), noise)
-    assert torch.equal(loss, padded)
+    return mixed(segment, other, segment.mask)._replace(reward=reward, terminated=ended)
+
+
+def mixed(segment: Segment, other: Segment, keep: torch.Tensor) -> Segment:
+    """Return a segment with the observations and actions of another one.
+
+    Args:
+        segment: whose rewards, ends and mask are returned.
+        other: as long as `segment`.
+        keep: (B, L) bool, false for the transitions whose action and next observation are replaced.
+    """
+    start = torch.ones(BATCH, 1, dtype=torch.bool)
+
+    def choose(kept: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        return torch.where(kept.view(*kept.shape, *[1] * (one.ndim - 2)), one, two)
+
+    kept = torch.cat([start, keep], 1)
+    one, two = segment.observation, other.observation
+    if isinstance(one, dict):
+        observation = {key: choose(kept, one[key], two[key]) for key in one}
+    else:
+        observation = choose(kept, one, two)
+    return segment._replace(
+        observation=observation, action=choose(keep, segment.action, other.action)
+    )
+
+
+@pytest.mark.parametrize("target", ["reward", "terminated"])
+def test_the_loss_of_a_transition_does_not_depend_on_later_ones(model, target):
+    """What a first reward or end adds to the loss says what the model predicted for it."""
+    segment = a_segment(model)
+    keep = torch.tensor([True, False, False, False]).expand(BATCH, -1)
+    noise = noise_for(model, BATCH, LENGTH + 1)
+
+    def losses(segment: Segment, value: bool) -> torch.Tensor:
+        values = getattr(segment, target).clone()
+        values[:, 0] = value
+        return model.loss(segment._replace(**{target: values}), noise)[0]
+
+    later = mixed(segment, a_segment(model, seed=1), keep)
+    low, high, low_later, high_later = (losses(s, v) for s in (segment, later) for v in (0, 1))
+    rounding = 8 * torch.finfo(torch.float32).eps * max(abs(high), abs(high_later))
+    assert float(high - low) == pytest.approx(
+        float(high_later - low_later), rel=1e-3, abs=max(1e-5, float(rounding))
+    )
+
+
+def test_a_long_episode_is_filtered_to_its_end(model):
+    """Also one that is longer than any window: its last observation and action count."""
+    noise, state = noise_for(model, BATCH), model.initial(BATCH)
+    for seed in range(40):
+        before, action = state, act(model, seed)
+        observation = random_observations(model.observation_space, BATCH, seed)
+        state = model.observe(before, action, observation, noise)
+    assert model.features(state).isfinite().all()
+    another = random_observations(model.observation_space, BATCH, 40)
+    assert differ(state, model.observe(before, action, another, noise)), "last observation ignored"
+    has_memory = differ(state, model.observe(model.initial(BATCH), action, observation, noise))
+    other = other_action(model, action)
+    if has_memory:
+        assert differ(state, model.observe(before, other, observation, noise)), "action ignored"
+    one, two = (model.step(state, each, noise)[0] for each in (action, other))
+    assert differ(one, two), "a dream ignores its actions"
+
+
+def other_action(model: WorldModel, action: torch.Tensor) -> torch.Tensor:
+    """Return actions of which each differs from the given one."""
+    space = model.action_space
+    if isinstance(space, gym.spaces.Box):
+        return act(model, seed=99)
+    counts = space.n if isinstance(space, gym.spaces.Discrete) else torch.as_tensor(space.nvec)
+    return (action + 1) % counts
+
+
+def differ(one: dict, other: dict) -> bool:
+    """Return whether every row of some leaf differs between two states."""
+    return any(
+        (one[key] != other[key]).reshape(BATCH, -1).any(1).all() for key in one if one[key].numel()
+    )
 
 
 def test_it_fits_with_products_in_bfloat16(model):
@@ -230,6 +323,21 @@ def test_it_fits_with_products_in_bfloat16(model):
     assert all(p.dtype == torch.float32 for p in other.parameters())
     assert all(b.dtype != torch.bfloat16 for b in other.buffers())
     assert curves[1] == pytest.approx(curves[0], rel=0.03, abs=0.03)
+
+
+def test_a_dream_that_leaves_the_data_ends(model):
+    """Data so narrow that no dream stays within it; 1e6 is a reward that no model predicts."""
+    if isinstance(model, Wrapper):
+        pytest.skip("a wrapper: it may replace what the model inside predicts")
+    narrow = MOMENTS._replace(
+        low=MOMENTS.mean - 1e-5, high=MOMENTS.mean + 1e-5, delta_std=torch.full((4,), 1e-6)
+    )
+    model.set_statistics(
+        STATISTICS._replace(observation={"": narrow}, worst_return=torch.tensor(1e6))
+    )
+    _, prediction = model.step(a_state(model), act(model), noise_for(model, BATCH))
+    assert (prediction.termination == 1).all()
+    assert (prediction.reward == 1e6).all()
 
 
 def test_decoded_observations_are_in_the_space(model):

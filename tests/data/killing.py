@@ -110,17 +110,17 @@ def survive(path: Path, call: int, *, append: bool, seed: int = 0) -> tuple[int,
     """Kill a writer at one call, recover, append, and compare every row with what was written.
 
     Args:
-        path: The dataset to write.
-        call: Number of the write call, counted from 1.
-        append: Whether to append an episode after the recovery.
-        seed: Seed of the sample episodes.
+        path: the dataset to write.
+        call: number of the write call, counted from 1.
+        append: whether to append an episode after the recovery.
+        seed: seed of the sample episodes.
 
     Returns:
         The number of episodes committed before the kill, and of those found after it.
 
     Raises:
-        DatasetError: Something could not be read.
-        AssertionError: What was read differs from what was written.
+        DatasetError: something could not be read.
+        AssertionError: what was read differs from what was written.
     """
     _, episodes = sample(seed)
     committed, _ = kill_at(call, lambda counter: write_counting(path, counter, seed))

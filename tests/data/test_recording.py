@@ -149,7 +149,7 @@ def test_ten_thousand_steps_take_about_a_second(tmp_path: Path) -> None:
     ("arguments", "error", "message"),
     [
         ({"env": "NoSuchEnv-v0"}, DatasetError, "no environment 'NoSuchEnv-v0'"),
-        ({"env": "CartPole-v9"}, DatasetError, "nearest ids: CartPole-v1"),
+        ({"env": "CartPole-v9"}, DatasetError, "nearest registered id is 'CartPole-v1'"),
         ({"env": "nosuchpackage:Env-v0"}, DatasetError, "no environment"),
         ({"env": "FrozenLake-v1"}, UnsupportedSpaceError, "Discrete"),
         ({"policy": "wise"}, ValueError, "no policy 'wise'"),

@@ -54,7 +54,7 @@ def test_one_function_and_one_line_add_an_alarm_to_fits(data, monkeypatch):
         count = sum(parameter.numel() for parameter in context.model.parameters())
         return Inspection({"parameters": count}, [Alarm("size", f"{count} parameters")])
 
-    monkeypatch.setattr("dreamgym.metrics.alarms.CHECKS", [*CHECKS, check_size])
+    monkeypatch.setitem(CHECKS, "size", check_size)
     world = dreamgym.fit(data, config=CONFIG)
     assert "size" in world.provenance["history"][-1]["alarms"]
     assert any(sentence.endswith(" parameters") for sentence in world.quality["alarms"])

@@ -57,8 +57,8 @@ def test_a_family_that_wraps_another_has_no_default_config():
 
 
 REFUSED = [
-    ({"family": "ensemble", "config": {"member": "mdn-rnn"}}, "where a config belongs"),
-    ({"family": "ensemble", "config": {"member": None}}, "where a config belongs"),
+    ({"family": "ensemble", "config": {"member": "mdn-rnn"}}, "expected a config"),
+    ({"family": "ensemble", "config": {"member": None}}, "expected a config"),
     (
         {"family": "ensemble", "config": {"member": {"family": "x", "config": {}}}},
         "unknown family 'x'",

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.interface import Array, ForeignOptions, Probe
+from dreamgym.data.formats.keys import Fields
 from dreamgym.data.hdf5.guard import (
     get_dataset,
     get_group,
@@ -46,7 +47,7 @@ def read_rows(parent: h5py.Group, name: str, path: Path, part: slice = slice(Non
     """Read an HDF5 dataset of numbers, or a slice of its rows.
 
     Raises:
-        DatasetError: It is missing, a scalar, or not every row is stored in the file.
+        DatasetError: it is missing, a scalar, or not every row is stored in the file.
     """
     dataset = get_dataset(parent, name, path)
     if dataset.ndim == 0:
@@ -95,8 +96,8 @@ class Outline:
     Attributes:
         actions: `(T, ...)`.
         rewards: `(T,)`, or `None` if the file has none.
-        terminated: Whether the episode terminated.
-        last_is_lost: Whether its last transition is left out, because the file does not hold the
+        terminated: whether the episode terminated.
+        last_is_lost: whether its last transition is left out, because the file does not hold the
             observation after it.
     """
 
@@ -106,6 +107,34 @@ class Outline:
     last_is_lost: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlaggedOutline(Outline):
+    """The outline of an episode that has arrays or a group of its own, with end flags.
+
+    Attributes:
+        found: keys of its arrays.
+        truncated: whether the episode was truncated.
+        meaning: how the end flags were read, for the convention.
+    """
+
+    found: Fields
+    truncated: bool
+    meaning: str
+
+    def with_observations(self, observations: Observations, path: Path) -> Episode:
+        """Return the episode, without its last transition and its end if that is lost.
+
+        Args:
+            observations: one row for each action that is kept, and one more.
+            path: path for error messages.
+        """
+        actions, rewards, ended = self.actions, self.rewards, (self.terminated, self.truncated)
+        if self.last_is_lost:
+            actions, ended = actions[:-1], (False, False)
+            rewards = None if rewards is None else rewards[:-1]
+        return make_episode(observations, actions, rewards, ended, path)
+
+
 def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Space[Any], str]:
     """Return a Box for float actions, with bounds from the actions of all episodes, and a note.
 
@@ -113,7 +142,7 @@ def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Spa
     its bounds are -1 and 1. The bounds of another channel are its lowest and highest value.
 
     Raises:
-        DatasetError: The actions are integers: how many there are cannot be inferred.
+        DatasetError: the actions are integers: how many there are cannot be inferred.
     """
     first = outlines[0].actions
     if first.dtype.kind != "f":
@@ -139,9 +168,9 @@ def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Spa
     low, high = np.where(normalised, -1, low), np.where(normalised, 1, high)
     space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
     note = (
-        f"the bounds of the actions are taken from the data ({_range(low)} to {_range(high)}), for "
-        "the file does not state them; if you know them, name the environment (`--env ENV`) or "
-        "pass action_space"
+        f"the bounds of the actions are taken from the data ({_range(low)} to {_range(high)}), "
+        "because the file does not state them; if you know them, name the environment (`--env "
+        "ENV`) or pass action_space"
     )
     return space, note
 
@@ -155,8 +184,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
     """Return notes and problems about the transitions that reading leaves out.
 
     Args:
-        outlines: All episodes.
-        allow_loss: Whether losses that would be problems are only noted.
+        outlines: all episodes.
+        allow_loss: whether losses that would be problems are only noted.
     """
     lost = [outline for outline in outlines if outline.last_is_lost and len(outline.actions)]
     if not lost:
@@ -170,8 +199,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
         if o.rewards is not None
     ]
     note = (
-        f"the last transition of {len(lost)} episodes is lost, for the file does not hold the "
-        f"observation after it: with it {terminations} terminations"
+        f"the last transition of {len(lost)} episodes is lost, because the file does not hold the "
+        f"observation after it; lost with it: {terminations} terminations"
     )
     note += f" and a reward of {sum(last):.6g} in all" if last else ""
     advice = (
@@ -181,8 +210,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
     problems = []
     if terminations and not kept_terminations:
         problems.append(
-            f"all {terminations} terminations are lost with the last transitions, and a dream of "
-            f"it would never end; {advice}"
+            f"all {terminations} terminations are lost with the last transitions, and dreams would "
+            f"never end; {advice}"
         )
     values = np.unique(np.concatenate(kept)) if kept else np.empty(0)
     if len(values) <= 1 and any(reward not in values for reward in last):
@@ -203,12 +232,12 @@ def make_metadata(
     """Return the metadata of a format that does not store spaces: given, else inferred.
 
     Args:
-        options: What the user knows; its spaces take precedence.
-        rows: Observations of one episode, `(N, ...)`.
-        actions: Actions of one episode, `(N, ...)`.
-        path: Path for error messages.
-        name: Name of the format.
-        outlines: All episodes, for the bounds of the actions and what reading leaves out; without
+        options: what the user knows; its spaces take precedence.
+        rows: observations of one episode, `(N, ...)`.
+        actions: actions of one episode, `(N, ...)`.
+        path: path for error messages.
+        name: name of the format.
+        outlines: all episodes, for the bounds of the actions and what reading leaves out; without
             them, the actions have no bounds.
     """
     notes, problems = find_losses(outlines or (), options.allow_loss)
@@ -255,7 +284,7 @@ def select_keys(rows: Observations, keys: Sequence[str] | None, path: Path) -> O
     """Return the observations of the keys to read; all if `keys` is `None`.
 
     Raises:
-        DatasetError: A key does not exist, or the observations are a single array.
+        DatasetError: a key does not exist, or the observations are a single array.
     """
     if keys is None:
         return rows
@@ -267,9 +296,9 @@ def require_keys(keys: Sequence[str] | None, known: Iterable[str] | None, path: 
     """Raise `DatasetError` unless all keys to read exist.
 
     Args:
-        keys: The keys; `None` for all.
-        known: The keys of the file; `None` if its observations are a single array.
-        path: Path for the error message.
+        keys: the keys; `None` for all.
+        known: the keys of the file; `None` if its observations are a single array.
+        path: path for the error message.
     """
     if keys is None:
         return
@@ -298,13 +327,13 @@ def append_row(
     """Return observations with the last one of the next observations after them.
 
     Args:
-        rows: Observations, `(T, ...)`.
-        following: Next observations, `(T, ...)`.
-        path: Path for the error message.
-        key: Key of the next observations, for the error message.
+        rows: observations, `(T, ...)`.
+        following: next observations, `(T, ...)`.
+        path: path for the error message.
+        key: key of the next observations, for the error message.
 
     Raises:
-        DatasetError: The next observations have other keys.
+        DatasetError: the next observations have other keys.
     """
     if isinstance(rows, dict) and isinstance(following, dict) and rows.keys() == following.keys():
         return {name: np.concatenate([rows[name], following[name][-1:]]) for name in rows}
@@ -347,11 +376,11 @@ def make_episode(
         observations: `(T + 1, ...)`, or a dict of such arrays.
         actions: `(T, ...)`; half precision becomes float32.
         rewards: `(T,)`; zeros if `None`.
-        ended: Whether the episode terminated, and whether it was truncated.
-        path: Path for the error message.
+        ended: whether the episode terminated, and whether it was truncated.
+        path: path for the error message.
 
     Raises:
-        DatasetError: There is not one reward per action.
+        DatasetError: there is not one reward per action.
     """
     if actions.dtype.kind == "f" and actions.dtype.itemsize < 4:
         actions = actions.astype(np.float32)

@@ -47,7 +47,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Without timeouts, `options.terminals` must say what a terminal is.
 
     Raises:
-        DatasetError: The columns differ in length, or the end flags are missing or ambiguous.
+        DatasetError: the columns differ in length, or the end flags are missing or ambiguous.
     """
     path = probe.path
     found = find_fields(probe.names, options.ignore)

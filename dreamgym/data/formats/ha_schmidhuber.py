@@ -37,7 +37,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset.
 
     Raises:
-        DatasetError: A file lacks an array, has rewards or end flags unlike the first file, or its
+        DatasetError: a file lacks an array, has rewards or end flags unlike the first file, or its
             arrays differ in length.
     """
     require_keys(options.keys, None, probe.path)

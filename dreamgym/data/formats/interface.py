@@ -51,17 +51,17 @@ class ForeignOptions:
     """What the user knows about a foreign dataset and the dataset does not say.
 
     Attributes:
-        terminals: Meaning of an ambiguous end flag: `"termination"` (the task ended) or
+        terminals: meaning of an ambiguous end flag: `"termination"` (the task ended) or
             `"boundary"` (only the recording ended: a truncation).
-        observation_space: Observation space to use instead of one inferred from the values, or of a
+        observation_space: observation space to use instead of one inferred from the values, or of a
             recorded one whose bounds are too narrow.
-        action_space: Action space to use instead of one inferred from the values.
-        env_id: Id of the environment.
-        keys: Observation keys or columns to read; all if `None`. A key inside a group is written
+        action_space: action space to use instead of one inferred from the values.
+        env_id: id of the environment.
+        keys: observation keys or columns to read; all if `None`. A key inside a group is written
             with slashes: `"achieved_goal/kettle"`.
-        ignore: Keys that carry rewards, ends or next observations, judged by their names, and that
+        ignore: keys that carry rewards, ends or next observations, judged by their names, and that
             are not to be read.
-        allow_loss: Whether the dataset may be fitted although all of its terminations, or all that
+        allow_loss: whether the dataset may be fitted although all of its terminations, or all that
             distinguishes its rewards, are lost in reading. They are lost with the last transition
             of each episode where the file does not hold the observation after it.
     """
@@ -86,12 +86,12 @@ class ForeignDataset:
     """An open foreign dataset.
 
     Attributes:
-        format: Name of its format.
-        convention: What was found, and the convention by which it is read; shown by `check`.
-        metadata: Spaces, and what else is known.
-        episodes: Returns a new iterator over the episodes, in the order of the file.
-        close: Closes the files.
-        read_rows: Reads a slice of one episode's observations, given the episode's number in
+        format: name of its format.
+        convention: what was found, and the convention by which it is read; shown by `check`.
+        metadata: spaces, and what else is known.
+        episodes: returns a new iterator over the episodes, in the order of the file.
+        close: closes the files.
+        read_rows: reads a slice of one episode's observations, given the episode's number in
             `episodes` and the observation key (`None` if the space is not a Dict). It lets
             observations that do not fit in memory stay in the file; `None` if the format can only
             read whole episodes.
@@ -118,7 +118,7 @@ class Format(Protocol):
         """Open the dataset at `probe.path`.
 
         Raises:
-            DatasetError: The dataset is damaged, or is ambiguous and `options` do not resolve it.
+            DatasetError: the dataset is damaged, or is ambiguous and `options` do not resolve it.
         """
         ...
 
@@ -129,16 +129,16 @@ class Probe(ClosingContext):
     Containers are opened on first use, once for all formats, and stay open until `close`.
 
     Args:
-        path: The file or folder; files that are not regular (pipes, devices) are refused.
+        path: the file or folder; files that are not regular (pipes, devices) are refused.
 
     Raises:
-        DatasetError: There is no such file, or it cannot be read.
+        DatasetError: there is no such file, or it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_folder = path.is_dir()
-        # Closed with the probe; a format enters here what it opens itself.
+        # Closed with the probe; a format adds what it opens itself.
         self.resources = contextlib.ExitStack()
         self._hdf5_files: dict[Path, h5py.File] = {}
         self._head = b""
@@ -155,7 +155,7 @@ class Probe(ClosingContext):
         """The HDF5 file at `path`, open for reading; `None` if there is none.
 
         Raises:
-            DatasetError: It is an HDF5 file, and damaged, or a writer has it open.
+            DatasetError: it is an HDF5 file, and damaged, or a writer has it open.
         """
         if self.is_folder or self._head.startswith(_ZIP_SIGNATURE) or not is_hdf5(self.path):
             return None
@@ -166,7 +166,7 @@ class Probe(ClosingContext):
         """The npz archive at `path`, open for reading; `None` if there is none.
 
         Raises:
-            DatasetError: It is a zip archive that NumPy cannot read.
+            DatasetError: it is a zip archive that NumPy cannot read.
         """
         if not self._head.startswith(_ZIP_SIGNATURE):
             return None
@@ -243,7 +243,7 @@ class NpzFile(ClosingContext):
         """Read one array of numbers.
 
         Raises:
-            DatasetError: The array is missing or damaged, or holds objects, which only pickle could
+            DatasetError: the array is missing or damaged, or holds objects, which only pickle could
                 read.
         """
         try:
@@ -262,7 +262,7 @@ class NpzFile(ClosingContext):
         """Return the number of rows of one array, from its header alone.
 
         Raises:
-            DatasetError: The array is missing, damaged, or a single value.
+            DatasetError: the array is missing, damaged, or a single value.
         """
         try:
             with self._file.zip.open(f"{name}.npy") as file:
@@ -283,7 +283,7 @@ class NpzFile(ClosingContext):
         """Read one array of at least one dimension.
 
         Raises:
-            DatasetError: As for `read`, or the array is a single value.
+            DatasetError: as for `read`, or the array is a single value.
         """
         values = self.read(name)
         if values.ndim == 0:

@@ -1,7 +1,7 @@
 """What the arrays of a foreign file mean, by the usual spellings of their names.
 
 A file whose rewards, ends or next observations have another name than its format gives them must
-not be read as a file without. `find_fields` finds them under every usual spelling, and
+not be read as a file without them. `find_fields` finds them under every usual spelling, and
 `require_nothing_lost` refuses a file with such a key that cannot be read.
 """
 
@@ -64,14 +64,14 @@ class Fields:
     """The keys of a file, or of one episode, by what they mean; `None` where there is none.
 
     Attributes:
-        observations: Observations.
-        actions: Actions.
-        rewards: Rewards.
-        next_observations: Observations after each action.
-        terminated: Flags of terminations.
-        truncated: Flags of truncations.
-        ends: Flags of ends whose kind the name does not say.
-        unread: Further keys with such a meaning, which are not read.
+        observations: key of the observations.
+        actions: key of the actions.
+        rewards: key of the rewards.
+        next_observations: key of the observations after each action.
+        terminated: key of the flags of terminations.
+        truncated: key of the flags of truncations.
+        ends: key of flags of ends whose kind the name does not say.
+        unread: further keys with such a meaning, which are not read.
     """
 
     observations: str | None = None
@@ -107,8 +107,8 @@ def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
     """Find out which key of a file means what, without judging whether that can be read.
 
     Args:
-        names: The keys; those inside a group as `group/key`.
-        ignore: Keys that the user does not want to be read.
+        names: the keys; those inside a group as `group/key`.
+        ignore: keys that the user does not want to be read.
     """
     left = {name: _normalise(name) for name in names if name not in set(ignore)}
     found: dict[str, str] = {}
@@ -130,9 +130,9 @@ def require_nothing_lost(
     """Raise `DatasetError` if a key carries what is otherwise not read.
 
     Args:
-        found: The keys of the file.
-        path: Path for the error message.
-        reads: The fields that the format reads.
+        found: the keys of the file.
+        path: path for the error message.
+        reads: the fields that the format reads.
     """
     read = {_ROLES[role] for role in reads if role in _ROLES and getattr(found, role) is not None}
     skipped = [
@@ -174,18 +174,18 @@ def resolve_ends(
     """Return which rows are terminations and which are truncations.
 
     Args:
-        found: The keys of the flags.
-        columns: The flags by key, `(N,)` each, all of the same length.
-        options: What the user knows.
-        path: Path for error messages.
-        ambiguity: What makes the flags ambiguous, for the error message; by default their name.
+        found: the keys of the flags.
+        columns: the flags by key, `(N,)` each, all of the same length.
+        options: what the user knows.
+        path: path for error messages.
+        ambiguity: what makes the flags ambiguous, for the error message; by default their name.
 
     Returns:
         `(N,)` bool terminations, `(N,)` bool truncations (where both are set, it terminated), and
         how the flags were read, for the convention.
 
     Raises:
-        DatasetError: There are only flags whose name does not say what an end is, one of them is
+        DatasetError: there are only flags whose name does not say what an end is, one of them is
             set, and `options.terminals` does not say it either.
     """
     flags = {
@@ -226,12 +226,12 @@ def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Te
     """Return the meaning of ambiguous end flags that the user gave.
 
     Args:
-        options: What the user knows.
-        path: Path for the error message.
-        ambiguity: What makes the flags ambiguous, for the error message.
+        options: what the user knows.
+        path: path for the error message.
+        ambiguity: what makes the flags ambiguous, for the error message.
 
     Raises:
-        DatasetError: The user gave none; the message asks for it.
+        DatasetError: the user gave none; the message asks for it.
     """
     if options.terminals is None:
         raise DatasetError(

@@ -61,7 +61,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset; spaces and environment come from `metadata.json` if it is there.
 
     Raises:
-        DatasetError: An episode has not `T + 1` observations, or an image cannot be decoded.
+        DatasetError: an episode has not `T + 1` observations, or an image cannot be decoded.
     """
     path = _data_path(probe)
     if path is None:

@@ -9,15 +9,13 @@ as `obs` and `reward` (`keys.find_fields`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
-    Outline,
-    make_episode,
+    FlaggedOutline,
     make_metadata,
     require_as_many,
     require_keys,
@@ -51,7 +49,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Where there are only `dones`, `options.terminals` must say what they mean.
 
     Raises:
-        DatasetError: A file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
+        DatasetError: a file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
             some files have rewards.
     """
     require_keys(options.keys, None, probe.path)
@@ -78,30 +76,20 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             first.actions,
             probe.path,
             NAME,
-            outlines=[part.outline for part in parts],
+            outlines=parts,
         ),
         episodes=episodes,
         close=probe.close,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What one file holds beside its observations."""
-
-    found: Fields
-    outline: Outline
-    truncated: bool
-    meaning: str
-
-
-def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
+def _read_part(path: Path, options: ForeignOptions, model: Fields) -> FlaggedOutline:
     """Read actions, rewards and end flags of one file.
 
     Args:
-        path: The file.
-        options: What the user knows.
-        model: The keys of the first file.
+        path: the file.
+        options: what the user knows.
+        model: the keys of the first file.
     """
     with NpzFile(path) as file:
         found = find_fields(file.names, options.ignore)
@@ -130,32 +118,26 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> _Part:
             path=path,
             key=found.observations,
         )
-    return _Part(
+    return FlaggedOutline(
+        actions=actions,
+        rewards=rewards,
+        terminated=bool(terminated.any()),
+        last_is_lost=surplus == 0 and found.next_observations is None,
         found=found,
-        outline=Outline(
-            actions=actions,
-            rewards=rewards,
-            terminated=bool(terminated.any()),
-            last_is_lost=surplus == 0 and found.next_observations is None,
-        ),
         truncated=bool(truncated.any()),
         meaning=meaning,
     )
 
 
-def _read_episode(path: Path, part: _Part) -> Episode:
-    actions, rewards = part.outline.actions, part.outline.rewards
-    ended = part.outline.terminated, part.truncated
+def _read_episode(path: Path, part: FlaggedOutline) -> Episode:
+    count = len(part.actions)
     with NpzFile(path) as file:
         observations = file.read_rows(str(part.found.observations))
-        if len(observations) == len(actions) and part.found.next_observations is not None:
+        if len(observations) == count and part.found.next_observations is not None:
             following = file.read_rows(part.found.next_observations)
-            require_as_many(following, len(actions), path, part.found.next_observations)
+            require_as_many(following, count, path, part.found.next_observations)
             observations = np.concatenate([observations, following[-1:]])
-    if part.outline.last_is_lost:  # and so is the end
-        actions, ended = actions[:-1], (False, False)
-        rewards = None if rewards is None else rewards[:-1]
-    return make_episode(observations, actions, rewards, ended, path)
+    return part.with_observations(observations, path)
 
 
 def _last(values: Array, name: str, path: Path) -> Array:

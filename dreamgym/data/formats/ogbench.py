@@ -39,7 +39,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. Ends are truncations unless `options.terminals` is `"termination"`.
 
     Raises:
-        DatasetError: The columns differ in length, or the last row does not end a trajectory.
+        DatasetError: the columns differ in length, or the last row does not end a trajectory.
     """
     require_keys(options.keys, None, probe.path)
     observations, actions = read_column(probe, "observations"), read_column(probe, "actions")

@@ -39,13 +39,13 @@ def detect_format(probe: Probe) -> Format | None:
     """Find out which format a file or folder has.
 
     Args:
-        probe: The file or folder.
+        probe: the file or folder.
 
     Returns:
         The foreign format, or `None` if it is a native dataset, also a damaged one.
 
     Raises:
-        DatasetError: The format is unknown (the message names what was found and what can be
+        DatasetError: the format is unknown (the message names what was found and what can be
             read), or the file is damaged.
     """
     if _is_native(probe):
@@ -69,11 +69,11 @@ def open_foreign(path: Path, options: ForeignOptions) -> ForeignDataset:
     """Open a foreign dataset.
 
     Args:
-        path: A file or a folder.
-        options: What the user knows and the dataset does not say.
+        path: a file or a folder.
+        options: what the user knows and the dataset does not say.
 
     Raises:
-        DatasetError: The dataset is native, of an unknown format, damaged, or ambiguous.
+        DatasetError: the dataset is native, of an unknown format, damaged, or ambiguous.
     """
     probe = Probe(path)
     try:

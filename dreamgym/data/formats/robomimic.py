@@ -8,16 +8,14 @@ which the file does not say; there are no truncations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
 from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
-    Outline,
+    FlaggedOutline,
     append_row,
-    make_episode,
     make_metadata,
     read_observations,
     read_rows,
@@ -33,7 +31,6 @@ from dreamgym.data.formats.interface import (
     list_names,
 )
 from dreamgym.data.formats.keys import (
-    Fields,
     find_fields,
     require_nothing_lost,
     resolve_ends,
@@ -55,7 +52,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset. If a demonstration is done, `options.terminals` must say what that means.
 
     Raises:
-        DatasetError: Rows differ in number, the end flags are ambiguous, or only some
+        DatasetError: rows differ in number, the end flags are ambiguous, or only some
             demonstrations have rewards.
     """
     if probe.hdf5 is None:
@@ -63,7 +60,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     data, path = get_group(probe.hdf5, "data", probe.path), probe.path
     names = sort_by_number(_demo_names(data, probe))
     parts = [_read_part(get_group(data, name, path), probe, options) for name in names]
-    with_rewards = [part.outline.rewards is not None for part in parts]
+    with_rewards = [part.rewards is not None for part in parts]
     if any(with_rewards) and not all(with_rewards):
         raise DatasetError(
             "it has no rewards, unlike other demonstrations; expected rewards in all or in none",
@@ -88,7 +85,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             first.actions,
             path,
             NAME,
-            outlines=[part.outline for part in parts],
+            outlines=parts,
         ),
         episodes=episodes,
         close=probe.close,
@@ -100,17 +97,7 @@ def _demo_names(data: h5py.Group, probe: Probe) -> list[str]:
         return [name for name in data if name.startswith("demo_")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What one demonstration holds beside its observations."""
-
-    found: Fields
-    outline: Outline
-    truncated: bool
-    meaning: str
-
-
-def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> _Part:
+def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> FlaggedOutline:
     """Read actions, rewards and end flags of one demonstration."""
     path = probe.path
     found = find_fields(list_names(demo, path), options.ignore)
@@ -124,37 +111,31 @@ def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> _Part
     terminated, truncated, meaning = resolve_ends(
         found, flags, options, path, f"{found.ends} depend on done_mode"
     )
-    return _Part(
+    return FlaggedOutline(
+        actions=actions,
+        rewards=None if found.rewards is None else read_rows(demo, found.rewards, path),
+        terminated=bool(terminated.any()),
+        last_is_lost=found.next_observations is None,
         found=found,
-        outline=Outline(
-            actions=actions,
-            rewards=None if found.rewards is None else read_rows(demo, found.rewards, path),
-            terminated=bool(terminated.any()),
-            last_is_lost=found.next_observations is None,
-        ),
         truncated=bool(truncated.any()),
         meaning=meaning,
     )
 
 
 def _read_episode(
-    data: h5py.Group, name: str, part: _Part, probe: Probe, options: ForeignOptions
+    data: h5py.Group, name: str, part: FlaggedOutline, probe: Probe, options: ForeignOptions
 ) -> Episode:
     path, found = probe.path, part.found
     demo = get_group(data, name, path)
     observations: Observations = _read_rows(demo, "obs", path, options)
-    actions, rewards = part.outline.actions, part.outline.rewards
-    require_as_many(observations, len(actions), path, f"/data/{name}/obs")
+    count = len(part.actions)
+    require_as_many(observations, count, path, f"/data/{name}/obs")
     if found.next_observations is not None:
         key = f"/data/{name}/{found.next_observations}"
         following = _read_rows(demo, found.next_observations, path, options)
         observations = append_row(observations, following, path, key)
-        require_as_many(following, len(actions), path, key)
-        ended = part.outline.terminated, part.truncated
-        return make_episode(observations, actions, rewards, ended, path)
-    if rewards is not None:
-        rewards = rewards[:-1]
-    return make_episode(observations, actions[:-1], rewards, (False, False), path)
+        require_as_many(following, count, path, key)
+    return part.with_observations(observations, path)
 
 
 def _read_rows(

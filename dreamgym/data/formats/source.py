@@ -33,21 +33,21 @@ def open_source(
     A foreign dataset is read from end to end, and its episodes are checked.
 
     Args:
-        path: A file or a folder.
-        memory: Bytes of observations to hold in memory at most. Larger observations are read on
+        path: a file or a folder.
+        memory: bytes of observations to hold in memory at most. Larger observations are read on
             demand, if the format can read single rows. Actions and rewards are always in memory.
-        foreign: What the user knows about a foreign dataset and the dataset does not say.
-        on_bad: What to do with a bad episode of a foreign dataset: `"raise"`, or `"skip"` it.
+        foreign: what the user knows about a foreign dataset and the dataset does not say.
+        on_bad: what to do with a bad episode of a foreign dataset: `"raise"`, or `"skip"` it.
 
     Returns:
         The source, which the caller closes, and a message for each skipped episode (native episodes
         are not checked here).
 
     Raises:
-        DatasetError: The format is unknown, the dataset is still being written or damaged, an
+        DatasetError: the format is unknown, the dataset is still being written or damaged, an
             episode is bad, or the observations need more than `memory` and the format can only read
             whole episodes.
-        UnsupportedSpaceError: The dataset has a space that this version does not support.
+        UnsupportedSpaceError: the dataset has a space that this version does not support.
     """
     refuse_unfinished(path)
     probe = Probe(path)
@@ -72,8 +72,8 @@ def open_source(
 def _with_observation_space(source: Source, space: gym.Space[Any]) -> Source:
     """Return a native source with another observation space, which differs in its bounds only."""
     recorded, metadata = source.metadata, replace(source.metadata, observation_space=space)
-    if {key: (box.shape, box.dtype) for key, box in recorded.observation_boxes().items()} != {
-        key: (box.shape, box.dtype) for key, box in metadata.observation_boxes().items()
+    if {key: (box.shape, box.dtype) for key, box in recorded.observation_columns().items()} != {
+        key: (box.shape, box.dtype) for key, box in metadata.observation_columns().items()
     }:
         source.close()
         raise DatasetError(
@@ -154,7 +154,7 @@ def _make_source(
             for name, dtype in layout.EPISODE_COLUMNS.items()
         }
     )
-    boxes = foreign.metadata.observation_boxes()
+    boxes = foreign.metadata.observation_columns()
     return Source(
         path=path,
         metadata=foreign.metadata,
@@ -175,10 +175,10 @@ def _read_on_demand(
     """Return the source with its observations left in the file.
 
     Args:
-        source: The source, with empty columns of observations.
-        read_rows: See `ForeignDataset.read_rows`.
-        close: Closes the files.
-        numbers: Number of each good episode among all episodes of the file.
+        source: the source, with empty columns of observations.
+        read_rows: see `ForeignDataset.read_rows`.
+        close: closes the files.
+        numbers: number of each good episode among all episodes of the file.
     """
     is_dict = isinstance(source.metadata.observation_space, spaces.Dict)
 

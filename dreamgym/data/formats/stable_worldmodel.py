@@ -50,7 +50,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """Open the dataset; its rows are read episode by episode.
 
     Raises:
-        DatasetError: Episodes overlap or have a negative length, or a column is too short.
+        DatasetError: episodes overlap or have a negative length, or a column is too short.
     """
     file, path = probe.hdf5, probe.path
     if file is None:

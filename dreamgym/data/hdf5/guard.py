@@ -70,7 +70,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file for reading; a pipe or device would block, or never end.
 
     Raises:
-        DatasetError: There is no such file, it is not a regular file, or it cannot be read.
+        DatasetError: there is no such file, it is not a regular file, or it cannot be read.
     """
     try:
         mode = path.stat().st_mode
@@ -92,7 +92,7 @@ def describe_file(head: bytes) -> tuple[str, str | None]:
     """Identify a file that is not HDF5 by its first bytes; return its kind, and a remedy.
 
     Args:
-        head: First bytes of the file; none if it is empty.
+        head: first bytes of the file; none if it is empty.
     """
     if not head:
         return "empty (0 bytes)", "record or download it again"
@@ -106,7 +106,7 @@ def is_hdf5(path: Path) -> bool:
     """Return whether a regular file has an HDF5 signature; it may still be damaged.
 
     Raises:
-        DatasetError: There is no such file, or it cannot be read.
+        DatasetError: there is no such file, or it cannot be read.
     """
     with open_regular(path) as file:
         return _find_signature(file) is not None
@@ -135,7 +135,7 @@ def open_file(path: Path) -> h5py.File:
     """Open an HDF5 file that was closed properly, for reading.
 
     Raises:
-        DatasetError: The file is missing, not HDF5, or truncated; or a writer has it open, or was
+        DatasetError: the file is missing, not HDF5, or truncated; or a writer has it open, or was
             killed while it had.
     """
     superblock = read_superblock(path)
@@ -180,12 +180,12 @@ class Superblock:
     """The parts of an HDF5 superblock that tell whether the file is complete.
 
     Attributes:
-        version: Version of the superblock, 0 to 3.
-        offset: Position of the superblock in bytes: the size of the user block.
-        flags: File consistency flags; zero after the file was closed.
-        end_of_file: Size in bytes that the file should have, counted from `offset`; stored counted
+        version: version of the superblock, 0 to 3.
+        offset: position of the superblock in bytes: the size of the user block.
+        flags: file consistency flags; zero after the file was closed.
+        end_of_file: size in bytes that the file should have, counted from `offset`; stored counted
             from a base address, which HDF5 sets to the size of the user block.
-        size: Size in bytes that the file has.
+        size: size in bytes that the file has.
     """
 
     version: int
@@ -215,7 +215,7 @@ def read_superblock(path: Path) -> Superblock:
     """Read the superblock of an HDF5 file.
 
     Raises:
-        DatasetError: There is no such file, it is not HDF5 (the message says what it is), or its
+        DatasetError: there is no such file, it is not HDF5 (the message says what it is), or its
             superblock has an unknown version.
     """
     with open_regular(path) as file:
@@ -307,10 +307,10 @@ def require_sound_heaps(path: Path) -> None:
     on an object whose length is zero.
 
     Args:
-        path: A complete HDF5 file with addresses of 8 bytes, as `open_file` accepts.
+        path: a complete HDF5 file with addresses of 8 bytes, as `open_file` accepts.
 
     Raises:
-        DatasetError: A collection is damaged; the message names the first one.
+        DatasetError: a collection is damaged; the message names the first one.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_HEAP_SIGNATURE)
@@ -358,7 +358,7 @@ def get_group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
     """Return a group of this file itself; links elsewhere are refused.
 
     Raises:
-        DatasetError: It is missing, a link, or not a group.
+        DatasetError: it is missing, a link, or not a group.
     """
     node = _follow(parent, name, path)
     if not isinstance(node, h5py.Group):
@@ -370,7 +370,7 @@ def get_dataset(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset:
     """Return a dataset of plain numbers, every byte of which is in this file.
 
     Raises:
-        DatasetError: It is missing, a link, external storage, or a virtual dataset; or its dtype is
+        DatasetError: it is missing, a link, external storage, or a virtual dataset; or its dtype is
             neither a number nor a bool; or the plugin for its filter is missing.
     """
     node, key = _follow(parent, name, path), _join(parent, name)
@@ -403,7 +403,7 @@ def require_stored(dataset: h5py.Dataset, rows: int, path: Path) -> None:
     """Check that the first `rows` rows are stored; HDF5 would read missing ones as zeros.
 
     Raises:
-        DatasetError: The dataset is shorter, or part of it is not in the file.
+        DatasetError: the dataset is shorter, or part of it is not in the file.
     """
     key = str(dataset.name)
     if dataset.ndim == 0 or len(dataset) < rows:

@@ -28,6 +28,7 @@ from dreamgym.data.hdf5.guard import (
     require_stored,
 )
 from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.data.spaces import same_spaces
 from dreamgym.data.storage import (
     Column,
     EpisodeTable,
@@ -51,13 +52,13 @@ def open_native(path: Path, memory: int) -> Source:
     """Open a native dataset that was closed properly.
 
     Args:
-        path: The file.
-        memory: Bytes of observations to hold in memory at most; larger observations are read on
+        path: the file.
+        memory: bytes of observations to hold in memory at most; larger observations are read on
             demand. Actions and rewards are always in memory.
 
     Raises:
-        DatasetError: The file is not a complete native dataset of a known version.
-        UnsupportedSpaceError: The dataset has a space of an unknown type.
+        DatasetError: the file is not a complete native dataset of a known version.
+        UnsupportedSpaceError: the dataset has a space of an unknown type.
     """
     return _open_source(open_file(path), path, memory, closed=True)
 
@@ -66,8 +67,8 @@ def open_snapshot(path: Path, memory: int) -> Source:
     """Open what is committed so far of a dataset that is being written, or whose writer was killed.
 
     Args:
-        path: The file, usually `<name>.partial`.
-        memory: As for `open_native`.
+        path: the file, usually `<name>.partial`.
+        memory: as for `open_native`.
     """
     return _open_source(open_growing(path), path, memory, closed=False)
 
@@ -76,11 +77,11 @@ def open_shards(folder: Path, memory: int) -> Source:
     """Open all `*.h5` files of a folder as one dataset, in the order of their names.
 
     Args:
-        folder: A folder with at least one native file, all with the same spaces.
-        memory: Bytes of observations to hold in memory at most, over all files.
+        folder: a folder with at least one native file, all with the same spaces.
+        memory: bytes of observations to hold in memory at most, over all files.
 
     Raises:
-        DatasetError: There is no file, or one is damaged, unfinished, or has different spaces.
+        DatasetError: there is no file, or one is damaged, unfinished, or has different spaces.
     """
     unfinished = sorted(folder.glob(f"{SHARD_PATTERN}.partial"))
     if unfinished:
@@ -130,7 +131,7 @@ def _make_source(file: h5py.File, path: Path, memory: int, *, closed: bool) -> S
     if closed:  # while a file is being written, rows of the next episode may be there already
         _require_no_extra_rows(file, path, table)
     columns: dict[str, Column] = {}
-    observations = {key: layout.observation_path(key) for key in metadata.observation_boxes()}
+    observations = {key: layout.observation_path(key) for key in metadata.observation_columns()}
     # Smallest first: one large camera must not push ten small sensors out of memory.
     for name in sorted(datasets, key=lambda name: _row_bytes(datasets[name])):
         size = num_rows * _row_bytes(datasets[name])
@@ -181,8 +182,7 @@ def _require_no_extra_rows(file: h5py.File, path: Path, table: EpisodeTable) -> 
 
 
 def _require_same_spaces(first: Source, other: Source) -> None:
-    a, b = first.metadata, other.metadata
-    if (a.observation_space, a.action_space) != (b.observation_space, b.action_space):
+    if not same_spaces(first.metadata, other.metadata):
         raise DatasetError(
             f"its spaces differ from those of {first.path.name}",
             path=other.path,
@@ -238,7 +238,7 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
     """Read the root attributes, and check format and version.
 
     Raises:
-        DatasetError: The file is not native, or of a newer version, or an attribute is malformed.
+        DatasetError: the file is not native, or of a newer version, or an attribute is malformed.
     """
     attributes = read_plain_attributes(file, path)
     version = attributes.get("schema_version")
@@ -296,7 +296,7 @@ def open_columns(file: h5py.File, path: Path, metadata: DatasetMetadata) -> dict
     """Open the datasets of rows by name; shapes and dtypes must be those of the spaces."""
     expected = {
         layout.observation_path(key): (box.shape, np.dtype(box.dtype))
-        for key, box in metadata.observation_boxes().items()
+        for key, box in metadata.observation_columns().items()
     }
     expected[layout.ACTION_KEY] = layout.action_layout(metadata.action_space)
     expected[layout.REWARD_KEY] = (), layout.REWARD_DTYPE
@@ -325,9 +325,9 @@ class PositionedColumn:
     """Rows of an unfiltered dataset, read by file position; threads may share it.
 
     Args:
-        path: The file.
-        dataset: An open dataset in it, checked by `guard.get_dataset` and `guard.require_stored`.
-        rows: Number of its rows to read at most.
+        path: the file.
+        dataset: an open dataset in it, checked by `guard.get_dataset` and `guard.require_stored`.
+        rows: number of its rows to read at most.
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset, rows: int) -> None:

@@ -30,13 +30,13 @@ class Recovery:
     """What `recover` saved.
 
     Attributes:
-        path: The dataset with all good committed episodes; `None` if there was none.
-        episodes: Number of episodes in it.
-        steps: Number of transitions in it.
-        damaged: Indices of committed episodes with a wrong checksum; only `original` has them.
-        tail: File with the rows that were written but never committed; `None` if there were none.
-        tail_rows: Number of those rows.
-        original: The file that the writer left, unchanged but for its new name.
+        path: the dataset with all good committed episodes; `None` if there was none.
+        episodes: number of episodes in it.
+        steps: number of transitions in it.
+        damaged: indices of committed episodes with a wrong checksum; only `original` has them.
+        tail: file with the rows that were written but never committed; `None` if there were none.
+        tail_rows: number of those rows.
+        original: the file that the writer left, unchanged but for its new name.
     """
 
     path: Path | None
@@ -56,10 +56,10 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
     copied to `<name>.tail` as they are. The file that the writer left is kept as `<name>.killed`.
 
     Args:
-        path: The dataset that was being recorded, or its `.partial` file.
+        path: the dataset that was being recorded, or its `.partial` file.
 
     Raises:
-        DatasetError: The writer is still alive, there is nothing to recover, the dataset exists
+        DatasetError: the writer is still alive, there is nothing to recover, the dataset exists
             already, or there is no room for the copy.
     """
     partial, out = _find_paths(local_path(path))

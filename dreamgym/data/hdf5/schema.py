@@ -63,8 +63,8 @@ def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
     """Return a dataset's metadata from its HDF5 root attributes.
 
     Raises:
-        DatasetError: An attribute is missing or malformed; `key` names it.
-        UnsupportedSpaceError: A space has an unsupported type.
+        DatasetError: an attribute is missing or malformed; `key` names it.
+        UnsupportedSpaceError: a space has an unsupported type.
     """
     spec = _json_attribute(attributes, "env_spec")
     seed = _json_attribute(attributes, "seed")
@@ -105,7 +105,7 @@ def row_layout(metadata: DatasetMetadata) -> dict[str, tuple[tuple[int, ...], np
     """Return shape and dtype of one row of every dataset in a native file, by name."""
     rows: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         layout.observation_path(key): (box.shape, np.dtype(box.dtype).newbyteorder("<"))
-        for key, box in metadata.observation_boxes().items()
+        for key, box in metadata.observation_columns().items()
     }
     rows[layout.ACTION_KEY] = layout.action_layout(metadata.action_space)
     rows[layout.REWARD_KEY] = (), layout.REWARD_DTYPE
@@ -124,7 +124,7 @@ def episode_columns(episode: Episode, metadata: DatasetMetadata) -> dict[str, Ar
     """Check an episode against the spaces, and return its `T + 1` stored rows by dataset name.
 
     Raises:
-        DatasetError: Flags, keys, shapes, dtypes or values do not fit; it has key and row.
+        DatasetError: flags, keys, shapes, dtypes or values do not fit; it has key and row.
     """
     length = episode.length
     if length < 1:
@@ -135,7 +135,7 @@ def episode_columns(episode: Episode, metadata: DatasetMetadata) -> dict[str, Ar
             f"truncated = {episode.truncated}; an episode is complete if one of them is true"
         )
     columns = {}
-    boxes = metadata.observation_boxes()
+    boxes = metadata.observation_columns()
     observations = (
         episode.observations
         if isinstance(episode.observations, dict)

@@ -68,8 +68,8 @@ class DatasetWriter(ClosingContext):
     episode leaves no file.
 
     Args:
-        path: The dataset to write; it must not exist. Its folder is created.
-        metadata: What the dataset records about its origin.
+        path: the dataset to write; it must not exist. Its folder is created.
+        metadata: what the dataset records about its origin.
 
     Raises:
         DatasetError: `path` or `<path>.partial` exists, its folder cannot be created, or the disk
@@ -94,7 +94,7 @@ class DatasetWriter(ClosingContext):
         It is renamed to `<path>.partial` until the writer is closed.
 
         Raises:
-            DatasetError: The file is not a complete native dataset of the current version, it is
+            DatasetError: the file is not a complete native dataset of the current version, it is
                 packed, or `<path>.partial` exists.
         """
         writer = cls.__new__(cls)
@@ -134,11 +134,11 @@ class DatasetWriter(ClosingContext):
         """Commit one episode.
 
         Args:
-            episode: An episode of at least one action. Its dtypes may differ from those of the
+            episode: an episode of at least one action. Its dtypes may differ from those of the
                 spaces, if the values can be cast without losing range.
 
         Raises:
-            DatasetError: The episode does not fit the spaces, has NaN or an infinity, or an action
+            DatasetError: the episode does not fit the spaces, has NaN or an infinity, or an action
                 outside the action space (`key` and `row` locate it); or the disk is full. Episodes
                 committed before are safe in each case.
         """
@@ -153,8 +153,8 @@ class DatasetWriter(ClosingContext):
         """Commit one episode whose stored rows are known to be good.
 
         Args:
-            columns: The `T + 1` rows by dataset name, see `schema.episode_columns`.
-            header: The entries in `/episodes`; `start` and `crc` are computed here.
+            columns: the `T + 1` rows by dataset name, see `schema.episode_columns`.
+            header: the entries in `/episodes`; `start` and `crc` are computed here.
         """
         file = self._require_open()
         self._warn_outside(columns)
@@ -172,7 +172,7 @@ class DatasetWriter(ClosingContext):
         """Warn once if observations lie outside their space."""
         if self._warned:
             return
-        for key, box in self.metadata.observation_boxes().items():
+        for key, box in self.metadata.observation_columns().items():
             message = outside_message(columns[layout.observation_path(key)], box, key)
             if message is not None:
                 self._warned = True
@@ -182,7 +182,7 @@ class DatasetWriter(ClosingContext):
         """Finish the file and rename it to `path`. Closing twice has no effect.
 
         Raises:
-            DatasetError: Another file has appeared at `path`; the recording stays at
+            DatasetError: another file has appeared at `path`; the recording stays at
                 `<path>.partial`.
         """
         file, self._file = self._file, None
@@ -342,8 +342,8 @@ class DiskReservation:
     """Disk space reserved at the end of one file that is being written.
 
     Args:
-        descriptor: File descriptor of the open file.
-        path: Path of the file.
+        descriptor: file descriptor of the open file.
+        path: path of the file.
     """
 
     def __init__(self, descriptor: int, path: Path) -> None:
@@ -355,7 +355,7 @@ class DiskReservation:
         """Reserve space for the file to grow to `end` bytes, and a little more.
 
         Raises:
-            OSError: The disk is full (ENOSPC), or a quota (EDQUOT) or the largest size of a file
+            OSError: the disk is full (ENOSPC), or a quota (EDQUOT) or the largest size of a file
                 (EFBIG) is reached. Nothing was written.
         """
         end += _METADATA_BYTES

@@ -7,13 +7,13 @@ fingerprint of the weights that it was fitted with; loading it with other weight
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dreamgym.errors import PretrainedError
+from dreamgym.models.checksum import weights_sha256
 
 PREFIX = "transformers:"
 """Prefix of `JEPAConfig.image_encoder` that selects a model of the transformers library."""
@@ -51,7 +51,8 @@ class PretrainedEncoder(nn.Module):
         self.frames = _frames_per_tubelet(name, model)
         self.has_class_token = any("cls_token" in key for key, _ in model.named_parameters())
         self.dim = int(model.config.hidden_size) * (1 + self.has_class_token)
-        self.register_buffer("fingerprint", _fingerprint(model))
+        fingerprint = torch.tensor(list(weights_sha256(model)), dtype=torch.uint8)
+        self.register_buffer("fingerprint", fingerprint)
 
     def _apply(self, function: Any, recurse: bool = True) -> PretrainedEncoder:
         # Moves to another device or dtype have to reach the unregistered model.
@@ -122,12 +123,3 @@ def _frames_per_tubelet(name: str, model: Any) -> int:
             "vision model that turns images or videos into tokens, such as DINOv2 or V-JEPA 2"
         )
     return 0
-
-
-def _fingerprint(model: nn.Module) -> Tensor:
-    """Return the SHA-256 of a model's tensors as 32 bytes."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)

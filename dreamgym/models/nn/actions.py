@@ -79,8 +79,8 @@ class ActionEncoder(nn.Module):
         if not standardise:
             mean = torch.where(bounded, centre[: len(mean)], mean)
             std = torch.where(bounded, scale[: len(std)], std)
-        # What a number does that never changed cannot be learnt: it is encoded as zero, where an
-        # untrained weight would make something up.
+        # The effect of a number that never changed cannot be learnt. It is encoded as zero, because
+        # otherwise an untrained weight would give it an effect.
         self.set_moments(mean, torch.where(moments.constant.to(std.device), torch.inf, std))
 
     @torch.no_grad()

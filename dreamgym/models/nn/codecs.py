@@ -74,7 +74,7 @@ def float32_bounds(box: gym.spaces.Box) -> tuple[Tensor, Tensor]:
 
 
 def to_box(values: Tensor, box: gym.spaces.Box) -> Tensor:
-    """Give values (..., n) within the bounds of a box its shape and dtype; integers are rounded.
+    """Convert values (..., n) within a box's bounds to its shape and dtype; integers are rounded.
 
     The dtype is that of `as_tensors`.
     """
@@ -156,7 +156,7 @@ class VectorCodec(nn.Module):
         return torch.clamp(values, self.space_low, self.space_high)
 
     def to_space(self, values: Tensor) -> Tensor:
-        """Give decoded values (..., size) the shape (..., *box.shape) and dtype of the box."""
+        """Convert decoded values (..., size) to the box's shape (..., *box.shape) and dtype."""
         return to_box(values, self.box)
 
     def outside_data(self, values: Tensor, margin: float) -> Tensor:
@@ -173,7 +173,7 @@ class VectorCodec(nn.Module):
 class TransitionCodec(VectorCodec):
     """A codec for models that predict changes of standardised vectors; encoded values are called z.
 
-    `low` and `high` are in units of z and include the margin, other than those of `VectorCodec`.
+    `low` and `high` are in units of z and include the margin, unlike those of `VectorCodec`.
 
     Args:
         box: space of the vectors; several vectors side by side are one box.

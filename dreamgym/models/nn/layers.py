@@ -10,7 +10,7 @@ from dreamgym._device import computes_bfloat16
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Convert to float32 unless wider: less loses sums and the tails of distributions."""
+    """Convert to float32 unless wider: half precision is too coarse for sums and distributions."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

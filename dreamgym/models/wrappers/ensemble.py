@@ -65,12 +65,12 @@ class EnsembleConfig:
 class Ensemble(WorldModel):
     """Members of one family, each with its own state, that share one history.
 
-    In a step all members imagine. The observation of one elite becomes what happened (trajectory
-    sampling, arXiv 1805.12114), and every other member observes it as if it were real. So members
-    never drift apart, and they disagree about one step only. They imagine with the same noise, so
-    that they differ by what they have learned. Members that do not decode cannot share what they
-    dreamt: each continues on its own, the first one's dream is the ensemble's, and they disagree
-    about the reward.
+    In a step all members imagine, and the observation that one elite imagined is taken as real
+    (trajectory sampling, arXiv 1805.12114): every other member observes it. So members never drift
+    apart, and they disagree about one step only. They imagine with the same noise, so that they
+    differ by what they have learned. Members that do not decode cannot share observations: each
+    continues on its own, the first one's dream is the ensemble's, and only the disagreement about
+    the reward counts.
 
     Uncertainty: the standard deviation over members of the imagined observation and reward, root
     mean square over the numbers, in units of the spread of deltas and rewards. Images are in units

@@ -246,7 +246,7 @@ INVALID = [
     (inner(config={"hidden": 10**12}), "cannot be understood"),
     (inner(config={"hidden": 8}), "does not fit the config"),
     ({"function": "CartPole-v1"}, "inner"),
-    ({"inner": "mdn-rnn", "function": "CartPole-v1"}, "where a config belongs"),
+    ({"inner": "mdn-rnn", "function": "CartPole-v1"}, "expected a config"),
 ]
 
 
