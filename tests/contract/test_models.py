@@ -28,6 +28,7 @@ from tests.small_worlds import (
     MOMENTS,
     ONE_EACH,
     STATISTICS,
+    observed_state,
     random_actions,
     random_observations,
     rows,
@@ -364,3 +365,19 @@ def test_the_constructor_refuses_spaces_that_it_cannot_model_with_a_type_error(f
         FAMILIES[family](space, gym.spaces.Discrete(2), config)
     with pytest.raises(TypeError):
         FAMILIES[family](BOX, space if isinstance(space, gym.spaces.Text) else BOXES, config)
+
+
+def test_unrolling_the_prepared_form_is_a_loop_over_steps(model):
+    prepared = model.prepare(BATCH, torch.device("cpu"), torch.float32)
+    actions = random_actions(model.action_space, BATCH * 6).unflatten(0, (BATCH, 6))
+    noise = noise_for(model, BATCH, 6)
+    for start in (model.initial(BATCH), observed_state(model, BATCH)):
+        state = start
+        with torch.no_grad():
+            unrolled = list(prepared.unroll(start, actions, noise))
+        assert len(unrolled) == 6
+        for t, (following, prediction) in enumerate(unrolled):
+            state, expected = model.step(state, actions[:, t], noise[:, t])
+            torch.testing.assert_close(following, state, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(prediction, expected, atol=1e-3, rtol=1e-3)
+            state = following

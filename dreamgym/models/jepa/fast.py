@@ -16,7 +16,7 @@ them there. Embedded actions are as fast to recompute as to store.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ class FastJEPA(FastForm):
         until the window is full.
         """
         length, growing = actions.shape[1], 0
-        if host_sync_allowed(actions.device) and not bool((state["seen"][:, :-1] > 0.5).any()):
+        if host_sync_allowed(actions.device) and _has_one_frame(state["seen"]):
             growing = min(self._predictor.context, length)
         kept: list[list[Kept]] = self._predictor.nothing_kept(len(actions))
         for t in range(growing):
@@ -204,7 +204,7 @@ class FastPredictor:
     def _extend(self, embedding: Tensor, action: Tensor, kept: list[Kept]) -> Tensor:
         condition = self.embed_action(action)
         x = embedding + self.position[len(kept[0])]
-        blocks: list[Any] = [*self.blocks, self.last]
+        blocks: list[FastBlock | LastBlock] = [*self.blocks, self.last]
         for block, of_block in zip(blocks, kept, strict=True):
             x = block.extend(x, condition, of_block)
         return self.project(F.layer_norm(x, x.shape[-1:], eps=self.norm_eps))
@@ -419,6 +419,12 @@ def _unrolled_attention(
     torch.mul(share[0], value[0], out=out)
     for k in range(1, len(value)):
         out.addcmul_(share[k], value[k])
+
+
+def _has_one_frame(seen: Tensor) -> bool:
+    """Return whether the newest frame, and no other, is there in every row (B, context)."""
+    frames = seen > 0.5
+    return bool(frames[:, -1].all()) and not bool(frames[:, :-1].any())
 
 
 def _heads(joint: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,9 @@ class Controller(nn.Module):
             low, high = (np.where(bounded, x.reshape(-1), 0.0) for x in (low, high))
             centre, scale, outputs = (low + high) / 2, (high - low) / 2, low.size
         else:
-            space: Any = action_space
-            counts = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+            counts: Any = getattr(action_space, "nvec", None)
+            if isinstance(action_space, gym.spaces.Discrete):
+                counts = action_space.n
             self._choices = [int(n) for n in np.ravel(counts)]
             outputs = sum(self._choices)
         self.widths = [len(mean), *hidden, outputs]

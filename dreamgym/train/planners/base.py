@@ -160,7 +160,7 @@ class Planner(ABC):
     def _copies(self) -> int:
         """Candidates of a row, at most."""
         proposals = self.config.proposals if self.proposal is not None else 0
-        return int(self.config.candidates) + proposals
+        return int(getattr(self.config, "candidates", 1)) + proposals
 
     def returns(self, state: State, actions: Tensor, keys: Tensor) -> Tensor:
         """Return the predicted return of every candidate, (B, N).

@@ -73,7 +73,8 @@ class CategoricalCEM(Planner):
     def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
         config, probabilities = self.config, memory["probabilities"]
         proposed = self.proposed(state, keys)
-        chosen = value = torch.empty(0)
+        value = torch.zeros(len(keys), device=self.device)
+        elites = torch.zeros((len(keys), 1, config.horizon, len(self.uniform)), dtype=torch.int64)
         for iteration in range(config.iterations):
             iteration_keys = keyed(keys, iteration)
             candidates = self._sample(probabilities, iteration_keys)
@@ -82,15 +83,14 @@ class CategoricalCEM(Planner):
                 candidates = torch.cat([candidates, own.reshape(*own.shape[:3], -1)], 1)
             returns = self.returns(state, self._raw(candidates), iteration_keys)
             best = returns.topk(config.elites, 1)
-            elites = take(candidates, best.indices)
-            chosen, value = elites[:, 0], best.values[:, 0]
+            elites, value = take(candidates, best.indices), best.values[:, 0]
             counted = torch.nn.functional.one_hot(elites, self.uniform.shape[1]).float().mean(1)
             fitted = torch.lerp(counted, probabilities, config.smoothing)
             probabilities = torch.lerp(fitted, self.uniform.expand_as(fitted), config.uniform)
         steps = config.execute
         end = self.uniform.expand(len(keys), steps, -1, -1)
         following = torch.cat([probabilities[:, steps:], end], 1)
-        return Plan(self._raw(chosen), value, {"probabilities": following})
+        return Plan(self._raw(elites[:, 0]), value, {"probabilities": following})
 
     def _sample(self, probabilities: Tensor, keys: Tensor) -> Tensor:
         """Return candidates (B, N, H, D), int64, by the inverse CDF; the first is the mode."""
