@@ -152,8 +152,8 @@ PRESETS: dict[str, ImproveConfig] = {
             learner={"gradient_steps": 20, "buffer_size": 400_000},
         ),
     ),
-    # Hafner et al. 2023, arXiv 2301.04104: train ratio 512 with batches of 16 x 64, imagined
-    # trajectories of 15 steps from replayed states; an actor-critic on the latents.
+    # Hafner et al. 2023, arXiv 2301.04104: train ratio 512 (Crafter), batches of 16 x 64,
+    # imagined trajectories of 15 steps from replayed states; an actor-critic on the latents.
     "dreamer": ImproveConfig(
         family="rssm",
         train_ratio=512.0,

@@ -21,7 +21,7 @@ from dreamgym.online.parallel import read_weights
 ENV = "CartPole-v1"
 
 
-def wait_until(condition, seconds=120.0):
+def wait_until(condition, seconds=240.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, condition
@@ -100,7 +100,7 @@ def test_actor_and_learner_may_be_killed_and_started_again(small, tmp_path):
         assert ages[-1] > 0
 
         learner = start(learn, tmp_path, versions=version + 1, config=config)
-        learner.join(120)
+        learner.join(240)
         assert learner.exitcode == 0
         newest = read_weights(tmp_path)
         assert newest["version"] == version + 1
