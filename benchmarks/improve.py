@@ -3,9 +3,9 @@
 For every task and seed: `dreamgym.improve` within a budget of real steps, stopped when a round's
 policy reaches the target in a few real episodes (their steps are counted beside the budget), and
 its best round measured over 100 other real episodes. Beside it a model-free algorithm of
-Stable-Baselines3 on the whole budget of real steps, with settings of its own zoo for
-CartPole and Pendulum, others for Acrobot, and its defaults for InvertedPendulum. What is made lies in `--work` and is used again, so that a run that was
-stopped goes on; `--picture` draws real return against real steps.
+Stable-Baselines3 on the whole budget, with settings of its own zoo for CartPole and Pendulum,
+others for Acrobot, and its defaults for InvertedPendulum. What is made lies in `--work` and is used
+again, so that a run that was stopped goes on; `--picture` draws real return against real steps.
 """
 
 from __future__ import annotations
