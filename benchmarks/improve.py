@@ -3,9 +3,9 @@
 For every task and seed: `dreamgym.improve` within a budget of real steps, stopped when a round's
 policy reaches the target in a few real episodes (their steps are counted beside the budget), and
 its best round measured over 100 other real episodes. Beside it a model-free algorithm of
-Stable-Baselines3 on the whole budget of real steps, with settings that its own zoo tuned for the
-task where it has them. What is made lies in `--work` and is used again, so that a run that was
-stopped goes on; `--picture` draws real return against real steps.
+Stable-Baselines3 on the whole budget, with settings of its own zoo for CartPole and Pendulum,
+others for Acrobot, and its defaults for InvertedPendulum. What is made lies in `--work` and is used
+again, so that a run that was stopped goes on; `--picture` draws real return against real steps.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ TASKS = {
             dream_steps=150_000,
             evaluation_episodes=20,
         ),
-        # rl-baselines3-zoo, hyperparams/ppo.yml
+        # rl-baselines3-zoo, hyperparams/ppo.yml, with constant rates instead of linear ones
         baseline=ModelFree(
             algorithm=PPO,
             num_envs=8,
@@ -122,7 +122,7 @@ TASKS = {
             evaluation_episodes=20,
             train=TrainConfig(horizon=200),
         ),
-        # rl-baselines3-zoo, hyperparams/dqn.yml
+        # not the zoo's, and not tuned: one update a step
         baseline=ModelFree(
             algorithm=DQN,
             settings={
