@@ -1,4 +1,4 @@
-"""The table of model families. A new family is a package and one line here."""
+"""The table of model families. A new family is a package, an import and an entry here."""
 
 from __future__ import annotations
 
