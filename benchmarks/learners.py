@@ -27,7 +27,7 @@ from support.reporting import Row, parser, report
 import dreamgym
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.train import LEARNERS, TrainConfig, train_policy
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.transfer.intervals import mean_interval
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)

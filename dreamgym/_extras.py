@@ -9,6 +9,10 @@ from types import ModuleType
 EXTRA_OF = {
     "hdf5plugin": "hdf5plugin",
     "matplotlib": "plot",
+    "moviepy": "video",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "pygame": "classic-control",
     "tensorboard": "tensorboard",
     "transformers": "transformers",

@@ -20,7 +20,7 @@ from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.actions import environment_actions
-from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
+from dreamgym.train.registry import LEARNERS, find_learner, format_owner, learner_of_file
 from dreamgym.world.world import World, as_world
 
 CARD_SCHEMA = 1
@@ -164,6 +164,18 @@ class TrainedPolicy:
         """
         actions, state = self.network.predict(observation, state, episode_start, deterministic)
         return environment_actions(actions, self.action_space), state
+
+    def actor(self) -> torch.nn.Module:
+        """Return the deterministic actor on tensors, as `predict` without NumPy.
+
+        Returns:
+            A module from raw observations (B, ...) of the view to raw actions (B, ...). It shares
+            the policy's weights.
+
+        Raises:
+            ModuleNotFoundError: the learner library is not installed.
+        """
+        return format_owner(self.card.learner).library().actor(self)
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

@@ -16,7 +16,7 @@ from dreamgym.errors import TransferError
 EnvSource = str | EnvSpec | Callable[[], gym.Env]
 
 
-def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
+def env_maker(env: EnvSource, **arguments: Any) -> Callable[[], gym.Env]:
     """Return a function that makes the described real environment.
 
     Args:
@@ -24,6 +24,8 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
             without arguments that makes a `gym.Env`. Only the id, the keyword arguments and the
             time limit of an `EnvSpec` are used, never its entry point: a class path from a file is
             not imported.
+        **arguments: further arguments of `gym.make`, such as `render_mode`; a callable makes its
+            environments without them.
 
     Returns:
         A callable without arguments; every call makes a new environment.
@@ -34,9 +36,9 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
     """
     if isinstance(env, str):
         spec = _parse_spec(env) if env.lstrip().startswith("{") else None
-        return _from_spec(spec) if spec is not None else _from_id(env, {})
+        return _from_spec(spec, arguments) if spec is not None else _from_id(env, arguments)
     if isinstance(env, EnvSpec):
-        return _from_spec(json.loads(env.to_json()))
+        return _from_spec(json.loads(env.to_json()), arguments)
     if isinstance(env, gym.Env):
         raise TransferError(
             f"got an environment object ({env}), but episodes run in several environments side by "
@@ -81,7 +83,7 @@ def _parse_spec(text: str) -> dict[str, Any]:
     return spec
 
 
-def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
+def _from_spec(spec: dict[str, Any], arguments: dict[str, Any]) -> Callable[[], gym.Env]:
     if ":" in spec["id"]:
         raise TransferError(
             f"the EnvSpec's id {spec['id']!r} names a module, which is not imported from a file; "
@@ -90,7 +92,7 @@ def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
     kwargs = dict(spec.get("kwargs") or {})
     if spec.get("max_episode_steps") is not None:
         kwargs["max_episode_steps"] = spec["max_episode_steps"]
-    return _from_id(spec["id"], kwargs)
+    return _from_id(spec["id"], {**kwargs, **arguments})
 
 
 def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:

@@ -9,7 +9,8 @@ from dreamgym.train.registry import LEARNERS
 
 LEARNERS["sb3"].require_installed()
 
-from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.actor import actor  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402
 from dreamgym.train.sb3.policy_file import load, save  # noqa: E402
 from dreamgym.train.sb3.training import check, train  # noqa: E402
@@ -23,6 +24,7 @@ __all__ = [
     "BatchedTruncationValues",
     "LearningCurve",
     "SB3VecEnv",
+    "actor",
     "adapter",
     "check",
     "load",
