@@ -89,7 +89,7 @@ def clone_policy(
     space: gym.Space[Any] = world.observation_space
     if view == "latent":
         space = gym.spaces.Box(-np.inf, np.inf, (world.model.feature_dim,), np.float32)
-    arguments = {"net_arch": [64, 64], "mean": mean, "std": std}
+    arguments: dict[str, Any] = {"net_arch": [64, 64], "mean": mean, "std": std}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = ActorCritic(space, world.action_space, **arguments)

@@ -25,6 +25,9 @@ from dreamgym.world.world import World, as_world
 
 CARD_SCHEMA = 1
 
+_PROGRAMS = (".pt", ".pth", ".pt2", ".ts", ".onnx")
+"""Suffixes of files of torch, which hold programs or pickles, and of single ONNX graphs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyCard:
@@ -239,6 +242,13 @@ def load_policy(
         ModuleNotFoundError: the learner library is not installed.
     """
     path = _existing(local_path(path, PolicyFileError))
+    if path.suffix in _PROGRAMS:
+        raise PolicyFileError(
+            f"{path} is not a policy file of a learner. Files of torch.jit, torch.export and "
+            "torch.save hold programs or pickles, which dreamgym does not execute: if you trust "
+            "it, load it yourself and pass dreamgym.transfer.TensorPolicy(network); to exchange "
+            "policies safely, write them with dreamgym export and name the folder"
+        )
     if algo is not None:
         learner = find_learner(algo)
     else:

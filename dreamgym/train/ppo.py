@@ -22,7 +22,17 @@ from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, un
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.training import TrainingRun
 
-__all__ = ["PPO", "PPOSettings", "actor", "adapter", "check", "load", "save", "train", "unsupported"]
+__all__ = [
+    "PPO",
+    "PPOSettings",
+    "actor",
+    "adapter",
+    "check",
+    "load",
+    "save",
+    "train",
+    "unsupported",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ class Evaluation:
             "steps": self.steps,
             "seconds": self.seconds,
         }
-        began = int(np.sum(self.at_goal))
+        began = int(np.asarray(self.at_goal).sum())
         if self.success is not None:
             rate = self.success_interval
             figures["success_rate"] = self.success_rate
@@ -216,7 +216,7 @@ class EpisodePlan:
             None for the environment's own time limit.
         videos: folder for videos of the first episodes, `seed-10000-episode-0.mp4` and so on; None
             for no videos.
-        video_episodes: number of videos, at most `num_envs`.
+        video_episodes: number of videos; there are at most `num_envs`.
     """
 
     episodes: int = 100
@@ -238,11 +238,8 @@ class EpisodePlan:
             raise TransferError(
                 f"max_episode_steps is {self.max_episode_steps}; expected at least 1"
             )
-        if not 1 <= self.video_episodes <= self.num_envs:
-            raise TransferError(
-                f"video_episodes is {self.video_episodes}; expected 1 to {self.num_envs}, the "
-                "number of environments"
-            )
+        if self.video_episodes < 1:
+            raise TransferError(f"video_episodes is {self.video_episodes}; expected at least 1")
 
 
 def evaluate(  # noqa: PLR0913 - what to run is six of them

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from dreamgym._settings import closest
 from dreamgym.errors import TransferError
+from dreamgym.world.world import World
 
 EnvSource = str | EnvSpec | Callable[[], gym.Env]
 
@@ -51,6 +52,34 @@ def env_maker(env: EnvSource, **arguments: Any) -> Callable[[], gym.Env]:
         f"got an env of type {type(env).__name__}; expected an id, an EnvSpec (or its JSON), or a "
         "function that makes an environment"
     )
+
+
+def world_env_maker(
+    world: World | None, env: EnvSource | None, **arguments: Any
+) -> Callable[[], gym.Env]:
+    """Return a function that makes the real environment, as a world's policies act in it.
+
+    Args:
+        world: world whose frame skip and observation keys apply; None for no world.
+        env: the environment; None for the one that the world names.
+        **arguments: further arguments of `gym.make`, such as `render_mode`.
+
+    Raises:
+        TransferError: neither names an environment.
+    """
+    if env is not None:
+        maker = env_maker(env, **arguments)
+        return maker if world is None else lambda: world.adapted(make_env(maker))
+    if world is None or world.env_spec is None:
+        lacking = (
+            "no world was given, and no env="
+            if world is None
+            else (f"the world {world.name} does not name the real environment it was fitted to")
+        )
+        raise TransferError(
+            f"{lacking}; pass env= (an id, an EnvSpec, or a function that makes one)"
+        )
+    return lambda: world.real_env(**arguments)
 
 
 def make_env(maker: Callable[[], gym.Env]) -> gym.Env:

@@ -24,7 +24,7 @@ from dreamgym.data.policies import (
 )
 from dreamgym.data.recording import Progress
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TrainingError, TransferError
+from dreamgym.errors import TrainingError
 from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
@@ -38,7 +38,7 @@ from dreamgym.transfer.evaluation import (
 )
 from dreamgym.transfer.intervals import difference_interval
 from dreamgym.transfer.latent import LatentObservation
-from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.transfer.real import EnvSource, make_env, world_env_maker
 from dreamgym.world.world import World, as_world
 
 
@@ -220,12 +220,7 @@ def _is_path(policy: Any) -> bool:
 
 def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
     """Return a function that makes the real environment as a policy of `view` sees it."""
-    if env is None and world.env_spec is None:
-        raise TransferError(
-            f"the world {world.name} does not name the real environment it was fitted to; pass "
-            "env= (an id, an EnvSpec, or a function that makes one)"
-        )
-    maker = world.real_env if env is None else _adapted(world, env_maker(env))
+    maker = world_env_maker(world, env)
     goal = _goal_of(world.model)
 
     def make() -> gym.Env:
@@ -261,10 +256,6 @@ class _MarkGoalStarts(gym.Wrapper[Any, Any, Any, Any]):
         distance = (self._goal.encode_goals(batch) - self._goal.goal).norm()
         threshold = self._goal.config.threshold
         return observation, {**info, AT_GOAL: bool(distance <= threshold)}
-
-
-def _adapted(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
-    return lambda: world.adapted(make_env(maker))
 
 
 class _Limit(NamedTuple):

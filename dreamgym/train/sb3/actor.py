@@ -21,13 +21,16 @@ class Actor(nn.Module):
         action_space: action space of the environment.
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, network: BasePolicy, action_space: gym.Space[Any]) -> None:
         super().__init__()
         self.network, self.action_space = network, action_space
         space = network.action_space
-        bounds = (space.low, space.high) if isinstance(space, gym.spaces.Box) else ()
-        for name, bound in zip(("low", "high"), bounds, strict=False):
-            self.register_buffer(name, torch.as_tensor(bound).clone())
+        if isinstance(space, gym.spaces.Box):
+            for name in ("low", "high"):
+                self.register_buffer(name, torch.tensor(getattr(space, name)))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return raw actions (B, *shape) for raw observations (B, ...)."""
