@@ -105,7 +105,7 @@ def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     """Print rows under a title and a header to stdout."""
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE)
     for index, name in enumerate(header):
-        table.add_column(Text(name), overflow="fold", justify="right" if index else "left")
+        table.add_column(Text(name), overflow="fold", no_wrap=not index)
     for row in rows:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)

@@ -270,16 +270,15 @@ def _show_comparison(title: str, comparison: Comparison) -> None:
     results = comparison.evaluations
     succeeds = any(each.success is not None for each in results.values())
     first = next(iter(results))
-    header = ["policy", "mean return (95%)", "IQM (95%)", "median"]
+    header = ["policy", "return (95%)", "IQM (95%)"]
     header += ["success (95%)", "began at goal"] if succeeds else []
-    header += [f"minus {first}, paired (95%)"] if len(results) > 1 else []
+    header += ["minus the first, paired (95%)"] if len(results) > 1 else []
     rows = []
     for name, result in results.items():
         row = [
             name,
             _short(result.mean, result.interval),
             _short(result.iqm, result.iqm_interval),
-            number(result.median),
         ]
         if succeeds:
             row += [_success(result), number(int(sum(result.at_goal)))]  # type: ignore[arg-type]

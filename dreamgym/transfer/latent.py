@@ -183,12 +183,14 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
         if options is not None and "reset_mask" in options:
             mask = np.asarray(options["reset_mask"], bool)
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        seeds = [seed + k for k in range(self.num_envs)] if isinstance(seed, int) else seed
-        for row in np.flatnonzero(mask) if seeds is not None else ():
-            if (own := seeds[row]) is not None:
-                self._generators[row].manual_seed(_noise_seed(own))
         before = self.model.features(self._state)
-        drawing = np.flatnonzero(mask).tolist()
+        drawing: list[int] = np.flatnonzero(mask).tolist()
+        for row in drawing:
+            if seed is None:
+                continue
+            own = seed + row if isinstance(seed, int) else seed[row]
+            if own is not None:
+                self._generators[row].manual_seed(_noise_seed(own))
         state = self._filtered(self._zero_actions(), observation, mask, drawing)
         rows = torch.from_numpy(mask).to(self._device)
         self._state = select(rows, state, self._state)
@@ -225,7 +227,7 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
     ) -> dict[str, Any]:
         """Return the info with features in place of the last observations of episodes."""
         final = np.full(self.num_envs, None, object)
-        for row in np.flatnonzero(over):
+        for row in np.flatnonzero(over).tolist():
             state = {name: leaf[row : row + 1] for name, leaf in self._state.items()}
             observed = as_tensors(as_batch([info["final_obs"][row]]), self._device)
             with torch.no_grad():

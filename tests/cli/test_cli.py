@@ -350,7 +350,8 @@ def test_evaluate_compares_policies_in_the_same_episodes(run: Run, made: Path) -
     line = ("evaluate", made / "ppo.zip", "random", "--episodes", 4, "--json", file)
     done = run(*line, "--env", "CartPole-v1")
     assert done.code == 0
-    assert "minus ppo.zip, paired" in " ".join(done.out.split())
+    for shown in ("4 episodes", "ppo.zip", "random", "minus"):
+        assert shown in done.out
     figures = json.loads(file.read_text())
     assert list(figures["policies"]) == ["ppo.zip", "random"]
     assert figures["differences"]["random"]["to"] == "ppo.zip"

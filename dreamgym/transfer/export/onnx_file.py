@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dreamgym._extras import import_extra
 from dreamgym.errors import TransferError
-from dreamgym.models.nn.distributions import SMALLEST_UNIFORM, polynomial_normal
+from dreamgym.models.decompositions import decompositions
 from dreamgym.transfer.export.graphs import Graph
 
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -42,7 +41,9 @@ def write_onnx(graph: Graph, path: Path, *, optional: tuple[str, ...] = ()) -> N
     try:
         with _quiet():
             program = torch.export.export(graph, tuple(graph.examples.values()), strict=False)
-            program = program.run_decompositions(_decompositions())
+            program = program.run_decompositions(
+                {**torch.export.default_decompositions(), **decompositions()}
+            )
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -68,18 +69,6 @@ def _leave_out(graph: Any, names: tuple[str, ...]) -> None:
     for value in list(graph.inputs):
         if value.name in names and not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return torch's decompositions, and one for the normal quantile, which ONNX does not have."""
-    return {
-        **torch.export.default_decompositions(),
-        torch.ops.aten.special_ndtri.default: _normal_quantile,
-    }
-
-
-def _normal_quantile(uniform: Tensor) -> Tensor:
-    return polynomial_normal(uniform.clamp(SMALLEST_UNIFORM, 1.0 - SMALLEST_UNIFORM * 2))
 
 
 @contextmanager
