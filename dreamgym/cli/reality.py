@@ -270,9 +270,9 @@ def _show_comparison(title: str, comparison: Comparison) -> None:
     results = comparison.evaluations
     succeeds = any(each.success is not None for each in results.values())
     first = next(iter(results))
-    header = ["policy", "return (95%)", "IQM (95%)"]
-    header += ["success (95%)", "began at goal"] if succeeds else []
-    header += ["minus the first, paired (95%)"] if len(results) > 1 else []
+    header = ["policy", "return [95%]", "IQM [95%]"]
+    header += ["success [95%]", "began at goal"] if succeeds else []
+    header += ["minus the first, paired [95%]"] if len(results) > 1 else []
     rows = []
     for name, result in results.items():
         row = [
@@ -289,7 +289,7 @@ def _show_comparison(title: str, comparison: Comparison) -> None:
 
 
 def _short(value: float, bounds: tuple[float, float]) -> str:
-    return f"{number(value)} ({number(bounds[0])} to {number(bounds[1])})"
+    return f"{number(value)} [{number(bounds[0])}, {number(bounds[1])}]"
 
 
 def _success(result: Evaluation) -> str:
