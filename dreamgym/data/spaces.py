@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 import gymnasium as gym
 import numpy as np
@@ -264,7 +264,7 @@ def _is_box(description: Any) -> bool:
     return isinstance(description, dict) and description.get("type") == "Box"
 
 
-def _is_shape(shape: Any) -> bool:
+def _is_shape(shape: Any) -> TypeGuard[list[int]]:
     sizes = isinstance(shape, list) and len(shape) <= _MAX_RANK
     return sizes and all(_is_integer(n) and 0 < n < 1 << 62 for n in shape)
 
