@@ -31,9 +31,10 @@ from dreamgym.data.hdf5.guard import (
     is_hdf5,
     open_file,
     open_regular,
+    require_regular,
 )
 from dreamgym.data.metadata import DatasetMetadata
-from dreamgym.errors import DatasetError
+from dreamgym.errors import DatasetError, file_errors
 
 Array = NDArray[Any]
 Terminals = Literal["termination", "boundary"]
@@ -192,6 +193,17 @@ class Format(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Turn whatever the content of a dataset makes a library raise into a `DatasetError`."""
+    remedy = "the file is damaged, or not what its format expects: copy or download it again"
+    with file_errors(lambda text: DatasetError(text, path=path, remedy=remedy)):
+        try:
+            yield
+        except DatasetError as error:
+            raise error.at(path=path) from error.__cause__
+
+
 class Probe(ClosingContext):
     """A file or folder of unknown format.
 
@@ -298,6 +310,7 @@ class NpzFile(ClosingContext):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_regular(path)
         try:
             self._file = np.load(path, allow_pickle=False)
             self.names: list[str] = list(self._file.files)

@@ -9,7 +9,6 @@ recorded).
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,13 +38,13 @@ from dreamgym.data.formats.interface import (
 )
 from dreamgym.data.formats.keys import find_fields
 from dreamgym.data.hdf5.guard import get_group, hdf5_errors, is_group, require_sound_heaps
+from dreamgym.data.image_decoding import decode_image
 from dreamgym.data.metadata import DatasetMetadata, spec_of_id
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import DatasetError
 
 NAME = "Minari"
 _DATA_FILES = ("main_data.hdf5", "data/main_data.hdf5")
-_MAX_PIXELS = 1 << 26
 
 
 def detect(probe: Probe) -> bool:
@@ -199,34 +198,25 @@ def _decode_images(dataset: h5py.Dataset, path: Path, part: slice) -> Array:
     """Decode JPEG rows to `(N, H, W, 3)` uint8."""
     _require_sound_heaps_once(path, path.stat().st_mtime_ns)
     key = str(dataset.name)
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DatasetError(
-            "its images are JPEG, and Pillow is not installed",
-            path=path,
-            key=key,
-            remedy="pip install pillow",
-        ) from None
     images: list[Array] = []
     with hdf5_errors(path, key):
         rows = dataset[part]
     for row, data in enumerate(rows, start=part.start or 0):
         try:
-            with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise DatasetError(
-                        f"its image has {image.size} pixels; expected at most {_MAX_PIXELS:,}",
-                        path=path,
-                        key=key,
-                        row=row,
-                    )
-                images.append(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError) as error:
-            raise DatasetError(
-                f"it is not a JPEG image ({error})", path=path, key=key, row=row
-            ) from error
+            image = decode_image(data.tobytes(), "RGB")
+        except DatasetError as error:
+            raise _at_row(error, path, key, row) from error.__cause__
+        if images and image.shape != images[0].shape:
+            problem = DatasetError(f"its shape is {image.shape}; the first has {images[0].shape}")
+            raise _at_row(problem, path, key, row)
+        images.append(image)
+    if not images:
+        raise DatasetError("it has no images", path=path, key=key)
     return np.stack(images)
+
+
+def _at_row(error: DatasetError, path: Path, key: str, row: int) -> DatasetError:
+    return DatasetError(error.problem, path=path, key=key, row=row, remedy=error.remedy)
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,8 +5,11 @@ A format is recognised by the contents of a file or folder, never by its name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
     d4rl,
     ha_schmidhuber,
@@ -16,7 +19,14 @@ from dreamgym.data.formats import (
     robomimic,
     stable_worldmodel,
 )
-from dreamgym.data.formats.interface import ForeignDataset, ForeignOptions, Format, Probe
+from dreamgym.data.formats.interface import (
+    Array,
+    ForeignDataset,
+    ForeignOptions,
+    Format,
+    Probe,
+    reading_errors,
+)
 from dreamgym.data.hdf5.guard import hdf5_errors
 from dreamgym.data.hdf5.reader import SHARD_PATTERN, is_native
 from dreamgym.errors import DatasetError
@@ -79,15 +89,59 @@ def open_foreign(path: Path, options: ForeignOptions) -> ForeignDataset:
     """
     probe = Probe(path)
     try:
-        found = detect_format(probe)
-        if found is None:
+        dataset = read_foreign(probe, options)
+        if dataset is None:
             raise DatasetError(
                 "it is a native dataset already", path=path, remedy="`pack` compresses it"
             )
-        return found.read(probe, options)
+        return dataset
     except BaseException:
         probe.close()
         raise
+
+
+def read_foreign(probe: Probe, options: ForeignOptions) -> ForeignDataset | None:
+    """Detect the format of a file or folder and open it.
+
+    Every call into a format goes through here, so that whatever a damaged file makes a library
+    raise becomes a `DatasetError`: now, and when episodes or rows are read later.
+
+    Args:
+        probe: the file or folder; the dataset closes it.
+        options: what the user knows and the dataset does not say.
+
+    Returns:
+        The dataset; `None` if it is a native one.
+
+    Raises:
+        DatasetError: the format is unknown, or the dataset is damaged or ambiguous.
+        UnsupportedSpaceError: the dataset has a space that this version does not support.
+    """
+    with reading_errors(probe.path):
+        found = detect_format(probe)
+        if found is None:
+            return None
+        dataset = found.read(probe, options)
+    episodes, read_rows = dataset.episodes, dataset.read_rows
+
+    def guarded_episodes() -> Iterator[Episode]:
+        iterator = episodes()
+        while True:
+            with reading_errors(probe.path):
+                episode = next(iterator, None)
+            if episode is None:
+                return
+            yield episode
+
+    def guarded_rows(number: int, key: str | None, part: slice) -> Array:
+        with reading_errors(probe.path):
+            return read_rows(number, key, part)  # type: ignore[misc]
+
+    return replace(
+        dataset,
+        episodes=guarded_episodes,
+        read_rows=None if read_rows is None else guarded_rows,
+    )
 
 
 def _is_native(probe: Probe) -> bool:

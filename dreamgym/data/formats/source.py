@@ -15,7 +15,7 @@ from dreamgym._files import refuse_unfinished
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
-from dreamgym.data.formats.registry import detect_format
+from dreamgym.data.formats.registry import read_foreign
 from dreamgym.data.hdf5.reader import open_native, open_shards
 from dreamgym.data.hdf5.schema import episode_columns
 from dreamgym.data.storage import Column, EpisodeColumn, EpisodeTable, MemoryColumn, Source
@@ -52,9 +52,8 @@ def open_source(
     refuse_unfinished(path)
     probe = Probe(path)
     try:
-        found = detect_format(probe)
-        if found is not None:
-            dataset = found.read(probe, foreign or ForeignOptions())
+        dataset = read_foreign(probe, foreign or ForeignOptions())
+        if dataset is not None:
             source, skipped = _read_foreign(dataset, path, memory, on_bad)
             if source.in_memory:
                 dataset.close()
