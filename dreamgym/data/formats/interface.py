@@ -150,31 +150,6 @@ class ForeignDataset:
     read_rows: Callable[[int, str | None, slice], Array] | None = None
 
 
-def each_episode(
-    count: int, read: Callable[[int], Episode]
-) -> Callable[[], Iterator[Episode | DatasetError]]:
-    """Return `ForeignDataset.episodes` for a function that reads one episode by its number.
-
-    Episodes without an action are left out.
-
-    Args:
-        count: number of episodes.
-        read: returns an episode, or raises `DatasetError`.
-    """
-
-    def episodes() -> Iterator[Episode | DatasetError]:
-        for number in range(count):
-            try:
-                episode = read(number)
-            except DatasetError as error:
-                yield error
-                continue
-            if episode.length:
-                yield episode
-
-    return episodes
-
-
 class Format(Protocol):
     """A foreign format. Each one is a module of this package, listed in `registry.FORMATS`."""
 
@@ -202,6 +177,33 @@ def reading_errors(path: Path) -> Iterator[None]:
             yield
         except DatasetError as error:
             raise error.at(path=path) from error.__cause__
+
+
+def each_episode(
+    count: int, read: Callable[[int], Episode], path: Path
+) -> Callable[[], Iterator[Episode | DatasetError]]:
+    """Return `ForeignDataset.episodes` for a function that reads one episode by its number.
+
+    Episodes without an action are left out.
+
+    Args:
+        count: number of episodes.
+        read: returns an episode, or raises what reading its rows raises.
+        path: path for error messages.
+    """
+
+    def episodes() -> Iterator[Episode | DatasetError]:
+        for number in range(count):
+            try:
+                with reading_errors(path):
+                    episode = read(number)
+            except DatasetError as error:
+                yield error
+                continue
+            if episode.length:
+                yield episode
+
+    return episodes
 
 
 class Probe(ClosingContext):

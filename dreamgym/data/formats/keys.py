@@ -124,6 +124,11 @@ class Fields:
         return text + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
 
 
+def field_of(role: str) -> str:
+    """Return the field of `Fields` for a role of `ForeignOptions.columns`."""
+    return _FIELD_OF[role]
+
+
 def meaning(name: str) -> str | None:
     """Return what a key carries: "rewards", "ends", "next observations", or `None` for neither."""
     known = _normalise(name)
