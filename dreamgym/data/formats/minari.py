@@ -62,6 +62,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     Raises:
         DatasetError: an episode has not `T + 1` observations, or an image cannot be decoded.
     """
+    options.require_roles(("observation",), probe.path, NAME)
     path = _data_path(probe)
     if path is None:
         raise DatasetError(f"it has none of the files {_DATA_FILES}", path=probe.path)

@@ -13,6 +13,7 @@ from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
     d4rl,
     ha_schmidhuber,
+    lerobot,
     minari,
     npz_folder,
     ogbench,
@@ -41,6 +42,7 @@ FORMATS: tuple[Format, ...] = (
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
+    lerobot,  # a folder: meta/info.json
     npz_folder,  # a folder of npz files: observations, actions
 )
 
@@ -124,7 +126,7 @@ def read_foreign(probe: Probe, options: ForeignOptions) -> ForeignDataset | None
         dataset = found.read(probe, options)
     episodes, read_rows = dataset.episodes, dataset.read_rows
 
-    def guarded_episodes() -> Iterator[Episode]:
+    def guarded_episodes() -> Iterator[Episode | DatasetError]:
         iterator = episodes()
         while True:
             with reading_errors(probe.path):
