@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,8 +21,9 @@ from dreamgym.data import (
     recover,
     with_frame_skip,
 )
+from dreamgym.data.hdf5.guard import is_being_written
 from dreamgym.data.policies import UnrolledPolicy, make_policy
-from dreamgym.errors import OnlineError, TrainingInterrupted
+from dreamgym.errors import DatasetError, OnlineError, TrainingInterrupted
 from dreamgym.fitting import default_config, fit
 from dreamgym.models import WorldModel
 from dreamgym.models.spec import family_class, unsupported
@@ -205,7 +207,8 @@ def acting(policy: TrainedPolicy, world: World | Path) -> Policy:
 def save_killed(path: Path) -> None:
     """Make a dataset of the episodes that a killed recording had committed, if there was one.
 
-    It may itself be killed at any moment and called again.
+    It may itself be killed at any moment and called again. A file that cannot be read at all, of a
+    recording that was killed while it created the file, is set aside with a warning.
 
     Args:
         path: the dataset that was being recorded.
@@ -219,11 +222,28 @@ def save_killed(path: Path) -> None:
     tail.unlink(missing_ok=True)  # it is written again
     if killed.exists():  # it holds damaged episodes, or was killed before its removal
         killed.rename(_free_name(killed))
-    saved = recover(path)
+    try:
+        saved = recover(path)
+    except DatasetError as error:
+        if is_being_written(partial) or _has_episodes(partial):
+            raise
+        aside = partial.rename(_free_name(killed))
+        # killed while the file was being created
+        warnings.warn(f"{error}; it is kept as {aside}, without its steps", stacklevel=2)
+        return
     if not saved.damaged:  # all committed episodes are in the dataset
         saved.original.unlink()
         if saved.tail is not None:
             saved.tail.unlink()
+
+
+def _has_episodes(partial: Path) -> bool:
+    """Return whether an unfinished dataset can be read and has committed episodes."""
+    try:
+        with Dataset.snapshot(partial) as data:
+            return data.num_episodes > 0
+    except DatasetError:
+        return False
 
 
 def _free_name(path: Path) -> Path:
