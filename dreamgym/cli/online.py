@@ -130,6 +130,7 @@ def act(
         ),
     ] = None,
     seed: Seed = 0,
+    json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
     """Record ENV with the newest policy of a learner, and never wait for it.
@@ -141,7 +142,10 @@ def act(
     """
     from dreamgym.online.parallel import act as act_in
 
+    recorded: list[dict[str, Any]] = []
+
     def show(figures: dict[str, Any]) -> None:
+        recorded.append(figures)
         version = figures["version"]
         by = f"version {version}" if version else "the first policy"
         say(f"{figures['dataset']}: {number(figures['steps'])} real steps, {by} acting")
@@ -151,6 +155,7 @@ def act(
 
     with keeping(kept):
         act_in(env, out, steps=steps, seed=seed, config=ImproveConfig(**settings), progress=show)
+    write_json(json_file, {"folder": str(out), "recorded": recorded})
 
 
 @options_from(ImproveConfig, skip=("fit", "train", *_NOT_LEARNING), rename=_BRANCHES)
@@ -172,6 +177,7 @@ def learn(
     seed: Seed = 0,
     updates: Updates = None,
     gamma: Gamma = None,
+    json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
     """Fit worlds to what an actor records in FOLDER, and train its policy in their dreams.
@@ -195,7 +201,8 @@ def learn(
 
     config = _config(preset, settings, updates, gamma)
     with keeping(kept):
-        learn_in(folder, versions=versions, seed=seed, config=config, progress=show)
+        newest = learn_in(folder, versions=versions, seed=seed, config=config, progress=show)
+    write_json(json_file, {"folder": str(folder), **newest})
 
 
 @contextmanager

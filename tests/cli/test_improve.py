@@ -48,8 +48,11 @@ def test_act_and_learn_share_a_folder(tmp_path, capsys):
     act = f"act CartPole-v1 --out {tmp_path}/shared --round-steps 50"
     learn = f"learn {tmp_path}/shared {SMALL}"
     assert not run(f"{act} --steps 100")
-    assert not run(f"{learn} --versions 1")
-    assert not run(f"{act} --steps 20 --noise 0.1")
+    assert not run(f"{learn} --versions 1 --json {tmp_path}/learned.json")
+    assert not run(f"{act} --steps 20 --noise 0.1 --json {tmp_path}/acted.json")
+    assert json.loads((tmp_path / "learned.json").read_text())["real_steps"] == 100
+    (acted,) = json.loads((tmp_path / "acted.json").read_text())["recorded"]
+    assert (acted["steps"], acted["version"]) == (20, 1)
     shown = " ".join(capsys.readouterr().out.split())
     assert "00000.h5: 50 real steps, the first policy acting" in shown
     assert "version 1, 100 real steps" in shown
