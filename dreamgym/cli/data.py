@@ -70,6 +70,16 @@ def record(
             "environment's time limit.",
         ),
     ] = None,
+    commit_every: Annotated[
+        int,
+        typer.Option(
+            "--commit-every",
+            min=1,
+            metavar="N",
+            help="Episodes in a commit, which takes milliseconds: more for many short episodes. A "
+            "kill loses those since the last commit.",
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="The dataset. Default: ENV.h5 in this folder."),
@@ -124,6 +134,7 @@ def record(
                 seed=seed,
                 workers=workers,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
             )
             if resume:
                 data.resume_shards(env, path, plan, progress=report)
@@ -136,6 +147,7 @@ def record(
                 out=path,
                 policy=acting,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 progress=report,
             )
         else:
@@ -146,6 +158,7 @@ def record(
                 policy=acting,
                 seed=seed,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 overwrite=overwrite,
                 progress=report,
             )
