@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -272,9 +272,9 @@ def _duplicates(source: Source) -> list[tuple[int, int]]:
 def near_duplicates(column: Column, table: EpisodeTable) -> list[tuple[int, int]]:
     """Find pairs of episodes of equal length whose observations are nearly equal in every row.
 
-    They come from a seed that was not set, or a file that was added twice. Only episodes that begin
-    and end alike are compared in full, so that the cost is that of a sort. Of an image, 64 values
-    spread over it are compared.
+    They come from a seed that was not set, or a file that was added twice. Only episodes that are
+    alike in their first, middle and last row are compared in full, so that the cost is that of a
+    sort. Of an image, 64 values spread over it are compared.
 
     Args:
         column: rows of one observation key.
@@ -287,22 +287,26 @@ def near_duplicates(column: Column, table: EpisodeTable) -> list[tuple[int, int]
     count = min(len(table), _COMPARED_EPISODES)
     if count < 2:
         return []
-    ends = _first_and_last_rows(column, table, count)
-    span = np.ptp(ends, axis=0)
+    points = _three_rows(column, table, count)
+    span = np.ptp(points, axis=0)
     scale = np.where(span > 0, span, 1.0)
-    ends /= scale
-    pairs = []
-    for other, episode in _alike_at_both_ends(ends, table.length[:count]):
-        if _nearly_equal(column, table, (other, episode), scale):
-            pairs.append((min(other, episode), max(other, episode)))
-    return sorted(pairs)
+    points /= scale
+    tolerance = 2 * DUPLICATE_TOLERANCE * scale.reshape(3, -1).max(axis=0)
+
+    def nearly_equal(pair: tuple[int, int]) -> bool:
+        size = int(table.length[pair[0]]) + 1
+        starts = [int(table.start[episode]) for episode in pair]
+        one, other = (_sample_channels(column.read(start, start + size)) for start in starts)
+        return bool((np.abs(one - other) <= tolerance).all())
+
+    return sorted(_pairs(points, table.length[:count], nearly_equal))
 
 
-def _first_and_last_rows(column: Column, table: EpisodeTable, count: int) -> Array:
-    """Return sampled channels of the first and the last row of each episode, `(count, n)`."""
-    rows = np.stack([table.start, table.start + table.length], axis=1)[:count].reshape(-1, 1)
-    one = column.take(rows[:1])
-    step = max(1, _BLOCK_BYTES // max(1, one.nbytes))
+def _three_rows(column: Column, table: EpisodeTable, count: int) -> Array:
+    """Return sampled channels of each episode's first, middle and last row, `(count, n)`."""
+    start, length = table.start[:count], table.length[:count]
+    rows = np.stack([start, start + length // 2, start + length], axis=1).reshape(-1, 1)
+    step = max(1, _BLOCK_BYTES // max(1, column.take(rows[:1]).nbytes))
     parts = [
         _sample_channels(column.take(rows[first : first + step])[:, 0])
         for first in range(0, len(rows), step)
@@ -317,47 +321,38 @@ def _sample_channels(rows: Array) -> Array:
     return np.nan_to_num(flat[:, ::step].astype(exact))
 
 
-def _alike_at_both_ends(ends: Array, lengths: Array) -> Iterator[tuple[int, int]]:
-    """Yield pairs of episodes of equal length that begin and end alike; each is second once.
+def _pairs(
+    points: Array, lengths: Array, nearly_equal: Callable[[tuple[int, int]], bool]
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of nearly equal episodes, the earlier first; each is the later one once.
 
     Episodes are sorted by length and then by a weighted mean of their channels, whose weights are
     random: those of two episodes that are alike differ by no more than their channels do, and of
     others hardly ever by so little.
 
     Args:
-        ends: `(E, n)` channels at both ends, in units of their ranges.
+        points: `(E, n)` channels of some rows of each episode, in units of their ranges.
         lengths: `(E,)` number of transitions.
+        nearly_equal: compares all rows of two episodes, which is done where the points are alike.
     """
-    weights = np.random.default_rng(0).uniform(-1, 1, ends.shape[1])
-    means = ends @ (weights / np.abs(weights).sum())
+    weights = np.random.default_rng(0).uniform(-1, 1, points.shape[1])
+    means = points @ (weights / np.abs(weights).sum())
     order = np.lexsort((means, lengths))
-    sorted_means, sorted_lengths = means[order], lengths[order]
+    means, lengths = means[order], lengths[order]
     found = np.zeros(len(order), bool)
     for shift in range(1, min(_COMPARED_NEIGHBOURS, len(order) - 1) + 1):
-        near = sorted_means[shift:] - sorted_means[:-shift] <= DUPLICATE_TOLERANCE
-        near &= sorted_lengths[shift:] == sorted_lengths[:-shift]
+        near = means[shift:] - means[:-shift] <= DUPLICATE_TOLERANCE
+        near &= lengths[shift:] == lengths[:-shift]
         if not near.any():
             return
         places = np.flatnonzero(near & ~found[shift:])
-        for part in np.array_split(places, 1 + len(places) * ends.shape[1] // _BLOCK_VALUES):
-            later, earlier = order[part + shift], order[part]
-            alike = np.abs(ends[later] - ends[earlier]).max(1, initial=0) <= DUPLICATE_TOLERANCE
-            found[part[alike] + shift] = True
-            yield from zip(earlier[alike].tolist(), later[alike].tolist(), strict=True)
-
-
-def _nearly_equal(column: Column, table: EpisodeTable, pair: tuple[int, int], scale: Array) -> bool:
-    # `scale` holds the ranges of the first row and of the last row; the wider one is taken.
-    tolerance = 2 * DUPLICATE_TOLERANCE * scale.reshape(2, -1).max(axis=0)
-    length = int(table.length[pair[0]])
-    starts = [int(table.start[episode]) for episode in pair]
-
-    def alike(first: int, stop: int) -> bool:
-        one, other = (_sample_channels(column.read(s + first, s + stop)) for s in starts)
-        return bool((np.abs(one - other) <= tolerance).all())
-
-    # Most episodes that begin and end alike, as in a game, differ in the middle.
-    return alike(length // 2, length // 2 + 1) and alike(0, length + 1)
+        for part in np.array_split(places, 1 + len(places) * points.shape[1] // _BLOCK_VALUES):
+            distance = np.abs(points[order[part + shift]] - points[order[part]]).max(1, initial=0)
+            for place in part[distance <= DUPLICATE_TOLERANCE].tolist():
+                pair = int(order[place]), int(order[place + shift])
+                if nearly_equal(pair):
+                    found[place + shift] = True
+                    yield min(pair), max(pair)
 
 
 def _summary(card: DatasetCard) -> list[tuple[str, str]]:
