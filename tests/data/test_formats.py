@@ -483,6 +483,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
         "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
         "LeRobot": FOREIGN / "lerobot_image_v3",
+        "Lance": FOREIGN / "worldmodel.lance",
         "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
         "OGBench": ogbench(folder / "o.npz", [39]),
         "Ha & Schmidhuber": folder / "rollouts",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dreamgym._extras import import_extra
+from dreamgym.data.formats.image_files import with_channels
 from dreamgym.data.formats.interface import Array
 from dreamgym.data.image_decoding import decode_image
 from dreamgym.errors import DatasetError
@@ -154,8 +155,3 @@ def to_images(
                 error.problem, path=error.path or path, key=name, row=row, remedy=error.remedy
             ) from error
     return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
-
-
-def with_channels(image: Array) -> Array:
-    """Return an image as `(H, W, C)`."""
-    return image[:, :, None] if image.ndim == 2 else image

@@ -449,6 +449,13 @@ def fit_actions(actions: Array, space: Any) -> Array:
     return flat[:, 0] if flat.shape[1] == 1 else actions
 
 
+def runs(values: Array) -> tuple[Array, Array]:
+    """Return the first row and the number of rows of each run of equal values `(N,)`."""
+    flat = values.reshape(-1)
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])) if len(flat) else flat[:0]
+    return starts, np.diff(np.append(starts, len(flat)))
+
+
 def is_one_hot(rows: Array) -> bool:
     """Return whether each row `(N, K)` has a single one among zeros."""
     return bool(((rows == 0) | (rows == 1)).all() and (rows.sum(axis=1) == 1).all())

@@ -13,6 +13,7 @@ from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
     d4rl,
     ha_schmidhuber,
+    lance,
     lerobot,
     minari,
     npz_folder,
@@ -38,7 +39,8 @@ from dreamgym.errors import DatasetError
 FORMATS: tuple[Format, ...] = (
     minari,  # HDF5: groups episode_<n>
     robomimic,  # HDF5: groups data/demo_<n>
-    stable_worldmodel,  # HDF5: columns ep_len, ep_offset, action
+    stable_worldmodel,  # HDF5, or a folder of npz files: columns ep_len, ep_offset, action
+    lance,  # a folder: _versions
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
