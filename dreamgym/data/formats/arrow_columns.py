@@ -68,6 +68,12 @@ def is_number_type(kind: Any) -> bool:
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
+def is_text_type(kind: Any) -> bool:
+    """Return whether an Arrow column holds text."""
+    types = pyarrow().types
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def to_numbers(column: Any, path: Path, name: str) -> Array:
     """Return a column of numbers, or of lists of equal length, as `(N, ...)`.
 
@@ -113,7 +119,7 @@ def to_numbers(column: Any, path: Path, name: str) -> Array:
     if not is_number_type(array.type):
         raise DatasetError(f"its type is {array.type}; expected numbers", path=path, key=name)
     if array.null_count and not types.is_floating(array.type):
-        raise DatasetError("it has missing values", path=path, key=name)
+        array = array.cast(pa.float64())  # in which a missing value is NaN
     values = np.asarray(array.to_numpy(zero_copy_only=False))
     return values.reshape(shape)
 
