@@ -20,6 +20,7 @@ SATURATED_SHARE = 0.5
 _BLOCK_BYTES = 32 << 20
 _MAX_LISTED_CHANNELS = 32
 _COVERAGE_BINS = 10
+_MAX_LISTED_VALUES = 1024
 
 
 def distribution(values: Array) -> dict[str, float]:
@@ -168,29 +169,39 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
         space: the action space.
 
     Returns:
-        For a discrete space the share of each value; for a Box the statistics, the covered share of
-        each dimension's range, and the share of actions at its ends.
+        For a discrete space the share of each value; for a Box, and for more than 1024 values, the
+        statistics, the covered share of each dimension's range, and the share of actions at its
+        ends.
     """
     actions = column.read(0, table.num_rows)[table.has_action].reshape(table.num_steps, -1)
-    if isinstance(space, spaces.Discrete):
-        return {"share": _shares(actions[:, 0], int(space.start), int(space.n))}
-    if isinstance(space, spaces.MultiDiscrete):
-        starts, counts = space.start.reshape(-1), space.nvec.reshape(-1)
-        return {
-            "share": [
-                _shares(actions[:, i], int(starts[i]), int(counts[i]))
-                for i in range(actions.shape[1])
+    if isinstance(space, spaces.Box):
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+    else:
+        starts, counts = _discrete_values(space)
+        if max(counts) <= _MAX_LISTED_VALUES:
+            shares = [
+                _shares(actions[:, i], start, count)
+                for i, (start, count) in enumerate(zip(starts, counts, strict=True))
             ]
-        }
+            return {"share": shares[0] if isinstance(space, spaces.Discrete) else shares}
+        low = np.array(starts, np.float64)
+        high = low + np.array(counts, np.float64) - 1
     statistics = ChannelStatistics((actions.shape[1],))
     statistics.add(actions)
     use = statistics.as_dict()
-    if isinstance(space, spaces.Box):
-        low, high = space.low.reshape(-1), space.high.reshape(-1)
-        use["coverage"] = _coverage(actions, low, high)
-        use["share_at_low"] = (actions == low).mean(axis=0).tolist()
-        use["share_at_high"] = (actions == high).mean(axis=0).tolist()
+    use["coverage"] = _coverage(actions, low, high)
+    use["share_at_low"] = (actions == low).mean(axis=0).tolist()
+    use["share_at_high"] = (actions == high).mean(axis=0).tolist()
     return use
+
+
+def _discrete_values(space: gym.Space[Any]) -> tuple[list[int], list[int]]:
+    """Return the first value of each choice, and the number of its values."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.start)], [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start.reshape(-1).tolist(), space.nvec.reshape(-1).tolist()
+    raise TypeError(f"expected a Box, Discrete or MultiDiscrete space, got {space}")
 
 
 def _coverage(actions: Array, low: Array, high: Array) -> list[float]:
