@@ -13,13 +13,16 @@ from dreamgym.cli.options import (
     AllowLoss,
     CheckedAlgorithm,
     CheckedFamily,
+    Columns,
     HtmlFile,
     Ignored,
     JsonFile,
     Keys,
     OverwriteDataset,
+    RepeatLast,
     Seed,
     SourceEnv,
+    Tasks,
     Terminals,
     foreign_options,
 )
@@ -197,6 +200,9 @@ def check(
     keys: Keys = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    repeat_last: RepeatLast = False,
+    columns: Columns = None,
+    tasks: Tasks = None,
     family: CheckedFamily = None,
     algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
@@ -212,7 +218,16 @@ def check(
     from dreamgym.data import check as check_dataset
     from dreamgym.data import write_page
 
-    foreign = foreign_options(terminals, env, keys, ignore, allow_loss)
+    foreign = foreign_options(
+        terminals,
+        env,
+        keys=keys,
+        ignore=ignore,
+        columns=columns,
+        tasks=tasks,
+        allow_loss=allow_loss,
+        repeat_last=repeat_last,
+    )
     if html_file is None:
         card = check_dataset(dataset, foreign=foreign)
     else:
@@ -279,6 +294,9 @@ def convert(
     keys: Keys = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    repeat_last: RepeatLast = False,
+    columns: Columns = None,
+    tasks: Tasks = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -293,7 +311,16 @@ def convert(
     """
     from dreamgym.data import convert as convert_dataset
 
-    options = foreign_options(terminals, env, keys, ignore, allow_loss)
+    options = foreign_options(
+        terminals,
+        env,
+        keys=keys,
+        ignore=ignore,
+        columns=columns,
+        tasks=tasks,
+        allow_loss=allow_loss,
+        repeat_last=repeat_last,
+    )
     with keeping(lambda: f"{source} is unchanged"):
         done = convert_dataset(
             source,

@@ -112,6 +112,12 @@ def _write_episodes(
     """Write all episodes of a foreign dataset; return a description of each skipped one."""
     skipped = []
     for number, episode in enumerate(foreign.episodes()):
+        if isinstance(episode, DatasetError):
+            problem = episode.at(path=source, episode=number)
+            if on_bad == "raise":
+                raise problem from episode
+            skipped.append(str(problem))
+            continue
         try:
             writer.add(episode)
         except DatasetError as error:

@@ -93,6 +93,8 @@ def _read_foreign(
     num_rows, observation_bytes = 0, 0
     for number, episode in enumerate(foreign.episodes()):
         try:
+            if isinstance(episode, DatasetError):
+                raise episode
             columns = episode_columns(episode, foreign.metadata)
         except DatasetError as error:
             problem = error.at(path=path, episode=number)
@@ -117,7 +119,8 @@ def _read_foreign(
             else:
                 parts.setdefault(name, []).append(values)
     if not headers:
-        raise DatasetError(f"it has no good episode ({len(skipped)} bad ones)", path=path)
+        first = f", the first: {skipped[0]}" if skipped else ""
+        raise DatasetError(f"it has no good episode ({len(skipped)} bad ones{first})", path=path)
     source = _make_source(foreign, path, parts, headers)
     if observation_bytes > memory and foreign.read_rows is not None:
         source = _read_on_demand(source, foreign.read_rows, foreign.close, numbers)
