@@ -10,6 +10,7 @@ mutation; `--seed` and that number repeat it (`--first NUMBER --count 1`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import random
@@ -193,7 +194,8 @@ def damage_hdf5(file: h5py.File, rng: random.Random) -> None:
         owner.attrs[key] = np.bytes_(damaged) if damaged.strip(b"\0") else 0
         return
     how = rng.randrange(6)
-    values = node[()] if isinstance(node, h5py.Dataset) else None
+    small = isinstance(node, h5py.Dataset) and (node.size or 0) < 10**6
+    values = node[()] if small else None
     del file[name]
     if how == 0:
         return
@@ -323,10 +325,8 @@ def mutate(name: str, target: Target, seed: int, number: int, work: Path) -> Non
     else:
         shutil.copy(path, copy)
     damage(copy, random.Random(f"{name} {seed} {number}"))
-    try:
+    with contextlib.suppress(DreamgymError):
         read(copy)
-    except DreamgymError:
-        pass
 
 
 def limit_memory() -> None:
@@ -376,19 +376,16 @@ def find_faults(
             state = Path(folder) / "state"
             state.unlink(missing_ok=True)
             made = Path(tempfile.mkdtemp(dir=folder))
-            arguments = [str(made), json.dumps(todo), str(seed), str(state)]
+            span = str(numbers.start), str(numbers.stop)
+            arguments = ["--child", str(made), json.dumps(todo), str(seed), str(state), *span]
             child = subprocess.run(
-                [sys.executable, "-m", "tests.mutations", "--child", *arguments]
-                + [str(numbers.start), str(numbers.stop)],
+                [sys.executable, "-m", "tests.mutations", *arguments],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
             )
-            lines = (
-                [json.loads(line) for line in state.read_text().splitlines()]
-                if (state.exists())
-                else []
-            )
+            content = state.read_text() if state.exists() else ""
+            lines = [json.loads(line) for line in content.splitlines()]
             findings += [tuple(line) for line in lines if len(line) == 3]
             shutil.rmtree(made)
             if child.returncode:
