@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dreamgym._extras import import_extra
+from dreamgym.data.formats.image_files import with_channels
 from dreamgym.data.formats.interface import Array
 from dreamgym.data.image_decoding import decode_image
 from dreamgym.errors import DatasetError
@@ -67,6 +68,12 @@ def is_number_type(kind: Any) -> bool:
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
+def is_text_type(kind: Any) -> bool:
+    """Return whether an Arrow column holds text."""
+    types = pyarrow().types
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def to_numbers(column: Any, path: Path, name: str) -> Array:
     """Return a column of numbers, or of lists of equal length, as `(N, ...)`.
 
@@ -112,7 +119,7 @@ def to_numbers(column: Any, path: Path, name: str) -> Array:
     if not is_number_type(array.type):
         raise DatasetError(f"its type is {array.type}; expected numbers", path=path, key=name)
     if array.null_count and not types.is_floating(array.type):
-        raise DatasetError("it has missing values", path=path, key=name)
+        array = array.cast(pa.float64())  # in which a missing value is NaN
     values = np.asarray(array.to_numpy(zero_copy_only=False))
     return values.reshape(shape)
 
@@ -154,8 +161,3 @@ def to_images(
                 error.problem, path=error.path or path, key=name, row=row, remedy=error.remedy
             ) from error
     return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
-
-
-def with_channels(image: Array) -> Array:
-    """Return an image as `(H, W, C)`."""
-    return image[:, :, None] if image.ndim == 2 else image

@@ -71,7 +71,7 @@ class Table:
     lengths: Sequence[int]
     read: Callable[[int, str, slice], Array]
     observations: Sequence[str] = ()
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     last_is_observation: bool = False
     tasks: Sequence[frozenset[str]] | None = None
     notes: tuple[str, ...] = ()
@@ -182,7 +182,11 @@ def find_roles(table: Table, options: ForeignOptions) -> Roles:
         for role in options.columns
         if role not in ("observation", "episode", "time")
     }
-    own = {role: (name,) for role, name in table.roles.items() if name not in options.ignore}
+    own = {
+        role: (names,) if isinstance(names, str) else names
+        for role, names in table.roles.items()
+        if names not in options.ignore
+    }
     for role in ("action", "reward"):
         if {role, f"previous_{role}"} & named.keys():
             own.pop(role, None)
@@ -306,6 +310,7 @@ class _Reader:
             actions = actions[1:] if self._roles.actions_arrive else actions[:-1]
             if rewards is not None:
                 rewards = rewards[1:] if self._roles.rewards_arrive else rewards[:-1]
+        actions = fit_actions(actions, self._options.action_space)
         last = 2 if self._table.last_is_observation else 1
         flags = {
             name: (self._read(number, name, slice(max(rows - last, 0), rows)) != 0)
@@ -403,10 +408,9 @@ class _Reader:
 
     def _read_actions(self, number: int, part: slice) -> Array:
         columns = [self._read(number, name, part) for name in self._roles.actions]
-        if len(columns) > 1:
-            columns = [c.reshape(len(c), -1) for c in columns]
-            return fit_actions(np.concatenate(columns, axis=1), self._options.action_space)
-        return fit_actions(columns[0], self._options.action_space)
+        if len(columns) == 1:
+            return columns[0]
+        return np.concatenate([c.reshape(len(c), -1) for c in columns], axis=1)
 
     def _read(self, number: int, name: str, part: slice) -> Array:
         values = np.asarray(self._table.read(number, name, part))
@@ -447,6 +451,13 @@ def fit_actions(actions: Array, space: Any) -> Array:
     if actions.dtype.kind == "f":
         return flat if actions.ndim == 1 else actions
     return flat[:, 0] if flat.shape[1] == 1 else actions
+
+
+def runs(values: Array) -> tuple[Array, Array]:
+    """Return the first row and the number of rows of each run of equal values `(N,)`."""
+    flat = values.reshape(-1)
+    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])) if len(flat) else flat[:0]
+    return starts, np.diff(np.append(starts, len(flat)))
 
 
 def is_one_hot(rows: Array) -> bool:

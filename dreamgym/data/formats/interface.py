@@ -261,6 +261,11 @@ class Probe(ClosingContext):
             self._hdf5_files[path] = self.resources.enter_context(open_file(path))
         return self._hdf5_files[path]
 
+    @property
+    def head(self) -> bytes:
+        """The first bytes of the file; none if it is a folder."""
+        return self._head
+
     def files(self, pattern: str) -> tuple[Path, ...]:
         """Return the folder's files that match a pattern, sorted by name; none if it is a file."""
         return tuple(sorted(self.path.glob(pattern))) if self.is_folder else ()

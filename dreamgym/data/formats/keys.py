@@ -17,7 +17,7 @@ import numpy as np
 from dreamgym.data.formats.interface import INFO_GROUPS, Array, ForeignOptions, Terminals
 from dreamgym.errors import DatasetError
 
-# The first spelling that is found is read. Case, "/" and "-" do not matter; see `_normalise`.
+# The first spelling that is found is read. Case, "/" and "-" do not matter; see `normalise`.
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "observations": ("observations", "obs", "observation"),
     "actions": ("actions", "action", "acts", "act"),
@@ -131,7 +131,7 @@ def field_of(role: str) -> str:
 
 def meaning(name: str) -> str | None:
     """Return what a key carries: "rewards", "ends", "next observations", or `None` for neither."""
-    known = _normalise(name)
+    known = normalise(name)
     if known in _OTHER_ENDS:
         return "ends"
     usual = next((_ROLES[role] for role in _ROLES if known in _SPELLINGS[role]), None)
@@ -180,7 +180,7 @@ def find_fields(
         given: keys by field of `Fields`, whatever their names.
     """
     given = given or {}
-    left = {name: _normalise(name) for name in names if name not in set(ignore)}
+    left = {name: normalise(name) for name in names if name not in set(ignore)}
     found: dict[str, str] = dict(given)
     left = {name: known for name, known in left.items() if name not in given.values()}
     doubles: list[tuple[str, str]] = []
@@ -258,7 +258,7 @@ def require_agreement(found: Fields, read: Callable[[str], Any], path: Path) -> 
 
 def require_no_arrivals(found: Fields, path: Path) -> None:
     """Raise `DatasetError` for a file whose rewards may belong to the action before their row."""
-    first = [name for name in found.unread if _normalise(name) in _FIRST]
+    first = [name for name in found.unread if normalise(name) in _FIRST]
     if first:
         raise DatasetError(
             f"it has the key {first[0]!r}, as RLDS and Dreamer write: there, the reward of a row "
@@ -316,7 +316,7 @@ def resolve_ends(
     elif "terminated" in flags:
         truncated = truncated | (ends & ~terminated)
         text = f"{found.terminated} are terminations, other {name} truncations"
-    elif "truncated" in flags and name is not None and "done" in _normalise(name):
+    elif "truncated" in flags and name is not None and "done" in normalise(name):
         terminated = ends & ~truncated  # Gym's old `done` is set for time limits, too
         text = f"{name} are terminations where {found.truncated} is not set"
     elif "truncated" in flags:
@@ -357,7 +357,8 @@ def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Te
     return options.terminals
 
 
-def _normalise(name: str) -> str:
+def normalise(name: str) -> str:
+    """Return a name without its group of infos, in lower case, with `_` between its words."""
     for group in _GROUPS:
         name = name.removeprefix(group)
     return name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")

@@ -18,6 +18,7 @@ import numpy as np
 
 from dreamgym.data.formats.arrow_columns import read_parquet, to_images, to_numbers
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.image_files import find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.video_files import VideoFolder
 from dreamgym.data.hdf5.guard import open_regular
@@ -161,11 +162,7 @@ class _Files:
         }
 
     def _read_image(self, name: str) -> bytes:
-        path = (self._root / name).resolve()
-        if not path.is_relative_to(self._root.resolve()):
-            raise DatasetError("it names an image outside the dataset", path=path)
-        with open_regular(path) as file:
-            return file.read()
+        return read_file(find_file(self._root, name))
 
     def _episodes_2(self, info: dict[str, Any]) -> list[_Episode]:
         """Return the episodes of version 2, which `meta/episodes.jsonl` lists."""

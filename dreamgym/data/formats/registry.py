@@ -9,16 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
+    aloha,
     d4rl,
+    dreamer,
     ha_schmidhuber,
+    lance,
     lerobot,
+    logs,
     minari,
     npz_folder,
     ogbench,
     robomimic,
     stable_worldmodel,
+    zarr_buffer,
 )
 from dreamgym.data.formats.interface import (
     Array,
@@ -38,12 +45,24 @@ from dreamgym.errors import DatasetError
 FORMATS: tuple[Format, ...] = (
     minari,  # HDF5: groups episode_<n>
     robomimic,  # HDF5: groups data/demo_<n>
-    stable_worldmodel,  # HDF5: columns ep_len, ep_offset, action
+    stable_worldmodel,  # HDF5, or a folder of npz files: columns ep_len, ep_offset, action
+    lance,  # a folder: _versions
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
+    aloha,  # a folder of HDF5 files: action, group observations
+    zarr_buffer,  # Zarr: meta/episode_ends
     lerobot,  # a folder: meta/info.json
+    dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
+    logs,  # Parquet or text, or a folder of such files
+)
+
+
+_LINES = (
+    "with DatasetWriter(path, DatasetMetadata(observation_space=..., action_space=...)) as writer: "
+    "writer.add(Episode(observations=..., actions=..., rewards=..., terminated=..., truncated=..., "
+    "complete=...)) for each episode"
 )
 
 
@@ -74,8 +93,8 @@ def detect_format(probe: Probe) -> Format | None:
         remedy=probe.remedy()
         or f"dreamgym reads native datasets (an HDF5 file, or a folder of {SHARD_PATTERN} files) "
         f"and {names}; name the keys of one row per transition observations, actions, rewards, "
-        "next_observations, terminated and truncated, or write other data as a native dataset with "
-        "DatasetWriter and Episode",
+        f"next_observations, terminated and truncated, or write a native dataset: {_LINES} (an "
+        "example is under 'A format that is not read' in docs/data.md)",
     )
 
 
@@ -148,14 +167,21 @@ def read_foreign(probe: Probe, options: ForeignOptions) -> ForeignDataset | None
 
 def _is_native(probe: Probe) -> bool:
     if probe.is_folder:  # shards, perhaps unfinished
-        return bool(probe.files(SHARD_PATTERN) or probe.files(f"{SHARD_PATTERN}.partial"))
+        if probe.files(f"{SHARD_PATTERN}.partial"):
+            return True
+        shards = probe.files(SHARD_PATTERN)
+        try:
+            return bool(shards) and _has_native_parts(probe.open_hdf5(shards[0]), shards[0])
+        except DatasetError:
+            return True  # whose reader says what is wrong
     return probe.hdf5 is not None and is_native(probe.hdf5, probe.path)
 
 
 def _resembles_native(probe: Probe) -> bool:
     """Return whether the file has parts of a native one; the reader says what is missing."""
-    file = probe.hdf5
-    if file is None:
-        return False
-    with hdf5_errors(probe.path):
+    return probe.hdf5 is not None and _has_native_parts(probe.hdf5, probe.path)
+
+
+def _has_native_parts(file: h5py.File, path: Path) -> bool:
+    with hdf5_errors(path):
         return "format" in file.attrs or "steps" in file or "episodes" in file
