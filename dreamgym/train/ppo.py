@@ -203,7 +203,7 @@ class _TanhMLP(torch.autograd.Function):
         return torch.addmm(weights[-1], inputs[-1], weights[-2].t())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the weights, and none with respect to x."""
         layers = len(ctx.saved_tensors) // 2

@@ -69,7 +69,8 @@ def test_an_update_is_a_step_of_adam_with_a_clipped_gradient(box_world, norm):
 def test_advantages_use_the_last_observation_of_episodes_that_ended(box_world):
     ppo = learner(box_world)
     rollout = ppo.collect()
-    assert rollout.done.any() and not rollout.done.all()
+    assert rollout.done.any()
+    assert not rollout.done.all()
     value, following = (
         ppo.network.critic(part).squeeze(-1)
         for part in (rollout.observation, rollout.next_observation)
