@@ -268,12 +268,8 @@ class FastBlock:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition).chunk(6, -1)
         normed = self.norms.before_attention(x, shift, scale)
         kept.append(_heads(self.key_value(normed), self.heads))
-        if len(kept) == 1:
-            mixed = self.oldest(normed)
-        else:
-            query = self.query(normed).unflatten(-1, (self.heads, -1))
-            mixed = self.out(_attend_kept(query, kept))
-        x = torch.addcmul(x, gate, mixed)
+        mixed = _attend_kept(self.query(normed).unflatten(-1, (self.heads, -1)), kept)
+        x = torch.addcmul(x, gate, self.out(mixed))
         return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
