@@ -15,7 +15,7 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
-from dreamgym.cli.online import improve
+from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.reality import evaluate, export, transfer
 from dreamgym.cli.worlds import fit, import_checkpoint, train
@@ -38,7 +38,8 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    *(record, check, fit, train, transfer, evaluate, export, improve),
+    *(record, check, fit, train, transfer, evaluate, export),
+    *(improve, act, learn),
     *(recover, convert, pack, import_checkpoint),
 )
 for _verb in _VERBS:
