@@ -181,11 +181,13 @@ class Training:
         Args:
             steps: dream steps so far.
             algorithm: the library's own object.
-            means: mean "return" and "length" of the dreams that ended; None where none ended.
+            means: mean "return" of the dreams that ended, and "length" where it is known; None
+                where none ended.
         """
         figures = {}
         if means is not None:
-            figures = {"dream return": means["return"], "dream length": means["length"]}
+            named = {"return": "dream return", "length": "dream length"}
+            figures = {name: means[key] for key, name in named.items() if key in means}
             self.curve.append([float(steps), means["return"]])
         self._run.report(steps, self.steps, figures, lambda: self.policy(algorithm, steps))
 

@@ -5,8 +5,10 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are here under their n
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +43,6 @@ from ray.rllib.core.distribution.torch.torch_distribution import (  # noqa: E402
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI  # noqa: E402
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: E402
 from ray.rllib.core.rl_module.torch import TorchRLModule  # noqa: E402
-from ray.tune.logger import NoopLogger  # noqa: E402
 from ray.tune.registry import register_env  # noqa: E402
 
 __all__ = [
@@ -77,9 +78,7 @@ class RLlibEnv(VectorWrapper):
     """
 
     def __init__(self, env: VectorEnv, *, reward_scale: float = 1.0) -> None:
-        super().__init__(
-            dream_for(env, library="RLlib", autoreset_mode="NextStep", output="numpy")
-        )
+        super().__init__(dream_for(env, library="RLlib", autoreset_mode="NextStep", output="numpy"))
         self._reward_scale = np.float32(reward_scale)
         self._codec = ActionCodec(self.env.single_action_space)
         self.single_action_space = self._codec.learner_space()
@@ -113,11 +112,14 @@ def make_dream(config: Mapping[str, Any]) -> RLlibEnv:
 
 
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
-    """An `ActorCritic` as a module of RLlib; `model_config` has its arguments, JSON-plain."""
+    """An `ActorCritic` as a module of RLlib.
+
+    `model_config["actor_critic"]` has its arguments, JSON-plain, with the dream's action space.
+    """
 
     def setup(self) -> None:
         """Make the network."""
-        arguments = dict(self.model_config)
+        arguments = dict(self.model_config["actor_critic"])
         action_space = space_from_json(arguments.pop("action_space"))
         self.network = ActorCritic(self.observation_space, action_space, **arguments)
         continuous = self.network.codec.continuous
@@ -191,10 +193,11 @@ def _copy(source: ActorCritic, target: ActorCritic) -> None:
 def _means(result: dict[str, Any], reward_scale: float) -> dict[str, float] | None:
     """Return the means of RLlib's last episodes in the real environment's units."""
     figures = result["env_runners"]
-    if "episode_return_mean" not in figures:
+    mean = float(figures.get("episode_return_mean", np.nan))
+    if np.isnan(mean):
         return None
-    mean, length = figures["episode_return_mean"], figures["episode_len_mean"]
-    return {"return": float(mean) / reward_scale, "length": float(length)}
+    # Its lengths are too long: the learner lengthens each fragment by a step in place.
+    return {"return": mean / reward_scale}
 
 
 @contextmanager
@@ -219,7 +222,10 @@ def _algorithm(
     name = f"dreamgym-{id(env)}"
     _DREAMS[name] = env
     register_env(name, _dream_of)
-    arguments = {**training.network_arguments, "action_space": space_to_json(training.dream.single_action_space)}
+    arguments = {
+        **training.network_arguments,
+        "action_space": space_to_json(training.dream.single_action_space),
+    }
     config = (
         PPOConfig()
         .environment(name, env_config={"dream": name})
@@ -245,15 +251,14 @@ def _algorithm(
             num_epochs=settings.n_epochs,
         )
         .rl_module(
-            rl_module_spec=RLModuleSpec(module_class=ActorCriticModule, model_config=arguments)
+            rl_module_spec=RLModuleSpec(
+                module_class=ActorCriticModule, model_config={"actor_critic": arguments}
+            )
         )
-        .debugging(
-            seed=run.seed,
-            log_level="ERROR",
-            logger_config={"type": NoopLogger, "logdir": tempfile.gettempdir()},
-        )
+        .debugging(seed=run.seed, log_level="ERROR")
     )
-    algorithm = config.build_algo()
+    with _quiet():
+        algorithm = config.build_algo()
     weights = {key: value.cpu() for key, value in training.network.state_dict().items()}
     try:
         algorithm.learner_group.foreach_learner(
@@ -265,7 +270,22 @@ def _algorithm(
         yield algorithm
     finally:
         algorithm.stop()
+        shutil.rmtree(algorithm.logdir, ignore_errors=True)  # it writes nothing there
         del _DREAMS[name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what RLlib says about its versions, and Gymnasium about RLlib's registering twice."""
+    logger = logging.getLogger("ray.rllib")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Overriding environment rllib")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 _DREAMS: dict[str, RLlibEnv] = {}

@@ -60,9 +60,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         values = asdict(settings)
         values["batch_size"] = min(settings.batch_size, training.frames)
         hidden = [each.out_features for each in network.critic if isinstance(each, nn.Linear)][:-1]
-        learner = PPO(
-            "MlpPolicy", env, seed=run.seed, policy_kwargs={"net_arch": hidden}, **values
-        )
+        learner = PPO("MlpPolicy", env, seed=run.seed, policy_kwargs={"net_arch": hidden}, **values)
         _to_jax(network, learner)
         finished = True
         try:

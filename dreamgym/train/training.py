@@ -226,7 +226,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
             raise TrainingError("resume=True needs out=, the file beside which the checkpoint is")
         if path.exists():
             return load_policy(path, world=run.world)
-        run = _resumed(entry, run, _checkpoint(path))
+        run = _resumed(entry, run, checkpoint_path(path))
     _check_real_share(entry, run.config, real_data)
     if run.initial is not None:
         _check_initial(entry, run, run.initial)
@@ -245,7 +245,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         stack.enter_context(threads(run.config.threads))
         monitor = Monitor(
             monitoring,
-            checkpoint=None if path is None else _checkpoint(path),
+            checkpoint=None if path is None else checkpoint_path(path),
             progress=progress,
             log=stack.enter_context(tensorboard_log(monitoring.tensorboard)),
             done=0 if run.earlier is None else run.earlier.steps,
@@ -255,11 +255,11 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         raise _interruption(policy, path)
     if path is not None:
         policy.save(path)
-        _checkpoint(path).unlink(missing_ok=True)
+        checkpoint_path(path).unlink(missing_ok=True)
     return policy
 
 
-def _checkpoint(path: Path) -> Path:
+def checkpoint_path(path: Path) -> Path:
     """Return the file of the unfinished policy of a training that saves in `path`."""
     return path.with_name(f"{path.stem}.interrupted{path.suffix}")
 
@@ -350,7 +350,7 @@ def _interruption(policy: TrainedPolicy, path: Path | None) -> TrainingInterrupt
     if path is None:
         message = f"{done}; no out was given, so nothing was saved"
         return TrainingInterrupted(message, path=None, steps=steps)
-    saved = _checkpoint(path)
+    saved = checkpoint_path(path)
     try:
         policy.save(saved)
     except PolicyFileError as error:
