@@ -17,11 +17,13 @@ from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
 from dreamgym.cli.online import improve
 from dreamgym.cli.options import with_local_paths
+from dreamgym.cli.trust import report
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
 EPILOG = (
     "All stages: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
-    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
+    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment; "
+    "[bold]report[/] says how far to trust a world. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
 
@@ -36,7 +38,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_VERBS = (record, check, fit, train, transfer, improve, recover, convert, pack, import_checkpoint)
+_VERBS = (
+    record,
+    check,
+    fit,
+    train,
+    transfer,
+    report,
+    improve,
+    recover,
+    convert,
+    pack,
+    import_checkpoint,
+)
 for _verb in _VERBS:
     app.command()(with_local_paths(_verb))
 app.command("adopt", hidden=True)(with_local_paths(import_checkpoint))  # the verb's former name

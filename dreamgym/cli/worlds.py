@@ -251,6 +251,8 @@ def train(
     speed = {"seconds": seconds, "steps_per_second": card["steps"] / seconds}
     paths = {"policy": str(target), "network": card["policy"]}
     write_json(json_file, {**card, **paths, **speed})
+    for alarm in card["alarms"]:
+        say(f"alarm: {alarm}")
     last = f", dream return {number(policy.curve[-1][1])} at the end" if policy.curve else ""
     say(f"{target}: {algo}, {number(card['steps'])} dream steps, {number(seconds)} s{last}")
 

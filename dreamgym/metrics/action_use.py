@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dreamgym.metrics.action_effect import action_effect, numbers_of_actions
 from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.forecasts import vector_keys
-from dreamgym.metrics.linear import fit_linear
+from dreamgym.metrics.linear import encoded_numbers, fit_linear
 
 MAX_NUMBERS = 32
 """Numbers of the actions that are examined one by one."""
@@ -52,8 +50,5 @@ def _in_data(context: MetricContext, numbers: int) -> list[float] | None:
         return None
     episodes = context.episodes if context.training is None else context.training
     linear = fit_linear(context.dataset, episodes, keys)
-    encoder = linear.encoder
-    choices = getattr(encoder, "choice", None)
-    which = np.arange(encoder.dim) if choices is None else choices.numpy()
-    evidence = linear.action_evidence(which)
+    evidence = linear.action_evidence(encoded_numbers(context.dataset.action_space))
     return [float(value) for value in evidence[:MAX_NUMBERS]]

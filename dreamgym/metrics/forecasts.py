@@ -196,7 +196,7 @@ def _linear_forecasts(
     linear: LinearModel, windows: Windows, last: Array, horizons: Sequence[int]
 ) -> Array:
     """Return the linear model's forecasts (K, N, n) under the windows' actions."""
-    actions = windows.segment.action[:, BURN_IN:].cpu()
+    actions = windows.segment.action[:, BURN_IN:].cpu().numpy()
     current, forecasts = last, []
     for t in range(horizons[-1]):
         current = linear.step(current, actions[:, t])

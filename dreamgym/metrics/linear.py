@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dreamgym.data import AnyDataset
-from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.observations import WHOLE
 
 Array = NDArray[np.floating]
@@ -30,7 +28,7 @@ class LinearModel(NamedTuple):
     """A linear model of the change of vector observations in one step.
 
     Attributes:
-        encoder: actions as numbers; categories one-hot.
+        space: space of the actions.
         mean: (n + a,) mean of observations and encoded actions.
         std: (n + a,) their standard deviations, 1 where they do not change.
         weights: (n + a + 1, n) of the standardised inputs and 1, giving the change.
@@ -42,7 +40,7 @@ class LinearModel(NamedTuple):
         square: (n,) sum of the squared changes.
     """
 
-    encoder: ActionEncoder
+    space: gym.Space
     mean: Array
     std: Array
     weights: Array
@@ -52,9 +50,9 @@ class LinearModel(NamedTuple):
     moments: tuple[Array, Array]
     square: Array
 
-    def step(self, observation: Array, action: Tensor) -> Array:
+    def step(self, observation: Array, action: NDArray) -> Array:
         """Return the forecast (B, n) of the next observation."""
-        inputs = _inputs(observation, _encoded(self.encoder, action), self.mean, self.std)
+        inputs = _inputs(observation, encoded_actions(self.space, action), self.mean, self.std)
         return np.clip(observation + inputs @ self.weights, self.low, self.high)
 
     def action_evidence(self, choices: NDArray[np.integer]) -> Array:
@@ -102,11 +100,10 @@ def fit_linear(
         )
         before.append(vectors[:-1])
         after.append(vectors[1:])
-        actions.append(torch.from_numpy(np.ascontiguousarray(batch.action[0])))
+        actions.append(batch.action[0])
         rows += length
-    encoder = ActionEncoder(dataset.action_space)
     old, new = np.concatenate(before), np.concatenate(after)
-    encoded = _encoded(encoder, torch.cat(actions))
+    encoded = encoded_actions(dataset.action_space, np.concatenate(actions))
     joint = np.concatenate([old, encoded], 1)
     mean, std = joint.mean(0), joint.std(0)
     std = np.where(std > 1e-12 * np.abs(joint).max(0) + 1e-30, std, 1.0)
@@ -117,7 +114,7 @@ def fit_linear(
     low, high = old.min(0), old.max(0)
     room = MARGIN * (high - low)
     return LinearModel(
-        encoder=encoder,
+        space=dataset.action_space,
         mean=mean,
         std=std,
         weights=weights,
@@ -129,10 +126,27 @@ def fit_linear(
     )
 
 
-@torch.no_grad()
-def _encoded(encoder: ActionEncoder, action: Tensor) -> Array:
-    encoded: Array = encoder(action).double().numpy()
-    return encoded
+def encoded_actions(space: gym.Space, action: NDArray) -> Array:
+    """Return actions (B, ...) as numbers (B, a), categories one-hot."""
+    flat = np.asarray(action).reshape(len(action), -1)
+    if isinstance(space, gym.spaces.Box):
+        return flat.astype(np.float64)
+    choice, value = _categories(space)
+    return (flat[:, choice] == value).astype(np.float64)
+
+
+def encoded_numbers(space: gym.Space) -> NDArray[np.integer]:
+    """Return, for each number of an encoded action, the index of the action's number, (a,)."""
+    if isinstance(space, gym.spaces.Box):
+        return np.arange(int(np.prod(space.shape)))
+    return _categories(space)[0]
+
+
+def _categories(space: Any) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Return the index of the number that each category belongs to, and its value."""
+    sizes = np.ravel(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec)
+    values = [np.arange(n) + s for n, s in zip(sizes, np.ravel(space.start), strict=True)]
+    return np.repeat(np.arange(len(sizes)), sizes), np.concatenate(values)
 
 
 def _inputs(observation: Array, action: Array, mean: Array, std: Array) -> Array:

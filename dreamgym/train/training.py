@@ -6,7 +6,7 @@ import platform
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from dreamgym._files import atomic_file
 from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.dream.watch import TrainingAlarm, limits_of, watch
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
+from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
 from dreamgym.train.registry import LEARNERS, Learner, find_learner
@@ -42,6 +44,7 @@ class TrainingRun:
         progress: called with (steps done, steps, figures); None for nothing.
         initial: policy of the same algorithm to go on from; None for fresh weights.
         real_data: real transitions for the batches of an off-policy algorithm; None for none.
+        alarms: alarms raised so far, see `dreamgym.dream.watch`.
     """
 
     world: World
@@ -53,6 +56,7 @@ class TrainingRun:
     progress: Progress | None = None
     initial: TrainedPolicy | None = None
     real_data: AnyDataset | None = None
+    alarms: list[TrainingAlarm] = field(default_factory=list)
 
     @property
     def view(self) -> str:
@@ -72,15 +76,19 @@ class TrainingRun:
 
     def make_dream(
         self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
-    ) -> DreamVectorEnv:
-        """Make the dream that is trained in."""
-        return DreamVectorEnv(
+    ) -> Any:
+        """Make the dream that is trained in, watched for alarms unless these are off."""
+        dream = DreamVectorEnv(
             self.world,
             num_envs,
             output=output,
             autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
+        response = self.config.alarms
+        if response == "off" or limits_of(dream) == Limits():
+            return dream
+        return watch(dream, response=response, on_alarm=self.alarms.append)
 
     def card(self, env: DreamVectorEnv, *, settings: dict[str, Any], **values: Any) -> PolicyCard:
         """Make the card of a policy that this run trained.
@@ -107,6 +115,7 @@ class TrainingRun:
             hyperparameters={**chosen, **settings, "num_envs": env.num_envs},
             versions=_versions(LEARNERS[self.learner]),
             frame_skip=self.world.frame_skip.to_json(),
+            alarms=[f"{alarm.name}: {alarm.sentence}" for alarm in self.alarms],
             **values,
         )
 
@@ -192,7 +201,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         stack.enter_context(threads(run.config.threads))
         policy, finished = library.train(run)
     if not finished:
-        raise _interruption(policy, path)
+        raise _interruption(policy, path, run)
     if path is not None:
         policy.save(path)
     return policy
@@ -248,10 +257,15 @@ def _check_writable(path: Path) -> None:
         raise PolicyFileError(f"no policy can be written to {path}: {error}") from error
 
 
-def _interruption(policy: TrainedPolicy, path: Path | None) -> TrainingInterrupted:
+def _interruption(
+    policy: TrainedPolicy, path: Path | None, run: TrainingRun
+) -> TrainingInterrupted:
     """Save an unfinished policy beside `path`, and return the exception that says so."""
     steps = policy.card.steps
     done = f"training was interrupted after {steps:,} dream steps"
+    if run.config.alarms == "stop" and run.alarms:
+        alarm = run.alarms[-1]
+        done = f"training was stopped by an alarm after {steps:,} dream steps: {alarm.sentence}"
     if path is None:
         message = f"{done}; no out was given, so nothing was saved"
         return TrainingInterrupted(message, path=None, steps=steps)

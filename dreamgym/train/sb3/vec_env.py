@@ -93,7 +93,7 @@ class SB3VecEnv(VecEnv):
         env = dream_for(env, library="Stable-Baselines3", autoreset_mode="SameStep")
         if not reward_scale > 0 or not np.isfinite(reward_scale):
             raise TrainingError(f"reward_scale is {reward_scale}; expected a number above 0")
-        self.env = env
+        self.env: Any = env
         self.reward_scale = float(reward_scale)
         self._actions: NDArray[Any] | None = None
         self._creation_time = time.monotonic()

@@ -26,9 +26,12 @@ from dreamgym.errors import WorldError
 from dreamgym.metrics import REPORT_METRICS, Limits
 from dreamgym.metrics.registry import metric_context
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.trust.config import RankingConfig
+from dreamgym.trust.examples import examples
 from dreamgym.trust.findings import CAUTION, DO_NOT_USE, GOOD, Finding, findings_of, verdict_of
+from dreamgym.trust.html_page import page
 from dreamgym.trust.names import names_of
-from dreamgym.trust.ranking import Ranking, RankingConfig
+from dreamgym.trust.ranking import Ranking
 from dreamgym.trust.visits import visit
 from dreamgym.world.world import World, as_world
 
@@ -111,8 +114,6 @@ class Report:
         Returns:
             The path.
         """
-        from dreamgym.trust.page import page  # it draws; a report alone need not
-
         path = local_path(path, WorldError)
         text = (
             page([self])
@@ -193,7 +194,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
                 say(name)
                 figures |= metric(context)
         say("examples")
-        figures |= _examples(world, dataset, held_out, seed)
+        figures["examples"] = examples(world, dataset, held_out, seed)
     limits = Limits.from_json(figures.get("limits"))
     say("dreams under a random policy")
     if policies is None and not ranking:
@@ -321,12 +322,3 @@ def _data_figures(
         "longest": int(lengths.max()),
         "cannot_teach": teaching_findings(dataset.lessons()),
     }
-
-
-def _examples(
-    world: World, dataset: AnyDataset, held_out: NDArray[np.integer], seed: int
-) -> dict[str, Any]:
-    """Return a held-out episode beside dreams of its actions."""
-    from dreamgym.trust.examples import examples
-
-    return {"examples": examples(world, dataset, held_out, seed)}

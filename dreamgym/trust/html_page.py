@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamgym.metrics.channels import MIN_WINDOWS
 from dreamgym.trust.drawings import Drawing, Line
 from dreamgym.trust.findings import CAUTION, DO_NOT_USE, GOOD, NOTE, Finding
-from dreamgym.trust.report import Report
+
+if TYPE_CHECKING:
+    from dreamgym.trust.reporting import Report
 
 _STYLE = """
 :root{color-scheme:light}
