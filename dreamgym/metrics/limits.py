@@ -57,6 +57,16 @@ class Limits:
         span = self.reward_high - self.reward_low
         return REWARD_MARGIN * (span or abs(self.reward_high) or 1.0)
 
+    def joined(self, other: Limits) -> Limits:
+        """Return the wider one of each limit."""
+        pick = {"reward_low": min}
+        chosen: dict[str, Any] = {}
+        for field in fields(self):
+            values = [getattr(each, field.name) for each in (self, other)]
+            known = [value for value in values if value is not None]
+            chosen[field.name] = pick.get(field.name, max)(known) if known else None
+        return Limits(**chosen)
+
     def to_json(self) -> Figures:
         """Return the limits as JSON-plain values."""
         return asdict(self)

@@ -117,7 +117,7 @@ REPORT_METRICS: dict[str, Metric] = {
     "shift": behaviour_shift,
     "limits": limits,
 }
-"""Every metric of a report (`dreamgym.trust.reporting`), which may take longer than those of a fit."""
+"""Every metric of a report (`dreamgym.trust.report`), which may take longer than those of a fit."""
 
 
 @float32_by_default()

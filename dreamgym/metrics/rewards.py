@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.metrics.context import Figures, MetricContext
+from dreamgym.metrics.intervals import spearman
 
 RARE = 0.1
 """Rewards that differ from the most frequent one are events where at most this share do."""
@@ -16,7 +17,8 @@ Array = NDArray[np.floating]
 def reward_detail(context: MetricContext) -> Figures:
     """Return how predicted rewards compare with real ones, one step ahead.
 
-    `correlation` is Pearson's, None where one of both does not vary. Where rewards other than the
+    `correlation` is Pearson's and `rank_correlation` Spearman's, which single outliers do not
+    decide; None where one of both does not vary. Where rewards other than the
     most frequent one are rare, they are events: one is predicted where the predicted reward is
     nearer to the mean event than to the usual reward, and `events` has precision and recall.
     """
@@ -36,6 +38,7 @@ def reward_detail(context: MetricContext) -> Figures:
         "bias": float((guess - real).mean()),
         "predicted_spread": float(guess.std()),
         "correlation": _correlation(guess, real),
+        "rank_correlation": spearman(guess, real),
         "scatter": _scatter(guess, real, context.seed),
     }
     events = _events(guess, real)

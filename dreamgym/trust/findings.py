@@ -231,9 +231,12 @@ def reward(figures: Figures) -> Iterator[Finding]:
         f"error {found['rmse']:.3g} one step ahead, spread {spread:.3g}, {related}, "
         f"{found['count']:,} held-out steps"
     )
-    significant = correlation is not None and abs(correlation) * found["count"] ** 0.5 > EVIDENCE
-    opposite = not varies and found["mean"] * (found["mean"] + found["bias"]) < 0
-    if (significant and correlation is not None and correlation < WRONG_SIGN) or opposite:
+    signs = [found["correlation"], found["rank_correlation"]]
+    opposite = all(each is not None and each < WRONG_SIGN for each in signs)
+    opposite &= found["count"] > (EVIDENCE / WRONG_SIGN) ** 2  # else it may be chance
+    if not varies:
+        opposite = found["mean"] * (found["mean"] + found["bias"]) < 0
+    if opposite:
         yield Finding(
             DO_NOT_USE,
             "reward",
@@ -436,8 +439,9 @@ def ranking(figures: Figures) -> Iterator[Finding]:
             f"Spearman {rho:.2f} (95%: {low:.2f} to {high:.2f}) over {found['count']} policies"
         )
         enough = found["count"] >= 10
-        if high < MIN_CORRELATION and enough:
-            level, text = DO_NOT_USE, "Dream returns do not order policies as real returns do."
+        if rho < MIN_CORRELATION and (high < MIN_CORRELATION or not enough):
+            level = DO_NOT_USE if enough else CAUTION
+            text = "Dream returns do not order policies as real returns do."
         elif rho < MIN_CORRELATION + 0.3:
             level, text = CAUTION, "Dream returns order policies only roughly."
         else:
@@ -473,12 +477,13 @@ def ranking(figures: Figures) -> Iterator[Finding]:
 
 def coverage(figures: Figures) -> Iterator[Finding]:
     """Say where policies go in dreams that the data never went, and what is paid there."""
+    known = figures["data"]["fitted"] or figures["world"]["has_limits"]
     for row in figures.get("visits", []):
         seen = row["visit"]
         limits = figures.get("limits", {})
         if seen["paid_outside"] > PAID_OUTSIDE:
             yield Finding(
-                DO_NOT_USE,
+                DO_NOT_USE if known else CAUTION,
                 "reward",
                 f"Under {row['name']}, dreams pay rewards that no data has shown.",
                 f"{seen['paid_outside']:.1%} of the steps, from {seen['reward_low']:.4g} to "

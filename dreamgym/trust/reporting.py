@@ -196,6 +196,9 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
         say("examples")
         figures["examples"] = examples(world, dataset, held_out, seed)
     limits = Limits.from_json(figures.get("limits"))
+    if world.quality.get("limits"):  # those of the data that the world was fitted to count as well
+        limits = limits.joined(Limits.from_json(world.quality["limits"]))
+        figures["limits"] = limits.to_json()
     say("dreams under a random policy")
     if policies is None and not ranking:
         figures["visits"] = [
@@ -297,6 +300,7 @@ def _world_figures(world: World) -> dict[str, Any]:
         "policy": world.provenance.get("dataset_policy"),
         "dataset": world.provenance.get("dataset"),
         "alarms": world.quality.get("alarms", []),
+        "has_limits": bool(world.quality.get("limits")),
     }
 
 
