@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamgym.metrics.alarms import EVIDENCE, MAX_MISCALIBRATION, MAX_REWARD_ERROR, ROUNDING
 from dreamgym.metrics.channels import MIN_WINDOWS
-from dreamgym.metrics.recommendation import BASELINE_MARGIN, MIN_HORIZON
+from dreamgym.metrics.recommendation import BASELINE_MARGIN
 
 DO_NOT_USE, CAUTION, NOTE, GOOD = "do not use", "caution", "note", "good"
 LEVELS = (DO_NOT_USE, CAUTION, NOTE, GOOD)
@@ -106,6 +106,21 @@ def origin(figures: Figures) -> Iterator[Finding]:
         )
 
 
+def usable_steps(table: Figures, longest: int) -> int:
+    """Return the steps up to which forecasts beat repeating the last observation.
+
+    Args:
+        table: figures of `channel_errors`.
+        longest: steps of the world's dreams, the most that is returned.
+    """
+    mean, last, reached = (np.array(each) for each in _over_channels(table))
+    horizons, judged = np.array(table["horizons"]), reached >= MIN_WINDOWS
+    worse = horizons[judged & (mean > BASELINE_MARGIN * last)]
+    if len(worse):
+        return min(longest, int(worse[0]) - 1)
+    return min(longest, int(horizons[judged].max(initial=0)))
+
+
 def horizon(figures: Figures) -> Iterator[Finding]:
     """Say to which horizon dreams are better than repeating the last observation."""
     table = figures.get("channels")
@@ -113,9 +128,7 @@ def horizon(figures: Figures) -> Iterator[Finding]:
         return
     steps = figures["world"]["horizon"]
     mean, last, reached = (np.array(each) for each in _over_channels(table))
-    horizons = np.array(table["horizons"])
-    judged = reached >= MIN_WINDOWS
-    worse = judged & (mean > BASELINE_MARGIN * last)
+    horizons, judged = np.array(table["horizons"]), reached >= MIN_WINDOWS
     if not judged.any():
         yield Finding(
             CAUTION,
@@ -125,25 +138,24 @@ def horizon(figures: Figures) -> Iterator[Finding]:
             "record more episodes",
         )
         return
-    furthest = int(horizons[judged].max())
+    worse = judged & (mean > BASELINE_MARGIN * last)
+    place = int(np.flatnonzero(worse if worse.any() else judged)[0 if worse.any() else -1])
+    k = int(horizons[place])
+    evidence = (
+        f"error {mean[place]:.2g} of the spread after {k} step{'s' if k > 1 else ''}, and "
+        f"repeating the last observation has {last[place]:.2g} ({int(reached[place])} windows)"
+    )
     if not worse.any():
+        short = figures["data"]["longest"] < steps
         yield Finding(
             GOOD,
             "horizon",
-            f"Dreams are better than repeating the last observation up to {furthest} steps, as far "
-            "as held-out episodes show.",
-            f"error {_at(mean, judged)} of the spread after {furthest} steps, repeating "
-            f"{_at(last, judged)}",
-            "" if furthest >= steps else f"for dreams of {steps} steps, record longer episodes",
+            f"Dreams are better than repeating the last observation up to {k} steps, as far as "
+            "held-out episodes show.",
+            evidence,
+            f"for dreams of {steps} steps, record longer episodes" if short else "",
         )
-        return
-    first = int(horizons[worse][0])
-    place = int(np.flatnonzero(worse)[0])
-    evidence = (
-        f"error {mean[place]:.2g} of the spread after {first} steps, and repeating the last "
-        f"observation has {last[place]:.2g} ({int(reached[place])} windows)"
-    )
-    if first == 1:
+    elif k == 1:
         yield Finding(
             DO_NOT_USE,
             "horizon",
@@ -151,22 +163,14 @@ def horizon(figures: Figures) -> Iterator[Finding]:
             evidence,
             "check that the data is of the world's environment; fit for longer or to more data",
         )
-    elif first <= min(MIN_HORIZON, steps):
-        yield Finding(
-            CAUTION,
-            "horizon",
-            f"Dreams are worse than repeating the last observation from step {first} onwards.",
-            evidence,
-            f"dream at most {first - 1} steps at a time (max_episode_steps), fit for longer, or "
-            "record more data",
-        )
     else:
         yield Finding(
-            GOOD if first > steps else CAUTION,
+            GOOD if k > steps else CAUTION,
             "horizon",
-            f"Dreams are better than repeating the last observation for {first - 1} steps.",
+            f"Dreams are worse than repeating the last observation from step {k} onwards.",
             evidence,
-            "" if first > steps else f"dream at most {first - 1} steps instead of {steps}",
+            f"dream at most {k - 1} steps at a time (max_episode_steps), fit for longer, or record "
+            "more data",
         )
 
 
@@ -181,10 +185,6 @@ def _over_channels(table: Figures) -> tuple[list[float], list[float], list[int]]
         for key in ("mean", "repeat_last")
     ]
     return root[0], root[1], table["windows"]
-
-
-def _at(values: Any, judged: Any) -> str:
-    return f"{values[judged][-1]:.2g}"
 
 
 def channels(figures: Figures) -> Iterator[Finding]:

@@ -20,6 +20,10 @@ padding:0 1em 3em}
 h1{font-size:1.5em;margin:1em 0 .2em}h2{font-size:1.2em;margin:2em 0 .4em;border-top:1px solid #ddd;
 padding-top:.8em}
 .verdict{border-radius:10px;padding:.7em 1em;margin:.6em 0 1em;font-size:1.25em;font-weight:600}
+.verdict dl{font-size:.7em;font-weight:400;margin:.5em 0 0;display:grid;
+grid-template-columns:max-content 1fr;gap:.15em .8em}.verdict dt{font-weight:600}
+.verdict dd{margin:0}
+@media(max-width:34em){.verdict dl{grid-template-columns:1fr}}
 .good{background:#e4f3e8}.caution{background:#fdf2d8}.bad{background:#fbe0de}.note{background:#eef1f5}
 ul.findings{list-style:none;padding:0;margin:0}
 ul.findings li{border-left:5px solid #999;padding:.35em .8em;margin:.5em 0;border-radius:4px}
@@ -76,7 +80,7 @@ def _report(report: Report) -> str:
     )
     verdict = (
         f"<div class='verdict {_VERDICTS[report.verdict]}'>{html.escape(_capital(report.verdict))}"
-        "</div>"
+        f"<dl>{''.join(map(_advice, report.advice.items()))}</dl></div>"
     )
     sections = "".join(
         f"<h2>{html.escape(title)}</h2>{content}"
@@ -84,6 +88,11 @@ def _report(report: Report) -> str:
         if (content := draw(figures))
     )
     return head + verdict + _findings(report.findings) + sections
+
+
+def _advice(item: tuple[str, str]) -> str:
+    name, text = item
+    return f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}.</dd>"
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -28,7 +28,15 @@ from dreamgym.metrics.registry import metric_context
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.trust.config import RankingConfig
 from dreamgym.trust.examples import examples
-from dreamgym.trust.findings import CAUTION, DO_NOT_USE, GOOD, Finding, findings_of, verdict_of
+from dreamgym.trust.findings import (
+    CAUTION,
+    DO_NOT_USE,
+    GOOD,
+    Finding,
+    findings_of,
+    usable_steps,
+    verdict_of,
+)
 from dreamgym.trust.html_page import page
 from dreamgym.trust.names import names_of
 from dreamgym.trust.ranking import Ranking
@@ -36,6 +44,19 @@ from dreamgym.trust.visits import visit
 from dreamgym.world.world import World, as_world
 
 Progress = Callable[[int, int, dict[str, Any]], None]
+
+TOPICS = {
+    "horizon": "the forecasts",
+    "channels": "the numbers named below",
+    "reward": "the reward",
+    "termination": "the ends of episodes",
+    "intervals": "the spread of dreams",
+    "actions": "the effect of actions",
+    "ranking": "the order of policies",
+    "exploitation": "dream returns",
+    "coverage": "dreams far from the data",
+}
+"""What the findings of a topic are about."""
 
 WORDS = {
     GOOD: "usable",
@@ -67,11 +88,29 @@ class Report:
         return WORDS[verdict_of(self.findings)]
 
     @property
-    def sentence(self) -> str:
-        """The verdict in one sentence."""
-        worst = [each.sentence for each in self.findings if WORDS.get(each.level) == self.verdict]
-        told = "" if self.verdict == WORDS[GOOD] else f" {' '.join(worst[:2])}"
-        return f"{self.world}: {self.verdict}.{told}"
+    def advice(self) -> dict[str, str]:
+        """How far dreams reach, what not to trust and what to record next, in words."""
+        table = self.figures.get("channels")
+        steps = self.figures["world"]["horizon"]
+        told: dict[str, str] = {}
+        if table is not None:
+            reach = usable_steps(table, steps)
+            told["Dreams of up to"] = f"{reach} steps" + (
+                " (further than held-out episodes show)" if reach < steps else ""
+            )
+        doubted = [f for f in self.findings if f.level in (DO_NOT_USE, CAUTION)]
+        topics = list(dict.fromkeys(TOPICS.get(each.topic, each.topic) for each in doubted))
+        sound = [TOPICS[f.topic] for f in self.findings if f.level == GOOD and f.topic in TOPICS]
+        kept = [each for each in dict.fromkeys(sound) if each not in topics]
+        if kept:
+            told["Sound"] = ", ".join(kept)
+        if topics:
+            told["Do not rely on"] = ", ".join(topics)
+        remedies = list(dict.fromkeys(each.remedy for each in doubted if each.remedy))
+        told["Next"] = "; ".join(remedies[:3]) or (
+            "train policies; then record episodes with them and report on these"
+        )
+        return told
 
     def __str__(self) -> str:
         lines = [f"{self.world}: {self.verdict}"]
