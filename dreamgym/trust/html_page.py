@@ -68,9 +68,10 @@ def _report(report: Report) -> str:
     figures = report.figures
     world, data = figures["world"], figures["data"]
     head = (
-        f"<h1>{html.escape(report.world)}</h1><p class='small'>A {html.escape(world['family'])} "
-        f"world of {html.escape(str(world['env_id']))}, {world['parameters']:,} parameters, dreams "
-        f"of {world['horizon']} steps. Measured on {data['held_out']:,} of {data['episodes']:,} "
+        f"<h1>{html.escape(report.world)}</h1><p class='small'>World of "
+        f"{html.escape(str(world['env_id'] or 'an unnamed environment'))}, family "
+        f"{html.escape(world['family'])}, {world['parameters']:,} parameters, dreams of "
+        f"{world['horizon']} steps. Measured on {data['held_out']:,} of {data['episodes']:,} "
         f"episodes in {html.escape(data['name'])}"
         + (
             ", held out of its fit.</p>"
@@ -179,7 +180,7 @@ def _channel_drawings(table: dict[str, Any]) -> Iterator[Drawing]:
             grey_from=grey,
             lines=[
                 Line(label="mean of dreams", points=columns["mean"], colour=0, width=2.4),
-                Line(label="one dream", points=columns["sampled"], colour=0, dashed=True),
+                Line(label="one dream (dashed)", points=columns["sampled"], colour=0, dashed=True),
                 Line(label="repeat the last", points=columns["repeat_last"], colour=7),
                 Line(label="linear model", points=columns["linear"], colour=1),
             ],

@@ -95,8 +95,9 @@ class Report:
         told: dict[str, str] = {}
         if table is not None:
             reach = usable_steps(table, steps)
-            told["Dreams of up to"] = f"{reach} steps" + (
-                " (further than held-out episodes show)" if reach < steps else ""
+            limited = any(f.topic == "horizon" and f.level != GOOD for f in self.findings)
+            told["Usable to"] = f"{reach} of {steps} steps" + (
+                "" if limited or reach == steps else ", as far as held-out episodes show"
             )
         doubted = [f for f in self.findings if f.level in (DO_NOT_USE, CAUTION)]
         topics = list(dict.fromkeys(TOPICS.get(each.topic, each.topic) for each in doubted))
