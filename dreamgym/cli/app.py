@@ -15,7 +15,7 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
-from dreamgym.cli.online import improve
+from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.trust import report
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
@@ -39,17 +39,9 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    record,
-    check,
-    fit,
-    train,
-    transfer,
-    report,
-    improve,
-    recover,
-    convert,
-    pack,
-    import_checkpoint,
+    *(record, check, fit, train, transfer, report),
+    *(improve, act, learn),
+    *(recover, convert, pack, import_checkpoint),
 )
 for _verb in _VERBS:
     app.command()(with_local_paths(_verb))
