@@ -332,6 +332,8 @@ def train(
         last = ""
         if each["curve"]:
             last = f", dream return {number(each['curve'][-1][1])} at the end"
+        for alarm in each["alarms"]:
+            say(f"alarm: {alarm}")
         say(
             f"{each['policy']}: {algo}, {number(each['steps'])} dream steps, "
             f"{number(seconds)} s{last}"

@@ -26,6 +26,7 @@ VERBS = (
     "fit",
     "train",
     "transfer",
+    "report",
     "improve",
     "act",
     "learn",

@@ -10,7 +10,11 @@ from dreamgym.train.registry import LEARNERS
 LEARNERS["sb3"].require_installed()
 
 from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 - the library comes first
-from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402
+from dreamgym.train.sb3.callbacks import (  # noqa: E402
+    AlarmCallback,
+    BatchedTruncationValues,
+    LearningCurve,
+)
 from dreamgym.train.sb3.policy_file import load, save  # noqa: E402
 from dreamgym.train.sb3.training import check, train  # noqa: E402
 from dreamgym.train.sb3.values import values  # noqa: E402
@@ -20,6 +24,7 @@ adapter = SB3VecEnv
 
 __all__ = [
     "ALGORITHMS",
+    "AlarmCallback",
     "BatchedTruncationValues",
     "LearningCurve",
     "SB3VecEnv",
