@@ -12,7 +12,7 @@ EXTRA_OF = {
     "lance": "lance",
     "matplotlib": "plot",
     "mcap": "ros",
-    "moviepy": "moviepy",
+    "moviepy": "video",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",

@@ -27,6 +27,7 @@ VERBS = (
     "train",
     "transfer",
     "evaluate",
+    "report",
     "export",
     "improve",
     "act",
