@@ -32,7 +32,6 @@ from support.reporting import Row, at_least, parser, report
 
 import dreamgym
 from dreamgym import ImproveConfig
-from dreamgym.models import MDNRNNConfig
 from dreamgym.train import TrainConfig
 from dreamgym.transfer.evaluation import mean_interval
 
@@ -162,19 +161,17 @@ TASKS = {
         real_steps=60_000,
         config=ImproveConfig(
             first_steps=10_000,
-            round_steps=5_000,
-            noise=0.3,
-            dream_steps=600_000,
+            round_steps=7_500,
+            first_policy="sticky:0.5",
+            # The first policies hover. Wild episodes touch the ground, and short ones come often.
+            noise=1.0,
+            max_episode_steps=400,
+            frame_skip=3,
+            actions="repeated",
+            dream_steps=300_000,
             evaluation_episodes=20,
-            # A lander counts as landed after half a second of rest: 25 steps, to be remembered.
-            fit=dreamgym.default_config(
-                "mdn-rnn",
-                model=MDNRNNConfig(hidden=128, trunk=128, head=128),
-                updates=1500,
-                batch_size=32,
-                segment_length=48,
-            ),
-            train=TrainConfig(horizon=300, learner={"ent_coef": 0.01}),
+            fit=dreamgym.default_config("mdn-rnn", updates=1500),
+            train=TrainConfig(horizon=120, gamma=0.99, learner={"ent_coef": 0.01}),
         ),
         # rl-baselines3-zoo, hyperparams/dqn.yml
         baseline=ModelFree(algorithm=DQN, settings=DQN_SETTINGS),
@@ -229,7 +226,12 @@ class Run:
                 config=config,
                 progress=self._say,
             )
-            measured = dreamgym.evaluate(result.load_policy(), self.env_id, episodes=EPISODES)
+            world = result.load_world()
+            measured = dreamgym.evaluate(
+                result.load_policy(),
+                lambda: world.adapted(gym.make(self.env_id)),  # with the frame skip of the world
+                episodes=EPISODES,
+            )
             figures = {"rounds": result.rounds, "best": result.best, **measured.as_dict()}
             path.write_text(json.dumps(figures, indent=1))
         return json.loads(path.read_text())
