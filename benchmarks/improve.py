@@ -6,7 +6,8 @@ its best round measured over 100 other real episodes. Beside it a model-free alg
 Stable-Baselines3 on the whole budget, with settings of its own zoo for CartPole, Pendulum and
 LunarLander, those for LunarLander on Acrobot too, and its defaults for InvertedPendulum. What is
 made lies in `--work` and is used again, so that a run that was stopped goes on; `--picture` draws
-real return against real steps.
+real return against real steps. LunarLander needs `gymnasium[box2d]`, InvertedPendulum
+`gymnasium[mujoco]`.
 """
 
 from __future__ import annotations
