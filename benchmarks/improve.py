@@ -164,15 +164,16 @@ TASKS = {
             first_steps=10_000,
             round_steps=7_500,
             first_policy="sticky:0.5",
-            # The first policies hover. Wild episodes touch the ground, and short ones come often.
+            # The first policies hover: wild, short episodes touch the ground, and with a large
+            # gamma the fuel of hovering costs more than a crash.
             noise=1.0,
             max_episode_steps=400,
             frame_skip=3,
             actions="repeated",
             dream_steps=300_000,
             evaluation_episodes=20,
-            fit=dreamgym.default_config("mdn-rnn", updates=1500),
-            train=TrainConfig(horizon=120, gamma=0.99, learner={"ent_coef": 0.01}),
+            fit=dreamgym.default_config("mdn-rnn", updates=1000),
+            train=TrainConfig(horizon=120, gamma=0.997, learner={"ent_coef": 0.01}),
         ),
         # rl-baselines3-zoo, hyperparams/dqn.yml
         baseline=ModelFree(algorithm=DQN, settings=DQN_SETTINGS),
