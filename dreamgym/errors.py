@@ -6,6 +6,8 @@ The one exception to the rule is `TrainingInterrupted`: it is a `KeyboardInterru
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -161,3 +163,24 @@ class PolicyError(TransferError):
     The message says why: it is not a policy, its spaces or frame skip are not the environment's, or
     it returned something that is not an action.
     """
+
+
+@contextmanager
+def file_errors(make: Callable[[str], DreamgymError]) -> Iterator[None]:
+    """Turn whatever the content of a file makes a library raise into an error of this package.
+
+    It is the outermost guard of everything that reads files: expected problems have better messages
+    of their own, which pass unchanged. A missing library is not the file's fault.
+
+    Args:
+        make: makes the error from a text that says what happened.
+    """
+    try:
+        yield
+    except (DreamgymError, ImportError):
+        raise
+    except MemoryError as error:
+        raise make("reading it takes more memory than there is") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise make(f"it cannot be read ({type(error).__name__}: {text})") from error

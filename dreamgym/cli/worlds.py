@@ -16,15 +16,18 @@ from dreamgym._files import local_path
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import (
     AllowLoss,
+    Columns,
     Ignored,
     JsonFile,
     Keys,
     OverwritePolicy,
     OverwriteWorld,
+    RepeatLast,
     Seed,
     Skip,
     SkippedActions,
     SourceEnv,
+    Tasks,
     Terminals,
     foreign_options,
     given,
@@ -85,6 +88,9 @@ def fit(
     env: SourceEnv = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    repeat_last: RepeatLast = False,
+    columns: Columns = None,
+    tasks: Tasks = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -117,7 +123,15 @@ def fit(
     reading = given(
         keys=keys or None,
         memory=None if memory is None else int(memory * 1e9),
-        foreign=foreign_options(terminals, env, ignore=ignore, allow_loss=allow_loss),
+        foreign=foreign_options(
+            terminals,
+            env,
+            ignore=ignore,
+            columns=columns,
+            tasks=tasks,
+            allow_loss=allow_loss,
+            repeat_last=repeat_last,
+        ),
     )
     skip = FrameSkip(steps=frame_skip, actions=actions)  # type: ignore[arg-type]  # checked there
     start = time.perf_counter()

@@ -17,13 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import is_float, space_from_json
 from dreamgym.errors import PolicyFileError, TrainingError
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.models.weights import not_finite, shape_mismatch, tensor_shapes
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    not_finite_error,
+    policy_space_limit,
+)
 
 SUFFIX = ".safetensors"
 _CARD = "dreamgym"
@@ -248,9 +254,7 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
     """See `LearnerLibrary.load`."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values = json.loads(metadata[_CARD])
+            values = json.loads((file.metadata() or {})[_CARD])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise PolicyFileError(
             f"{path} is not a policy of dreamgym ({error}); expected a file of dreamgym train"
@@ -259,13 +263,28 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
         raise PolicyFileError(f"the card in {path} is not a JSON object; the file is damaged")
     card = PolicyCard.from_dict(values)
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = ActorCritic(
-                space_from_json(card.observation_space),
-                space_from_json(card.action_space),
-                **{name: card.policy[name] for name in ("net_arch", "mean", "std")},
+        limit = policy_space_limit(path)
+        observation_space = space_from_json(card.observation_space, limit)
+        action_space = space_from_json(card.action_space, limit)
+        settings = {name: card.policy[name] for name in ("net_arch", "mean", "std")}
+
+        def build() -> ActorCritic:
+            return ActorCritic(observation_space, action_space, **settings)
+
+        mismatch = shape_mismatch(build, tensor_shapes(path))
+        if mismatch:
+            raise PolicyFileError(
+                f"no policy can be built from {path}: its card and its weights do not fit: "
+                f"{mismatch}"
             )
-        network.load_state_dict(weights)
+        with torch.random.fork_rng(devices=[]):
+            network = build()
+        network.load_state_dict(load_file(path))
+    except PolicyFileError:
+        raise
     except (TypeError, ValueError, KeyError, RuntimeError, TrainingError) as error:
         raise PolicyFileError(f"no policy can be built from {path}: {error}") from error
+    name = not_finite(network)
+    if name is not None:
+        raise not_finite_error(path, name)
     return TrainedPolicy(network=network.eval(), card=replace(card, algo=algo or card.algo))

@@ -18,7 +18,7 @@ from dreamgym._device import float32_by_default
 from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
-from dreamgym.errors import PolicyFileError
+from dreamgym.errors import PolicyFileError, file_errors
 from dreamgym.train.actions import environment_actions
 from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
 from dreamgym.world.world import World, as_world
@@ -231,7 +231,9 @@ def load_policy(
         learner = find_learner(algo)
     else:
         learner = learner_of_file(path) or next(iter(LEARNERS.values()))
-    policy = learner.library().load(path, algo=algo, env=env)
+    library = learner.library()
+    with file_errors(lambda text: PolicyFileError(f"{path}: {text}; the file is damaged")):
+        policy = library.load(path, algo=algo, env=env)
     if (
         policy.card.learner not in LEARNERS
         or LEARNERS[policy.card.learner].suffix != learner.suffix
@@ -240,6 +242,23 @@ def load_policy(
     if world is not None:
         _check_world(path, policy, as_world(world))
     return policy
+
+
+def policy_space_limit(path: Path) -> int:
+    """Return the most bytes that an observation or action of a policy in a file can have.
+
+    The first layer of its network has at least one weight of four bytes for each number that it
+    sees, and a number has at most eight.
+    """
+    return 2 * path.stat().st_size
+
+
+def not_finite_error(path: Path, name: str) -> PolicyFileError:
+    """Return the error for a policy whose weights are not numbers."""
+    return PolicyFileError(
+        f"the policy in {path} cannot act: {name} holds NaN or an infinity, so its training had "
+        "failed; train it again"
+    )
 
 
 def _existing(path: Path) -> Path:

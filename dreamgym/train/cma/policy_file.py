@@ -17,8 +17,14 @@ from safetensors.torch import save as to_bytes
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
+from dreamgym.models.weights import not_finite
 from dreamgym.train.cma.controller import Controller
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    not_finite_error,
+    policy_space_limit,
+)
 
 _CARD = "dreamgym"
 _WEIGHTS, _FITNESS = "weights", "fitness"
@@ -64,10 +70,18 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
         raise PolicyFileError(f"the card in {path} is not a JSON object; the file is damaged")
     card = PolicyCard.from_dict(values)
     try:
-        network = Controller(space_from_json(card.action_space), **card.policy)
+        action_space = space_from_json(card.action_space, policy_space_limit(path))
+        with torch.device("meta"):
+            expected = Controller(action_space, **card.policy).weights.shape
+        if expected != weights.shape:
+            raise ValueError(f"its weights are {tuple(weights.shape)}, expected {tuple(expected)}")
+        network = Controller(action_space, **card.policy)
         network.weights.copy_(weights)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyFileError(f"no policy can be built from {path}: {error}") from error
+    name = not_finite(network)
+    if name is not None:
+        raise not_finite_error(path, name)
     return TrainedPolicy(
         network=network.eval(), card=card, algorithm=Evolved(fitness=fitness.numpy())
     )
