@@ -304,6 +304,7 @@ def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
     assert figures["steps"] >= 4096
 
 
+@pytest.mark.slow
 def test_train_measures_and_resumes_and_takes_several_seeds(
     run: Run, made: Path, tmp_path: Path
 ) -> None:
