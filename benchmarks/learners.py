@@ -61,6 +61,9 @@ NEEDS = {
     "rsl_rl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "skrl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "torchrl": ("tensors, Disabled", "yes", "its own, exact"),
+    "tianshou": ("NumPy, Disabled", "no", "its own, exact"),
+    "sbx": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
+    "rllib": ("NumPy, NextStep", "no", "its own, exact"),
 }
 """What each adapter makes: arrays and autoreset mode, whether tensors stay on the device, and what
 bootstraps a truncated dream."""

@@ -46,6 +46,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 README_LINES = 20
 QUICK_PAGES = ("check", "cli", "concepts", "dreams", "install", "new-family", "record", "results")
 """Pages of docs/ whose Python blocks take a few seconds at most."""
+NEEDS = {"jax": "jax", "offline": "d3rlpy", "ray": "ray"}
+"""Libraries that the Python blocks of a page need and `dev` does not install."""
 
 
 def read(page: Path) -> str:
@@ -113,6 +115,8 @@ def pages_with_code() -> Iterator[Any]:
 @pytest.mark.usefixtures("tables_restored")
 @pytest.mark.parametrize("page", list(pages_with_code()))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.parent == DOCS and page.stem in NEEDS:
+        pytest.importorskip(NEEDS[page.stem])
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):

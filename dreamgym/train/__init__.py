@@ -9,14 +9,17 @@ from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from dreamgym.train.config import TrainConfig
+    from dreamgym.train.monitoring import Monitoring
     from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy
     from dreamgym.train.readiness import check
     from dreamgym.train.registry import LEARNERS, Learner, find_learner
+    from dreamgym.train.seeds import train_seeds
     from dreamgym.train.training import train_policy
 
 __all__ = [
     "LEARNERS",
     "Learner",
+    "Monitoring",
     "PolicyCard",
     "PolicyFileError",
     "TrainConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "find_learner",
     "load_policy",
     "train_policy",
+    "train_seeds",
 ]
 
 
@@ -35,10 +39,12 @@ __getattr__ = lazy_names(
     __name__,
     {
         "config": ["TrainConfig"],
+        "monitoring": ["Monitoring"],
         "policy": ["PolicyCard", "TrainedPolicy", "load_policy"],
         "readiness": ["check"],
         "registry": ["LEARNERS", "Learner", "find_learner"],
         "sb3": [],
+        "seeds": ["train_seeds"],
         "training": ["train_policy"],
     },
 )

@@ -89,6 +89,13 @@ class ActionCodec(nn.Module):
             self.register_buffer(name, torch.as_tensor(value).float(), persistent=False)
         self.register_buffer("start", torch.as_tensor(start).long(), persistent=False)
 
+    def learner_space(self) -> gym.Space[Any]:
+        """Return the space in which an agent acts: [-1, 1] for a Box, classes from 0 for others."""
+        if self.continuous:
+            return gym.spaces.Box(-1.0, 1.0, (self.outputs,))
+        sizes = self.sizes
+        return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(sizes)
+
     def forward(self, action: Tensor) -> Tensor:
         """Convert what the network chose, (B, outputs) or (B, choices), to (B, *space.shape)."""
         shape = (len(action), *(self.space.shape or ()))

@@ -49,6 +49,7 @@ class PolicyCard:
         learner: name of the learner library in `dreamgym.train.registry.LEARNERS`.
         learned: numbers outside the network that training goes on from, such as SAC's entropy
             coefficient.
+        evaluations: figures of the evaluations while it trained, with their dream "steps".
         alarms: alarms that were raised while it trained, in words.
         schema: version of this card.
     """
@@ -70,6 +71,7 @@ class PolicyCard:
     frame_skip: dict[str, Any] = field(default_factory=dict)
     learner: str = "sb3"
     learned: dict[str, float] = field(default_factory=dict)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     schema: int = CARD_SCHEMA
 

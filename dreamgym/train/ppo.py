@@ -267,7 +267,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         try:
             while learner.num_timesteps < training.steps:
                 learner.update(learner.collect())
-                training.curve.add(learner.num_timesteps, env)
+                training.after_update(learner.num_timesteps, learner)
         except KeyboardInterrupt:
             finished = False
         return training.policy(learner, learner.num_timesteps), finished

@@ -42,7 +42,8 @@ class LearnerLibrary(Protocol):
     def train(self, run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         """Train, and return the policy and whether it was trained to the end.
 
-        At a Ctrl-C it returns the policy as it was then.
+        It trains for `run.steps_left(...)` dream steps, from `run.initial` where that is given, and
+        calls `run.report` after each update. At a Ctrl-C it returns the policy as it was then.
         """
         ...
 
@@ -72,6 +73,7 @@ class Learner:
     Attributes:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
         goes_on: whether a training can go on from a policy (`TrainingRun.initial`).
+        resumes: whether a training can be resumed though it cannot go on from any policy.
         takes_real_data: whether batches can hold real transitions (`TrainingRun.real_data`).
         title: the library's own name.
         requires: module of the library.
@@ -86,6 +88,7 @@ class Learner:
 
     name: str
     goes_on: bool = False
+    resumes: bool = False
     takes_real_data: bool = False
     title: str
     requires: str
@@ -132,6 +135,7 @@ LEARNERS = {
         ),
         Learner(
             name="sb3-contrib",
+            goes_on=True,
             title="sb3-contrib",
             requires="sb3_contrib",
             extra="sb3-contrib",
@@ -141,6 +145,7 @@ LEARNERS = {
         ),
         Learner(
             name="ppo",
+            goes_on=True,
             title="dreamgym's own PPO",
             requires="torch",
             extra="",
@@ -150,6 +155,7 @@ LEARNERS = {
         ),
         Learner(
             name="rsl_rl",
+            goes_on=True,
             title="rsl_rl",
             requires="rsl_rl",
             extra="rsl-rl",
@@ -159,6 +165,7 @@ LEARNERS = {
         ),
         Learner(
             name="skrl",
+            goes_on=True,
             title="skrl",
             requires="skrl",
             extra="skrl",
@@ -168,6 +175,7 @@ LEARNERS = {
         ),
         Learner(
             name="torchrl",
+            goes_on=True,
             title="TorchRL",
             requires="torchrl",
             extra="torchrl",
@@ -176,7 +184,38 @@ LEARNERS = {
             suffix=".safetensors",
         ),
         Learner(
+            name="tianshou",
+            goes_on=True,
+            title="Tianshou",
+            requires="tianshou",
+            extra="tianshou",
+            module="dreamgym.train.tianshou",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="sbx",
+            goes_on=True,
+            title="SBX",
+            requires="sbx",
+            extra="sbx",
+            module="dreamgym.train.sbx",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="rllib",
+            goes_on=True,
+            title="RLlib",
+            requires="ray",
+            extra="rllib",
+            module="dreamgym.train.rllib",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
             name="cma",
+            resumes=True,
             title="CMA-ES",
             requires="cma",
             extra="cma",

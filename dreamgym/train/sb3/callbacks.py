@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -15,8 +16,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from dreamgym.data.policies import as_batch
 from dreamgym.dream.watch import TrainingAlarm, WatchedVectorEnv, watch
 from dreamgym.errors import TrainingError
+from dreamgym.train.monitoring import Progress
 from dreamgym.train.sb3.vec_env import SB3VecEnv
-from dreamgym.train.training import Progress
 
 
 class BatchedTruncationValues(BaseCallback):
@@ -52,14 +53,18 @@ class BatchedTruncationValues(BaseCallback):
         if not rows:
             return True
         final = as_batch([infos[row]["terminal_observation"] for row in rows])
-        policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
-        with torch.no_grad():
-            values = policy.predict_values(policy.obs_to_tensor(final)[0])
         # in place: this array goes into the rollout buffer
-        self.locals["rewards"][rows] += self._gamma * values.cpu().numpy().ravel()
+        self.locals["rewards"][rows] += self._gamma * self.values(final)
         for row in rows:
             infos[row]["TimeLimit.truncated"] = False
         return True
+
+    def values(self, observation: Any) -> NDArray[np.float32]:
+        """Return the values (B,) of observations (B, ...)."""
+        policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
+        with torch.no_grad():
+            values = policy.predict_values(policy.obs_to_tensor(observation)[0])
+        return values.cpu().numpy().ravel()
 
 
 class AlarmCallback(BaseCallback):
