@@ -167,7 +167,9 @@ class Ranking:
         """Return the figures of one policy."""
         policy = entry.make()
         episodes = self.config.episodes
-        result = transfer_policy(policy, self.world, episodes=episodes, env=self.env)
+        result = transfer_policy(
+            policy, self.world, episodes=episodes, env=self.env, baselines=False
+        )
         dreamt = visit(
             policy,
             self.world,

@@ -9,7 +9,8 @@ from dreamgym.train.registry import LEARNERS
 
 LEARNERS["sb3"].require_installed()
 
-from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.actor import actor  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402
 from dreamgym.train.sb3.callbacks import (  # noqa: E402
     AlarmCallback,
     BatchedTruncationValues,
@@ -28,6 +29,7 @@ __all__ = [
     "BatchedTruncationValues",
     "LearningCurve",
     "SB3VecEnv",
+    "actor",
     "adapter",
     "check",
     "load",
