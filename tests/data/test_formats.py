@@ -485,6 +485,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
         "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
         "LeRobot": FOREIGN / "lerobot_image_v3",
+        "d3rlpy": FOREIGN / "d3rlpy.h5",
         "Lance": FOREIGN / "worldmodel.lance",
         "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
         "OGBench": ogbench(folder / "o.npz", [39]),
@@ -641,7 +642,7 @@ def test_minari_without_observations(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         del file["episode_1/observations"]
         file.create_group("episode_1/observations")
-    with pytest.raises(DatasetError, match="/episode_1/observations: it has no observations"):
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*it has no observations"):
         Dataset(tmp_path / "m")
 
 

@@ -14,6 +14,7 @@ import h5py
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
     aloha,
+    d3rlpy,
     d4rl,
     dreamer,
     ha_schmidhuber,
@@ -47,6 +48,7 @@ FORMATS: tuple[Format, ...] = (
     robomimic,  # HDF5: groups data/demo_<n>
     stable_worldmodel,  # HDF5, or a folder of npz files: columns ep_len, ep_offset, action
     lance,  # a folder: _versions
+    d3rlpy,  # HDF5: num_episodes, actions_0
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
