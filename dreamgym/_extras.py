@@ -12,6 +12,7 @@ EXTRA_OF = {
     "lance": "lance",
     "matplotlib": "plot",
     "mcap": "ros",
+    "mcap_protobuf": "ros",
     "pyarrow": "parquet",
     "pygame": "classic-control",
     "rosbags": "ros",

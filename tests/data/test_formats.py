@@ -474,7 +474,7 @@ def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
 def make_samples(folder: Path) -> dict[str, Path]:
     """Make a small dataset of each format, by its name."""
     timeouts = np.arange(40) % 10 == 9
-    from tests.data import test_logs  # which imports this module
+    from tests.data import test_logs, test_ros  # which import this module
 
     for name in ("rollouts", "mine"):
         (folder / name).mkdir()
@@ -494,6 +494,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "ALOHA/ACT": test_logs.write_aloha(folder / "aloha", "raw"),
         "Zarr replay buffer": test_logs.write_zarr(folder / "z.zarr", 2),
         "Dreamer": test_logs.write_dreamer(folder / "dreamer", 2),
+        "MCAP or ROS bag": test_ros.write_mcap(folder / "run.mcap", 0),
         "CSV or Parquet log": test_logs.write_csv(folder / "log.csv", test_logs.log_columns()),
     }
 

@@ -40,6 +40,9 @@ END_ROLES: tuple[str, ...] = ("terminated", "truncated", "done", "success")
 JOINED_KEY = "vector"
 """Observation key of the columns of single numbers, which are joined to one vector."""
 
+UNREADABLE = 2
+"""Length that a format gives for an episode it cannot open: reading the episode reports why."""
+
 _SAMPLE_ROWS = 16
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
 from dreamgym.data.formats.common import read_rows
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.hdf5.guard import get_dataset, hdf5_errors, require_stored
@@ -56,7 +56,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         try:
             lengths.append(len(get_dataset(file, f"actions_{number}", path)))
         except DatasetError:
-            lengths.append(2)  # reading it reports why
+            lengths.append(UNREADABLE)
     table = Table(
         path=path,
         format=NAME,

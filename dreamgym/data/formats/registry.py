@@ -25,6 +25,7 @@ from dreamgym.data.formats import (
     npz_folder,
     ogbench,
     robomimic,
+    ros,
     stable_worldmodel,
     zarr_buffer,
 )
@@ -57,6 +58,7 @@ FORMATS: tuple[Format, ...] = (
     lerobot,  # a folder: meta/info.json
     dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
+    ros,  # MCAP or ROS bag, or a folder of them
     logs,  # Parquet or text, or a folder of such files
 )
 
