@@ -29,7 +29,10 @@ from dreamgym.cli.options import (
 from dreamgym.cli.output import number, progress_bar, say, show_table, write_json
 from dreamgym.cli.policies import POLICY_HELP, recording_policy
 
-FORMATS = "Minari, D4RL, robomimic, stable-worldmodel, OGBench or npz"
+FORMATS = (
+    "LeRobot, stable-worldmodel, Minari, D4RL, robomimic, ALOHA, RLDS, Zarr, MCAP, ROS bags, CSV, "
+    "Parquet, Dreamer, npz"
+)
 
 
 def record(

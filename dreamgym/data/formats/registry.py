@@ -24,6 +24,7 @@ from dreamgym.data.formats import (
     minari,
     npz_folder,
     ogbench,
+    rlds,
     robomimic,
     ros,
     stable_worldmodel,
@@ -56,6 +57,7 @@ FORMATS: tuple[Format, ...] = (
     aloha,  # a folder of HDF5 files: action, group observations
     zarr_buffer,  # Zarr: meta/episode_ends
     lerobot,  # a folder: meta/info.json
+    rlds,  # a folder: features.json with steps
     dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
     ros,  # MCAP or ROS bag, or a folder of them
