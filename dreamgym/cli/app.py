@@ -15,7 +15,7 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
-from dreamgym.cli.online import improve
+from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
@@ -36,7 +36,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_VERBS = (record, check, fit, train, transfer, improve, recover, convert, pack, import_checkpoint)
+_VERBS = (
+    *(record, check, fit, train, transfer),
+    *(improve, act, learn),
+    *(recover, convert, pack, import_checkpoint),
+)
 for _verb in _VERBS:
     app.command()(with_local_paths(_verb))
 app.command("adopt", hidden=True)(with_local_paths(import_checkpoint))  # the verb's former name

@@ -76,6 +76,16 @@ def record(
             "environment's time limit.",
         ),
     ] = None,
+    commit_every: Annotated[
+        int,
+        typer.Option(
+            "--commit-every",
+            min=1,
+            metavar="N",
+            help="Episodes in a commit, which takes milliseconds: more for many short episodes. A "
+            "kill loses those since the last commit.",
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="The dataset. Default: ENV.h5 in this folder."),
@@ -130,6 +140,7 @@ def record(
                 seed=seed,
                 workers=workers,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
             )
             if resume:
                 data.resume_shards(env, path, plan, progress=report)
@@ -142,6 +153,7 @@ def record(
                 out=path,
                 policy=acting,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 progress=report,
             )
         else:
@@ -152,6 +164,7 @@ def record(
                 policy=acting,
                 seed=seed,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 overwrite=overwrite,
                 progress=report,
             )

@@ -19,6 +19,7 @@ SATURATED_SHARE = 0.5
 
 _BLOCK_BYTES = 32 << 20
 _MAX_LISTED_CHANNELS = 32
+_BYTE_ROWS = 255  # 255 squares of 255 have a sum below 2**24
 _COVERAGE_BINS = 10
 _MAX_LISTED_VALUES = 1024
 
@@ -70,6 +71,11 @@ class ChannelStatistics:
 
     def add(self, rows: Array) -> None:
         """Add `(N, *shape)` rows; rows that are not finite are left out."""
+        if rows.dtype == np.uint8:
+            flat = rows.reshape(len(rows), -1)
+            for first in range(0, len(flat), _BYTE_ROWS):
+                self._add_bytes(flat[first : first + _BYTE_ROWS])
+            return
         values = rows.reshape(len(rows), -1).astype(np.float64)
         values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
@@ -88,6 +94,18 @@ class ChannelStatistics:
         self._sum += (values - self._shift).sum(axis=0)
         self._squares += np.square(values - self._shift).sum(axis=0)
         self.count += len(values)
+
+    def _add_bytes(self, rows: Array) -> None:
+        """Add `(N, n)` bytes, at most `_BYTE_ROWS`: images are most of what is ever counted."""
+        low, high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+        self._at_low = np.where(low < self.low, 0, self._at_low) + _count_equal(rows, low)
+        self._at_high = np.where(high > self.high, 0, self._at_high) + _count_equal(rows, high)
+        self.low, self.high = low, high
+        # In float32, sums of so few bytes and of their squares are exact.
+        values = rows.astype(np.float32)
+        self._sum += values.sum(0)
+        self._squares += np.einsum("ij,ij->j", values, values)
+        self.count += len(rows)
 
     @property
     def mean(self) -> Array:
@@ -134,6 +152,12 @@ class ChannelStatistics:
                 )
             ]
         return summary
+
+
+def _count_equal(rows: Array, values: Array) -> Array:
+    """Return in how many of at most 255 rows each channel has its value, `(n,)`."""
+    equal = rows == values.astype(np.uint8)
+    return np.asarray(np.add.reduce(equal.view(np.uint8), axis=0, dtype=np.uint8))
 
 
 def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) -> ChannelStatistics:

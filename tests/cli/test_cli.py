@@ -27,6 +27,8 @@ VERBS = (
     "train",
     "transfer",
     "improve",
+    "act",
+    "learn",
     "recover",
     "convert",
     "pack",
@@ -476,7 +478,7 @@ def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> 
 def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
     shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
     # These write figures only, keep the original, or continue.
-    if verb in ("check", "recover", "transfer", "improve"):
+    if verb in ("check", "recover", "transfer", "improve", "act", "learn"):
         assert "--overwrite" not in shown
     else:
         assert re.search(
