@@ -622,7 +622,7 @@ def test_links_are_not_followed_while_detecting(tmp_path: Path) -> None:
 def test_a_stray_npz_file_in_a_folder_of_episodes(tmp_path: Path) -> None:
     npz_episode(tmp_path / "ep_1.npz", 6, 5)
     np.savez(tmp_path / "ep_2.npz", statistics=OBS)
-    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: it is missing"):
+    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: episode 1: it is missing"):
         Dataset(tmp_path)
 
 
@@ -652,5 +652,46 @@ def test_robomimic_with_other_next_observations(tmp_path: Path) -> None:
     path = robomimic(tmp_path / "r.hdf5", dones=False, following=True)
     with h5py.File(path, "r+") as file:
         del file["data/demo_2/next_obs/pos"]
-    with pytest.raises(DatasetError, match=r"/data/demo_2/next_obs: it has the keys \['img'\]"):
+    with pytest.raises(
+        DatasetError, match=r"/data/demo_2/next_obs: episode 1: it has the keys \['img'\]"
+    ):
         Dataset(path)
+
+
+def cut_npz(folder: Path, **columns: np.ndarray) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        np.savez(folder / f"{number}.npz", **columns)
+    middle = folder / "1.npz"
+    middle.write_bytes(middle.read_bytes()[:200])
+    return folder
+
+
+def short_robomimic(path: Path, name: str) -> Path:
+    robomimic(path, dones=False, following=True)
+    with h5py.File(path, "r+") as file:
+        rows = file[f"data/demo_2/{name}"][:-2]
+        del file[f"data/demo_2/{name}"]
+        file[f"data/demo_2/{name}"] = rows
+    return path
+
+
+@pytest.mark.parametrize(
+    "which", ["npz episodes", "Ha & Schmidhuber", "actions", "obs/img", "rewards"]
+)
+def test_an_episode_that_cannot_be_read_is_skipped(tmp_path: Path, which: str) -> None:
+    if which == "npz episodes":
+        path = cut_npz(tmp_path / "d", observations=OBS[:6], actions=ACT[:5], rewards=REW[:5])
+    elif which == "Ha & Schmidhuber":
+        path = cut_npz(tmp_path / "d", obs=OBS[:6], action=ACT[:6])
+    else:
+        path = short_robomimic(tmp_path / "r.hdf5", which)
+    with pytest.raises(DatasetError, match="episode 1"):
+        Dataset(path)
+    done = convert(path, tmp_path / "native.h5", on_bad="skip")
+    assert done.episodes == 2
+    assert len(done.skipped) == 1
+    with Dataset(path, on_bad="skip") as dataset:
+        assert len(dataset) == 2
+        assert "episode 1" in dataset.skipped[0]
+    assert len(check(path).problems) == 1

@@ -18,13 +18,17 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
-from dreamgym.data.formats.common import FlaggedOutline, make_metadata
+from dreamgym.data.formats.common import (
+    FlaggedOutline,
+    first_readable,
+    make_metadata,
+    read_outlines,
+)
 from dreamgym.data.formats.interface import (
     Array,
     ForeignDataset,
     ForeignOptions,
     each_episode,
-    reading_errors,
 )
 from dreamgym.data.formats.keys import (
     Fields,
@@ -130,20 +134,15 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
     numbers = [number for number in numbers if reader.num_actions(number) > 0]
     if not numbers:
         raise DatasetError("it has no episode with an action", path=table.path)
-    parts: dict[int, FlaggedOutline | DatasetError] = {}
-    for number in numbers:
-        try:
-            with reading_errors(table.path):
-                parts[number] = reader.outline(number)
-        except DatasetError as error:
-            parts[number] = error
-    good = [part for part in parts.values() if isinstance(part, FlaggedOutline)]
-    if not good:
-        raise next(part for part in parts.values() if isinstance(part, DatasetError))
-    sample = _first_readable(reader, parts)
+    parts, good = read_outlines(
+        len(numbers), lambda index: reader.outline(numbers[index]), table.path
+    )
+    outlined = zip(numbers, parts, strict=True)
+    readable = [number for number, part in outlined if isinstance(part, FlaggedOutline)]
+    sample = first_readable(lambda number: reader.observations(number, slice(0, 1)), readable)
 
     def read_episode(index: int) -> Episode:
-        part = parts[numbers[index]]
+        part = parts[index]
         if isinstance(part, DatasetError):
             raise part
         rows = reader.observations(numbers[index], slice(0, reader.num_rows(numbers[index])))
@@ -482,18 +481,3 @@ def _as_numbers(values: Array, name: str, path: Path) -> Array:
             f"it has rows of shape {values.shape[1:]}; expected one number", path=path, key=name
         )
     return values.reshape(-1).astype(np.float32)
-
-
-def _first_readable(
-    reader: _Reader, parts: Mapping[int, FlaggedOutline | DatasetError]
-) -> Observations:
-    """Return the first observation of the first episode that can be read."""
-    failure: DatasetError | None = None
-    for number, part in parts.items():
-        if isinstance(part, DatasetError):
-            continue
-        try:
-            return reader.observations(number, slice(0, 1))
-        except DatasetError as error:
-            failure = failure or error
-    raise failure or DatasetError("it has no episode that can be read")
