@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from types import ModuleType
 
 EXTRA_OF = {
-    "av": "video",
+    "av": "av",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
     "matplotlib": "plot",
     "mcap": "ros",
     "mcap_protobuf": "ros",
+    "moviepy": "video",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "pyarrow": "parquet",
     "pygame": "classic-control",
     "rosbags": "ros",

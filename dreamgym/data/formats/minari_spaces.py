@@ -125,11 +125,12 @@ def observation_rows(leaf: Leaf, values: Array) -> Array:
     if isinstance(leaf.space, spaces.MultiBinary):
         return _shaped(values, box.shape, leaf).astype(box.dtype)
     flat = values.reshape(len(values), -1).astype(np.int64)
-    if isinstance(leaf.space, spaces.MultiDiscrete):
+    if isinstance(leaf.space, spaces.Discrete):
+        counts, starts = np.array([leaf.space.n]), np.array([leaf.space.start])
+    elif isinstance(leaf.space, spaces.MultiDiscrete):
         counts, starts = leaf.space.nvec.reshape(-1), np.asarray(leaf.space.start).reshape(-1)
     else:
-        space: Any = leaf.space
-        counts, starts = np.array([space.n]), np.array([space.start])
+        raise TypeError(f"expected a space of numbers, got {leaf.space}")
     numbers = flat - starts
     if flat.shape[1] != len(counts) or (numbers < 0).any() or (numbers >= counts).any():
         raise DatasetError(f"its values do not fit {leaf.space}", key=leaf.key or "observations")
