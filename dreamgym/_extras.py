@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 EXTRA_OF = {
-    "av": "av",
+    "av": "video",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
     "matplotlib": "plot",
