@@ -16,6 +16,7 @@ from dreamgym.cli.options import (
     Columns,
     HtmlFile,
     Ignored,
+    ImageSize,
     JsonFile,
     Keys,
     OverwriteDataset,
@@ -206,6 +207,7 @@ def check(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
     family: CheckedFamily = None,
     algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
@@ -228,6 +230,7 @@ def check(
         ignore=ignore,
         columns=columns,
         tasks=tasks,
+        image_size=image_size,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )
@@ -300,6 +303,7 @@ def convert(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -321,6 +325,7 @@ def convert(
         ignore=ignore,
         columns=columns,
         tasks=tasks,
+        image_size=image_size,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )

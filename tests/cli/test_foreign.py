@@ -37,13 +37,13 @@ def test_lerobot_to_a_policy(
     small = "--updates 2 --segment-length 4 --batch-size 4 --starts 4"
     run(
         f"check {read}",
-        f"convert {FOREIGN / source} push.h5 --key {key} --repeat-last",
+        f"convert {FOREIGN / source} push.h5 --key {key} --repeat-last --image-size 16x24",
         f"fit push.h5 --family mdn-rnn {small}",
         "train worlds/push --algo PPO --steps 64 --num-envs 2 --out push.zip",
     )
     assert (tmp_path / "push.zip").exists()
     with Dataset(tmp_path / "push.h5") as dataset:
-        assert dataset.observation_space.shape == {"state": (3,), "top": (32, 48, 3)}[key]
+        assert dataset.observation_space.shape == {"state": (3,), "top": (16, 24, 3)}[key]
 
 
 def test_columns_and_tasks_on_the_command_line(

@@ -37,6 +37,7 @@ from dreamgym.data.formats.keys import (
     require_nothing_lost,
     resolve_ends,
 )
+from dreamgym.data.image_decoding import resize_images
 from dreamgym.errors import DatasetError
 
 END_ROLES: tuple[str, ...] = ("terminated", "truncated", "done", "success")
@@ -156,6 +157,11 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
         options, sample, good[0].actions, table.path, table.format, outlines=good
     )
     notes = [*metadata.notes, *table.notes]
+    if options.image_size is not None:
+        notes.append(
+            f"images are resized to {options.image_size[0]} x {options.image_size[1]}; wrap the "
+            "real environment in gymnasium.wrappers.ResizeObservation"
+        )
     return ForeignDataset(
         format=table.format,
         convention=f"{table.format}: {table.text}; {roles.describe()}; {good[0].meaning}"
@@ -396,14 +402,22 @@ class _Reader:
                     path=self._table.path,
                     key=name,
                 )
-            return cast
+            return self._resized(cast)
         if values.dtype == np.uint8 and values.ndim >= 3:
-            return values
+            return self._resized(values)
         if values.dtype.kind in "biu" or values.dtype == np.float16:
             values = values.astype(np.float32)
         return (
             values.reshape(-1, 1) if values.ndim == 1 and len(self._joined(name)) == 1 else values
         )
+
+    def _resized(self, images: Array) -> Array:
+        """Return images of the size that the user wants."""
+        size = self._options.image_size
+        is_picture = images.ndim == 4 and images.shape[-1] in (1, 3, 4)
+        if size is None or not is_picture or images.shape[1:3] == size:
+            return images
+        return resize_images(images, size)
 
     def _joined(self, name: str) -> tuple[str, ...]:
         return next((columns for columns in self._keys.values() if name in columns), (name,))
