@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import random
@@ -280,6 +281,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     from dreamgym.data import DatasetMetadata
     from dreamgym.train import TrainConfig, train_policy
     from tests.data import test_formats as formats
+    from tests.data import test_logs, test_ros
     from tests.data.samples import write_random
     from tests.small_worlds import small_world
 
@@ -298,10 +300,18 @@ def make_targets(folder: Path) -> dict[str, Target]:
         if path not in samples.values() and (path.is_dir() or path.suffix == ".h5"):
             samples[path.name] = path
 
-    def read_foreign(path: Path) -> None:
-        read_dataset(path, terminals="termination")
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        samples.pop("RLDS")
 
-    targets |= {name: (path, read_foreign) for name, path in samples.items()}
+    def reader(name: str) -> Callable[[Path], None]:
+        options = {"terminals": "termination", "columns": columns.get(name, {})}
+        return lambda path: read_dataset(path, **options)
+
+    columns: dict[str, Any] = {
+        "MCAP or ROS bag": test_ros.COLUMNS,
+        "CSV or Parquet log": test_logs.COLUMNS,
+    }
+    targets |= {name: (path, reader(name)) for name, path in samples.items()}
     for kind in ("mdn-rnn", "ensemble", "nested"):
         targets[f"world {kind}"] = small_world(kind).save(folder / kind), read_world
     quick = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
