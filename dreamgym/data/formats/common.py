@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from dreamgym.data.hdf5.guard import (
     get_group,
     hdf5_errors,
     is_group,
+    require_plausible_read,
     require_stored,
 )
 from dreamgym.data.metadata import DatasetMetadata, spec_of_id
@@ -55,6 +57,9 @@ def read_rows(parent: h5py.Group, name: str, path: Path, part: slice = slice(Non
     if dataset.ndim == 0:
         raise DatasetError("it is a single value; expected rows", path=path, key=dataset.name)
     require_stored(dataset, len(dataset), path)
+    start, stop, _ = part.indices(len(dataset))
+    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    require_plausible_read(dataset, max(0, stop - start) * row_bytes, path)
     with hdf5_errors(path, str(dataset.name)):
         values: Array = dataset[part]
     return values
