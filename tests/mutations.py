@@ -295,6 +295,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     from dreamgym.train import TrainConfig, train_policy
     from tests.data import test_formats as formats
     from tests.data import test_logs as logs
+    from tests.data import test_ros as ros
     from tests.data.samples import write_random
     from tests.small_worlds import small_world
 
@@ -313,12 +314,16 @@ def make_targets(folder: Path) -> dict[str, Target]:
         if path not in samples.values() and (path.is_dir() or path.suffix == ".h5"):
             samples[path.name] = path
 
+    if not importlib.util.find_spec("tensorflow_datasets"):
+        del samples["RLDS"]
     if importlib.util.find_spec("pyarrow"):
         samples["Parquet log"] = logs.write_parquet(folder / "log.parquet", logs.log_columns())
     for name, path in samples.items():
         options: dict[str, Any] = {"terminals": "termination", "stays": name not in WHOLE}
         if name in LOGS:
             options["columns"] = logs.COLUMNS
+        elif name == "MCAP or ROS bag":
+            options["columns"] = ros.COLUMNS
         targets[name] = path, functools.partial(read_dataset, **options)
     for kind in ("mdn-rnn", "ensemble", "nested"):
         targets[f"world {kind}"] = small_world(kind).save(folder / kind), read_world

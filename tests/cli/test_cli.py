@@ -26,7 +26,12 @@ VERBS = (
     "fit",
     "train",
     "transfer",
+    "evaluate",
+    "report",
+    "export",
     "improve",
+    "act",
+    "learn",
     "recover",
     "convert",
     "pack",
@@ -302,6 +307,34 @@ def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
     assert figures["steps"] >= 4096
 
 
+@pytest.mark.slow
+def test_train_measures_and_resumes_and_takes_several_seeds(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    line = (
+        f"train {made}/world --learner ppo --num-envs 4 --n-steps 4 --net-arch 8 --steps 64 "
+        f"--seed 5 --seeds 2 --out {tmp_path}/p --evaluate-every 32 --evaluate-episodes 1 "
+        f"--tensorboard {tmp_path}/logs --json {tmp_path}/j"
+    ).split()
+    done = run(*line)
+    assert done.code == 0, done.err
+    assert "real ones" in done.out
+    policies = json.loads((tmp_path / "j").read_text())["policies"]
+    assert [each["seed"] for each in policies] == [5, 6]
+    for each in policies:
+        assert each["policy"] == str(tmp_path / f"p-seed{each['seed']}.safetensors")
+        assert [point["steps"] for point in each["evaluations"]] == [32, 64]
+        assert all(point["real steps"] > 0 for point in each["evaluations"])
+        assert any((tmp_path / "logs" / f"seed{each['seed']}").iterdir())
+    assert "--overwrite" in run(*line).err
+    (tmp_path / "p-seed6.safetensors").unlink()
+    assert run(*line, "--resume").code == 0
+    again = json.loads((tmp_path / "j").read_text())["policies"]
+    assert again[0]["evaluations"] == policies[0]["evaluations"]
+    assert again[1]["curve"] == policies[1]["curve"]
+    assert run(*line, "--resume", "--overwrite").code == 2
+
+
 def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
     line = f"train {made}/world --steps 512 --num-envs 8 --out {tmp_path}/p --json {tmp_path}/j"
     done = run(*line.split())
@@ -327,6 +360,57 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
     assert figures["gap"] == pytest.approx(
         figures["dream_return_mean"] - figures["real_return_mean"]
     )
+
+
+def test_transfer_shows_random_actions_and_those_of_the_data(run: Run, made: Path) -> None:
+    file = made / "baselines.json"
+    line = ("transfer", made / "ppo.zip", "--world", made / "world", "--episodes", 3)
+    done = run(*line, "--data", made / "cartpole.h5", "--json", file)
+    assert done.code == 0
+    for shown in ("In the same real episodes", "random", "behaviour cloning", "IQM"):
+        assert shown in done.out
+    baselines = json.loads(file.read_text())["baselines"]
+    assert list(baselines) == ["random", "behaviour cloning"]
+    done = run(*line, "--no-baselines", "--json", file)
+    assert json.loads(file.read_text())["baselines"] == {}
+    assert "behaviour cloning" not in done.out
+
+
+def test_evaluate_compares_policies_in_the_same_episodes(run: Run, made: Path) -> None:
+    file = made / "evaluated.json"
+    line = ("evaluate", made / "ppo.zip", "random", "--episodes", 4, "--json", file)
+    done = run(*line, "--env", "CartPole-v1")
+    assert done.code == 0
+    for shown in ("4 episodes", "ppo.zip", "random", "minus"):
+        assert shown in done.out
+    figures = json.loads(file.read_text())
+    assert list(figures["policies"]) == ["ppo.zip", "random"]
+    assert figures["differences"]["random"]["to"] == "ppo.zip"
+    again = run("evaluate", "random", "--world", made / "world", "--episodes", 4, "--json", file)
+    assert again.code == 0
+    assert json.loads(file.read_text())["policies"]["random"] == {
+        **figures["policies"]["random"],
+        "seconds": json.loads(file.read_text())["policies"]["random"]["seconds"],
+    }
+    refused = run("evaluate", "random")
+    assert refused.code == 2
+    assert "--env" in refused.err
+
+
+def test_export_writes_a_controller_that_is_evaluated(run: Run, made: Path) -> None:
+    pytest.importorskip("onnxscript")
+    folder = made / "robot"
+    done = run("export", "--policy", made / "ppo.zip", "--out", folder, "--json", made / "e.json")
+    assert done.code == 0
+    assert "controller.onnx" in done.out
+    assert "no guard" in done.out
+    assert json.loads((made / "e.json").read_text())["env_id"] == "CartPole-v1"
+    line = ("evaluate", folder, made / "ppo.zip", "--env", "CartPole-v1", "--episodes", 3)
+    done = run(*line, "--json", made / "same.json")
+    assert done.code == 0
+    assert json.loads((made / "same.json").read_text())["differences"]["ppo.zip"]["mean"] == 0.0
+    assert run("export", "--policy", made / "ppo.zip", "--out", folder).code == 1
+    assert run("export", "--policy", made / "ppo.zip").code == 2
 
 
 @pytest.mark.parametrize(
@@ -358,6 +442,10 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
         ("train {made}/world --out {made}/ppo.zip", "--overwrite"),
         ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
         ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
+        ("evaluate {tmp}/no.zip --env CartPole-v1", "no.zip"),
+        ("evaluate {made} --env CartPole-v1", "dreamgym export makes one"),
+        ("evaluate {made}/ppo.zip --env Pendulum-v1", "Pendulum"),
+        ("export --out {tmp}/x", "give a policy"),
         ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),
         ("transfer {made}/cartpole.h5 --world {made}/world", "cartpole.h5"),
         ("transfer {made}/ppo.zip --world {made}/world --env Pendulum-v1", "Pendulum"),
@@ -476,7 +564,7 @@ def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> 
 def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
     shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
     # These write figures only, keep the original, or continue.
-    if verb in ("check", "recover", "transfer", "improve"):
+    if verb in ("check", "recover", "transfer", "evaluate", "improve", "act", "learn"):
         assert "--overwrite" not in shown
     else:
         assert re.search(
@@ -642,6 +730,30 @@ def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) ->
     assert done.code == 130, done.err
     assert "interrupted: " in done.err
     assert not (tmp_path / "ppo.zip").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
+def test_ctrl_c_while_training_several_seeds_keeps_them_and_resume_goes_on(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    line = (
+        f"train {made}/world --learner ppo --num-envs 16 --n-steps 16 --seeds 2 --out {tmp_path}/p"
+    )
+    checkpoints = [tmp_path / f"p-seed{seed}.interrupted.safetensors" for seed in (0, 1)]
+    done = interrupt(
+        f"{line} --steps 100000000 --checkpoint-every 256",
+        lambda: all(path.exists() for path in checkpoints),
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert all(str(path) in done.err for path in checkpoints)
+    assert all(path.exists() for path in checkpoints)
+    assert run(*f"{line} --steps 256 --resume".split()).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "p-seed0.safetensors",
+        "p-seed1.safetensors",
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no resource limits there")

@@ -594,7 +594,7 @@ def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
 def make_samples(folder: Path) -> dict[str, Path]:
     """Make a small dataset of each format, by its name."""
     timeouts = np.arange(40) % 10 == 9
-    from tests.data import test_logs  # which imports this module
+    from tests.data import test_logs, test_ros  # which import this module
 
     for name in ("rollouts", "mine"):
         (folder / name).mkdir()
@@ -605,6 +605,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
         "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
         "LeRobot": FOREIGN / "lerobot_image_v3",
+        "d3rlpy": FOREIGN / "d3rlpy.h5",
         "Lance": FOREIGN / "worldmodel.lance",
         "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
         "OGBench": ogbench(folder / "o.npz", [39]),
@@ -613,6 +614,8 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "ALOHA/ACT": test_logs.write_aloha(folder / "aloha", "raw"),
         "Zarr replay buffer": test_logs.write_zarr(folder / "z.zarr", 2),
         "Dreamer": test_logs.write_dreamer(folder / "dreamer", 2),
+        "RLDS": FOREIGN / "rlds",
+        "MCAP or ROS bag": test_ros.write_mcap(folder / "run.mcap", 0),
         "CSV or Parquet log": test_logs.write_csv(folder / "log.csv", test_logs.log_columns()),
     }
 
@@ -739,7 +742,7 @@ def test_links_are_not_followed_while_detecting(tmp_path: Path) -> None:
 def test_a_stray_npz_file_in_a_folder_of_episodes(tmp_path: Path) -> None:
     npz_episode(tmp_path / "ep_1.npz", 6, 5)
     np.savez(tmp_path / "ep_2.npz", statistics=OBS)
-    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: it is missing"):
+    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: episode 1: it is missing"):
         Dataset(tmp_path)
 
 
@@ -761,7 +764,7 @@ def test_minari_without_observations(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         del file["episode_1/observations"]
         file.create_group("episode_1/observations")
-    with pytest.raises(DatasetError, match="/episode_1/observations: it has no observations"):
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*it has no observations"):
         Dataset(tmp_path / "m")
 
 
@@ -769,5 +772,46 @@ def test_robomimic_with_other_next_observations(tmp_path: Path) -> None:
     path = robomimic(tmp_path / "r.hdf5", dones=False, following=True)
     with h5py.File(path, "r+") as file:
         del file["data/demo_2/next_obs/pos"]
-    with pytest.raises(DatasetError, match=r"/data/demo_2/next_obs: it has the keys \['img'\]"):
+    with pytest.raises(
+        DatasetError, match=r"/data/demo_2/next_obs: episode 1: it has the keys \['img'\]"
+    ):
         Dataset(path)
+
+
+def cut_npz(folder: Path, **columns: np.ndarray) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        np.savez(folder / f"{number}.npz", **columns)
+    middle = folder / "1.npz"
+    middle.write_bytes(middle.read_bytes()[:200])
+    return folder
+
+
+def short_robomimic(path: Path, name: str) -> Path:
+    robomimic(path, dones=False, following=True)
+    with h5py.File(path, "r+") as file:
+        rows = file[f"data/demo_2/{name}"][:-2]
+        del file[f"data/demo_2/{name}"]
+        file[f"data/demo_2/{name}"] = rows
+    return path
+
+
+@pytest.mark.parametrize(
+    "which", ["npz episodes", "Ha & Schmidhuber", "actions", "obs/img", "rewards"]
+)
+def test_an_episode_that_cannot_be_read_is_skipped(tmp_path: Path, which: str) -> None:
+    if which == "npz episodes":
+        path = cut_npz(tmp_path / "d", observations=OBS[:6], actions=ACT[:5], rewards=REW[:5])
+    elif which == "Ha & Schmidhuber":
+        path = cut_npz(tmp_path / "d", obs=OBS[:6], action=ACT[:6])
+    else:
+        path = short_robomimic(tmp_path / "r.hdf5", which)
+    with pytest.raises(DatasetError, match="episode 1"):
+        Dataset(path)
+    done = convert(path, tmp_path / "native.h5", on_bad="skip")
+    assert done.episodes == 2
+    assert len(done.skipped) == 1
+    with Dataset(path, on_bad="skip") as dataset:
+        assert len(dataset) == 2
+        assert "episode 1" in dataset.skipped[0]
+    assert len(check(path).problems) == 1

@@ -79,6 +79,8 @@ class ForeignOptions:
             `{"observation": ("x", "y"), "action": "u"}`. `previous_action` and `previous_reward`
             are those that led to the observation of their row. `observation` is the same as `keys`.
         tasks: tasks whose episodes are read, by name; all by default.
+        image_size: height and width that images are resized to; their own by default. Formats of
+            named columns do so (`columnar.Table`).
     """
 
     terminals: Terminals | None = None
@@ -91,6 +93,7 @@ class ForeignOptions:
     repeat_last: bool = False
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         unknown = [role for role in self.columns if role not in COLUMN_ROLES]
@@ -103,6 +106,8 @@ class ForeignOptions:
             raise ValueError("keys and columns both name observations; give one of them")
         if observed:
             object.__setattr__(self, "keys", observed)
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}; expected at least (1, 1)")
         if self.terminals not in (None, "termination", "boundary"):
             raise ValueError(
                 f"terminals is {self.terminals!r}; it must be 'termination' or 'boundary'"
@@ -121,10 +126,13 @@ class ForeignOptions:
             path: path for the error message.
             name: name of the format.
         """
-        unread = [role for role in self.columns if role not in roles]
-        if unread or self.tasks:
-            asked = [*unread, *(["task"] if self.tasks else [])]
-            raise DatasetError(f"{name} has no column to name for {', '.join(asked)}", path=path)
+        asked = [role for role in self.columns if role not in roles]
+        asked += ["task"] if self.tasks else []
+        asked += ["image size"] if self.image_size else []
+        if asked:
+            raise DatasetError(
+                f"these options are not for datasets of {name}: {', '.join(asked)}", path=path
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

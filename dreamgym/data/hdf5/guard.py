@@ -61,7 +61,12 @@ _KNOWN_FILES = (
     (b"<!doctype", "an HTML page", "the download gave a web page; download the file itself"),
     (b"<html", "an HTML page", "the download gave a web page; download the file itself"),
     (b"{", "a JSON file", "give the HDF5 file that it belongs to"),
-    (b"\x80\x04", "a Python pickle", "dreamgym never loads pickles; save arrays as npz or HDF5"),
+    (
+        b"\x80\x04",
+        "a Python pickle",
+        "dreamgym never loads pickles; save arrays as npz or HDF5, or load a replay buffer with "
+        "the library that wrote it and convert it with dreamgym.data.convert_buffer",
+    ),
 )
 
 
