@@ -34,7 +34,7 @@ import dreamgym
 from dreamgym import ImproveConfig
 from dreamgym.models import MDNRNNConfig
 from dreamgym.train import TrainConfig
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.transfer.intervals import mean_interval
 
 EPISODES = 100
 POINTS = 10

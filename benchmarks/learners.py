@@ -31,7 +31,7 @@ from support.reporting import Row, at_least, parser, report
 import dreamgym
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.train import LEARNERS, TrainConfig, TrainedPolicy, train_policy
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.transfer.intervals import mean_interval
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)

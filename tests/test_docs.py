@@ -24,8 +24,19 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SITE = sorted(DOCS.rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
-STAGES = ("record", "check", "fitting", "dreams", "train", "transfer")
-PACKAGES = ("data", "models", "fitting", "metrics", "world", "dream", "train", "transfer", "online")
+STAGES = ("record", "check", "fitting", "dreams", "train", "transfer", "report")
+PACKAGES = (
+    "data",
+    "models",
+    "fitting",
+    "metrics",
+    "world",
+    "dream",
+    "train",
+    "transfer",
+    "trust",
+    "online",
+)
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")

@@ -1,4 +1,4 @@
-"""The verbs on worlds and policies: fit, train, transfer and import-checkpoint."""
+"""The verbs that make worlds and policies: fit, train and import-checkpoint."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ from dreamgym.cli.options import (
     given,
     options_from,
 )
-from dreamgym.cli.output import number, progress_bar, say, show_figures, show_table, write_json
-from dreamgym.cli.policies import PLANNED, POLICY_HELP, planned_policy, policy_named
+from dreamgym.cli.output import number, progress_bar, say, show_figures, write_json
 from dreamgym.fitting.config import FitConfig
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.registry import LEARNERS, describe_algorithms, find_learner
@@ -332,6 +331,8 @@ def train(
         last = ""
         if each["curve"]:
             last = f", dream return {number(each['curve'][-1][1])} at the end"
+        for alarm in each["alarms"]:
+            say(f"alarm: {alarm}")
         say(
             f"{each['policy']}: {algo}, {number(each['steps'])} dream steps, "
             f"{number(seconds)} s{last}"
@@ -351,99 +352,12 @@ def _evaluate(policy: Any, *, world: str, episodes: int) -> dict[str, float]:
     """Measure a policy in the real environment while it trains."""
     from dreamgym.transfer import transfer_policy
 
-    result = transfer_policy(policy, world, episodes=episodes)
+    result = transfer_policy(policy, world, episodes=episodes, baselines=False)
     return {
         "real return": result.real.mean,
         "gap": result.gap,
         "real steps": float(result.real.steps or 0),
     }
-
-
-def transfer(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help=POLICY_HELP)],
-    world: Annotated[
-        str,
-        typer.Option(
-            "--world", metavar="WORLD", help="World that it was trained in: a folder or a name."
-        ),
-    ],
-    episodes: Annotated[
-        int,
-        typer.Option(
-            "--episodes", min=1, metavar="N", help="Episodes in reality, and in the dream."
-        ),
-    ] = 100,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", min=0, metavar="N", help="Episode k has seed N + k. Default: 10000."
-        ),
-    ] = None,
-    env: Annotated[
-        str | None,
-        typer.Option(
-            "--env",
-            metavar="ENV",
-            help="The real environment, if the world does not name it: ID, or MODULE:ID if a "
-            "module registers it.",
-        ),
-    ] = None,
-    max_episode_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--max-episode-steps",
-            min=1,
-            metavar="N",
-            help="Truncate episodes after N steps, in reality and in the dream; a task without an "
-            "end needs it. Default: the real environment's time limit.",
-        ),
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Run POLICY in the real environment and in the dream, and compare.
-
-    The gap is the mean dream return minus the mean real return.
-
-    Example: [bold]dreamgym transfer cartpole-ppo.zip --world worlds/cartpole --json result.json[/]
-    """
-    from dreamgym.transfer import transfer_policy
-    from dreamgym.world import load
-
-    loaded = load(world)
-    with keeping(lambda: "nothing was written"), progress_bar("transfer") as report:
-        result = transfer_policy(
-            planned_policy(policy, loaded) if policy.startswith(PLANNED) else policy_named(policy),
-            loaded,
-            episodes=episodes,
-            env=env,
-            max_episode_steps=max_episode_steps,
-            progress=report,
-            **given(seed=seed),
-        )
-    figures = result.as_dict()
-    write_json(json_file, figures)
-    show_table(
-        f"{Path(policy).name} on {figures['env_id']}, {number(figures['episodes'])} episodes",
-        [
-            ("real return", _mean_row(figures, "real_return")),
-            ("dream return", _mean_row(figures, "dream_return")),
-            ("gap (dream - real)", _interval_row(figures["gap"], figures["gap_interval"])),
-            ("steps, at most", number(figures["step_limit"])),
-            ("view", figures["view"]),
-            ("real steps", number(figures["real_steps"])),
-            ("seconds", number(figures["real_seconds"] + figures["dream_seconds"])),
-        ],
-    )
-    say(f"Steps of an episode: {figures['step_limit_reason']}.")
-
-
-def _mean_row(figures: dict[str, Any], name: str) -> str:
-    return _interval_row(figures[f"{name}_mean"], figures[f"{name}_interval"])
-
-
-def _interval_row(value: float, interval: list[float]) -> str:
-    low, high = interval
-    return f"{value:.1f}  (95%: {low:.1f} to {high:.1f})"
 
 
 def import_checkpoint(

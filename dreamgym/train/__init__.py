@@ -8,6 +8,7 @@ from dreamgym._lazy import lazy_names
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 
 if TYPE_CHECKING:
+    from dreamgym.train.cloning import clone_policy
     from dreamgym.train.config import TrainConfig
     from dreamgym.train.monitoring import Monitoring
     from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy
@@ -27,6 +28,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterrupted",
     "check",
+    "clone_policy",
     "find_learner",
     "load_policy",
     "train_policy",
@@ -38,6 +40,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "cloning": ["clone_policy"],
         "config": ["TrainConfig"],
         "monitoring": ["Monitoring"],
         "policy": ["PolicyCard", "TrainedPolicy", "load_policy"],

@@ -104,6 +104,13 @@ class ActionCodec(nn.Module):
         scaled = self.center + self.half_width * action.reshape(shape).clamp(-1.0, 1.0)
         return scaled.round().long() if self.rounds else scaled
 
+    def inverse(self, action: Tensor) -> Tensor:
+        """Convert actions (B, *space.shape) to what a network chooses: the inverse of `forward`."""
+        if not self.continuous:
+            return (action - self.start).reshape(len(action), -1).long()
+        width = torch.where(self.half_width > 0, self.half_width, 1.0)
+        return ((action.float() - self.center) / width).reshape(len(action), -1)
+
 
 class Standardise(nn.Module):
     """Flatten observations, subtract a fixed mean, divide by a standard deviation, and clip.
@@ -168,6 +175,10 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.standardise.mean.device
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the most likely actions (B, *shape) for raw observations (B, ...)."""
+        return self.codec(self.mode(self.actor(self.standardise(observation))))
 
     def value(self, observation: Tensor) -> Tensor:
         """Return values (B,) of raw observations (B, ...)."""
@@ -243,6 +254,11 @@ def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def actor(policy: TrainedPolicy) -> nn.Module:
+    """See `LearnerLibrary.actor`."""
+    return policy.network
 
 
 def save(policy: TrainedPolicy, path: Path) -> None:

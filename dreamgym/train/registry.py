@@ -19,6 +19,7 @@ from dreamgym.errors import PolicyFileError, TrainingError
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from torch import nn
 
     from dreamgym.train.policy import TrainedPolicy
     from dreamgym.train.training import TrainingRun
@@ -52,6 +53,13 @@ class LearnerLibrary(Protocol):
 
         Raises:
             PolicyFileError: it cannot be written there; the previous file is unchanged.
+        """
+        ...
+
+    def actor(self, policy: TrainedPolicy) -> nn.Module:
+        """Return a policy's deterministic actor: raw observations (B, ...) to raw actions (B, ...).
+
+        It works on tensors alone, so that it can be exported.
         """
         ...
 
@@ -260,6 +268,15 @@ def learner_of_file(path: str | Path) -> Learner | None:
     """Return the learner that writes policy files with the suffix of `path`, or None."""
     suffix = Path(path).suffix
     return next((each for each in LEARNERS.values() if each.suffix == suffix), None)
+
+
+def format_owner(name: str) -> Learner:
+    """Return the learner whose module reads the policy files of a learner: the first of its suffix.
+
+    Args:
+        name: name of a learner.
+    """
+    return next(each for each in LEARNERS.values() if each.suffix == LEARNERS[name].suffix)
 
 
 def describe_algorithms() -> str:

@@ -17,8 +17,10 @@ from dreamgym._files import atomic_file
 from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.dream.watch import TrainingAlarm, limits_of, watch
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 from dreamgym.fitting.loop import tensorboard_log
+from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.monitoring import Monitor, Monitoring, Progress
 from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy, world_checksum
@@ -42,6 +44,7 @@ class TrainingRun:
         earlier: card of the checkpoint that the run goes on from; None for a run from the start.
             `initial` is the checkpoint then, `steps` are those of all runs together.
         monitor: what `report` reports to.
+        alarms: alarms raised so far, see `dreamgym.dream.watch`.
     """
 
     world: World
@@ -54,6 +57,7 @@ class TrainingRun:
     real_data: AnyDataset | None = None
     earlier: PolicyCard | None = None
     monitor: Monitor = field(default_factory=Monitor)
+    alarms: list[TrainingAlarm] = field(default_factory=list)
 
     @property
     def view(self) -> str:
@@ -105,15 +109,19 @@ class TrainingRun:
 
     def make_dream(
         self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
-    ) -> DreamVectorEnv:
-        """Make the dream that is trained in."""
-        return DreamVectorEnv(
+    ) -> Any:
+        """Make the dream that is trained in, watched for alarms unless these are off."""
+        dream = DreamVectorEnv(
             self.world,
             num_envs,
             output=output,
             autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
+        response = self.config.alarms
+        if response == "off" or limits_of(dream) == Limits():
+            return dream
+        return watch(dream, response=response, on_alarm=self.alarms.append)
 
     def card(self, env: DreamVectorEnv, *, settings: dict[str, Any], **values: Any) -> PolicyCard:
         """Make the card of a policy that this run trained.
@@ -125,8 +133,10 @@ class TrainingRun:
                 and `steps` and `curve` of this run alone.
         """
         seed, evaluations = self.seed, list(self.monitor.evaluations)
+        alarms = [f"{alarm.name}: {alarm.sentence}" for alarm in self.alarms]
         if self.earlier is not None:
             seed, evaluations = self.earlier.seed, [*self.earlier.evaluations, *evaluations]
+            alarms = [*self.earlier.alarms, *alarms]
             values["steps"] += self._done
             curve = [[steps + self._done, value] for steps, value in values.get("curve", [])]
             values["curve"] = [*self.earlier.curve, *curve]
@@ -147,6 +157,7 @@ class TrainingRun:
             versions=_versions(LEARNERS[self.learner]),
             frame_skip=self.world.frame_skip.to_json(),
             evaluations=evaluations,
+            alarms=alarms,
             **values,
         )
 
@@ -252,7 +263,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         )
         policy, finished = library.train(replace(run, monitor=monitor))
     if not finished:
-        raise _interruption(policy, path)
+        raise _interruption(policy, path, run)
     if path is not None:
         policy.save(path)
         checkpoint_path(path).unlink(missing_ok=True)
@@ -343,10 +354,15 @@ def _check_writable(path: Path) -> None:
         raise PolicyFileError(f"no policy can be written to {path}: {error}") from error
 
 
-def _interruption(policy: TrainedPolicy, path: Path | None) -> TrainingInterrupted:
+def _interruption(
+    policy: TrainedPolicy, path: Path | None, run: TrainingRun
+) -> TrainingInterrupted:
     """Save an unfinished policy beside `path`, and return the exception that says so."""
     steps = policy.card.steps
     done = f"training was interrupted after {steps:,} dream steps"
+    if run.config.alarms == "stop" and run.alarms:
+        alarm = run.alarms[-1]
+        done = f"training was stopped by an alarm after {steps:,} dream steps: {alarm.sentence}"
     if path is None:
         message = f"{done}; no out was given, so nothing was saved"
         return TrainingInterrupted(message, path=None, steps=steps)
