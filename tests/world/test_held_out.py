@@ -102,7 +102,8 @@ class Beyond(Two):
 
 
 def test_a_world_of_data_beyond_its_bounds_takes_its_own_data(tmp_path):
-    path = dreamgym.record(Beyond(), steps=60, out=tmp_path / "d.h5")
+    with pytest.warns(UserWarning, match="bounds"):
+        path = dreamgym.record(Beyond(), steps=60, out=tmp_path / "d.h5")
     world = dreamgym.fit(path, config=dreamgym.FitConfig(updates=2))
     with open_for(world, path) as opened:
         assert opened.is_fitted_data
