@@ -90,7 +90,7 @@ def test_a_world_with_a_frame_skip_is_reported_on_in_its_own_steps(tmp_path):
     with Dataset(path) as dataset:
         skipped = with_frame_skip(dataset, FrameSkip(steps=2))
         world = dreamgym.fit(skipped, config=dreamgym.FitConfig(updates=3, starts=64))
-    ranking = RankingConfig(seeds=1, stages=(256,), episodes=2, temperatures=())
+    ranking = RankingConfig(seeds=1, steps=512, stages=0, num_envs=8, episodes=2, temperatures=())
     real = lambda: gym.wrappers.TimeLimit(Moves("point", env.action_space), LENGTH)  # noqa: E731
     made = report(world, path, env=real, ranking=ranking)
     assert made.figures["data"]["fitted"]
