@@ -172,6 +172,15 @@ Columns = Annotated[
     ),
 ]
 
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Resize the images of a foreign file, e.g. 64x64. Default: their own size.",
+    ),
+]
+
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
@@ -195,6 +204,7 @@ def foreign_options(
     ignore: list[str] | None = None,
     columns: list[str] | None = None,
     tasks: list[str] | None = None,
+    image_size: str | None = None,
     allow_loss: bool = False,
     repeat_last: bool = False,
 ) -> Any:
@@ -207,6 +217,7 @@ def foreign_options(
         ignore: keys not to read.
         columns: texts such as `observation=x,y action=u`.
         tasks: tasks whose episodes to read.
+        image_size: height and width that images are resized to, such as `64x64`.
         allow_loss: whether all terminations or rewards may be lost.
         repeat_last: whether the last observation of an episode is repeated, if one lacks.
 
@@ -232,10 +243,18 @@ def foreign_options(
         ignore=tuple(ignore or ()),
         columns=parse_columns(columns or ()),
         tasks=tuple(tasks or ()),
+        image_size=None if image_size is None else _parse_size(image_size),
         allow_loss=allow_loss,
         repeat_last=repeat_last,
         **known,
     )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, by, width = text.partition("x")
+    if not by or not height.isdecimal() or not width.isdecimal():
+        raise ValueError(f"--image-size is {text!r}; expected HEIGHTxWIDTH, for instance 64x64")
+    return int(height), int(width)
 
 
 def parse_columns(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:

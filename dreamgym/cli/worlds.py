@@ -19,6 +19,7 @@ from dreamgym.cli.options import (
     AllowLoss,
     Columns,
     Ignored,
+    ImageSize,
     JsonFile,
     Keys,
     OverwritePolicy,
@@ -91,6 +92,7 @@ def fit(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -129,6 +131,7 @@ def fit(
             ignore=ignore,
             columns=columns,
             tasks=tasks,
+            image_size=image_size,
             allow_loss=allow_loss,
             repeat_last=repeat_last,
         ),

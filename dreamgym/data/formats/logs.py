@@ -26,7 +26,14 @@ from dreamgym.data.formats.arrow_columns import (
     to_images,
     to_numbers,
 )
-from dreamgym.data.formats.columnar import END_ROLES, Table, find_column, open_table, runs
+from dreamgym.data.formats.columnar import (
+    END_ROLES,
+    UNREADABLE,
+    Table,
+    find_column,
+    open_table,
+    runs,
+)
 from dreamgym.data.formats.common import sort_by_number
 from dreamgym.data.formats.image_files import SUFFIXES, find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
@@ -144,7 +151,7 @@ class _Files:
             except DatasetError:
                 if len(self._paths) == 1:
                     raise
-                starts, counts = np.zeros(1, int), np.full(1, 2)  # reading it reports why
+                starts, counts = np.zeros(1, int), np.full(1, UNREADABLE)
             found += [
                 _Rows(file=number, start=int(start), count=int(count))
                 for start, count in zip(starts, counts, strict=True)
