@@ -125,8 +125,8 @@ class Last:
         return self.model.value(state)
 
 
-def lewm(quick: bool) -> list[Row]:
-    """Time one plan of LeWM: 300 samples, 30 iterations, 5 blocks."""
+def lewm(iterations: int, quick: bool) -> list[Row]:
+    """Time one plan of LeWM: 300 samples, 30 iterations, 5 blocks; iterations are alike."""
     theirs = stable_worldmodel()
     if theirs is None:
         return []
@@ -136,8 +136,7 @@ def lewm(quick: bool) -> list[Row]:
     goal = GoalReward(model, image[1].numpy())
     noise = torch.zeros(1, model.noise_dim)
     state = model.observe(model.initial(1), torch.zeros(1, 10), image[:1], noise)
-    # One iteration is like another.
-    config = replace(PLANNER_PRESETS["lewm"], iterations=1 if quick else 30)
+    config = replace(PLANNER_PRESETS["lewm"], iterations=iterations)
     planner = make_planner(goal, config, value=goal)
     solver = theirs.CEMSolver(their_lewm(theirs, model), n_steps=config.iterations)
     options = types.SimpleNamespace(horizon=config.horizon, action_block=1)
@@ -220,12 +219,13 @@ def main() -> None:
     parts = ("pendulum", "value", "lewm", "controller")
     arguments.add_argument("--parts", nargs="+", choices=parts, default=parts)
     arguments.add_argument("--episodes", type=int, default=100)
+    arguments.add_argument("--iterations", type=int, default=30, help="of LeWM's plan")
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     episodes = 1 if chosen.quick else chosen.episodes
     rows: list[Row] = []
     if "lewm" in chosen.parts:
-        rows += lewm(chosen.quick)
+        rows += lewm(1 if chosen.quick else chosen.iterations, chosen.quick)
     if "controller" in chosen.parts:
         rows += controller(chosen.quick)
     if "value" in chosen.parts:
