@@ -172,7 +172,8 @@ class PPO:
     ) -> None:
         settings, network, rows = self.settings, self.network, len(advantage)
         if rows > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            std, mean = torch.std_mean(advantage)
+            advantage = (advantage - mean) / (std + 1e-8)
         outputs, actor_inputs = _forward(network.actor, observation)
         value, critic_inputs = _forward(network.critic, observation)
         with torch.enable_grad():
