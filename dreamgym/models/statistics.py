@@ -28,6 +28,17 @@ NOISE_SHARE = 0.8
 succession have a correlation below 0.7."""
 
 
+REACH = 0.05
+"""An episode has reached an end of a channel's range if it came within this share of the range."""
+
+REACHING_SHARE = 0.1
+"""Share of the episodes that have to reach an end of a channel's range if it is a bound. Of a range
+without a bound, the extreme belongs to one episode, and few others come near."""
+
+REACHING_EPISODES = 10
+"""Least number of episodes that have to reach a bound."""
+
+
 class Moments(NamedTuple):
     """Moments of one part of the observations, in its own units; all (n,).
 
@@ -40,6 +51,10 @@ class Moments(NamedTuple):
         low: smallest value; equal to `high` in a constant channel.
         high: largest value.
         delta_std: root mean square of the change from one row to the next, above zero.
+        low_is_bound: whether many episodes came down to `low` and none passed it, as at the stop of
+            a joint; bool, or empty where it was not measured. Spaces often do not declare such
+            bounds: those of MuJoCo's environments are infinite.
+        high_is_bound: the same of `high`.
     """
 
     mean: Tensor
@@ -47,6 +62,8 @@ class Moments(NamedTuple):
     low: Tensor
     high: Tensor
     delta_std: Tensor
+    low_is_bound: Tensor = torch.zeros(0, dtype=torch.bool)
+    high_is_bound: Tensor = torch.zeros(0, dtype=torch.bool)
 
     @property
     def constant(self) -> Tensor:
@@ -62,6 +79,28 @@ class Moments(NamedTuple):
         such as contact forces, one would leave its range at nearly every step.
         """
         return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
+
+
+    def limits(self, space_low: Tensor, space_high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bounds of possible values, (n,) each: those of the space or of the data.
+
+        The data's count in a channel that cannot drift, and where the data shows a bound well
+        inside the space's.
+
+        Args:
+            space_low: (n,) lower bounds of the space.
+            space_high: (n,) upper bounds of the space.
+        """
+        reach = REACH * (self.high - self.low)
+        below, above = self.low - space_low > reach, space_high - self.high > reach
+        by_data = [
+            ~self.drifts | (is_bound & inside if is_bound.numel() else False)
+            for is_bound, inside in ((self.low_is_bound, below), (self.high_is_bound, above))
+        ]
+        return (
+            torch.where(by_data[0], self.low, space_low.to(self.low)),
+            torch.where(by_data[1], self.high, space_high.to(self.high)),
+        )
 
 
 class Statistics(NamedTuple):
@@ -99,6 +138,9 @@ class _Sums:
         self.square, self.delta = self.total.copy(), self.total.copy()
         self.low = np.full_like(self.shift, np.inf)
         self.high = -self.low
+        # Of each episode, how far it came down and up.
+        self.falls: list[NDArray] = []
+        self.rises: list[NDArray] = []
         self.rounding = np.finfo(first.dtype if first.dtype.kind == "f" else np.float64).eps
 
     def add(self, observations: NDArray) -> None:
@@ -108,6 +150,13 @@ class _Sums:
         self.square += ((x - self.shift) ** 2).sum(0)
         self.delta += (np.diff(x, axis=0) ** 2).sum(0)
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+        # An episode that starts at the top has not risen to it, so only what follows the episode's
+        # lowest value counts. Its last value may be beyond a limit at which episodes end.
+        x = x[:-1]
+        row = np.arange(len(x))[:, None]
+        if len(x):
+            self.falls.append(np.where(row >= x.argmax(0), x, np.inf).min(0))
+            self.rises.append(np.where(row >= x.argmin(0), x, -np.inf).max(0))
 
     def moments(self) -> Moments:
         mean = self.total / self.rows
@@ -119,7 +168,19 @@ class _Sums:
         delta = np.sqrt(self.delta / max(1, self.steps))
         delta = np.where(constant, std, np.maximum(delta, SMALLEST_DELTA * std))
         low, high = (np.where(constant, mean, end) for end in (self.low, self.high))
-        return Moments(*map(torch.from_numpy, (mean, std, low, high, delta)))
+        reach = REACH * (high - low)
+        bounds = (
+            ~constant & _by_many(falls <= self.low + reach for falls in self.falls),
+            ~constant & _by_many(rises >= self.high - reach for rises in self.rises),
+        )
+        return Moments(*map(torch.from_numpy, (mean, std, low, high, delta, *bounds)))
+
+
+def _by_many(episodes: Iterable[NDArray]) -> NDArray:
+    """Return which channels (n,) many episodes have reached, of bools (n,) for each episode."""
+    reached = np.array(list(episodes))
+    enough = max(REACHING_EPISODES, REACHING_SHARE * len(reached))
+    return reached.sum(0) >= enough
 
 
 def measure_statistics(

@@ -88,7 +88,9 @@ class VectorCodec(nn.Module):
 
     It has buffers and no parameters; all are (size,). Decoded values are within the bounds of the
     box. A channel that cannot drift (`Moments.drifts`), one that is constant or noise, also stays
-    within the range of the training data, so it never counts as having left it.
+    within the range of the training data, so it never counts as having left it. The same holds on
+    the side of a bound that the data shows (`Moments.low_is_bound`): a model that passes the stop
+    of a joint is wrong, not somewhere new.
 
     Args:
         box: space of the values, of any shape; its numbers are laid out flat.
@@ -100,8 +102,8 @@ class VectorCodec(nn.Module):
         std: standard deviation of the training data.
         low: smallest value in the training data.
         high: largest value in the training data.
-        space_low: lower bounds of decoded values: those of the box, or of the data's range in a
-            channel that cannot drift.
+        space_low: lower bounds of decoded values: those of the box or of the data's range; see
+            `Moments.limits`.
         space_high: upper bounds of decoded values.
     """
 
@@ -134,10 +136,9 @@ class VectorCodec(nn.Module):
         """
         for name in ("mean", "std", "low", "high"):
             getattr(self, name)[place] = getattr(moments, name).to(self.mean)
-        ends = zip(("low", "high"), float32_bounds(self.box), strict=True)
-        for name, bound in ends:
-            limits, data = getattr(self, f"space_{name}"), getattr(self, name)[place]
-            limits[place] = torch.where(moments.drifts.to(data.device), bound[place].to(data), data)
+        bounds = [bound[place].to(moments.low) for bound in float32_bounds(self.box)]
+        low, high = moments.limits(*bounds)
+        self.space_low[place], self.space_high[place] = low.to(self.mean), high.to(self.mean)
 
     def encode(self, values: Tensor) -> Tensor:
         """Convert (..., *box.shape) of the environment to (..., size) of the network."""
