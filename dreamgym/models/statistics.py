@@ -80,7 +80,6 @@ class Moments(NamedTuple):
         """
         return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
 
-
     def limits(self, space_low: Tensor, space_high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bounds of possible values, (n,) each: those of the space or of the data.
 

@@ -106,3 +106,43 @@ def test_box_actions_are_measured_and_discrete_ones_are_not():
     np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-5)
     assert measure_statistics(episodes(0, 0.0, 1.0), [np.arange(4)]).action is None
     assert measure_statistics(episodes(0, 0.0, 1.0)).action is None
+
+
+def stopped_walk(rng: np.random.Generator, length: int, low: float, high: float) -> np.ndarray:
+    """A random walk (length, 1) between two stops."""
+    walk = [rng.uniform(low, high) if np.isfinite(low) else 0.0]
+    for change in rng.normal(scale=0.3, size=length - 1):
+        walk.append(np.clip(walk[-1] + change, low, high))
+    return np.array(walk)[:, None]
+
+
+def bounds_of(columns: list[np.ndarray]) -> tuple[bool, bool]:
+    moments = measure_statistics([(x, np.zeros(len(x) - 1)) for x in columns]).vector
+    return moments.low_is_bound.item(), moments.high_is_bound.item()
+
+
+def test_a_stop_that_many_episodes_reach_is_a_bound():
+    rng = np.random.default_rng(0)
+    assert bounds_of([stopped_walk(rng, 100, -1, 1) for _ in range(40)]) == (True, True)
+    assert bounds_of([stopped_walk(rng, 100, -np.inf, np.inf) for _ in range(40)]) == (False, False)
+    # Three episodes may have met by chance.
+    assert bounds_of([stopped_walk(rng, 100, -1, 1) for _ in range(3)]) == (False, False)
+
+
+def test_where_episodes_start_or_terminate_is_no_bound():
+    rng = np.random.default_rng(0)
+    falls = [np.linspace(9, rng.uniform(0, 4), 30)[:, None] for _ in range(40)]
+    assert bounds_of(falls) == (False, False)
+    # They end beyond a threshold of 5, as when a pole has fallen.
+    ends = [np.append(np.linspace(rng.uniform(0, 2), 3, 30), 5.1)[:, None] for _ in range(40)]
+    assert bounds_of(ends)[1] is False
+
+
+def test_a_space_keeps_a_bound_of_its_own_that_is_near_the_data():
+    rng = np.random.default_rng(0)
+    columns = [stopped_walk(rng, 100, -1, 1) for _ in range(40)]
+    moments = measure_statistics([(x, np.zeros(len(x) - 1)) for x in columns]).vector
+    near = torch.tensor([1.05], dtype=torch.float64)
+    assert moments.limits(-near, near) == (-near, near)
+    far = torch.tensor([9.0], dtype=torch.float64)
+    assert moments.limits(-far, far) == (moments.low, moments.high)

@@ -129,3 +129,19 @@ def test_one_typical_step_beyond_the_range_is_not_outside_the_data():
     values = torch.tensor([[2.5, 0.0], [2.7, 0.0], [0.0, -1.2], [0.0, -1.4]])
     outside = codec.limit((values - MOMENTS.mean) / MOMENTS.std)[1]
     assert outside.tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("codec", [TransitionCodec, VectorCodec])
+def test_a_dream_that_passes_a_stop_is_held_there_and_one_that_passes_a_range_has_left(codec):
+    """The stops of joints are not in the spaces of MuJoCo's environments."""
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    vectors = codec(box, 0.3) if codec is TransitionCodec else codec(box, "standard")
+    stop = torch.tensor([False, True])
+    vectors.set_moments(MOMENTS._replace(low_is_bound=stop & False, high_is_bound=stop))
+    z = vectors.encode(torch.tensor([[0.0, 30.0], [0.0, -30.0], [30.0, 0.0]]))
+    if codec is TransitionCodec:
+        z, outside = vectors.limit(z)
+    else:
+        outside = vectors.outside_data(vectors.decode(z), 0.3)
+    assert outside.tolist() == [False, True, True]
+    assert vectors.decode(z)[0, 1] == MOMENTS.high[1]
