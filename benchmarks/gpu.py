@@ -36,6 +36,7 @@ TESTED_WITH = ("pytest", "hypothesis", "scipy", "stable-baselines3")
 
 FAMILIES = ("mdn-rnn", "rssm", "jepa", "pets", "ensemble")
 WORLDS = ("v_m_c", "rssm_12m", "lewm")
+DREAM = {"view": "latent", "output": "torch", "autoreset_mode": "SameStep"}
 
 Rows = Iterator[dict[str, Any]]
 
@@ -96,7 +97,7 @@ def ways(device: str) -> Rows:
             try:
                 started = time.perf_counter()
                 env = DreamVectorEnv(
-                    _built(worlds, family), count, device=device, view="latent", compile=asked
+                    _built(worlds, family), count, device=device, compile=asked, **DREAM
                 )
                 env.reset(seed=0)
                 action = worlds.actions(count, str(env.device))
@@ -152,7 +153,7 @@ def syncs(device: str) -> Rows:
             name = f"{family}, compile={asked!r}: steps without a host sync"
             try:
                 env = DreamVectorEnv(
-                    _built(worlds, family), 64, device=device, view="latent", compile=asked
+                    _built(worlds, family), 64, device=device, compile=asked, **DREAM
                 )
                 env.reset(seed=0)
                 action = worlds.actions(64, str(env.device))
@@ -181,7 +182,7 @@ def dream(device: str, world: str) -> Rows:
         for dtype in ("float32", "bfloat16"):
             name = f"{world}, {count} dreams, {dtype}"
             try:
-                env = DreamVectorEnv(made, count, device=device, dtype=dtype, view="latent")
+                env = DreamVectorEnv(made, count, device=device, dtype=dtype, **DREAM)
                 env.reset(seed=0)
                 space: Any = env.single_action_space
                 action = worlds.actions(count, str(env.device), space)
@@ -208,7 +209,7 @@ def rollout(device: str) -> Rows:
     for count in (4096, 65_536) if device == "cuda" else (8,):
         name = f"rollout of 64 steps, V-M-C, {count} dreams"
         try:
-            env = DreamVectorEnv(worlds.v_m_c(), count, device=device, view="latent")
+            env = DreamVectorEnv(worlds.v_m_c(), count, device=device, **DREAM)
             env.reset(seed=0)
             low = torch.from_numpy(worlds.CAR.low).to(env.device)
             span = torch.from_numpy(worlds.CAR.high).to(env.device) - low

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dreamgym._lazy import lazy_names
 from dreamgym.dream.registration import register_worlds
+from dreamgym.train import registry as _registry  # noqa: F401 - tells whose agents it knows
 
 if TYPE_CHECKING:
     from dreamgym.data import Dataset as Dataset
-    from dreamgym.data import check as check
     from dreamgym.data import record as record
     from dreamgym.dream import DreamVectorEnv as DreamVectorEnv
     from dreamgym.errors import CheckpointError as CheckpointError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dreamgym.errors import DreamgymError as DreamgymError
     from dreamgym.errors import FitError as FitError
     from dreamgym.errors import LeWMError as LeWMError
+    from dreamgym.errors import OnlineError as OnlineError
     from dreamgym.errors import PolicyError as PolicyError
     from dreamgym.errors import PolicyFileError as PolicyFileError
     from dreamgym.errors import PretrainedError as PretrainedError
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from dreamgym.fitting import fit as fit
     from dreamgym.fitting import from_lewm as from_lewm
     from dreamgym.fitting import from_model as from_model
+    from dreamgym.online import ImproveConfig as ImproveConfig
+    from dreamgym.online import improve as improve
+    from dreamgym.train import check as check
     from dreamgym.train import train_policy as train_policy
     from dreamgym.transfer import evaluate as evaluate
     from dreamgym.transfer import transfer_policy as transfer_policy
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES_OF = {
-    "data": ("Dataset", "check", "record"),
+    "data": ("Dataset", "record"),
     "dream": ("DreamVectorEnv",),
     "errors": (
         "CheckpointError",
@@ -53,6 +57,7 @@ _NAMES_OF = {
         "DreamgymError",
         "FitError",
         "LeWMError",
+        "OnlineError",
         "PolicyError",
         "PolicyFileError",
         "PretrainedError",
@@ -73,7 +78,8 @@ _NAMES_OF = {
     ),
     "metrics": (),
     "models": (),
-    "train": ("train_policy",),
+    "online": ("ImproveConfig", "improve"),
+    "train": ("check", "train_policy"),
     "transfer": ("evaluate", "transfer_policy"),
     "world": ("World", "load"),
 }

@@ -17,6 +17,10 @@ _IMPORTING_PROCESS = os.getpid()
 _NO_CHANGE = nullcontext()
 
 
+LSTM_MODE = 2
+"""What oneDNN's recurrent layers in torch call an LSTM."""
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device of a name; "auto" is CUDA where available, else the CPU.
 
@@ -66,6 +70,23 @@ def packs_weights(dtype: torch.dtype) -> bool:
         weight = torch.ones(32, 32, dtype=dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 4)
         torch.ops.mkldnn._linear_pointwise(weight[:4], packed, None, "none", [], "")
+
+    return torch.backends.mkldnn.is_available() and _runs(trial)
+
+
+@functools.cache
+def packs_lstm() -> bool:
+    """Try whether oneDNN is available and takes the step of an LSTM with packed weights."""
+
+    def trial() -> None:
+        weight, bias, state = torch.ones(32, 8), torch.ones(32), torch.ones(1, 4, 8)
+        packed = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(
+            weight, weight, 8, False, True, False, list(state.shape)
+        )
+        torch.ops.aten.mkldnn_rnn_layer(
+            *(state, *packed, bias, bias, state, state),
+            *(False, [], LSTM_MODE, 8, 1, True, False, False, False),
+        )
 
     return torch.backends.mkldnn.is_available() and _runs(trial)
 
@@ -185,10 +206,16 @@ def _normal_modes(grad: bool) -> Iterator[None]:
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Make float32 torch's default dtype inside the block, and restore what it was afterwards."""
+    """Make float32 torch's default dtype inside the block, and the CPU its default device.
+
+    What a program has set is restored afterwards.
+    """
     before = torch.get_default_dtype()
+    # A device as a context intercepts every call of torch: entered only where it is needed.
+    moved = torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.device("cpu") if moved else nullcontext():
+            yield
     finally:
         torch.set_default_dtype(before)

@@ -148,6 +148,13 @@ class TransferError(DreamgymError, ValueError):
     """
 
 
+class OnlineError(DreamgymError, ValueError):
+    """Raised when the online loop cannot run as asked, or continue what a folder holds.
+
+    The message says what was given, what was expected and what to do.
+    """
+
+
 class PolicyError(TransferError):
     """Raised when a policy cannot act in an environment.
 

@@ -16,6 +16,7 @@ from dreamgym.models import (
     KnownTermination,
     MDNRNNConfig,
     ModelSpec,
+    Optimistic,
     Pessimistic,
     PETSConfig,
     WorldModel,
@@ -33,6 +34,9 @@ ACTION_SPACES = {
     "multi-discrete": gym.spaces.MultiDiscrete([2, 3]),
 }
 
+
+TENSORS = {"output": "torch", "autoreset_mode": "SameStep"}
+"""Options of a dream that stays on the device and whose steps hold the last observation."""
 
 MOMENTS = Moments(
     mean=torch.tensor([0.0, 0.1, -0.2, 0.3]),
@@ -93,6 +97,7 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "ensemble ts-inf": lambda action: small_ensemble(action, propagation="ts-inf"),
     "pets ts-inf": lambda action: small_pets(action, propagation="ts-inf", uncertainty="max-sigma"),
     "pessimistic": lambda action: Pessimistic(small_pets(action), weight=0.5),
+    "optimistic": lambda action: Optimistic(small_pets(action), weight=0.5),
     "known-reward": lambda action: KnownReward(small_model("mdn-rnn", action), "CartPole-v1"),
     "known-termination": lambda action: KnownTermination(small_pets(action), "CartPole-v1"),
     "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import gymnasium as gym
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dreamgym
 from dreamgym import _device
-from dreamgym._device import computes_bfloat16, packs_weights, product_dtype
+from dreamgym._device import computes_bfloat16, packs_lstm, packs_weights, product_dtype
 from dreamgym.fitting import FitConfig
 from dreamgym.models.nn.layers import LSTM
-from dreamgym.models.nn.packed import packed_linear, packed_product
+from dreamgym.models.nn.packed import PackedLSTM, packed_linear, packed_lstm, packed_product
 from tests.small_worlds import small_world
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def refuse(dtype: torch.dtype | None, words: str, original):
 @pytest.fixture
 def forget() -> Iterator[None]:
     """Probes are made again, before and after."""
-    probes = (computes_bfloat16, packs_weights, _device._warn_float32)
+    probes = (computes_bfloat16, packs_weights, packs_lstm, _device._warn_float32)
     for probe in probes:
         probe.cache_clear()
     yield
@@ -59,6 +60,7 @@ def machine(request, monkeypatch, forget) -> str:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     else:
         monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refuse(None, "no such", None))
+        monkeypatch.setattr(torch.ops.aten, "mkldnn_rnn_layer", refuse(None, "no such", None))
     return request.param
 
 
@@ -74,12 +76,24 @@ def test_bfloat16_becomes_float32_with_one_warning(machine):
 
 def test_products_are_those_of_plain_torch(machine):
     weight, bias, x = torch.randn(OUTSIDE, INSIDE), torch.randn(OUTSIDE), torch.randn(ROWS, INSIDE)
-    expected = torch.nn.functional.linear(x, weight, bias)
+    expected = F.linear(x, weight, bias)
     for rows in (1, 8, ROWS):
         product = packed_linear(weight, bias, rows, torch.float32)
         torch.testing.assert_close(product(x[:rows]), expected[:rows], rtol=1e-4, atol=1e-4)
     lower = packed_product(weight, bias, ROWS, torch.float32)
     torch.testing.assert_close(lower(x), expected, rtol=1e-4, atol=1e-4)
+    bent = packed_product(weight, bias, ROWS, torch.float32, gelu=True)
+    torch.testing.assert_close(bent(x), F.gelu(expected), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_step_of_an_lstm_is_the_lstms_own(machine):
+    lstm = LSTM(5, 64)
+    x, h, c = torch.randn(ROWS, 5), torch.randn(ROWS, 64), torch.randn(ROWS, 64)
+    step = packed_lstm(lstm, ROWS, torch.float32)
+    assert not isinstance(step, PackedLSTM) or machine in ("no AVX-512", "no LSTM in bfloat16")
+    for own, expected in zip(step(x, h, c), lstm.step(x, h, c), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["mdn-rnn", "rssm", "jepa"])

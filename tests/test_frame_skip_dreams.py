@@ -68,7 +68,7 @@ def test_a_world_keeps_its_frame_skip(
         assert 15 <= world.horizon <= horizon
         assert world.provenance["fit"]["frame_skip"] == skip.to_json()
         assert world.provenance["dataset_steps"] == 1500
-        dream = DreamVectorEnv(world, 3)
+        dream = DreamVectorEnv(world, 3, output="torch", autoreset_mode="SameStep")
         assert dream.single_action_space == space
         assert dream.horizon == world.horizon
     assert pendulum[0].real_limit == 100
@@ -159,7 +159,7 @@ def test_a_policy_trained_in_the_dream_transfers_to_the_real_environment(
 
 def test_starts_from_a_dataset_use_its_frame_skip(pendulum: tuple[World, Path]) -> None:
     world, path = pendulum
-    dream = DreamVectorEnv(world, 5, starts=str(path))
+    dream = DreamVectorEnv(world, 5, starts=str(path), output="torch", autoreset_mode="SameStep")
     observation, _ = dream.reset(seed=0)
     assert torch.isfinite(observation).all()
     with Dataset(path) as dataset:

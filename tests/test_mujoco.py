@@ -14,7 +14,9 @@ pytest.importorskip("mujoco")
 
 def length_of_dreams(world: dreamgym.World, steps: int) -> float:
     """Return the mean length of the dreams that end in so many steps of random actions."""
-    envs = dreamgym.DreamVectorEnv(world, 64, output="numpy", episode_statistics=True)
+    envs = dreamgym.DreamVectorEnv(
+        world, 64, output="numpy", episode_statistics=True, autoreset_mode="SameStep"
+    )
     observation, _ = envs.reset(seed=0)
     envs.action_space.seed(0)
     lengths: list[int] = []

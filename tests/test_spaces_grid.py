@@ -6,6 +6,7 @@ What `record` takes, `check` calls ready; what `check` calls ready, `fit` takes;
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 from gymnasium import spaces
 
 import dreamgym
-from dreamgym.errors import TrainingError, UnsupportedSpaceError
+from dreamgym.errors import PolicyFileError, TrainingError, UnsupportedSpaceError
 from dreamgym.fitting import FitConfig
 from dreamgym.models import Decodes, MDNRNNConfig, ModelSpec, PETSConfig
 from dreamgym.train import TrainConfig, load_policy
+from tests.small_worlds import world_of
 
 
 class NarrowBox(spaces.Box):
@@ -139,7 +141,9 @@ def through_all_stages(env: gym.Env, folder: Path, *, family: str = "mdn-rnn", t
     card = dreamgym.check(data)
     assert card.ok, card.problems
     world = dreamgym.fit(data, family=family, config=fit_config(small_model(family)))
-    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy", view="observation")
+    dream = dreamgym.DreamVectorEnv(
+        world, 3, output="numpy", view="observation", autoreset_mode="SameStep"
+    )
     observation, _ = dream.reset(seed=0)
     assert dream.observation_space.contains(observation)
     dream.action_space.seed(0)
@@ -178,14 +182,51 @@ def test_actions_of_any_kind(name: str, tmp_path: Path) -> None:
 def test_actions_without_bounds_are_dreamt_and_not_trained(name: str, tmp_path: Path) -> None:
     env = AnySpace(FLOATS, UNBOUNDED_ACTIONS[name])
     data = dreamgym.record(env, steps=64, out=tmp_path / "d.h5")
-    assert dreamgym.check(data).ok
+    card = dreamgym.check(data)
+    assert card.ok
+    (finding,) = (note for note in card.notes if "has an infinite bound" in note)
+    assert dreamgym.check(data, algo="PPO").problems == [finding]
     world = dreamgym.fit(data, config=fit_config(small_model("mdn-rnn")))
-    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy")
+    assert finding in world.quality["alarms"]
+    dream = dreamgym.DreamVectorEnv(world, 3, output="numpy", autoreset_mode="SameStep")
     dream.reset(seed=0)
     observation, *_ = dream.step(dream.action_space.sample())
     assert dream.observation_space.contains(observation)
-    with pytest.raises(TrainingError, match="has an infinite bound"):
+    with pytest.raises(TrainingError) as refusal:
         dreamgym.train_policy(world, steps=32, config=TrainConfig(num_envs=4, n_steps=8))
+    assert str(refusal.value) == finding
+
+
+SPACES = {f"sees {name}": (space, TWO) for name, space in OBSERVATIONS.items()}
+SPACES |= {f"sees images {name}": (space, TWO) for name, space in IMAGES.items()}
+SPACES |= {f"acts in {name}": (FLOATS, space) for name, space in ACTIONS.items()}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_check_fit_and_train_give_one_answer(name: str, tmp_path: Path) -> None:
+    """For every family and algorithm by name, before anything is fitted."""
+    observation_space, action_space = SPACES[name]
+    data = dreamgym.record(
+        AnySpace(observation_space, action_space), steps=16, out=tmp_path / "d.h5"
+    )
+    for family in ("mdn-rnn", "pets"):
+        card = dreamgym.check(data, family=family)
+        config = fit_config(small_model(family))
+        if card.ok:
+            continue  # the other tests of the grid fit such datasets
+        with pytest.raises(TypeError) as refusal:
+            dreamgym.fit(data, family=family, config=config)
+        assert card.problems == [f"the {family} family: {refusal.value}"]
+    spec = ModelSpec(family="mdn-rnn", config=small_model("mdn-rnn"))
+    world = world_of(spec.build(FLOATS, action_space))
+    taken = tmp_path / "p.zip"
+    taken.mkdir()  # a folder is refused just before the training starts
+    for algo in ("PPO", "SAC", "DQN"):
+        problems = dreamgym.check(data, algo=algo).problems
+        run = partial(dreamgym.train_policy, world, algo=algo, steps=1, out=taken)
+        with pytest.raises(TrainingError if problems else PolicyFileError) as refused:
+            run()
+        assert problems in ([], [str(refused.value)])
 
 
 @pytest.mark.parametrize("name", ["floats", "unbounded", "int64", "bytes", "matrix", "scalar"])

@@ -84,7 +84,8 @@ def _peak() -> float:
 
 
 def _run(world: World, count: int, device: str) -> None:
-    env = DreamVectorEnv(world, count, view="latent", device=device)
+    options = {"output": "torch", "autoreset_mode": "SameStep", "view": "latent"}
+    env = DreamVectorEnv(world, count, device=device, **options)
     env.reset(seed=0)
     action = worlds.actions(count, device)
     for _ in range(STEPS):

@@ -37,13 +37,10 @@ def gflops(seconds: float) -> float:
 
 def work_of(step: Callable[[], Any]) -> int:
     """Return the floating-point operations in the products of one call."""
-    counter = FlopCounterMode(display=False, custom_mapping={_PACKED: _packed_work})
+    counter = FlopCounterMode(display=False, custom_mapping=_WORK)
     with counter:
         step()
     return counter.get_total_flops()
-
-
-_PACKED = torch.ops.mkldnn._linear_pointwise
 
 
 def _packed_work(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
@@ -51,3 +48,18 @@ def _packed_work(x: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     for size in x[:-1]:
         rows *= size
     return 2 * rows * int(x[-1]) * int(out_shape[-1])
+
+
+def _lstm_work(x: Any, *arguments: Any, **__: Any) -> int:
+    rows, inputs, hidden = int(x[-2]), int(x[-1]), int(arguments[_HIDDEN_STATE][-1])
+    return 2 * rows * (inputs + hidden) * 4 * hidden
+
+
+_HIDDEN_STATE = 4
+"""Place of h among the arguments after x."""
+
+_WORK = {
+    torch.ops.mkldnn._linear_pointwise: _packed_work,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_work,
+}
+"""Operations of the products that PyTorch's counter does not know, from the shapes of arguments."""

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES = ("dreamgym", "torch", "numpy", "gymnasium", "h5py", "stable-baselines3")
+PACKAGES += ("rsl-rl-lib", "skrl", "tensordict", "torchrl")
 
 
 @dataclass(frozen=True, kw_only=True)

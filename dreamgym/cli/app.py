@@ -15,6 +15,7 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
+from dreamgym.cli.online import improve
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
 
@@ -35,7 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for _verb in (record, check, fit, train, transfer, recover, convert, pack, import_checkpoint):
+_VERBS = (record, check, fit, train, transfer, improve, recover, convert, pack, import_checkpoint)
+for _verb in _VERBS:
     app.command()(with_local_paths(_verb))
 app.command("adopt", hidden=True)(with_local_paths(import_checkpoint))  # the verb's former name
 

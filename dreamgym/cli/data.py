@@ -11,6 +11,8 @@ import typer
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import (
     AllowLoss,
+    CheckedAlgorithm,
+    CheckedFamily,
     HtmlFile,
     Ignored,
     JsonFile,
@@ -182,12 +184,15 @@ def check(
     keys: Keys = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    family: CheckedFamily = None,
+    algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Show what is in DATASET and what is wrong with it.
 
-    The exit code is 1 if fitting would refuse the dataset, and 0 otherwise.
+    The exit code is 1 if fitting would refuse the dataset, or the family or algorithm that is
+    named would, and 0 otherwise.
 
     Example: [bold]dreamgym check cartpole.h5 --html cartpole.html[/]
     """
@@ -199,6 +204,10 @@ def check(
         card = check_dataset(dataset, foreign=foreign)
     else:
         card = write_page(dataset, html_file, foreign=foreign)
+    if family is not None or algo is not None:
+        from dreamgym.train.readiness import with_consumers
+
+        card = with_consumers(card, family=family, algo=algo)
     write_json(json_file, card.as_dict())
     say(str(card))
     if not card.ok:

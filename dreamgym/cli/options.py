@@ -35,6 +35,20 @@ JsonFile = Annotated[
     ),
 ]
 
+CheckedFamily = Annotated[
+    str | None,
+    typer.Option(
+        "--family", metavar="NAME", help="Family of world models that is to take the dataset."
+    ),
+]
+
+CheckedAlgorithm = Annotated[
+    str | None,
+    typer.Option(
+        "--algo", metavar="NAME", help="Algorithm that is to be trained in a world of the dataset."
+    ),
+]
+
 HtmlFile = Annotated[
     Path | None,
     typer.Option(
@@ -234,12 +248,14 @@ def _parameters(
 ) -> Iterator[inspect.Parameter]:
     hints, descriptions = get_type_hints(config), field_descriptions(config)
     for field in fields(config):
+        if field.name in skip:
+            continue
         kind = _without_none(hints[field.name])
         if is_dataclass(kind) and isinstance(kind, type):
             yield from _parameters(kind, skip, rename)
             continue
         option_type = _option_type(kind)
-        if field.name in skip or option_type is None:
+        if option_type is None:
             continue
         name = rename.get(field.name, field.name)
         option = typer.Option(

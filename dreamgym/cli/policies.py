@@ -18,10 +18,14 @@ from dreamgym.train.registry import LEARNERS, learner_of_file
 if TYPE_CHECKING:
     from dreamgym.data.policies import FunctionPolicy
 
+PLANNED = "plan:"
+"""What the names of planners begin with."""
+
 POLICY_HELP = (
     "random; sticky:P, which repeats its previous action with probability P and explores further "
     "where independent actions cancel out (sticky:0.8 suits Pendulum and LunarLander); held:N, "
-    "random actions that are held for N steps each; a policy file "
+    "random actions that are held for N steps each; plan:NAME, which plans in the world of --world "
+    "without training (plan:icem, plan:cem, plan:categorical-cem, ...); a policy file "
     f"({', '.join(learner.suffix for learner in LEARNERS.values())}); or MODULE:FUNCTION, a "
     "function from an observation to an action."
 )
@@ -38,7 +42,7 @@ def policy_named(text: str) -> str | Path | ImportedPolicy:
     """
     from dreamgym.data.policies import POLICY_NAMES
 
-    if text.partition(":")[0] in POLICY_NAMES:
+    if text.partition(":")[0] in POLICY_NAMES or text.startswith(PLANNED):
         return text
     path = local_path(text, PolicyFileError)
     if learner_of_file(text) is not None or path.is_file():
@@ -50,6 +54,23 @@ def policy_named(text: str) -> str | Path | ImportedPolicy:
     return text
 
 
+def planned_policy(text: str, world: Any) -> Any:
+    """Return the policy that `plan:NAME` names, in a world.
+
+    Raises:
+        TrainingError: there is no such planner.
+        BadParameter: no world is given, or the planner cannot search its action space.
+    """
+    from dreamgym.train.planners import PlannedPolicy
+
+    if world is None:
+        raise typer.BadParameter(f"{text} plans in a world: name it with --world")
+    try:
+        return PlannedPolicy(world, text.removeprefix(PLANNED))
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(f"{text}: {error}") from None
+
+
 def recording_policy(
     text: str, env_id: str, *, algo: str | None, world: str | None, sample: bool
 ) -> Any:
@@ -59,7 +80,7 @@ def recording_policy(
         text: the name.
         env_id: id of the environment that is recorded.
         algo: algorithm of a policy file that dreamgym did not write.
-        world: world that a policy of the latent view was trained in.
+        world: world to plan in, or that a policy of the latent view was trained in.
         sample: whether a policy file's actions are sampled.
 
     Raises:
@@ -67,6 +88,8 @@ def recording_policy(
         WorldError: there is no such world.
         BadParameter: there is no such function, or a policy of the latent view has no world.
     """
+    if text.startswith(PLANNED):
+        return planned_policy(text, world)
     named = policy_named(text)
     if not isinstance(named, Path):
         return named

@@ -31,7 +31,7 @@ from dreamgym.cli.options import (
     options_from,
 )
 from dreamgym.cli.output import number, progress_bar, say, show_figures, show_table, write_json
-from dreamgym.cli.policies import POLICY_HELP, policy_named
+from dreamgym.cli.policies import PLANNED, POLICY_HELP, planned_policy, policy_named
 from dreamgym.fitting.config import FitConfig
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.registry import LEARNERS, describe_algorithms, find_learner
@@ -301,7 +301,7 @@ def transfer(
     loaded = load(world)
     with keeping(lambda: "nothing was written"), progress_bar("transfer") as report:
         result = transfer_policy(
-            policy_named(policy),
+            planned_policy(policy, loaded) if policy.startswith(PLANNED) else policy_named(policy),
             loaded,
             episodes=episodes,
             env=env,

@@ -10,7 +10,7 @@ from dreamgym.data.hdf5.recovery import Recovery, recover
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.html_report import write_page
 from dreamgym.data.metadata import DatasetMetadata
-from dreamgym.data.mixture import AnyDataset, MixedDataset, Mixture, open_dataset
+from dreamgym.data.mixture import AnyDataset, DatasetSource, MixedDataset, Mixture, open_dataset
 from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy
 from dreamgym.data.recorder import Recorder, VectorRecorder
 from dreamgym.data.recording import ShardPlan, record, record_shards, resume, resume_shards
@@ -25,6 +25,7 @@ __all__ = [
     "DatasetCard",
     "DatasetError",
     "DatasetMetadata",
+    "DatasetSource",
     "DatasetWriter",
     "Episode",
     "ForeignOptions",

@@ -119,6 +119,22 @@ def bounds_findings(outside: Mapping[str, list[OutsideChannel]]) -> list[str]:
     return findings
 
 
+def action_bounds_findings(space: gym.Space[Any]) -> list[str]:
+    """Return a finding about actions without bounds: a world has them, and no learner acts there.
+
+    Args:
+        space: Space of the actions.
+    """
+    if not isinstance(space, spaces.Box) or space.is_bounded():
+        return []
+    return [
+        f"the action space {space} has an infinite bound, and learners need finite ones: no policy "
+        "can be trained in a world of it. Convert a foreign file again with its environment "
+        "(`--env ENV`) or ForeignOptions(action_space=Box(low, high)), or record the environment "
+        "inside gymnasium.wrappers.TransformAction with a bounded space"
+    ]
+
+
 def widened_space(
     space: gym.Space[Any], outside: Mapping[str, list[OutsideChannel]]
 ) -> gym.Space[Any]:

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym._files import local_path
-from dreamgym.data.bounds import bounds_findings, outside_observations
+from dreamgym.data.bounds import (
+    action_bounds_findings,
+    bounds_findings,
+    outside_observations,
+)
 from dreamgym.data.dataset import MIN_BLOCK
 from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
@@ -75,7 +77,7 @@ class DatasetCard:
         rewards: statistics of the rewards.
         actions: how the actions cover their space.
         windows_per_second: reading speed: segments of 16 transitions per second, in batches of 16.
-        problems: reasons for which fitting would refuse the dataset.
+        problems: reasons for which fitting, or what else the check was asked for, would refuse it.
         notes: findings that do not prevent fitting.
     """
 
@@ -104,7 +106,7 @@ class DatasetCard:
 
     @property
     def ok(self) -> bool:
-        """Whether fitting would accept the dataset."""
+        """Whether fitting, and what else the check was asked for, would accept the dataset."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,7 +118,9 @@ class DatasetCard:
         lines += [f"  {name:<13} {text}" for name, text in _summary(self)]
         lines += [f"  note          {note}" for note in self.notes]
         lines += [f"  PROBLEM       {problem}" for problem in self.problems]
-        lines.append(f"  verdict       {'ready to fit' if self.ok else 'fitting would refuse it'}")
+        lines.append(
+            f"  verdict       {'ready to fit' if self.ok else 'not ready: it has problems'}"
+        )
         return "\n".join(lines)
 
 
@@ -161,7 +165,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
     notes += numeric_notes(source, statistics) + image_notes(boxes)
     notes += bounds_findings(outside_observations(source))
     notes += teaching_findings([Lessons.of_source(source)])
-    notes += [*metadata.notes, *_action_bounds_notes(metadata.action_space)]
+    notes += [*metadata.notes, *action_bounds_findings(metadata.action_space)]
     duplicates = _duplicates(source)
     if duplicates:
         listed = _shorten([f"{earlier} and {later}" for earlier, later in duplicates])
@@ -223,17 +227,6 @@ def _problems(source: Source) -> list[str]:
     if count > _LISTED_PROBLEMS:
         problems.append(f"and {count - _LISTED_PROBLEMS} more")
     return problems
-
-
-def _action_bounds_notes(space: gym.Space[Any]) -> list[str]:
-    """Return a note about actions without bounds, in which no learner acts."""
-    if not isinstance(space, spaces.Box) or space.is_bounded():
-        return []
-    return [
-        f"the action space {space} has an infinite bound, and learners need finite ones; convert a "
-        "foreign file again with its environment (`--env ENV`) or action_space, or record the "
-        "environment with a bounded action space"
-    ]
 
 
 def _windows_per_second(source: Source) -> float:

@@ -63,7 +63,8 @@ def image_layout(space: spaces.Box) -> ImageLayout | None:
     - (H, W, C) and (C, H, W): the two equal axes are height and width; if no neighbouring axes
       are equal, the smaller one of the first and the last axis has the channels. Frames that are
       stacked in that axis are channels.
-    - (H, W) of bytes from 0 to 255, both at least `MIN_GREY_SIDE`: grey images.
+    - (H, W), both at least `MIN_GREY_SIDE`, of bytes from 0 to 255 or at least `MAX_VECTOR` of any
+      range: grey images.
     - (S, H, W, C) and (S, C, H, W): S stacked frames of at most `FEW_CHANNELS` channels.
     """
     if space.dtype != np.uint8:
@@ -76,7 +77,8 @@ def _image_axes(space: spaces.Box) -> str | None:
     shape = space.shape
     if len(shape) == 2:
         full_range = bool((space.low == 0).all() and (space.high == 255).all())
-        return "HW" if full_range and min(shape) >= MIN_GREY_SIDE else None
+        is_image = full_range or math.prod(shape) >= MAX_VECTOR
+        return "HW" if is_image and min(shape) >= MIN_GREY_SIDE else None
     if len(shape) == 3:
         first, middle, last = shape
         if first == middle or middle == last:
@@ -122,9 +124,29 @@ def image_notes(boxes: dict[str, spaces.Box]) -> list[str]:
     return notes
 
 
+def unread_images(boxes: dict[str, spaces.Box]) -> list[str]:
+    """Return the notes on parts that are modelled as vectors and have the shape of images.
+
+    Args:
+        boxes: Boxes of the observation space, by key.
+    """
+    return [
+        note
+        for key, box in boxes.items()
+        if image_layout(box) is None and _resembles_image(box.shape)
+        for note in _vector_notes(key, box)
+    ]
+
+
+def _resembles_image(shape: tuple[int, ...]) -> bool:
+    """Return whether a shape has two sides of an image, and further axes of few channels."""
+    sides = [side for side in shape if side > FEW_CHANNELS]
+    return len(shape) >= 2 and len(sides) == 2 and min(sides) >= MIN_GREY_SIDE
+
+
 def _vector_notes(key: str, box: spaces.Box) -> list[str]:
     size = math.prod(box.shape)
-    if size <= MAX_VECTOR:
+    if size <= MAX_VECTOR and not _resembles_image(box.shape):
         return []
     return [
         f"{key!r} of shape {box.shape} and dtype {box.dtype} is modelled as a vector of {size:,} "

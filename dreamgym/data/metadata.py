@@ -48,6 +48,8 @@ class DatasetMetadata:
         action_space: action space of one environment: Discrete, MultiDiscrete or Box.
         env_spec: JSON of Gymnasium's `EnvSpec`; `None` if there is none.
         env_id: id of the environment; `None` if it has none.
+        env_name: names of its class and its wrappers, where there is no `env_spec`; `None` if they
+            are not known.
         policy: name of the policy that chose the actions, as free text.
         seed: seed of the whole recording; `None` if it had none.
         created: UTC time in ISO 8601.
@@ -60,6 +62,7 @@ class DatasetMetadata:
     action_space: gym.Space[Any]
     env_spec: str | None = None
     env_id: str | None = None
+    env_name: str | None = None
     policy: str = "unspecified"
     seed: int | None = None
     created: str = field(default_factory=_utc_now)
@@ -84,10 +87,12 @@ class DatasetMetadata:
             observation_space, action_space = env.single_observation_space, env.single_action_space
         else:
             observation_space, action_space = env.observation_space, env.action_space
+        spec = _spec_to_json(env.spec)
         return cls(
             observation_space=observation_space,
             action_space=action_space,
-            env_spec=_spec_to_json(env.spec),
+            env_spec=spec,
+            env_name=_class_names(env) if spec is None and isinstance(env, gym.Env) else None,
             env_id=None if env.spec is None else env.spec.id,
             policy=policy,
             seed=seed,
@@ -101,6 +106,17 @@ class DatasetMetadata:
         """Return a copy with only some keys of its Dict observation space, in the space's order."""
         chosen = [(key, box) for key, box in self.observation_columns().items() if key in keys]
         return replace(self, observation_space=spaces.Dict(chosen))
+
+
+def _class_names(env: gym.Env[Any, Any]) -> str:
+    """Return the names of the classes of an environment and its wrappers, the outermost first."""
+    names = []
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, gym.wrappers.OrderEnforcing | gym.wrappers.PassiveEnvChecker):
+            limit = getattr(env, "_max_episode_steps", None)
+            names.append(type(env).__name__ + ("" if limit is None else f"({limit})"))
+        env = env.env
+    return " of ".join([*names, type(env).__name__])
 
 
 def spec_of_id(env_id: str) -> str:

@@ -209,8 +209,16 @@ class MixedDataset:
         return dataset.actions(local_index)
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
-        """Split the episodes of every dataset by the same share, see `Dataset.split`."""
-        splits = [dataset.split(held_out, seed) for dataset in self.datasets]
+        """Split the episodes of every dataset by the same share, see `Dataset.split`.
+
+        A dataset of a single episode is not split, unless all are: its episode is for training.
+        """
+        sizes = [dataset.num_episodes for dataset in self.datasets]
+        whole = (np.arange(1), np.arange(0))
+        splits = [
+            whole if size == 1 < max(sizes) else dataset.split(held_out, seed)
+            for size, dataset in zip(sizes, self.datasets, strict=True)
+        ]
         training, kept = (
             np.concatenate(
                 [split[side] + first for split, first in zip(splits, self._firsts, strict=True)]
@@ -284,12 +292,12 @@ class MixedDataset:
 
 PathOrDataset = str | os.PathLike[str] | Dataset | SkippedDataset
 AnyDataset = Dataset | SkippedDataset | MixedDataset
+DatasetSource = PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]]
+"""What `open_dataset` takes."""
 
 
 @contextmanager
-def open_dataset(
-    dataset: PathOrDataset | MixedDataset | Sequence[tuple[PathOrDataset, float]],
-) -> Iterator[AnyDataset]:
+def open_dataset(dataset: DatasetSource) -> Iterator[AnyDataset]:
     """Open a dataset for the block; an open dataset is used unchanged, and stays open.
 
     Args:

@@ -1,16 +1,15 @@
-"""Notes on the numbers of a dataset: digits that are lost, angles that wrap, fixed actions."""
+"""Notes on the numbers of a dataset: digits that are lost, angles that wrap, whole numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dreamgym.data.statistics import ChannelStatistics, channel_blocks
-from dreamgym.data.storage import Column, EpisodeTable, Source
+from dreamgym.data.storage import Column, Source
 
 Array = NDArray[Any]
 
@@ -45,7 +44,7 @@ def numeric_notes(source: Source, statistics: dict[str, ChannelStatistics]) -> l
     rewards.add(source.reward.read(0, source.table.num_rows)[source.table.has_action])
     if rewards.count:
         notes += _lost_digits("of the rewards", rewards)
-    return notes + _fixed_actions(source.action, source.table, source.metadata.action_space)
+    return notes
 
 
 def _lost_digits(where: str, figures: ChannelStatistics) -> list[str]:
@@ -65,8 +64,12 @@ def _lost_digits(where: str, figures: ChannelStatistics) -> list[str]:
 
 
 def _whole_numbers(key: str, figures: ChannelStatistics) -> list[str]:
-    """Note channels of floats that only hold whole numbers; flags of 0 and 1 are common."""
-    whole = np.flatnonzero(figures.whole & (figures.high - figures.low >= 2))
+    """Note channels of floats that only hold whole numbers.
+
+    Flags of 0 and 1 are common, and large floats have no digits after the point.
+    """
+    small = np.maximum(np.abs(figures.low), np.abs(figures.high)) < 1 / _FLOAT32_SPACING
+    whole = np.flatnonzero(figures.whole & small & (figures.high - figures.low >= 2))
     if not len(whole):
         return []
     return [
@@ -109,29 +112,6 @@ def _wrapping_channels(
         f"{example} jumps by its whole range of {span[example]:.4g} in {jumps[example]:.0f} steps, "
         "and otherwise by less than half of it; a model cannot predict such jumps well: give "
         "the sine and cosine of the angle instead"
-    ]
-
-
-def _fixed_actions(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> list[str]:
-    """Note numbers of the action that never change, though their space lets them."""
-    actions = column.read(0, table.num_rows)[table.has_action].reshape(table.num_steps, -1)
-    if not len(actions):
-        return []
-    if isinstance(space, spaces.Box):
-        changeable = space.low.reshape(-1) < space.high.reshape(-1)
-    elif isinstance(space, spaces.MultiDiscrete):
-        changeable = np.asarray(space.nvec).reshape(-1) > 1
-    else:
-        changeable = np.array([int(getattr(space, "n", 2)) > 1])
-    if len(changeable) != actions.shape[1]:
-        return []
-    fixed = np.flatnonzero((actions == actions[0]).all(axis=0) & changeable)
-    if not len(fixed):
-        return []
-    listed = ", ".join(f"{index} is always {actions[0, index]:.6g}" for index in fixed[:8])
-    return [
-        f"{len(fixed)} of {len(changeable)} numbers of the action never change ({listed}): what "
-        "they do cannot be learnt; record with a policy that varies them"
     ]
 
 

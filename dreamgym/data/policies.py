@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
-from dreamgym.data.agent_wrappers import AgentWrappers
+from dreamgym.data.agent_wrappers import wrappers_of
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
 from dreamgym.data.layout import index_rows
 from dreamgym.errors import PolicyError
@@ -308,7 +308,7 @@ class FunctionPolicy:
             raise
         self._works = True
         if not isinstance(answer, tuple) or len(answer) != 2 or _are_numbers(answer):
-            return answer
+            return _without_gradient(answer)
         action, state = answer
         if state is not None:
             raise PolicyError(
@@ -316,13 +316,18 @@ class FunctionPolicy:
                 "given its state at the next step, nor told of the start of an episode; pass the "
                 "object with predict(observations, state, episode_start, deterministic) itself"
             )
-        return action
+        return _without_gradient(action)
 
     def _takes_a_batch(self, observation: Any) -> bool:
         try:
             return len(self._function(as_batch([observation]))) == 1
         except Exception:  # it fails for another reason, which the first error tells
             return False
+
+
+def _without_gradient(action: Any) -> Any:
+    """Return a torch tensor, perhaps with a gradient or on a GPU, as one that NumPy takes."""
+    return action.detach().cpu() if hasattr(action, "detach") else action
 
 
 def _are_numbers(values: tuple[Any, ...]) -> bool:
@@ -332,8 +337,8 @@ def _are_numbers(values: tuple[Any, ...]) -> bool:
 class PredictPolicy:
     """An object with `predict` as a `Policy`: batches its rows and keeps its recurrent state.
 
-    Where the object is a live agent of Stable-Baselines3, the wrappers that it was trained behind
-    are applied to the observations; see `AgentWrappers`.
+    Where the object is a live agent of a learner library, the wrappers that it was trained behind
+    are applied to the observations; see `dreamgym.data.agent_wrappers`.
 
     Every call has the same number of rows, so that the recurrent state keeps its shape; rows that
     have no episode are filled with the observation of another one.
@@ -367,7 +372,7 @@ class PredictPolicy:
         self._deterministic = deterministic
         self._batch_size = min_batch
         self._keywords = _memory_keywords(policy)
-        self.wrappers = AgentWrappers(policy)
+        self.wrappers = wrappers_of(policy)
         self._mask_envs: Sequence[gym.Env[Any, Any]] = []
         self._state: Any = None
         self._starting: set[int] = set()
@@ -445,7 +450,7 @@ class PredictPolicy:
         if isinstance(outputs, tuple):
             self._state = outputs[1] if len(outputs) > 1 else None
             outputs = outputs[0]
-        actions = np.asarray(outputs)
+        actions = np.asarray(_without_gradient(outputs))
         if actions.shape[:1] != (self._batch_size,):
             raise PolicyError(
                 f"the policy's predict() returned actions of shape {actions.shape} for a batch of "

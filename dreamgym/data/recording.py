@@ -157,6 +157,11 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
     except (gym.error.UnregisteredEnv, gym.error.Error, ModuleNotFoundError) as error:
         if isinstance(error, gym.error.DependencyNotInstalled):
             raise DatasetError(f"the environment {env_id!r} cannot be made: {error}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise DatasetError(
+                f"the environment {env_id!r} cannot be made: {error}",
+                remedy="install the module, or name the one that registers the id: 'module:Id-v0'",
+            ) from error
         near = closest(env_id, gym.registry)
         hint = f"; the nearest registered id is {near!r}" if near else ""
         raise DatasetError(
@@ -182,6 +187,12 @@ def _opened_env(
 
 def _limited(env: gym.Env[Any, Any], max_episode_steps: int | None) -> gym.Env[Any, Any]:
     """Return an environment with a time limit, unless it has a shorter one of its own."""
+    if not isinstance(env, gym.Env):
+        raise DatasetError(
+            f"the environment is a {type(env).__name__}; expected a single gymnasium.Env or an id",
+            remedy="pass one environment; to record several side by side, use VectorRecorder, or "
+            "the command line's --workers with an id",
+        )
     own = env.spec.max_episode_steps if env.spec is not None else None
     if max_episode_steps is None or (own is not None and own <= max_episode_steps):
         return env
@@ -246,13 +257,16 @@ def _check_same_recording(writer: DatasetWriter, env: gym.Env[Any, Any], policy:
 def _spec_differences(recorded: DatasetMetadata, given: DatasetMetadata) -> str:
     """Describe how an environment's spec differs from the recorded one; empty if it does not.
 
-    The way of rendering does not matter. Where JSON can hold neither spec, only the ids are known.
+    The way of rendering does not matter. Where JSON can hold neither spec, only the ids and the
+    names of the classes are known.
     """
     if given.env_id != recorded.env_id:
         name = "it has no id" if given.env_id is None else f"its id is {given.env_id!r}"
         return f"{name}, the recorded one is {recorded.env_id!r}"
     if recorded.env_spec is None and given.env_spec is None:
-        return ""
+        if recorded.env_name in (None, given.env_name):  # older recordings have no name
+            return ""
+        return f"it is a {given.env_name}, the recorded one a {recorded.env_name}"
     if recorded.env_spec is None or given.env_spec is None:
         which = "its" if given.env_spec is None else "the recorded"
         return f"{which} spec cannot be written as JSON (a wrapper or argument is a function)"

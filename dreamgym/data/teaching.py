@@ -85,7 +85,7 @@ def _reward_findings(rewards: Array) -> list[str]:
     values, counts = np.unique(rewards[np.isfinite(rewards)], return_counts=True)
     if not len(values):
         return []
-    usual, rest = values[counts.argmax()], int(counts.sum() - counts.max())
+    usual, rest = values[counts.argmax()] + 0.0, int(counts.sum() - counts.max())
     if not rest:
         return [
             f"the rewards are all {usual:g}, so the data cannot teach what changes them: record "

@@ -77,17 +77,18 @@ class Engine:
             return features.clone() if self._features_share_memory else features
         return self.model.decode(state)
 
-    def begin(self, seed: int) -> tuple[Dreams, Observation]:
+    def begin(self, seed: int, rows: Tensor | None = None) -> tuple[Dreams, Observation]:
         """Start episode 0 in every row.
 
         Args:
             seed: key of all randomness.
+            rows: (N,) int64, what keys the noise of each row beside it; None for its index.
 
         Returns:
             The dreams, and what the policy sees of them.
         """
         key = torch.tensor(seed, dtype=torch.int64, device=self.device)
-        env = torch.arange(self.num_envs, device=self.device)
+        env = torch.arange(self.num_envs, device=self.device) if rows is None else rows
         dreams = self._start_episodes(key, env, torch.zeros_like(env))
         return dreams, self.view(dreams.model)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from dreamgym.data.layout import index_rows
 from dreamgym.dream.options import parse_options
-from dreamgym.dream.vector_env import SEED_RANGE, DreamVectorEnv
+from dreamgym.dream.vector_env import SEED_RANGE, DreamVectorEnv, with_horizon
 from dreamgym.world.world import World
 
 
@@ -19,21 +20,30 @@ class DreamEnv(gym.Env):
 
     Args:
         world: world, its folder, or the name of one that ships.
-        **options: see `DreamOptions`; `output`, `autoreset_mode` and `debug` have no effect.
+        **options: see `DreamOptions`; `output` and `debug` have no effect.
 
     Raises:
         TypeError: unknown option; the message names the nearest known one.
-        ValueError: value that is not allowed, or that this world does not support.
+        ValueError: value that is not allowed, or that this world does not support; among these an
+            `autoreset_mode` other than "NextStep", since it is Gymnasium's `SyncVectorEnv` or
+            `AsyncVectorEnv` that resets single environments.
         WorldError: the world cannot be loaded.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(self, world: World | str | None = None, **options: Any) -> None:
-        parse_options(options)
+        if parse_options(options).autoreset_mode != "NextStep":
+            raise ValueError(
+                f"autoreset_mode={options['autoreset_mode']!r}: a single dream does not reset "
+                "itself. With vectorization_mode='sync' or 'async' pass "
+                f"vector_kwargs={{'autoreset_mode': {options['autoreset_mode']!r}}}; without a "
+                "vectorization_mode, make_vec makes one DreamVectorEnv, which takes the mode"
+            )
         # Overridden and not refused, so that the same keywords work for `make` and `make_vec`.
         # Each step copies its results to the host anyway, so checks cost nothing on any device.
         fixed = {"output": "numpy", "autoreset_mode": "Disabled", "debug": True}
+        self._spec: EnvSpec | None = None
         self.dreams = DreamVectorEnv(world, 1, **{**options, **fixed})
         self.world = self.dreams.world
         self.view = self.dreams.view
@@ -74,6 +84,15 @@ class DreamEnv(gym.Env):
             bool(truncated[0]),
             {"uncertainty": float(info["uncertainty"][0])},
         )
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """Gymnasium's specification; its `max_episode_steps` is the horizon."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = with_horizon(spec, self.horizon)
 
     def render(self) -> Any:
         """Return a frame (height, width, 3) uint8 of the current state, or None."""

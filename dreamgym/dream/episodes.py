@@ -25,7 +25,7 @@ START_AGE = -1
 DRAWS = 4
 """Uniforms per episode: bank of the start state, row in the bank, horizon, temperature."""
 
-BANK_NAMES = ("bank", "beginnings")
+BANK_NAMES = ("anywhere", "bank", "beginnings")
 """Start states that every world has: all of its bank, and those at the beginning of episodes."""
 
 
@@ -165,6 +165,11 @@ def _find_bank(world: World, source: Any) -> StartStates:
         count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
         return StartStates(states=states, num_episode_starts=count)
+    if source == "anywhere":
+        later = {k: v[world.starts.num_episode_starts :] for k, v in world.starts.states.items()}
+        rows = len(next(iter(later.values())))
+        # A bank of episode starts only has no others.
+        return StartStates(states=later, num_episode_starts=rows) if rows else world.starts
     if isinstance(source, str | Path) and local_path(source).exists():
         return _filter_dataset(world, local_path(source))
     raise ValueError(

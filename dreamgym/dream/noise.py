@@ -54,7 +54,7 @@ def env_keys(seed: Tensor, env: Tensor) -> Tensor:
         seed: () int64.
         env: (N,) int64 indices of the environments.
     """
-    return _mix_in(mix(seed + GOLDEN), env)
+    return mix_in(mix(seed + GOLDEN), env)
 
 
 def step_keys(keys: Tensor, episode: Tensor, step: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def step_keys(keys: Tensor, episode: Tensor, step: Tensor) -> Tensor:
     Returns:
         int64 of the shape of `step`.
     """
-    return _mix_in(_mix_in(keys, episode), step)
+    return mix_in(mix_in(keys, episode), step)
 
 
 def row_keys(seed: Tensor, env: Tensor, episode: Tensor, step: Tensor) -> Tensor:
@@ -76,5 +76,6 @@ def row_keys(seed: Tensor, env: Tensor, episode: Tensor, step: Tensor) -> Tensor
     return step_keys(env_keys(seed, env), episode, step)
 
 
-def _mix_in(key: Tensor, counter: Tensor) -> Tensor:
+def mix_in(key: Tensor, counter: Tensor) -> Tensor:
+    """Return a key for each pair of a key and a counter, int64, which broadcast together."""
     return mix((key ^ counter).add_(GOLDEN))

@@ -16,7 +16,7 @@ from dreamgym._settings import check_choice, nearest
 from dreamgym.world.start_states import StartStates
 
 VIEWS = ("observation", "latent")
-OUTPUTS = ("torch", "numpy")
+OUTPUTS = ("numpy", "torch")
 RENDER_MODES = ("rgb_array",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 AUTORESET_MODES = {
@@ -35,8 +35,9 @@ class DreamOptions:
         view: what the policy sees: "observation" (the real environment's space) or "latent" (the
             model's features); None for the world's default, whose policies transfer to the real
             environment without a wrapper.
-        output: "torch" or "numpy", the arrays that a vector environment returns.
-        autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
+        output: "numpy" or "torch", the arrays that a vector environment returns; tensors stay on
+            the device.
+        autoreset_mode: "NextStep", "SameStep" or "Disabled", as in Gymnasium, whose default it is.
         max_episode_steps: horizon, or [least, greatest] to draw one for each episode; None for the
             world's recommendation.
         temperature: sampling temperature > 0; above 1 the dream is more random than the model. Or
@@ -45,23 +46,24 @@ class DreamOptions:
         termination: "sample" the predicted probability, or a threshold in (0, 1] on it; None for
             the world's recommendation.
         starts: start states: "bank" (half of them beginnings of episodes, half from anywhere),
-            "beginnings", the path of a dataset, or a mapping from these to weights; in Python also
-            `StartStates` or a state with leaves (S, ...).
+            "beginnings", "anywhere" (the other half), the path of a dataset, or a mapping from
+            these to weights; in Python also `StartStates` or a state with leaves (S, ...).
         render_mode: None or "rgb_array".
         dtype: dtype of matrix products, "float32", or "bfloat16" where the family supports it.
         compile: "auto" captures the step as a CUDA graph on CUDA and is eager elsewhere; True also
             compiles it with torch.compile; False does neither.
         episode_statistics: whether a vector environment's info holds the return and length of
-            episodes, under "episode". `gym.make_vec` leaves them out with output="numpy", because
-            Gymnasium's own `RecordEpisodeStatistics` refuses an info that has them.
+            episodes that ended, as Gymnasium's `RecordEpisodeStatistics` writes them. That wrapper
+            refuses an environment that does so itself.
         debug: on every device, refuse actions outside the space and steps after the end of an
-            episode. Without it only a CPU checks, since elsewhere a check is a host sync.
+            episode. Without it only a CPU checks, since elsewhere a check is a host sync: there
+            actions are clipped to the space.
     """
 
     device: str = "auto"
     view: str | None = None
-    output: str = "torch"
-    autoreset_mode: str = "SameStep"
+    output: str = "numpy"
+    autoreset_mode: str = "NextStep"
     max_episode_steps: int | Sequence[int] | None = None
     temperature: float | Sequence[float] | Tensor = 1.0
     termination: str | float | None = None
@@ -69,7 +71,7 @@ class DreamOptions:
     render_mode: str | None = None
     dtype: str = "float32"
     compile: str | bool = "auto"
-    episode_statistics: bool = True
+    episode_statistics: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -145,8 +147,10 @@ def parse_options(keywords: dict[str, Any]) -> DreamOptions:
     known = [field.name for field in fields(DreamOptions)]
     unknown = [name for name in keywords if name not in known]
     if unknown:
+        # Python's own words: TorchRL looks for them, and leaves the argument out.
         raise TypeError(
-            f"a dream has no option {unknown[0]!r}: {nearest(unknown[0], [*known, 'world'])}"
+            f"a dream got an unexpected keyword argument {unknown[0]!r}: "
+            f"{nearest(unknown[0], [*known, 'world'])}"
         )
     return DreamOptions(**keywords)
 

@@ -25,6 +25,6 @@ def _register(env_id: str, **kwargs: str) -> None:
     gym.register(
         env_id,
         entry_point="dreamgym.dream.env:make_single",
-        vector_entry_point="dreamgym.dream.vector_env:make_vector",
+        vector_entry_point="dreamgym.dream.vector_env:DreamVectorEnv",
         kwargs=kwargs,
     )

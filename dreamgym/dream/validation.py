@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -31,7 +32,8 @@ class ActionValidator:
         space: action space of one environment.
         num_envs: number of rows.
         device: device of the dreams.
-        check_bounds: whether to refuse actions outside the space, which is a host sync.
+        check_bounds: whether to refuse actions outside the space, which is a host sync; otherwise
+            they are clipped to it.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class ActionValidator:
         self.continuous = isinstance(space, gym.spaces.Box) and is_float(space)
         if isinstance(space, gym.spaces.Box) and self.continuous:
             low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+            tolerance = TOLERANCE if check_bounds else 0.0
             # No tolerance for an infinite bound, whose width is not a number.
             finite = np.isfinite(low) & np.isfinite(high)
             width = np.subtract(high, low, out=np.zeros_like(low), where=finite)
-            low, high = low - TOLERANCE * width, high + TOLERANCE * width
+            low, high = low - tolerance * width, high + tolerance * width
         elif isinstance(space, gym.spaces.Box):
             # A model takes int64, in which the largest numbers of uint64 do not fit.
             largest = np.uint64(np.iinfo(np.int64).max)
@@ -85,7 +88,8 @@ class ActionValidator:
             converted = self._convert(actions)
         if self.check_bounds:
             self._check_range(converted)
-        return converted
+            return converted
+        return torch.clamp(converted, self.low, self.high)
 
     def _needs_no_conversion(self, actions: Tensor) -> bool:
         return (
@@ -196,6 +200,33 @@ def check_not_done(dreams: Dreams) -> None:
             "automatically: call reset() first, or in a vector environment "
             "reset(options={'reset_mask': mask}) with those rows true"
         )
+
+
+def parse_seeds(
+    seed: Any, num_envs: int, device: torch.device, draw: Callable[[], int]
+) -> tuple[int | None, Tensor | None]:
+    """Return the seed of all rows, or for a list one key for each row, (N,) int64.
+
+    Args:
+        seed: what `reset` got.
+        num_envs: N.
+        device: device of the keys.
+        draw: function that draws the key of a row whose seed is None.
+
+    Raises:
+        TypeError: A seed is not an integer.
+        ValueError: A list of another length.
+    """
+    each = list(seed) if isinstance(seed, list | tuple | np.ndarray) else None
+    for one in [seed] if each is None else each:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | np.integer)):
+            raise TypeError(f"seed={seed!r}: give an integer, or a list of one for each row")
+    if each is None:
+        return (None if seed is None else int(seed)), None
+    if len(each) != num_envs:
+        raise ValueError(f"got {len(each)} seeds for {num_envs} rows; give one for each, or one")
+    keys = [draw() if one is None else int(one) for one in each]
+    return None, torch.tensor(keys, dtype=torch.int64, device=device)
 
 
 def parse_reset_mask(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -65,7 +66,7 @@ class DreamVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {  # noqa: RUF012 - each instance gets its own
         "render_modes": ["rgb_array"],
         "render_fps": 30,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
     @float32_by_default()
@@ -73,6 +74,7 @@ class DreamVectorEnv(VectorEnv):
         # `close` must work also where one of the checks below raises.
         self.dreams: Dreams | None = None
         self.renderer: Renderer | None = None
+        self._spec: EnvSpec | None = None
         limit_threads_after_fork()  # before anything is computed
         parsed = parse_options(options)
         if world is None:
@@ -110,34 +112,37 @@ class DreamVectorEnv(VectorEnv):
         self._output = OutputAdapter(self.options, self.single_observation_space)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Start new episodes.
 
         Args:
-            seed: restarts the run: the same seed and actions give the same run, bit for bit.
+            seed: restarts the run: the same seed and actions give the same run, bit for bit. A list
+                has one seed for each row, of which alone its dream depends; None draws one.
             options: `{"reset_mask": (N,) bool}` starts new episodes in those rows only.
 
         Returns:
             Observations (N, ...) and an empty info.
 
         Raises:
-            TypeError: the seed is not an integer.
-            ValueError: unknown option, mask of another shape, or a mask before the first reset.
+            TypeError: a seed is not an integer.
+            ValueError: unknown option, mask of another shape, a mask before the first reset, or
+                a list of another number of seeds.
         """
         self._check_open()
         mask = validation.parse_reset_mask(options or {}, self.dreams, self.num_envs, self.device)
         if seed is not None and mask is not None:
             raise ValueError("a seed restarts all rows: give a seed or a reset_mask, not both")
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise TypeError(
-                f"seed={seed!r}: give one integer; the noise of each row is keyed by its index"
-            )
-        super().reset(seed=None if seed is None else int(seed))
+        common, rows_keys = validation.parse_seeds(seed, self.num_envs, self.device, self._draw_key)
+        super().reset(seed=common)
         with own_torch_modes(grad=False):
-            if self.dreams is None or seed is not None:
-                key = int(self.np_random.integers(SEED_RANGE))
-                self.dreams, observation = self.engine.begin(key)
+            if rows_keys is not None:
+                self.dreams, observation = self.engine.begin(0, rows_keys)
+            elif self.dreams is None or seed is not None:
+                self.dreams, observation = self.engine.begin(self._draw_key())
             else:
                 rows = torch.ones_like(self.dreams.done) if mask is None else mask
                 self.dreams, observation = self.engine.restart(self.dreams, rows)
@@ -154,14 +159,16 @@ class DreamVectorEnv(VectorEnv):
 
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,), and infos:
-            `final_obs` with its mask `_final_obs` (in SameStep), `uncertainty`, and, see
-            `DreamOptions.episode_statistics`, `episode` ("r" return, "l" length, up to this step)
-            with the mask `_episode` of rows that ended.
+            `final_obs` with its mask `_final_obs` (in SameStep), `uncertainty`, and, with
+            `DreamOptions.episode_statistics`, `episode` ("r" return, "l" length; zero in the other
+            rows) with the mask `_episode` of rows that ended. NumPy infos have it only in steps in
+            which a row ended, as Gymnasium's do; tensors always, since looking is a host sync.
 
         Raises:
             RuntimeError: the environment was not reset, or is closed.
             ValueError: actions of another shape, kind of numbers or device, or outside the space
-                (the last is checked on a CPU, and elsewhere with `debug=True`).
+                (the last is checked on a CPU, and elsewhere with `debug=True`; without it, actions
+                are clipped to the space there).
         """
         dreams = self._current_dreams()
         grad = torch.is_grad_enabled() and requires_grad(actions, dreams)
@@ -171,6 +178,24 @@ class DreamVectorEnv(VectorEnv):
                 validation.check_not_done(dreams)
             self.dreams, outcome = self.stepper.step(dreams, validated)
             return self._output.step(outcome)
+
+    def with_options(self, **changes: Any) -> DreamVectorEnv:
+        """Return another environment of this world and size, with some options changed.
+
+        Args:
+            **changes: see `DreamOptions`.
+
+        Returns:
+            An environment that has not been reset.
+
+        Raises:
+            TypeError: unknown option.
+            ValueError: value that is not allowed.
+        """
+        made = type(self)(self.world, self.num_envs, **{**self._keywords(), **changes})
+        spec = self.spec
+        made.spec = spec and replace(spec, kwargs={**spec.kwargs, **changes})
+        return made
 
     def rollout(self, policy: Callable[[Observation], Tensor], steps: int) -> Rollout:
         """Step under a torch policy, with everything on the device.
@@ -251,6 +276,48 @@ class DreamVectorEnv(VectorEnv):
             episode = torch.maximum(copied.episode, dreams.episode) + 1
         return self.set_state(copied._replace(env=dreams.env, episode=episode))
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method, or get an attribute, once, and return the result for each row.
+
+        The rows are one environment, so this is what `gymnasium.vector.SyncVectorEnv` returns for
+        whatever is the same in all of its environments.
+        """
+        value = getattr(self, name)
+        return (value(*args, **kwargs) if callable(value) else value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute, once for each row."""
+        return (getattr(self, name),) * self.num_envs
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute, which all rows share.
+
+        Args:
+            name: name of the attribute.
+            values: the value, or a list or tuple of N times the same value.
+
+        Raises:
+            ValueError: the values differ, or are not N.
+        """
+        if isinstance(values, list | tuple):
+            if len(values) != self.num_envs or any(each != values[0] for each in values):
+                raise ValueError(
+                    f"set_attr({name!r}, ...) got {len(values)} values: the {self.num_envs} rows "
+                    "are one environment, so give one value"
+                )
+            values = values[0]
+        setattr(self, name, values)
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """Gymnasium's specification; its `max_episode_steps` is the horizon."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        # A copy: it may be the one from which Gymnasium makes other environments.
+        self._spec = with_horizon(spec, self.horizon)
+
     def render(self) -> Frames | None:  # type: ignore[override]
         """Return frames (height, width, 3) uint8 of all dreams, each decoded when it is read."""
         if self.renderer is None or self.dreams is None:
@@ -269,11 +336,13 @@ class DreamVectorEnv(VectorEnv):
 
         Compiled code, caches and captured graphs are made again.
         """
-        options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
         kept = {name: value for name, value in self.__dict__.items() if name in _PICKLED}
         if self.dreams is not None:
             kept["dreams"] = self.get_state()
-        return _restore, (type(self), self.world, self.num_envs, options, kept)
+        return _restore, (type(self), self.world, self.num_envs, self._keywords(), kept)
+
+    def _keywords(self) -> dict[str, Any]:
+        return {each.name: getattr(self.options, each.name) for each in fields(self.options)}
 
     def _make_engine(self) -> Engine:
         model = self.world.model
@@ -312,12 +381,15 @@ class DreamVectorEnv(VectorEnv):
             raise RuntimeError("this dream has not been reset: call reset() first")
         return self.dreams
 
+    def _draw_key(self) -> int:
+        return int(self.np_random.integers(SEED_RANGE))
+
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError("this dream is closed: make a new one")
 
 
-_PICKLED = ("spec", "closed", "_np_random", "_np_random_seed")
+_PICKLED = ("_spec", "closed", "_np_random", "_np_random_seed")
 """Attributes of a `DreamVectorEnv` that its constructor does not set."""
 
 
@@ -337,18 +409,9 @@ def _restore(
     return env
 
 
-def make_vector(
-    world: World | str | None = None, num_envs: int = 1, **options: Any
-) -> DreamVectorEnv:
-    """Make the `DreamVectorEnv` of a registered id, as Gymnasium's own wrappers expect it.
-
-    With output="numpy" it leaves out episode statistics, which `RecordEpisodeStatistics` adds.
-    """
-    options.setdefault("episode_statistics", options.get("output") != "numpy")
-    return DreamVectorEnv(world, num_envs, **options)
-
-
-make_vector.metadata = DreamVectorEnv.metadata  # type: ignore[attr-defined]
+def with_horizon(spec: EnvSpec | None, horizon: int) -> EnvSpec | None:
+    """Return a copy of an environment's specification that tells its horizon."""
+    return None if spec is None else replace(spec, max_episode_steps=horizon)
 
 
 class OutputAdapter:
@@ -373,10 +436,10 @@ class OutputAdapter:
     def step(self, outcome: Outcome) -> StepResult:
         """Convert the outcome of a step."""
         info: dict[str, Any] = {"uncertainty": self._array(outcome.uncertainty)}
-        if self.has_statistics:
+        if self.has_statistics and not (self.numpy and not outcome.done.any()):
             info["episode"] = {
-                "r": self._array(outcome.episode_return),
-                "l": self._array(outcome.episode_length),
+                "r": self._array(outcome.episode_return * outcome.done),
+                "l": self._array(outcome.episode_length * outcome.done),
             }
             info["_episode"] = self._array(outcome.done)
         if self.mode is AutoresetMode.SAME_STEP:

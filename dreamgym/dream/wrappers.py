@@ -1,6 +1,7 @@
 """Vector wrappers on tensors: counterparts of Gymnasium's NumPy wrappers, without host syncs.
 
-They wrap a `DreamVectorEnv` with output="torch" in SameStep mode, and each other in any order.
+They wrap a `DreamVectorEnv` with output="torch", and each other in any order. Those that look at
+episodes need its SameStep mode; `ClipAction`, `RescaleAction` and `ScaleReward` take any.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dreamgym._device import own_torch_modes
+from dreamgym.data.spaces import is_float
 
 StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 """Observations, rewards, terminated, truncated and infos."""
+
+ANY_MODE = tuple(AutoresetMode)
+"""Modes of a wrapper that does not look at episodes."""
 
 
 class RunningMoments:
@@ -93,15 +98,20 @@ def _batch_moments(rows: Tensor, mask: Tensor | None) -> tuple[Tensor | int, Ten
 
 
 class TensorWrapper(VectorWrapper):
-    """Base class of the wrappers: override `on_reset` and `on_step`.
+    """Base class of the wrappers: override `on_action`, `on_reset` and `on_step`.
 
     Args:
         env: environment to wrap.
 
+    Attributes:
+        modes: autoreset modes in which the wrapper works.
+
     Raises:
-        ValueError: the environment returns NumPy arrays, is not in SameStep mode, or has a Dict
-            observation space.
+        ValueError: the environment returns NumPy arrays, is in another mode, or has a Dict
+            observation space and the wrapper does not work in every mode.
     """
+
+    modes: tuple[AutoresetMode, ...] = (AutoresetMode.SAME_STEP,)
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -110,9 +120,13 @@ class TensorWrapper(VectorWrapper):
             raise ValueError(
                 f"{type(self).__name__} works on tensors; make the dream with output='torch'"
             )
-        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+        self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
+        if self.modes is ANY_MODE:  # it does not look at episodes
+            return
+        if self.autoreset_mode not in self.modes:
             raise ValueError(
-                f"{type(self).__name__} needs autoreset_mode='SameStep', in which the last "
+                f"{type(self).__name__} needs autoreset_mode="
+                f"{' or '.join(repr(mode.value) for mode in self.modes)}, in which the last "
                 "observation comes with the step that ends an episode"
             )
         if env.single_observation_space.shape is None:
@@ -120,7 +134,23 @@ class TensorWrapper(VectorWrapper):
                 f"{type(self).__name__} works on one tensor, and the observation space is "
                 f"{env.single_observation_space}"
             )
-        self.device: torch.device = env.unwrapped.device  # type: ignore[attr-defined]
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode | None:
+        """Autoreset mode of the environment."""
+        return self.env.metadata.get("autoreset_mode")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """See `DreamVectorEnv.call`."""
+        return self.env.call(name, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """See `DreamVectorEnv.get_attr`."""
+        return self.env.get_attr(name)  # type: ignore[attr-defined]
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """See `DreamVectorEnv.set_attr`."""
+        self.env.set_attr(name, values)  # type: ignore[attr-defined]
 
     def reset(self, **arguments: Any) -> tuple[Tensor, dict[str, Any]]:
         """Reset, and apply `on_reset` to the observations."""
@@ -131,9 +161,13 @@ class TensorWrapper(VectorWrapper):
             return self.on_reset(observation, rows), info
 
     def step(self, actions: Any) -> StepResult:
-        """Step, and apply `on_step` to the result."""
+        """Apply `on_action` to the actions, step, and apply `on_step` to the result."""
         with own_torch_modes():
-            return self.on_step(*self.env.step(actions))
+            return self.on_step(*self.env.step(self.on_action(actions)))
+
+    def on_action(self, actions: Any) -> Any:
+        """Transform the actions (N, ...) before a step."""
+        return actions
 
     def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
         """Transform the observations after a reset.
@@ -163,26 +197,36 @@ class TensorWrapper(VectorWrapper):
 class EpisodeStatistics(TensorWrapper):
     """Mean return and length of the episodes that ended, summed on the device.
 
-    Dreams report return and length of each episode themselves, in `info["episode"]`.
-
     Args:
-        env: environment to wrap.
+        env: environment to wrap, in SameStep or Disabled mode. Returns are those of the rewards
+            that it returns.
     """
+
+    modes = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
         self._sums = torch.zeros(3, device=self.device, dtype=torch.float32)
+        # Ones, returns and lengths of the episodes that run, (3, N).
+        self._running = torch.zeros(3, self.num_envs, device=self.device, dtype=torch.float32)
+        self._running[0] = 1
+
+    def on_reset(self, observation: Tensor, rows: Tensor | None) -> Tensor:
+        """Restart the rows that were reset."""
+        reset = torch.ones_like(self._running[0], dtype=torch.bool) if rows is None else rows
+        self._running[1:] = torch.where(reset, 0.0, self._running[1:])
+        return observation
 
     def on_step(
         self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any
     ) -> StepResult:
         """Add the episodes that ended."""
-        ended = info["_episode"].float()
+        ended = terminated | truncated
         # Detached: running sums would keep the autograd graph of every step.
-        returns, lengths = info["episode"]["r"].detach(), info["episode"]["l"]
-        self._sums = self._sums + torch.stack(
-            [ended.sum(), (returns * ended).sum(), (lengths * ended).sum()]
-        )
+        self._running[1] += reward.detach()
+        self._running[2] += 1
+        self._sums = self._sums + torch.where(ended, self._running, 0.0).sum(1)
+        self._running[1:] = torch.where(ended, 0.0, self._running[1:])
         return observation, reward, terminated, truncated, info
 
     def pop(self) -> dict[str, Tensor]:
@@ -275,6 +319,8 @@ class ScaleReward(TensorWrapper):
         factor: the constant.
     """
 
+    modes = ANY_MODE
+
     def __init__(self, env: VectorEnv, factor: float) -> None:
         super().__init__(env)
         self.factor = factor
@@ -284,6 +330,76 @@ class ScaleReward(TensorWrapper):
     ) -> StepResult:
         """Scale the reward."""
         return observation, reward * self.factor, terminated, truncated, info
+
+
+class ClipAction(TensorWrapper):
+    """Actions clipped to the space; a policy may act in all real numbers.
+
+    Args:
+        env: environment to wrap.
+
+    Raises:
+        ValueError: the action space is not a Box; see also `TensorWrapper`.
+    """
+
+    modes = ANY_MODE
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        box = _box_of_floats(self, env.single_action_space)
+        self._low, self._high = (
+            torch.as_tensor(bound, device=self.device) for bound in (box.low, box.high)
+        )
+        self.single_action_space = gym.spaces.Box(-np.inf, np.inf, box.shape, np.float32)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def on_action(self, actions: Tensor) -> Tensor:
+        """Clip the actions."""
+        return actions.clamp(self._low, self._high)
+
+
+class RescaleAction(TensorWrapper):
+    """Actions from [low, high], mapped linearly to the bounds of the space.
+
+    Args:
+        env: environment to wrap.
+        low: lower bound of the new action space.
+        high: upper bound of the new action space.
+
+    Raises:
+        ValueError: the action space is not a Box with finite bounds, or `low` is not below `high`;
+            see also `TensorWrapper`.
+    """
+
+    modes = ANY_MODE
+
+    def __init__(self, env: VectorEnv, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__(env)
+        box = _box_of_floats(self, env.single_action_space)
+        if not box.is_bounded():
+            raise ValueError(f"RescaleAction needs finite bounds, and the action space is {box}")
+        if not low < high:
+            raise ValueError(f"low={low!r} and high={high!r}: low must be below high")
+        self._from = (low, high)
+        self._low, self._high = (
+            torch.as_tensor(bound, device=self.device) for bound in (box.low, box.high)
+        )
+        self.single_action_space = gym.spaces.Box(low, high, box.shape, np.float32)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def on_action(self, actions: Tensor) -> Tensor:
+        """Rescale the actions; those outside [low, high] stay outside the space."""
+        low, high = self._from
+        return self._low + (actions - low) * ((self._high - self._low) / (high - low))
+
+
+def _box_of_floats(wrapper: TensorWrapper, space: gym.Space) -> gym.spaces.Box:
+    if isinstance(space, gym.spaces.Box) and is_float(space):
+        return space
+    raise ValueError(
+        f"{type(wrapper).__name__} works on a Box of floating-point actions, and the action space "
+        f"is {space}"
+    )
 
 
 class TruncationBootstrap(TensorWrapper):

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from dreamgym._device import seeded
 from dreamgym.data import AnyDataset
-from dreamgym.data.bounds import bounds_findings, covers, widened_space
+from dreamgym.data.bounds import action_bounds_findings, bounds_findings, covers, widened_space
+from dreamgym.data.images import unread_images
+from dreamgym.data.layout import observation_columns
 from dreamgym.data.teaching import teaching_findings
 from dreamgym.fitting.config import FitConfig
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
@@ -33,25 +35,32 @@ RECORDED_VERSIONS = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
 
 
 def build_model(
-    source: Any, family: str, seed: int, data: AnyDataset, training: NDArray
+    config: FitConfig, family: str, seed: int, data: AnyDataset, training: NDArray
 ) -> WorldModel:
     """Build the model that a fit starts with, without touching the global generators.
 
     Args:
-        source: config of the family, None for its default, or a fitted model to continue from.
+        config: settings; its `model` is a config of the family, None for the default, or a fitted
+            model to continue from.
         family: name of a family in the registry.
         seed: seed of fresh weights.
         data: dataset to fit.
         training: indices of the episodes to fit the normalisers on; a fitted model keeps its own,
-            because its weights depend on them.
+            because its weights depend on them, unless `config.refit_normalisers` is true.
 
     Raises:
-        TypeError: `source` is neither a config of the family nor a model.
+        TypeError: `config.model` is neither a config of the family nor a model.
         ValueError: a fitted model is of another family, or has other spaces than the data.
     """
+    for note in unread_images(observation_columns(data.observation_space)):
+        warnings.warn(note, UserWarning, stacklevel=4)
+    source = config.model
     with seeded(seed, torch.device("cpu")):
         if isinstance(source, WorldModel):
-            return _copy_fitted(source, family, data)
+            model = _copy_fitted(source, family, data)
+            if config.refit_normalisers:
+                _fit_normalisers(model, data, training)
+            return model
         config_type = FAMILIES[family].config_type
         if source is not None and not isinstance(source, config_type):
             raise TypeError(
@@ -61,6 +70,12 @@ def build_model(
         spec = ModelSpec(family=family, config=source)
         space = widened_space(data.observation_space, data.outside_observations())
         model = spec.build(space, data.action_space)
+    _fit_normalisers(model, data, training)
+    return model
+
+
+def _fit_normalisers(model: WorldModel, data: AnyDataset, training: NDArray) -> None:
+    """Fit a model's normalisers to some episodes."""
     episodes = (data.episode(int(index)) for index in training)
     actions = (data.actions(int(index)) for index in training)
     boxes = observation_boxes(data.observation_space)
@@ -68,7 +83,6 @@ def build_model(
     model.set_statistics(
         measure_statistics(((e.observations, e.rewards) for e in episodes), actions, images)
     )
-    return model
 
 
 def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:
@@ -148,6 +162,7 @@ def build_world(result: FitResult) -> World:
         **evaluate_metrics(*held_out, seed),
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
+        + action_bounds_findings(data.action_space)
         + teaching_findings(data.lessons())
         + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }

@@ -95,6 +95,9 @@ class FitConfig:
         tensorboard: folder of TensorBoard logs, or None.
         model: config of the family, or None for its default; or a fitted model of the family, to
             continue from its weights and normalisers, for example with more data.
+        refit_normalisers: with a fitted model, fit its normalisers and the range of its data to
+            the data of this fit, as MBPO's code does before every refit (arXiv 1906.08253). Without
+            it dreams end where the first data ended.
         optimizer: settings of the optimizer.
     """
 
@@ -112,6 +115,7 @@ class FitConfig:
     overwrite: bool = False
     tensorboard: str | None = None
     model: Any = None
+    refit_normalisers: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

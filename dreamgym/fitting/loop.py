@@ -134,7 +134,7 @@ class _Fit:
         self.checkpoint = checkpoint.path_for(target) if target is not None else None
         self.runtime = launch(config)
         self.training, self.held_out = data.split(config.held_out, seed)
-        self.model = build_model(config.model, family, seed, data, self.training)
+        self.model = build_model(config, family, seed, data, self.training)
         self.model.to(self.runtime.device)
         self.losses = BatchLosses(self.runtime, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -298,6 +298,8 @@ class _Fit:
         # These change nothing, or are entered below in another form.
         left_out = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
         settings = {k: v for k, v in vars(self.config).items() if k not in left_out}
+        if not self.config.refit_normalisers:  # checkpoints and worlds of before have no such key
+            del settings["refit_normalisers"]
         optimizer = asdict(self.config.optimizer)
         fingerprint = {
             "dataset": self.data.checksum,

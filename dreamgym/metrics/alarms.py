@@ -28,6 +28,7 @@ from dreamgym.metrics.windows import (
 )
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
+from dreamgym.models.reduction import root_mean_square
 
 MAX_WINDOWS = (512, 64)
 """Maximum number of windows, for vectors and for images: about the work of one training batch."""
@@ -313,8 +314,8 @@ def reward_alarms(predicted: Tensor, real: Tensor) -> list[Alarm]:
     """
     if not len(real) or not bool(real.any()):
         return []
-    error = float((predicted - real).square().mean() ** 0.5)
-    size, spread = float(real.abs().max()), float(real.std(correction=0))
+    error = root_mean_square(predicted - real)
+    size, spread = float(real.abs().max()), float(real.double().std(correction=0))
     varies = spread > ROUNDING * size
     if error <= MAX_REWARD_ERROR * (spread if varies else size):
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -32,6 +33,12 @@ MAX_WINDOWS = (2048, 64)
 
 MAX_ROW_STEPS = 250_000
 """Approximate number of steps of single rows in one measurement; long dreams get fewer windows."""
+
+MAX_SECONDS = 60.0
+"""Approximate time of all steps in one measurement; models with a slow step get fewer windows."""
+
+TIMED_ROWS = 512
+"""Rows of the step whose time is measured."""
 
 
 class OpenLoopErrors(NamedTuple):
@@ -69,7 +76,8 @@ def open_loop_errors(
     """Measure dreams that begin in held-out episodes and follow their actions.
 
     A window counts at a horizon as long as its episode continues. Whether the dream itself would
-    have ended plays no part.
+    have ended plays no part. There are fewer windows where a step of the model is so slow that all
+    of them would take more than `MAX_SECONDS`; `OpenLoopErrors.windows` has their number.
 
     Args:
         model: model in eval mode, with a decoder.
@@ -99,7 +107,8 @@ def open_loop_errors(
     if reachable:
         rng = np.random.default_rng([seed, 0x9A11])
         shape = window_shape(dataset, reachable[-1], MAX_WINDOWS)
-        windows = _limit_windows(draw_windows(model, dataset, episodes, shape, rng), samples)
+        windows = draw_windows(model, dataset, episodes, shape, rng)
+        windows = _limit_windows(windows, samples, _row_seconds(model, windows))
         spreads = {key: windows.spread(key) for key in rows_of}
         for k, window_rows, state in _dream(model, windows, samples, rng):
             if k not in reachable:
@@ -110,12 +119,35 @@ def open_loop_errors(
     return join_parts({key: _to_errors(rows) for key, rows in rows_of.items()})
 
 
-def _limit_windows(windows: Windows, samples: int) -> Windows:
-    """Keep as many windows as `MAX_ROW_STEPS` allows, but at least `MIN_WINDOWS`."""
+def _limit_windows(windows: Windows, samples: int, row_seconds: float) -> Windows:
+    """Keep as many windows as both budgets allow, but at least `MIN_WINDOWS`.
+
+    Args:
+        windows: N windows.
+        samples: dreams per window.
+        row_seconds: time of one row in one step.
+    """
     cost = samples * windows.mask.sum(1).cumsum(0)
-    count = max(MIN_WINDOWS, int((cost <= MAX_ROW_STEPS).sum()))
-    rows = torch.arange(min(count, len(cost)), device=cost.device)
-    return windows.take(rows)
+    count = min(len(cost), max(MIN_WINDOWS, int((cost <= MAX_ROW_STEPS).sum())))
+    # By halves, so that the number does not depend on how exactly the time was measured.
+    while count >= 2 * MIN_WINDOWS and float(cost[count - 1]) * row_seconds > MAX_SECONDS:
+        count //= 2
+    return windows.take(torch.arange(count, device=cost.device))
+
+
+def _row_seconds(model: WorldModel, windows: Windows) -> float:
+    """Return the shortest of three times that a step takes, for one row."""
+    rows = torch.arange(TIMED_ROWS, device=windows.mask.device) % len(windows.mask)
+    state = {key: leaf[rows] for key, leaf in windows.start().items()}
+    action = windows.segment.action[rows, BURN_IN]
+    noise = torch.full((TIMED_ROWS, model.noise_dim), 0.5, device=action.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        _, prediction = model.step(state, action, noise)
+        prediction.reward.sum().item()  # a GPU has finished the step only now
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / TIMED_ROWS
 
 
 def _dream(

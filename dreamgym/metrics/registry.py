@@ -24,6 +24,7 @@ from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.windows import BURN_IN, Windows, draw_windows, uniform_noise, window_shape
 from dreamgym.models import Decodes, Prediction, WorldModel
 from dreamgym.models.observations import join_parts, observation_boxes
+from dreamgym.models.reduction import root_mean_square
 
 HORIZONS = (1, 5, 15, 50)
 """Steps ahead at which open-loop errors are saved."""
@@ -94,8 +95,8 @@ def reward_error(context: MetricContext) -> Figures:
         return {}
     predicted, reward, _ = context.one_step
     return {
-        "reward_rmse": float((predicted.reward - reward).square().mean() ** 0.5),
-        "reward_spread": float(reward.std(correction=0)),
+        "reward_rmse": root_mean_square(predicted.reward - reward),
+        "reward_spread": float(reward.double().std(correction=0)),
     }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dreamgym.models.base import (
+    Acts,
     Decodes,
     Prediction,
     Segment,
     State,
+    Values,
     WorldModel,
     filter_states,
     imagine,
@@ -22,6 +24,7 @@ from dreamgym.models.wrappers import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
 )
 
@@ -31,6 +34,7 @@ __all__ = [
     "MDNRNN",
     "PETS",
     "RSSM",
+    "Acts",
     "Decodes",
     "Ensemble",
     "GoalReward",
@@ -39,12 +43,14 @@ __all__ = [
     "KnownTermination",
     "MDNRNNConfig",
     "ModelSpec",
+    "Optimistic",
     "PETSConfig",
     "Pessimistic",
     "Prediction",
     "RSSMConfig",
     "Segment",
     "State",
+    "Values",
     "WorldModel",
     "filter_states",
     "imagine",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -205,6 +205,23 @@ class WorldModel(nn.Module, ABC):
             The next state, and the prediction for it.
         """
 
+    def unroll(
+        self, state: State, actions: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> Iterator[tuple[State, Prediction]]:
+        """Yield the state and the prediction after each of several steps under given actions.
+
+        It is a loop over `step`. A fast form may keep what consecutive steps share.
+
+        Args:
+            state: leaves (B, ...).
+            actions: (B, L, ...) raw actions.
+            noise: (B, L, noise_dim) uniforms.
+            temperature: as in `step`.
+        """
+        for t in range(actions.shape[1]):
+            state, prediction = self.step(state, actions[:, t], noise[:, t], temperature)
+            yield state, prediction
+
     @abstractmethod
     def features(self, state: State) -> Tensor:
         """Return the flat view of a state that a policy sees, (B, feature_dim)."""
@@ -312,14 +329,40 @@ class Decodes(Protocol, metaclass=_DecodesMeta):
         ...
 
 
+@runtime_checkable
+class Values(Protocol):
+    """An object that values states, for planners; a model may be one itself."""
+
+    def value(self, state: State) -> Tensor:
+        """Return the return expected from each state on, (B,), in the real environment's units.
+
+        Where the planner that asks has a discount, it is the discounted return.
+        """
+        ...
+
+
+@runtime_checkable
+class Acts(Protocol):
+    """An object that proposes an action in each state, for planners; a model may be one itself."""
+
+    def policy(self, state: State, noise: Tensor) -> Tensor:
+        """Return raw actions (B, ...).
+
+        Args:
+            state: leaves (B, ...).
+            noise: (B, 1) uniforms in [0, 1), from which further ones may be derived.
+        """
+        ...
+
+
 def _is_hook(name: str, member: object) -> bool:
     """Return whether a member of `WorldModel` is an optional hook, which wrappers forward."""
     return (
         not name.startswith("_")
         and (isinstance(member, property) or inspect.isfunction(member))
         and not getattr(member, "__isabstractmethod__", False)
-        # A fast form of the inner model is not a fast form of the wrapper.
-        and name != "prepare"
+        # A fast form of the inner model is not a fast form of the wrapper, nor are its steps.
+        and name not in ("prepare", "unroll")
     )
 
 
@@ -462,10 +505,7 @@ def imagine(
     Returns:
         The states after each action, leaves (B, L, ...), and predictions with leaves (B, L).
     """
-    states, predictions = [], []
-    for t in range(actions.shape[1]):
-        state, prediction = model.step(state, actions[:, t], noise[:, t], temperature)
-        states.append(state)
-        predictions.append(prediction)
+    unrolled = model.unroll(state, actions, noise, temperature)
+    states, predictions = map(list, zip(*unrolled, strict=True))
     stacked = Prediction(*(torch.stack(leaves, 1) for leaves in zip(*predictions, strict=True)))
     return stack(states), stacked

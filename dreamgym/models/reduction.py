@@ -64,6 +64,11 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return result
 
 
+def root_mean_square(values: Tensor) -> float:
+    """Return the root mean square of values of any size, in float64: float32 squares overflow."""
+    return float(values.double().square().mean().sqrt())
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of values where the mask is true, as a scalar.
 

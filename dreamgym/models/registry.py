@@ -1,4 +1,4 @@
-"""The table of model families. A new family is a package and one line here."""
+"""The table of model families. A new family is a package, an import and an entry here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dreamgym.models.wrappers import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
 )
 
@@ -23,6 +24,7 @@ FAMILIES.update(
         "pets": PETS,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
+        "optimistic": Optimistic,
         "known-reward": KnownReward,
         "known-termination": KnownTermination,
         "goal-reward": GoalReward,

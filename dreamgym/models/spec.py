@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Self
 
 import gymnasium as gym
+import torch
 
 from dreamgym._settings import nearest
 from dreamgym.models.base import WorldModel
@@ -81,6 +82,31 @@ class ModelSpec:
     def build(self, observation_space: gym.Space, action_space: gym.Space) -> WorldModel:
         """Build a model of this kind with fresh weights."""
         return family_class(self.family).from_config(observation_space, action_space, self.config)
+
+
+def unsupported(
+    family: str, observation_space: gym.Space, action_space: gym.Space, config: Any = None
+) -> str | None:
+    """Return why a family cannot model an environment, and what to do; None if it can.
+
+    It builds the model, as a fit does, so that both give one answer.
+
+    Args:
+        family: name in the table of families.
+        observation_space: observation space of one environment.
+        action_space: action space of one environment.
+        config: the family's config; None for its defaults.
+
+    Raises:
+        ValueError: there is no such family, or it has settings without a default.
+    """
+    spec = ModelSpec(family=family, config=config)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            spec.build(observation_space, action_space)
+        except TypeError as error:
+            return f"the {family} family: {error}"
+    return None
 
 
 def check_is_model(value: Any) -> None:

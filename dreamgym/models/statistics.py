@@ -25,7 +25,10 @@ has no changes to measure, and smaller ones are rounding errors of float32."""
 
 NOISE_SHARE = 0.8
 """A channel whose changes are at least this share of its spread is mostly noise: two values in
-succession have a correlation below 0.7."""
+succession have a correlation below 0.7. Of independent values the ratio is 1.41; in CartPole,
+Pendulum, MountainCarContinuous and Acrobot under random actions no channel exceeds 0.6, and with a
+frame skip of 4 only Acrobot's and two of Pendulum's do (0.8 to 1.7), which change about as much in
+a step as in an episode."""
 
 
 REACH = 0.05

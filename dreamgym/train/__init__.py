@@ -10,6 +10,7 @@ from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 if TYPE_CHECKING:
     from dreamgym.train.config import TrainConfig
     from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy
+    from dreamgym.train.readiness import check
     from dreamgym.train.registry import LEARNERS, Learner, find_learner
     from dreamgym.train.training import train_policy
 
@@ -22,6 +23,7 @@ __all__ = [
     "TrainedPolicy",
     "TrainingError",
     "TrainingInterrupted",
+    "check",
     "find_learner",
     "load_policy",
     "train_policy",
@@ -34,6 +36,7 @@ __getattr__ = lazy_names(
     {
         "config": ["TrainConfig"],
         "policy": ["PolicyCard", "TrainedPolicy", "load_policy"],
+        "readiness": ["check"],
         "registry": ["LEARNERS", "Learner", "find_learner"],
         "sb3": [],
         "training": ["train_policy"],

@@ -28,6 +28,10 @@ class TrainConfig:
             mean square of a random policy's discounted returns in the dream.
         view: what the policy sees, "observation" or "latent".
         horizon: steps after which a dream is truncated.
+        starts: where dreams start: "bank" (half of them beginnings of episodes, half from anywhere
+            in them), "beginnings" or "anywhere", or the path of a dataset.
+        real_share: share of real transitions in every batch of an off-policy algorithm; MBPO's is
+            0.05. Needs `real_data`.
         temperature: temperature of the dream; above 1 it is more uncertain than the model.
         device: device of the dream and of the learner.
         threads: torch's threads inside an operation while training on a CPU.
@@ -45,6 +49,8 @@ class TrainConfig:
     reward_scale: float | None = None
     view: Literal["observation", "latent"] | None = None
     horizon: int | None = None
+    starts: str = "bank"
+    real_share: float = 0.0
     temperature: float = 1.0
     device: str = "cpu"
     threads: int = 1
@@ -63,3 +69,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise TrainingError(f"{name} is {value}; expected a number between 0 and 1")
+        if not 0 <= self.real_share < 1:
+            raise TrainingError(
+                f"real_share is {self.real_share}; expected a number from 0 to below 1"
+            )

@@ -47,6 +47,8 @@ class PolicyCard:
         versions: versions of the libraries.
         frame_skip: the world's frame skip, as `FrameSkip.to_json` gives it; empty without one.
         learner: name of the learner library in `dreamgym.train.registry.LEARNERS`.
+        learned: numbers outside the network that training goes on from, such as SAC's entropy
+            coefficient.
         schema: version of this card.
     """
 
@@ -66,6 +68,7 @@ class PolicyCard:
     versions: dict[str, str] = field(default_factory=dict)
     frame_skip: dict[str, Any] = field(default_factory=dict)
     learner: str = "sb3"
+    learned: dict[str, float] = field(default_factory=dict)
     schema: int = CARD_SCHEMA
 
     def as_dict(self) -> dict[str, Any]:
@@ -229,7 +232,11 @@ def load_policy(
     else:
         learner = learner_of_file(path) or next(iter(LEARNERS.values()))
     policy = learner.library().load(path, algo=algo, env=env)
-    policy = replace(policy, card=replace(policy.card, learner=learner.name))
+    if (
+        policy.card.learner not in LEARNERS
+        or LEARNERS[policy.card.learner].suffix != learner.suffix
+    ):
+        policy = replace(policy, card=replace(policy.card, learner=learner.name))
     if world is not None:
         _check_world(path, policy, as_world(world))
     return policy

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from dreamgym._agents import WRAPPERS_OF
 from dreamgym._extras import import_extra
 from dreamgym._files import local_path
 from dreamgym._settings import nearest
@@ -30,8 +31,12 @@ class LearnerLibrary(Protocol):
         """Return a `DreamVectorEnv` as the kind of environment that the library trains in."""
         ...
 
+    def unsupported(self, algo: str, space: gym.Space[Any]) -> str | None:
+        """Return why an algorithm cannot act in an action space, and what to do; None if it can."""
+        ...
+
     def check(self, run: TrainingRun) -> None:
-        """Raise `TrainingError` where the run's algorithm, world and settings do not fit."""
+        """Raise `TrainingError` where the run's settings do not fit its algorithm."""
         ...
 
     def train(self, run: TrainingRun) -> tuple[TrainedPolicy, bool]:
@@ -66,21 +71,29 @@ class Learner:
 
     Attributes:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
+        goes_on: whether a training can go on from a policy (`TrainingRun.initial`).
+        takes_real_data: whether batches can hold real transitions (`TrainingRun.real_data`).
         title: the library's own name.
         requires: module of the library.
-        extra: extra of dreamgym that installs the library.
+        extra: extra of dreamgym that installs the library; empty where none is needed.
         module: module of dreamgym that has the functions of `LearnerLibrary`.
         algorithms: names of its algorithms.
-        suffix: suffix of its policy files; no two learners share one.
+        suffix: suffix of its policy files. Learners that share one share their file's format, in
+            which the card says who wrote it.
+        agent_wrappers: path of the class that knows what the library's live agents were trained
+            behind, a subclass of `dreamgym.data.agent_wrappers.AgentWrappers`; empty for nothing.
     """
 
     name: str
+    goes_on: bool = False
+    takes_real_data: bool = False
     title: str
     requires: str
     extra: str
     module: str
     algorithms: tuple[str, ...]
     suffix: str
+    agent_wrappers: str = ""
 
     def library(self) -> LearnerLibrary:
         """Import the learner's module.
@@ -107,16 +120,78 @@ LEARNERS = {
     for learner in (
         Learner(
             name="sb3",
+            goes_on=True,
+            takes_real_data=True,
             title="Stable-Baselines3",
             requires="stable_baselines3",
             extra="sb3",
             module="dreamgym.train.sb3",
             algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
             suffix=".zip",
+            agent_wrappers="dreamgym.train.sb3.agent_wrappers.SB3AgentWrappers",
+        ),
+        Learner(
+            name="sb3-contrib",
+            title="sb3-contrib",
+            requires="sb3_contrib",
+            extra="sb3-contrib",
+            module="dreamgym.train.sb3_contrib",
+            algorithms=("TQC", "CrossQ", "QRDQN", "TRPO"),
+            suffix=".zip",
+        ),
+        Learner(
+            name="ppo",
+            title="dreamgym's own PPO",
+            requires="torch",
+            extra="",
+            module="dreamgym.train.ppo",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="rsl_rl",
+            title="rsl_rl",
+            requires="rsl_rl",
+            extra="rsl-rl",
+            module="dreamgym.train.rsl_rl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="skrl",
+            title="skrl",
+            requires="skrl",
+            extra="skrl",
+            module="dreamgym.train.skrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="torchrl",
+            title="TorchRL",
+            requires="torchrl",
+            extra="torchrl",
+            module="dreamgym.train.torchrl",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="cma",
+            title="CMA-ES",
+            requires="cma",
+            extra="cma",
+            module="dreamgym.train.cma",
+            algorithms=("CMA-ES",),
+            suffix=".cma",
         ),
     )
 }
 """Learners by name. Where several have an algorithm, the first one is the default."""
+
+
+WRAPPERS_OF.update(
+    {each.requires: each.agent_wrappers for each in LEARNERS.values() if each.agent_wrappers}
+)
 
 
 def find_learner(algo: str, name: str | None = None) -> Learner:
@@ -153,4 +228,4 @@ def describe_algorithms() -> str:
 
 def extras() -> dict[str, str]:
     """Return the extras of all learner libraries, by the module that they install."""
-    return {each.requires: each.extra for each in LEARNERS.values()}
+    return {each.requires: each.extra for each in LEARNERS.values() if each.extra}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from dreamgym._device import float32_by_default, threads
 from dreamgym._files import atomic_file
+from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
@@ -39,6 +40,8 @@ class TrainingRun:
         steps: dream steps in all; None for the algorithm's default.
         config: further settings.
         progress: called with (steps done, steps, figures); None for nothing.
+        initial: policy of the same algorithm to go on from; None for fresh weights.
+        real_data: real transitions for the batches of an off-policy algorithm; None for none.
     """
 
     world: World
@@ -48,6 +51,8 @@ class TrainingRun:
     steps: int | None
     config: TrainConfig
     progress: Progress | None = None
+    initial: TrainedPolicy | None = None
+    real_data: AnyDataset | None = None
 
     @property
     def view(self) -> str:
@@ -62,15 +67,18 @@ class TrainingRun:
             "device": self.config.device,
             "temperature": self.config.temperature,
             "max_episode_steps": self.config.horizon,
+            "starts": self.config.starts,
         }
 
-    def make_dream(self, num_envs: int) -> DreamVectorEnv:
-        """Make the dream that is trained in: NumPy output, SameStep autoreset."""
+    def make_dream(
+        self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
+    ) -> DreamVectorEnv:
+        """Make the dream that is trained in."""
         return DreamVectorEnv(
             self.world,
             num_envs,
-            output="numpy",
-            autoreset_mode="SameStep",
+            output=output,
+            autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
 
@@ -114,6 +122,8 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     out: str | Path | None = None,
     config: TrainConfig | None = None,
     progress: Progress | None = None,
+    initial: TrainedPolicy | None = None,
+    real_data: DatasetSource | None = None,
 ) -> TrainedPolicy:
     """Train a policy in the dream of a world; the real environment is not used.
 
@@ -132,13 +142,18 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         out: file to save the policy in, atomically; None saves nothing.
         config: further settings.
         progress: called with (steps done, steps, {"dream return": ..., "dream length": ...}).
+        initial: policy of the same algorithm and spaces to go on from: its network, with its
+            standardisation and its reward scale, is where the training starts.
+        real_data: dataset, or several with weights, whose transitions make up `config.real_share`
+            of every batch of an off-policy algorithm.
 
     Returns:
         The trained policy with its learner and its card.
 
     Raises:
         TrainingError: there is no such learner or algorithm, the algorithm cannot act in the
-            world's action space or does not have a setting, or a number is out of range.
+            world's action space or does not have a setting, a number is out of range, or `initial`
+            or `real_data` is of another kind.
         PolicyFileError: nothing can be written to `out`; raised before the training if possible.
         TrainingInterrupted: Ctrl-C; the policy so far is in `<out>.interrupted.<suffix>`.
         ModuleNotFoundError: the learner library is not installed.
@@ -156,19 +171,67 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         steps=steps,
         config=config or TrainConfig(),
         progress=progress,
+        initial=initial,
     )
+    _check_real_share(entry, run.config, real_data)
+    if initial is not None:
+        _check_initial(entry, run, initial)
     library = entry.library()
+    reason = library.unsupported(algo, run.world.action_space)
+    if reason is not None:
+        raise TrainingError(reason)
     library.check(run)
     path = None if out is None else entry.policy_path(out)
     if path is not None:
         _check_writable(path)
-    with _private_generators(), threads(run.config.threads):
+    with ExitStack() as stack:
+        if real_data is not None:
+            run = replace(run, real_data=stack.enter_context(open_dataset(real_data)))
+        stack.enter_context(_private_generators())
+        stack.enter_context(threads(run.config.threads))
         policy, finished = library.train(run)
     if not finished:
         raise _interruption(policy, path)
     if path is not None:
         policy.save(path)
     return policy
+
+
+def _check_real_share(
+    learner: Learner, config: TrainConfig, real_data: DatasetSource | None
+) -> None:
+    if bool(config.real_share) != (real_data is not None):
+        raise TrainingError(
+            f"real_share is {config.real_share} and real_data is {real_data!r}; give both, the "
+            "share of a batch and the dataset to draw it from, or neither"
+        )
+    if real_data is not None and not learner.takes_real_data:
+        able = ", ".join(each.name for each in LEARNERS.values() if each.takes_real_data)
+        raise TrainingError(
+            f"batches of {learner.title} hold no real transitions; leave real_data and real_share "
+            f"out, or use one of {able}"
+        )
+
+
+def _check_initial(learner: Learner, run: TrainingRun, initial: TrainedPolicy) -> None:
+    """Check that a training can go on from a policy."""
+    card = initial.card
+    if not learner.goes_on:
+        able = ", ".join(each.name for each in LEARNERS.values() if each.goes_on)
+        raise TrainingError(
+            f"a training with {learner.title} starts from fresh weights; leave initial out, or use "
+            f"one of {able}"
+        )
+    for what, own, expected in (
+        ("learner", card.learner, run.learner),
+        ("algorithm", card.algo, run.algo),
+        ("view", card.view, run.view),
+    ):
+        if own != expected:
+            raise TrainingError(
+                f"the {what} of the policy to go on from is {own!r}, that of the training "
+                f"{expected!r}; give the same, or no initial policy"
+            )
 
 
 def _check_writable(path: Path) -> None:

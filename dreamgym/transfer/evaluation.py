@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -254,7 +255,12 @@ def _no_end(env: gym.Env, steps: int) -> str:
 def _reward_of(env: gym.Env, reward: Any, step: int) -> float:
     """Return a reward as a float; an error names the environment and the step."""
     try:
-        return reward_to_float(reward)
+        value = reward_to_float(reward)
+        if not math.isfinite(value):
+            raise DatasetError(
+                f"it is {value}", remedy="expected a finite number; mend the environment's reward"
+            )
+        return value
     except DatasetError as error:
         raise TransferError(
             f"{env}: reward of step {step}: {error.problem}; {error.remedy}"

@@ -15,6 +15,7 @@ from dreamgym._device import float32_by_default
 from dreamgym._files import atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
+from dreamgym.data.images import image_layout
 from dreamgym.data.spaces import same_spaces, space_to_json
 from dreamgym.errors import WorldError
 from dreamgym.models import ModelSpec, State, WorldModel
@@ -319,9 +320,21 @@ def _load_model(folder: Path, description: dict[str, Any]) -> WorldModel:
     except RuntimeError as error:
         raise WorldError(
             f"{folder / serialization.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}; "
-            f"fit the world again: {error}"
+            f"{_reading_of_images(observation_space)}fit the world again: {error}"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def _reading_of_images(space: gym.Space) -> str:
+    """Return how images are read that version 0.1.0 took for other images, or for a vector."""
+    layouts = [image_layout(box) for box in observation_boxes(space).values()]
+    others = [f"{each.shape} as {each}" for each in layouts if each and each.axes != "HWC"]
+    if not others:
+        return ""
+    return (
+        f"it has images of shape {', '.join(others)}, which dreamgym 0.1.0 read as (height, width, "
+        "channels) or as a vector, so a world of that version cannot be used; "
+    )
 
 
 def _load_starts(folder: Path, model: WorldModel, num_episode_starts: int) -> StartStates:

@@ -26,6 +26,7 @@ VERBS = (
     "fit",
     "train",
     "transfer",
+    "improve",
     "recover",
     "convert",
     "pack",
@@ -238,7 +239,7 @@ def test_check_refuses_what_fitting_would_refuse(run: Run, tmp_path: Path) -> No
     checked = run("check", path)
     fitted = run("fit", path, "--out", tmp_path / "world")
     assert (checked.code, fitted.code) == (1, 1)
-    assert "fitting would refuse" in checked.out
+    assert "not ready" in checked.out
     assert not (tmp_path / "world").exists()
 
 
@@ -474,7 +475,8 @@ def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
     shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
-    if verb in ("check", "recover", "transfer"):  # they write figures only, or keep the original
+    # These write figures only, keep the original, or continue.
+    if verb in ("check", "recover", "transfer", "improve"):
         assert "--overwrite" not in shown
     else:
         assert re.search(

@@ -9,7 +9,7 @@ import dreamgym
 from dreamgym.dream.engine import Engine
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.world.world import World
-from tests.small_worlds import KINDS, ONE_EACH, random_actions, small_world
+from tests.small_worlds import KINDS, ONE_EACH, TENSORS, random_actions, small_world
 
 ENVS = 32
 MODES = ("SameStep", "NextStep", "Disabled")
@@ -21,7 +21,9 @@ def world(request) -> World:
 
 
 def an_engine(world: World, num_envs: int = ENVS, **options) -> Engine:
-    return DreamVectorEnv(world, num_envs, view="latent", device="cpu", **options).engine
+    return DreamVectorEnv(
+        world, num_envs, view="latent", device="cpu", **{**TENSORS, **options}
+    ).engine
 
 
 def rows_equal(one, other, rows) -> bool:
@@ -50,7 +52,9 @@ def test_saved_and_loaded_is_the_same_bit_for_bit(world, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ONE_EACH, ids="-".join)
 def test_observations_never_share_memory_with_the_dream(kind, mode):
-    env = DreamVectorEnv(small_world(*kind), ENVS, view="latent", autoreset_mode=mode)
+    env = DreamVectorEnv(
+        small_world(*kind), ENVS, view="latent", autoreset_mode=mode, output="torch"
+    )
     seen, _ = env.reset(seed=0)
     for observation in (seen, env.step(random_actions(env.single_action_space, ENVS))[0]):
         owned = {leaf.untyped_storage().data_ptr() for leaf in env.dreams.tensors().values()}

@@ -56,6 +56,12 @@ def test_other_boxes_are_vectors(box: spaces.Box) -> None:
     assert image_layout(box) is None
 
 
+def test_a_large_matrix_of_bytes_is_an_image_whatever_its_range() -> None:
+    layout = image_layout(spaces.Box(0, 15, (84, 84), np.uint8))
+    assert layout is not None
+    assert layout.axes == "HW"
+
+
 def test_channels_last_puts_the_same_pixels_elsewhere() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
     first = image_layout(images(3, 20, 24))
@@ -75,4 +81,8 @@ def test_notes_tell_of_channels_first_of_doubtful_axes_and_of_large_vectors() ->
     assert "if the channels come first" in doubtful
     (vector,) = image_notes({"camera": spaces.Box(0, 1, (64, 64, 3), np.float32)})
     assert "12,288 separate numbers" in vector
+    for shape, dtype in (((64, 64), np.uint16), ((1, 20, 30), np.float32), ((4, 20, 30, 3), "f4")):
+        (vector,) = image_notes({"camera": spaces.Box(0, 1, shape, dtype)})
+        assert "if it is an image, give uint8 values" in vector
+    assert not image_notes({"a": spaces.Box(0, 1, (8, 8)), "b": spaces.Box(0, 1, (500,))})
     assert not image_notes({"a": images(64, 64, 3), "b": images(84, 84, 12), "c": images(84, 84)})

@@ -30,6 +30,17 @@ def test_episodes_are_numbered_through(tmp_path: Path) -> None:
         mixed.verify()
 
 
+def test_a_dataset_of_one_short_episode_is_for_training_beside_others(tmp_path: Path) -> None:
+    paths = [write_random(tmp_path / "a.h5", [3, 4, 5]), write_random(tmp_path / "b.h5", [6])]
+    with open_dataset([(path, 1.0) for path in paths]) as mixed:
+        fitted, held_out = mixed.split(0.3, seed=1)
+        assert sorted([*fitted, *held_out]) == [0, 1, 2, 3]
+        assert 3 in fitted
+        assert len(held_out) == 1
+    with open_dataset([(paths[1], 1.0)]) as alone, pytest.raises(DatasetError, match="1 episode"):
+        alone.split(0.3)
+
+
 def test_segments_are_drawn_by_weight(tmp_path: Path) -> None:
     paths = [write_random(tmp_path / "a.h5", [500]), write_random(tmp_path / "b.h5", [5])]
     with open_dataset([(paths[0], 1.0), (paths[1], 3.0)]) as mixed:

@@ -170,6 +170,51 @@ def test_keys_that_cannot_be_read_are_named(tmp_path: Path, layout: str, key: st
     )
 
 
+WRITERS: dict[str, Callable[..., Path]] = {
+    "D4RL": flat,
+    "npz episodes": folder_of,
+    "npz file": _archive,
+}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("key", ["env_reward", "reward_total", "step-reward", "run.Reward"])
+def test_rewards_under_an_unusual_name_are_not_taken_for_none(
+    tmp_path: Path, layout: str, key: str
+) -> None:
+    columns = {"observations": OBS, "next_observations": NEXT, "actions": ACT, key: REW}
+    made = WRITERS[layout](tmp_path / "made", **columns, terminated=ENDS)
+    with pytest.raises(DatasetError, match="carry rewards"):
+        check(made)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize(
+    ("key", "other", "same"),
+    [
+        ("rewards", {"reward": 2 * REW}, {"reward": REW.astype(np.float64)}),
+        ("observations", {"obs": NEXT}, {"obs": OBS}),
+        ("actions", {"action": -ACT}, {"action": ACT}),
+        ("terminals", {"dones": ENDS | (np.arange(4 * T) % T == 2)}, {"dones": ENDS}),
+    ],
+)
+def test_two_keys_that_differ_are_not_chosen_between(
+    tmp_path: Path, layout: str, key: str, other: Any, same: Any
+) -> None:
+    columns = {"observations": OBS, "next_observations": NEXT, "actions": ACT, "rewards": REW}
+    columns |= {"terminals": ENDS & ~TIMEOUTS, "timeouts": TIMEOUTS}
+    if layout == "npz episodes" and key == "terminals":
+        other = {"dones": np.ones(4 * T, bool)}  # of an episode, the last flag counts
+        columns |= {"terminals": ENDS & False, "timeouts": ENDS & False}
+        same = {"dones": ENDS & False}
+    (name,) = other
+    differing = WRITERS[layout](tmp_path / "differing", **columns, **other)
+    with pytest.raises(DatasetError, match=f"--ignore {name}"):
+        check(differing)
+    assert check(differing, foreign=ForeignOptions(ignore=(name,))).episodes == 4
+    assert check(WRITERS[layout](tmp_path / "same", **columns, **same)).episodes == 4
+
+
 def test_rewards_that_may_arrive_later_are_refused(tmp_path: Path) -> None:
     columns = {"reward": REW, "is_first": np.roll(ENDS, 1), "is_terminal": ENDS}
     path = LAYOUTS["npz episodes"](tmp_path / "d", **columns)
@@ -209,9 +254,8 @@ def test_flat_columns_without_any_end_are_refused(tmp_path: Path) -> None:
 def test_names() -> None:
     assert meaning("infos/TimeLimit.truncated") == meaning("Dones") == "ends"
     assert meaning("next-obs") == "next observations"
-    assert [meaning(name) for name in ("reward_forward", "observations", "qpos", "infos")] == [
-        None
-    ] * 4
+    assert meaning("reward_forward") == "rewards"
+    assert [meaning(name) for name in ("forward", "observations", "qpos", "infos")] == [None] * 4
     found = find_fields(["infos/reward", "rewards", "obs", "terminals", "infos/qpos"])
     assert (found.rewards, found.ends, found.unread) == ("rewards", "terminals", ("infos/reward",))
     assert find_fields(["infos/reward"]).rewards == "infos/reward"

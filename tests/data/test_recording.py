@@ -150,7 +150,7 @@ def test_ten_thousand_steps_take_about_a_second(tmp_path: Path) -> None:
     [
         ({"env": "NoSuchEnv-v0"}, DatasetError, "no environment 'NoSuchEnv-v0'"),
         ({"env": "CartPole-v9"}, DatasetError, "nearest registered id is 'CartPole-v1'"),
-        ({"env": "nosuchpackage:Env-v0"}, DatasetError, "no environment"),
+        ({"env": "nosuchpackage:Env-v0"}, DatasetError, "No module named 'nosuchpackage'"),
         ({"env": "FrozenLake-v1"}, UnsupportedSpaceError, "Discrete"),
         ({"policy": "wise"}, ValueError, "no policy 'wise'"),
         ({"policy": "sticky:often"}, ValueError, "no number"),
@@ -425,6 +425,28 @@ def test_another_reward_is_refused_with_its_row(tmp_path: Path, make: Any, found
     message = rf"reward: episode 0, row 0: {found}; expected one number; .*TransformReward"
     with pytest.raises(DatasetError, match=message):
         record(Rewards(make), steps=10, out=tmp_path / "a.h5")
+
+
+def test_resume_refuses_another_class_or_wrapper_where_there_is_no_spec(tmp_path: Path) -> None:
+    class Other(NeverEnds):
+        pass
+
+    out = record(NeverEnds(), steps=16, out=tmp_path / "a.h5", max_episode_steps=8)
+    for env, limit in (
+        (Other(), 8),
+        (NeverEnds(), 9),
+        (NeverEnds(), None),
+        (gym.wrappers.TransformReward(NeverEnds(), lambda reward: -reward), 8),
+    ):
+        with pytest.raises(DatasetError, match=r"the recorded one a TimeLimit\(8\) of NeverEnds"):
+            resume(env, steps=32, out=out, max_episode_steps=limit)
+    resume(NeverEnds(), steps=32, out=out, max_episode_steps=8)
+
+
+def test_a_vector_environment_is_refused_with_advice(tmp_path: Path) -> None:
+    envs = gym.make_vec("CartPole-v1", num_envs=2)
+    with pytest.raises(DatasetError, match="VectorRecorder"):
+        record(envs, steps=10, out=tmp_path / "a.h5")
 
 
 def test_resume_refuses_another_environment_of_the_same_spaces(tmp_path: Path) -> None:

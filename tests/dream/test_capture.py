@@ -19,7 +19,9 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
 from dreamgym.models.splitmix import uniforms
 from tests.dream.recorded_graph import RecordedGraph
-from tests.small_worlds import ONE_EACH, random_actions, small_world
+from tests.small_worlds import ONE_EACH, TENSORS, random_actions, small_world
+
+STATISTICS = {**TENSORS, "episode_statistics": True}
 
 ENVS = 64
 """So many that products are computed alike where host syncs are allowed and where they are not."""
@@ -40,7 +42,7 @@ def make_pair(device: str, kind="mdn-rnn", action="discrete", **options) -> list
     """Return one environment with a captured step, and one with an eager step."""
     world = small_world(kind, action)
     return [
-        DreamVectorEnv(world, ENVS, device=device, compile=compile, **options)
+        DreamVectorEnv(world, ENVS, device=device, compile=compile, **{**STATISTICS, **options})
         for compile in ("auto", False)
     ]
 
@@ -80,7 +82,9 @@ def test_a_captured_step_equals_the_eager_step(device, kind, action):
 def test_steps_of_loaded_worlds_are_captured(device, kind, tmp_path):
     # Their start states have leaves sorted by name.
     world = dreamgym.load(small_world(kind).save(tmp_path / "world"))
-    envs = [DreamVectorEnv(world, ENVS, device=device, compile=c) for c in ("auto", False)]
+    envs = [
+        DreamVectorEnv(world, ENVS, device=device, compile=c, **STATISTICS) for c in ("auto", False)
+    ]
     for env in envs:
         env.reset(seed=0)
     step_both(envs, range(8))
@@ -265,7 +269,9 @@ def test_a_model_with_a_host_sync_falls_back(device):
 
 
 def test_a_device_without_graphs_steps_eagerly_without_a_warning():
-    env = DreamVectorEnv(small_world(), ENVS, device="cpu")
+    env = DreamVectorEnv(
+        small_world(), ENVS, device="cpu", output="torch", autoreset_mode="SameStep"
+    )
     env.reset(seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -289,7 +295,9 @@ def test_noise_is_the_same_on_every_device():
 @pytest.mark.parametrize(("kind", "action"), ONE_EACH)
 def test_a_step_on_cuda_never_syncs(kind, action, mode):
     world = small_world(kind, action)
-    env = DreamVectorEnv(world, ENVS, device="cuda", view="latent", autoreset_mode=mode)
+    env = DreamVectorEnv(
+        world, ENVS, device="cuda", view="latent", autoreset_mode=mode, output="torch"
+    )
     env.reset(seed=0)
     actions = [acts(env, step) for step in range(20)]
     with warnings.catch_warnings():

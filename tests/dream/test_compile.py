@@ -26,10 +26,11 @@ import json, sys
 import torch
 from torch._dynamo.utils import counters
 from dreamgym.dream.vector_env import DreamVectorEnv
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 torch.set_num_threads(1)
-envs = [DreamVectorEnv(small_world(), 1024, compile=c, device="cpu") for c in (True, False)]
+options = {"device": "cpu", **TENSORS}
+envs = [DreamVectorEnv(small_world(), 1024, compile=c, **options) for c in (True, False)]
 for env in envs:
     env.reset(seed=0)
 for step in range(9):  # beyond the horizon, so that rows are reset
@@ -104,7 +105,10 @@ def test_compiled_noise_does_not_write_out_of_bounds():
 def test_without_a_compiler_the_step_is_eager_after_one_warning(count, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     env, other = (
-        DreamVectorEnv(small_world(), count, compile=c, device="cpu") for c in (True, False)
+        DreamVectorEnv(
+            small_world(), count, compile=c, device="cpu", output="torch", autoreset_mode="SameStep"
+        )
+        for c in (True, False)
     )
     env.reset(seed=0)
     other.reset(seed=0)
@@ -122,7 +126,14 @@ def test_any_number_of_engines_can_be_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=1):  # which monkeypatch would not restore
         for count in (3, 4, 100):
-            env = DreamVectorEnv(small_world(), count, compile=True, device="cpu")
+            env = DreamVectorEnv(
+                small_world(),
+                count,
+                compile=True,
+                device="cpu",
+                output="torch",
+                autoreset_mode="SameStep",
+            )
             env.reset(seed=0)
             env.step(torch.zeros(count, dtype=torch.int64))
             assert env.stepper.execution == "compiled"
@@ -156,14 +167,24 @@ def make_pair(kind: str) -> list[DreamVectorEnv]:
     observations = random_observations(model.observation_space, 64)
     states = model.observe(model.initial(64), action, observations, noise)
     world.starts = StartStates(states=states, num_episode_starts=16)
-    envs = [DreamVectorEnv(world, MANY, compile=c, device="cpu") for c in (True, False)]
+    envs = [
+        DreamVectorEnv(
+            world, MANY, compile=c, device="cpu", output="torch", autoreset_mode="SameStep"
+        )
+        for c in (True, False)
+    ]
     for env in envs:
         env.reset(seed=0)
     return envs
 
 
 def test_a_compiled_step_of_few_rows_checks_the_strides_of_its_inputs(backend):
-    envs = [DreamVectorEnv(small_world(), 4, compile=c, device="cpu") for c in (True, False)]
+    envs = [
+        DreamVectorEnv(
+            small_world(), 4, compile=c, device="cpu", output="torch", autoreset_mode="SameStep"
+        )
+        for c in (True, False)
+    ]
     for env in envs:
         env.reset(seed=0)
     action = torch.tensor([0, 1, 2, 0])
@@ -194,4 +215,4 @@ def test_a_compiled_step_of_many_rows_gives_equal_dreams(kind, backend):
 @pytest.mark.parametrize("wrong", ["always", 1, None])
 def test_another_value_is_refused(wrong):
     with pytest.raises(ValueError, match="compile="):
-        DreamVectorEnv(small_world(), 2, compile=wrong)
+        DreamVectorEnv(small_world(), 2, compile=wrong, output="torch", autoreset_mode="SameStep")

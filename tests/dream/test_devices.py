@@ -18,7 +18,7 @@ ENVS = 4
 @pytest.mark.parametrize("name", ["cuda:99", "mps:7", "xpu", "gpu", "cpu:zero", "cuda:-1"])
 def test_a_missing_device_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"device='{name}' cannot be used here"):
-        DreamVectorEnv(small_world(), ENVS, device=name)
+        DreamVectorEnv(small_world(), ENVS, device=name, output="torch", autoreset_mode="SameStep")
 
 
 def test_auto_is_an_available_device():
@@ -44,31 +44,48 @@ def test_a_device_that_draws_other_noise_is_refused(monkeypatch):
     validation.check_noise.cache_clear()
 
 
-def test_bounds_of_actions_are_checked_only_on_request():
-    space = small_world().action_space
-    outside = torch.full((ENVS,), 9)
-    for check_bounds in (True, False):
-        validate = ActionValidator(space, ENVS, torch.device("cpu"), check_bounds=check_bounds)
-        if check_bounds:
-            with pytest.raises(ValueError, match="outside"):
-                validate(outside)
-        else:
-            assert validate(outside) is outside
-        with pytest.raises(ValueError, match="shape"):
-            validate(outside[:2])
+@pytest.mark.parametrize(
+    ("action", "outside", "clipped"),
+    [
+        ("discrete", torch.tensor([9, -1]), [2, 0]),
+        (
+            "box",
+            torch.tensor([[9.0, -9.0], [float("nan"), 0.5]]),
+            [[2.0, 0.0], [float("nan"), 0.5]],
+        ),
+        ("multi-discrete", torch.tensor([[5, -5], [1, 1]]), [[1, 0], [1, 1]]),
+    ],
+)
+def test_actions_outside_the_space_are_refused_or_clipped(action, outside, clipped):
+    space = small_world(action=action).action_space
+    with pytest.raises(ValueError, match="outside"):
+        ActionValidator(space, 2, torch.device("cpu"), check_bounds=True)(outside)
+    taken = ActionValidator(space, 2, torch.device("cpu"), check_bounds=False)(outside)
+    torch.testing.assert_close(
+        taken, torch.tensor(clipped, dtype=taken.dtype), equal_nan=True, rtol=0, atol=0
+    )
 
 
 def test_debug_must_be_a_bool():
     for wrong in ("yes", 1, None):
         with pytest.raises(ValueError, match="debug="):
-            DreamVectorEnv(small_world(), ENVS, debug=wrong)
+            DreamVectorEnv(
+                small_world(), ENVS, debug=wrong, output="torch", autoreset_mode="SameStep"
+            )
 
 
 @pytest.mark.gpu
 def test_on_cuda_bounds_of_actions_are_checked_only_with_debug():
     outside = torch.full((ENVS,), 9, device="cuda")
     for debug in (False, True):
-        env = DreamVectorEnv(small_world(), ENVS, device="cuda", debug=debug)
+        env = DreamVectorEnv(
+            small_world(),
+            ENVS,
+            device="cuda",
+            debug=debug,
+            output="torch",
+            autoreset_mode="SameStep",
+        )
         env.reset(seed=0)
         if debug:
             with pytest.raises(ValueError, match="outside"):
@@ -79,7 +96,9 @@ def test_on_cuda_bounds_of_actions_are_checked_only_with_debug():
 
 @pytest.mark.gpu
 def test_actions_on_another_device_are_refused():
-    env = DreamVectorEnv(small_world(), ENVS, device="cuda")
+    env = DreamVectorEnv(
+        small_world(), ENVS, device="cuda", output="torch", autoreset_mode="SameStep"
+    )
     env.reset(seed=0)
     with pytest.raises(ValueError, match="move them with"):
         env.step(torch.zeros(ENVS, dtype=torch.int64))

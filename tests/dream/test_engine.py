@@ -11,7 +11,7 @@ from dreamgym.dream.state import Dreams, unshare
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.models.splitmix import uniforms
-from tests.small_worlds import ONE_EACH, random_actions, small_world
+from tests.small_worlds import ONE_EACH, TENSORS, random_actions, small_world
 
 ENVS, STEPS = 6, 12
 
@@ -25,7 +25,7 @@ def no_gradients():
 def make_engine(kind: str = "mdn-rnn", action: str = "discrete", **options) -> Engine:
     options = {"max_episode_steps": [2, 5], "temperature": [0.5, 1.5]} | options
     world = small_world(kind, action)
-    return DreamVectorEnv(world, ENVS, view="latent", device="cpu", **options).engine
+    return DreamVectorEnv(world, ENVS, view="latent", device="cpu", **{**TENSORS, **options}).engine
 
 
 def leaves(dreams: Dreams, outcome) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -88,6 +89,22 @@ def test_make_vec_makes_the_vector_env_and_sync_the_single_one(folder):
     observation, _ = sync.reset(seed=0)
     assert observation.shape == (2, 4)
     sync.step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_gymnasiums_vector_of_single_dreams_has_the_mode_that_was_asked_for(folder, vectorization):
+    make = partial(gym.make_vec, "dreamgym/World-v0", world=folder, num_envs=2, max_episode_steps=2)
+    with pytest.raises(ValueError, match=r"vector_kwargs=.*SameStep"):
+        make(vectorization_mode="sync", autoreset_mode="SameStep")
+    envs = make(vectorization_mode=vectorization, vector_kwargs={"autoreset_mode": "SameStep"})
+    try:
+        envs.reset(seed=[1, 2])
+        envs.step(np.zeros(2, int))
+        observation, _, terminated, truncated, info = envs.step(np.zeros(2, int))
+        assert (terminated | truncated).all()
+        assert not np.allclose(observation[0], info["final_obs"][0])
+    finally:
+        envs.close()
 
 
 def test_specs_survive_json_and_pickle(folder):

@@ -11,13 +11,13 @@ from scipy import stats
 import dreamgym
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.world.start_states import StartStates
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 ENVS = 4096
 
 
 def make_env(num_envs: int = ENVS, **options) -> DreamVectorEnv:
-    env = DreamVectorEnv(small_world(), num_envs, view="latent", **options)
+    env = DreamVectorEnv(small_world(), num_envs, view="latent", **{**TENSORS, **options})
     env.reset(seed=0)
     return env
 
@@ -99,11 +99,18 @@ def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
+def test_starts_anywhere_are_the_other_half_of_the_bank():
+    rows = start_rows(make_env(starts="anywhere"))
+    beginnings = small_world().starts.num_episode_starts
+    assert int(rows.min()) == beginnings
+    assert set(rows.tolist()) == set(range(beginnings, 64))
+
+
 def test_starts_can_be_given_as_states():
     world = small_world()
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
     for given in (one, StartStates(states=one, num_episode_starts=1)):
-        env = DreamVectorEnv(world, 5, starts=given)
+        env = DreamVectorEnv(world, 5, starts=given, output="torch", autoreset_mode="SameStep")
         env.reset(seed=0)
         assert torch.equal(env.dreams.model["z"], one["z"].expand(5, -1))
 
@@ -113,14 +120,17 @@ def test_starts_of_another_precision_are_cast_and_those_of_another_kind_refused(
     one = {key: leaf[7:8] for key, leaf in world.starts.states.items()}
     double = {key: leaf.double() for key, leaf in one.items()}
     for given in (double, StartStates(states=double, num_episode_starts=1)):
-        env, plain = (DreamVectorEnv(world, 5, starts=starts) for starts in (given, one))
+        env, plain = (
+            DreamVectorEnv(world, 5, starts=starts, output="torch", autoreset_mode="SameStep")
+            for starts in (given, one)
+        )
         env.reset(seed=0), plain.reset(seed=0)
         assert env.dreams.model["z"].dtype == torch.float32
         actions = np.zeros(5, int)
         assert torch.equal(env.step(actions)[0], plain.step(actions)[0])
     integers = {**one, "z": one["z"].long()}
     with pytest.raises(ValueError, match=r"'z' holds torch.int64.*give floating-point numbers"):
-        DreamVectorEnv(world, 5, starts=integers)
+        DreamVectorEnv(world, 5, starts=integers, output="torch", autoreset_mode="SameStep")
 
 
 def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
@@ -134,8 +144,8 @@ def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
         real = np.concatenate(
             [dataset.episode(i).observations for i in range(len(dataset.lengths))]
         )
-    distance = (observations[:, None] - torch.from_numpy(real)[None]).abs().amax(-1).amin(1)
+    distance = np.abs(observations[:, None] - real[None]).max(-1).min(1)
     assert float(distance.max()) < 1e-5
     pendulum = dreamgym.record("Pendulum-v1", steps=400, out=tmp_path / "c.h5", seed=0)
     with pytest.raises(ValueError, match="same environment"):
-        DreamVectorEnv(world, 2, starts=str(pendulum))
+        DreamVectorEnv(world, 2, starts=str(pendulum), output="torch", autoreset_mode="SameStep")

@@ -21,7 +21,9 @@ def make_env() -> DreamVectorEnv:
     world.starts = type(world.starts)(
         states=states, num_episode_starts=world.starts.num_episode_starts
     )
-    env = DreamVectorEnv(world, ENVS, view="latent", termination=1.0)
+    env = DreamVectorEnv(
+        world, ENVS, view="latent", termination=1.0, output="torch", autoreset_mode="SameStep"
+    )
     env.validate_actions = lambda actions: actions  # which would round the actions to float32
     return env
 
@@ -65,7 +67,7 @@ def test_the_gradient_of_a_rollouts_return_with_respect_to_the_policy():
 
 
 def test_no_gradients_are_recorded_where_none_are_required():
-    env = DreamVectorEnv(small_world(action="box"), ENVS)
+    env = DreamVectorEnv(small_world(action="box"), ENVS, output="torch", autoreset_mode="SameStep")
     env.reset(seed=0)
     _, reward, *_ = env.step(torch.zeros(ENVS, 2))
     assert not reward.requires_grad
@@ -77,7 +79,10 @@ def test_no_gradients_are_recorded_where_none_are_required():
 
 
 def test_a_rollout_equals_repeated_steps():
-    one, two = (DreamVectorEnv(small_world(action="box"), ENVS) for _ in range(2))
+    one, two = (
+        DreamVectorEnv(small_world(action="box"), ENVS, output="torch", autoreset_mode="SameStep")
+        for _ in range(2)
+    )
     (observation, _), _ = one.reset(seed=0), two.reset(seed=0)
 
     def policy(observation: torch.Tensor) -> torch.Tensor:
@@ -97,7 +102,7 @@ def test_a_rollout_equals_repeated_steps():
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_a_rollout_of_no_steps_is_refused_and_changes_nothing(steps):
-    env = DreamVectorEnv(small_world(), ENVS)
+    env = DreamVectorEnv(small_world(), ENVS, output="torch", autoreset_mode="SameStep")
     env.reset(seed=0)
     before = env.dreams
     with pytest.raises(ValueError, match=f"steps={steps}: give an integer of at least 1"):
@@ -106,7 +111,7 @@ def test_a_rollout_of_no_steps_is_refused_and_changes_nothing(steps):
 
 
 def test_a_rollout_needs_same_step_autoreset():
-    env = DreamVectorEnv(small_world(), ENVS, autoreset_mode="Disabled")
+    env = DreamVectorEnv(small_world(), ENVS, autoreset_mode="Disabled", output="torch")
     with pytest.raises(RuntimeError, match="reset"):
         env.rollout(lambda observation: torch.zeros(ENVS, dtype=torch.int64), 2)
     env.reset(seed=0)
@@ -117,7 +122,15 @@ def test_a_rollout_needs_same_step_autoreset():
 def test_outputs_can_be_part_of_a_callers_autograd_graph_for_many_steps():
     # Autograd refuses tensors that were written in place; outputs of a step must share no
     # version counter with those of other steps.
-    env = DreamVectorEnv(small_world(), 4, device="cpu", max_episode_steps=[2, 5])
+    env = DreamVectorEnv(
+        small_world(),
+        4,
+        device="cpu",
+        max_episode_steps=[2, 5],
+        episode_statistics=True,
+        output="torch",
+        autoreset_mode="SameStep",
+    )
     env.reset(seed=0)
     weight, lengths = torch.ones(4, requires_grad=True), torch.zeros(4, dtype=torch.int64)
     total = torch.zeros(())

@@ -18,7 +18,7 @@ from dreamgym.dream.episodes import Episodes
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
 from tests.dream.recorded_graph import NoHostNumbers, refuse
-from tests.small_worlds import ONE_EACH, random_actions, small_world
+from tests.small_worlds import ONE_EACH, TENSORS, random_actions, small_world
 
 ENVS = 8
 META = torch.device("meta")
@@ -40,7 +40,9 @@ class NoCopies(TorchDispatchMode):
 
 
 def engine_on_meta(kind: str, action: str, **options) -> Engine:
-    env = DreamVectorEnv(small_world(kind, action), ENVS, device="cpu", view="latent", **options)
+    env = DreamVectorEnv(
+        small_world(kind, action), ENVS, device="cpu", view="latent", **{**TENSORS, **options}
+    )
     episodes: Episodes = env.engine.episodes
     starts = episodes.starts._replace(
         states={key: leaf.to(META) for key, leaf in episodes.starts.states.items()},

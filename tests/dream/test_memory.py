@@ -26,7 +26,7 @@ import gc, json, os, sys
 import torch
 from dreamgym.dream.memory import bytes_per_env
 from dreamgym.dream.vector_env import DreamVectorEnv
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def peak_growth(world, rows):
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
     before = status("VmRSS")
-    env = DreamVectorEnv(world, rows, device="cpu", view="latent")
+    env = DreamVectorEnv(world, rows, device="cpu", view="latent", **TENSORS)
     env.reset(seed=0)
     actions = torch.as_tensor(env.action_space.sample())
     for _ in range(3):
@@ -50,7 +50,8 @@ for kind, action in json.loads(sys.argv[1]):
     world = small_world(kind, action)
     peak_growth(world, 4096)  # one-time allocations
     few, many = peak_growth(world, 4096), peak_growth(world, 16384)
-    estimate = bytes_per_env(DreamVectorEnv(world, 8, device="cpu", view="latent").engine)
+    env = DreamVectorEnv(world, 8, device="cpu", view="latent", **TENSORS)
+    estimate = bytes_per_env(env.engine)
     print(json.dumps([kind, (many - few) / (16384 - 4096), estimate]))
 """
 
@@ -77,7 +78,7 @@ def peak():
 
 def run(rows):
     options = {"termination": 1.0, "max_episode_steps": [1, 600]}  # some episodes end in every step
-    env = DreamVectorEnv(world, rows, device="cpu", view="latent", **options)
+    env = DreamVectorEnv(world, rows, device="cpu", view="latent", **{**TENSORS, **options})
     env.reset(seed=0)
     for _ in range(4):
         env.step(torch.zeros(rows, 3))
@@ -122,11 +123,13 @@ def test_65536_dreams_of_the_car_take_less_than_a_gigabyte():
 
 def test_more_environments_than_fit_are_refused_with_the_number_that_fits(monkeypatch):
     world = small_world()
-    each = bytes_per_env(DreamVectorEnv(world, 8, device="cpu").engine)
+    each = bytes_per_env(
+        DreamVectorEnv(world, 8, device="cpu", output="torch", autoreset_mode="SameStep").engine
+    )
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3000 * each + 1)
-    DreamVectorEnv(world, 3000, device="cpu")
+    DreamVectorEnv(world, 3000, device="cpu", output="torch", autoreset_mode="SameStep")
     with pytest.raises(ValueError, match=r"=3001 would take .* about 3000 environments fit"):
-        DreamVectorEnv(world, 3001, device="cpu")
+        DreamVectorEnv(world, 3001, device="cpu", output="torch", autoreset_mode="SameStep")
 
 
 def refuse_to_tell(name: str):
@@ -155,7 +158,9 @@ def test_without_proc_the_whole_memory_counts_as_free(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
     assert memory.free_bytes(torch.device("cpu")) == 4096 * 1000
     with pytest.raises(ValueError, match="environments fit"):
-        DreamVectorEnv(small_world(), 2**20, device="cpu")
+        DreamVectorEnv(
+            small_world(), 2**20, device="cpu", output="torch", autoreset_mode="SameStep"
+        )
 
 
 def test_where_the_system_reports_no_memory_nothing_is_refused(monkeypatch, tmp_path):
@@ -163,4 +168,9 @@ def test_where_the_system_reports_no_memory_nothing_is_refused(monkeypatch, tmp_
     monkeypatch.setattr(os, "sysconf", refuse_to_tell, raising=False)
     assert memory.free_bytes(torch.device("cpu")) is None
     assert memory.free_bytes(torch.device("meta")) is None
-    assert DreamVectorEnv(small_world(), 2000, device="cpu").num_envs == 2000
+    assert (
+        DreamVectorEnv(
+            small_world(), 2000, device="cpu", output="torch", autoreset_mode="SameStep"
+        ).num_envs
+        == 2000
+    )

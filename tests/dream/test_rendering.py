@@ -58,7 +58,14 @@ def test_an_observation_is_drawn_as_its_environment_draws_it(name):
 
 def assert_frames_are_bars(world: World) -> None:
     with pytest.warns(RuntimeWarning, match="frames are plots"):
-        env = DreamVectorEnv(world, 2, render_mode="rgb_array", device="cpu")
+        env = DreamVectorEnv(
+            world,
+            2,
+            render_mode="rgb_array",
+            device="cpu",
+            output="torch",
+            autoreset_mode="SameStep",
+        )
     assert env.renderer.env is None
     assert env.renderer.set_state is None
     env.reset(seed=0)
@@ -93,7 +100,15 @@ def test_images_of_any_number_of_channels_are_frames_of_three(channels, shown):
 
 def test_a_video_of_one_of_many_dreams_decodes_one_row_a_step(tmp_path):
     pytest.importorskip("moviepy", reason="RecordVideo writes with moviepy")
-    env = DreamVectorEnv(small_world(), ENVS, view="latent", render_mode="rgb_array", device="cpu")
+    env = DreamVectorEnv(
+        small_world(),
+        ENVS,
+        view="latent",
+        render_mode="rgb_array",
+        device="cpu",
+        output="torch",
+        autoreset_mode="SameStep",
+    )
     decoded = []
     decode = env.engine.model.decode
 
@@ -116,7 +131,15 @@ def test_a_video_of_one_of_many_dreams_decodes_one_row_a_step(tmp_path):
 
 def test_frames_show_the_state_at_render_and_not_when_they_are_read():
     envs = [
-        DreamVectorEnv(small_world(), 4, render_mode="rgb_array", device="cpu") for _ in range(2)
+        DreamVectorEnv(
+            small_world(),
+            4,
+            render_mode="rgb_array",
+            device="cpu",
+            output="torch",
+            autoreset_mode="SameStep",
+        )
+        for _ in range(2)
     ]
     for env in envs:
         env.reset(seed=0)

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from dreamgym.dream.state import Dreams
 from dreamgym.dream.vector_env import DreamVectorEnv
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 ENVS = 8
 
 
 def make_env(**options) -> DreamVectorEnv:
-    return DreamVectorEnv(small_world(horizon=5), ENVS, **options)
+    return DreamVectorEnv(small_world(horizon=5), ENVS, **{**TENSORS, **options})
 
 
 def act(env: DreamVectorEnv, seed: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_states_that_do_not_fit_are_refused():
 def test_states_set_or_forked_in_inference_mode_can_carry_gradients_afterwards():
     world = small_world(action="box")
     with torch.inference_mode():
-        env = DreamVectorEnv(world, ENVS)
+        env = DreamVectorEnv(world, ENVS, output="torch", autoreset_mode="SameStep")
         env.reset(seed=0)
         env.set_state(env.get_state())
         env.branch(np.arange(ENVS))

@@ -14,7 +14,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from dreamgym.dream.memory import free_bytes
 from dreamgym.dream.vector_env import DreamVectorEnv
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 ENVS = 16
 MODES = {
@@ -25,7 +25,7 @@ MODES = {
 
 
 def make_env(num_envs: int = ENVS, action: str = "discrete", **options) -> DreamVectorEnv:
-    return DreamVectorEnv(small_world(action=action), num_envs, **options)
+    return DreamVectorEnv(small_world(action=action), num_envs, **{**TENSORS, **options})
 
 
 def act(env: DreamVectorEnv, seed: int) -> np.ndarray:
@@ -56,7 +56,9 @@ def test_numpy_output_lies_in_the_spaces(mode, view, action):
         assert observation in env.observation_space
         assert reward.shape == (ENVS,)
         assert reward.dtype == np.float32
-        for flag in (terminated, truncated, info["_episode"]):
+        ended = terminated | truncated
+        assert ("_episode" in info) == ended.any()
+        for flag in (terminated, truncated, info.get("_episode", ended)):
             assert flag.shape == (ENVS,)
             assert flag.dtype == np.bool_
         assert not (terminated & truncated).any()
@@ -100,7 +102,7 @@ def test_global_generators_are_not_touched():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_outputs_are_never_written_by_later_steps(mode):
-    env = make_env(autoreset_mode=mode)
+    env = make_env(autoreset_mode=mode, episode_statistics=True)
     env.reset(seed=0)
     kept = []
     for step in range(6):
@@ -124,7 +126,7 @@ def test_outputs_are_never_written_by_later_steps(mode):
 
 
 def test_writing_into_outputs_does_not_change_the_dream():
-    one, two = make_env(), make_env()
+    one, two = (make_env(episode_statistics=True) for _ in range(2))
     (observation, _), _ = one.reset(seed=0), two.reset(seed=0)
     for step in range(6):
         observation.fill_(1e9)
@@ -149,7 +151,6 @@ def test_same_step_returns_the_true_last_observation_and_the_next_first_one():
     assert info["_final_obs"].all()
     first, _ = disabled.reset(options={"reset_mask": np.ones(ENVS, bool)})
     assert torch.equal(observation, first)
-    assert torch.equal(info["episode"]["l"], torch.full((ENVS,), 7))
     assert (same.dreams.age == 0).all()
     assert (same.dreams.episode == 1).all()
 
@@ -193,15 +194,18 @@ def test_disabled_refuses_a_step_after_the_end_of_an_episode():
         env.step(act(env, 1))
 
 
-def test_episode_statistics_are_sums_over_the_episode():
-    env = make_env(max_episode_steps=4, termination=1.0)
+def test_episode_statistics_are_sums_over_the_episodes_that_ended_and_zero_elsewhere():
+    env = make_env(max_episode_steps=4, termination=1.0, episode_statistics=True)
     env.reset(seed=0)
+    env.set_state(env.get_state()._replace(horizon=torch.arange(ENVS) % 2 + 3))
     total = torch.zeros(ENVS)
-    for step in range(4):
+    for step in range(3):
         _, reward, _, _, info = env.step(act(env, step))
         total += reward
-        torch.testing.assert_close(info["episode"]["r"], total)
-    assert info["_episode"].all()
+    even = torch.arange(ENVS) % 2 == 0
+    assert torch.equal(info["_episode"], even)
+    torch.testing.assert_close(info["episode"]["r"], total * even)
+    assert torch.equal(info["episode"]["l"], 3 * even.long())
 
 
 def test_it_can_be_used_in_inference_mode_and_afterwards():
@@ -345,35 +349,87 @@ def test_record_video_works_on_the_vector_env(tmp_path):
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 def test_gymnasiums_own_wrapper_records_the_episodes_of_numpy_dreams(mode):
     options = {"output": "numpy", "autoreset_mode": mode, "max_episode_steps": 3}
-    env = RecordEpisodeStatistics(make_env(termination=1.0, episode_statistics=False, **options))
-    own = make_env(termination=1.0, **options)
+    env = RecordEpisodeStatistics(make_env(termination=1.0, **options))
+    own = make_env(termination=1.0, episode_statistics=True, **options)
     env.reset(seed=0)
     own.reset(seed=0)
     ended = 0
     for step in range(9):
         info, expected = (each.step(act(own, step))[4] for each in (env, own))
-        if expected["_episode"].any():
+        assert ("episode" in info) == ("episode" in expected)
+        if "episode" in info:
             ended += 1
-            rows = expected["_episode"]
-            np.testing.assert_array_equal(info["_episode"], rows)
+            np.testing.assert_array_equal(info["_episode"], expected["_episode"])
             for key in ("r", "l"):
                 np.testing.assert_allclose(
-                    info["episode"][key][rows], expected["episode"][key][rows], rtol=1e-5
+                    info["episode"][key], expected["episode"][key], rtol=1e-5
                 )
     assert ended > 1
 
 
-def test_only_make_vec_leaves_episode_statistics_to_gymnasium_and_only_in_numpy():
-    name = "dreamgym/CartPole-MDNRNN-v0"
-    for output in ("numpy", "torch"):
-        made = gym.make_vec(name, num_envs=2, output=output, device="cpu")
-        own = DreamVectorEnv("CartPole-MDNRNN-v0", 2, output=output, device="cpu")
-        for env, expected in ((made, output == "torch"), (own, True)):
-            env.reset(seed=0)
-            info = env.step(np.zeros(2, np.int64) if output == "numpy" else torch.zeros(2).long())[
-                4
-            ]
-            assert ("episode" in info) is expected
+def test_the_defaults_are_gymnasiums_own():
+    made = gym.make_vec("dreamgym/CartPole-MDNRNN-v0", num_envs=2, device="cpu")
+    for env in (made, DreamVectorEnv("CartPole-MDNRNN-v0", 2, device="cpu")):
+        assert env.metadata["autoreset_mode"] is env.autoreset_mode is AutoresetMode.NEXT_STEP
+        observation, _ = env.reset(seed=0)
+        assert isinstance(observation, np.ndarray)
+        assert set(env.step(np.zeros(2, np.int64))[4]) == {"uncertainty"}
+
+
+def test_a_list_of_seeds_has_one_for_each_row():
+    one, two = make_env(num_envs=3), make_env(num_envs=3)
+    first, _ = one.reset(seed=[5, 6, 7])
+    second, _ = two.reset(seed=np.array([7, 5, 5]))
+    order = torch.tensor([2, 0, 0])
+    for _ in range(12):
+        assert torch.equal(second, first[order])
+        (first, *_), (second, *_) = (env.step(torch.ones(3).long()) for env in (one, two))
+    assert not torch.equal(first[0], first[1])
+    two.reset(seed=0)
+    drawn = two.reset(seed=[1, None, None])[0]
+    assert not torch.equal(drawn[1], drawn[2])
+    two.reset(seed=0)
+    assert torch.equal(drawn, two.reset(seed=[1, None, None])[0])
+    with pytest.raises(ValueError, match="2 seeds for 3 rows"):
+        one.reset(seed=[1, 2])
+    for wrong in (1.5, "1", [1, 2, 0.5]):
+        with pytest.raises(TypeError, match="integer"):
+            one.reset(seed=wrong)
+
+
+def test_attributes_are_those_of_every_row():
+    env = make_env(num_envs=2)
+    assert env.get_attr("horizon") == (env.horizon,) * 2 == env.call("horizon")
+    assert env.call("get_attr", "view") == (("observation",) * 2,) * 2
+    env.set_attr("note", [3, 3])
+    assert env.note == 3
+    env.set_attr("note", 4)
+    assert env.get_attr("note") == (4, 4)
+    with pytest.raises(ValueError, match="one environment"):
+        env.set_attr("note", [1, 2])
+
+
+def test_options_can_be_changed_for_a_new_environment():
+    made = gym.make_vec("dreamgym/CartPole-MDNRNN-v0", num_envs=2, device="cpu")
+    made.reset(seed=0)
+    env = made.with_options(output="torch", autoreset_mode="SameStep")
+    assert env.world is made.world
+    assert (env.num_envs, env.horizon) == (made.num_envs, made.horizon)
+    assert torch.equal(env.reset(seed=0)[0], torch.as_tensor(made.reset(seed=0)[0]))
+    assert gym.make_vec(env.spec).autoreset_mode is AutoresetMode.SAME_STEP
+    with pytest.raises(TypeError, match="output"):
+        made.with_options(outputs="torch")
+
+
+def test_its_spec_tells_the_horizon():
+    for options, horizon in (({}, 200), ({"max_episode_steps": [3, 9]}, 9)):
+        name, common = "dreamgym/CartPole-MDNRNN-v0", {"device": "cpu", **options}
+        env = gym.make_vec(name, num_envs=2, **common)
+        assert env.spec.max_episode_steps == horizon
+        assert pickle.loads(pickle.dumps(env)).spec == env.spec  # noqa: S301
+        assert gym.make_vec(env.spec).spec.max_episode_steps == horizon
+    assert gym.make(name, device="cpu").spec.max_episode_steps == 200
+    assert gym.spec(name).max_episode_steps is None
 
 
 @pytest.mark.parametrize("copied", [deepcopy, lambda env: pickle.loads(pickle.dumps(env))])  # noqa: S301
@@ -408,7 +464,9 @@ def test_a_dream_does_not_depend_on_torchs_default_dtype():
     world = small_world()
 
     def run():
-        env = DreamVectorEnv(world, ENVS, max_episode_steps=3)
+        env = DreamVectorEnv(
+            world, ENVS, max_episode_steps=3, output="torch", autoreset_mode="SameStep"
+        )
         env.reset(seed=0)
         *_, (observation, reward, *_) = [env.step(act(env, step)) for step in range(6)]
         return observation, reward

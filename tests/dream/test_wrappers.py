@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,13 +12,13 @@ import torch
 from dreamgym.dream import wrappers
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.dream.wrappers import RunningMoments
-from tests.small_worlds import small_world
+from tests.small_worlds import TENSORS, small_world
 
 ENVS = 8
 
 
 def make_dream(**options) -> DreamVectorEnv:
-    return DreamVectorEnv(small_world(horizon=4), ENVS, **options)
+    return DreamVectorEnv(small_world(horizon=4), ENVS, **{**TENSORS, **options})
 
 
 def act(step: int) -> np.ndarray:
@@ -65,8 +67,10 @@ def test_moments_of_masked_rows_need_no_host_sync():
 
 
 def test_a_masked_reset_counts_only_the_rows_of_the_mask():
-    env = wrappers.NormalizeObservation(DreamVectorEnv(small_world(), 64))
-    plain = DreamVectorEnv(small_world(), 64)
+    env = wrappers.NormalizeObservation(
+        DreamVectorEnv(small_world(), 64, output="torch", autoreset_mode="SameStep")
+    )
+    plain = DreamVectorEnv(small_world(), 64, output="torch", autoreset_mode="SameStep")
     env.reset(seed=0)
     observations = [plain.reset(seed=0)[0]]
     mask = torch.arange(64) == 5
@@ -169,7 +173,7 @@ def test_a_masked_reset_leaves_the_frames_of_the_other_rows():
 
 
 def test_episode_statistics_are_means_over_the_episodes_that_ended():
-    env, plain = wrappers.EpisodeStatistics(make_dream()), make_dream()
+    env, plain = wrappers.EpisodeStatistics(make_dream()), make_dream(episode_statistics=True)
     env.reset(seed=0), plain.reset(seed=0)
     returns, lengths = [], []
     for step in range(12):
@@ -186,7 +190,9 @@ def test_episode_statistics_are_means_over_the_episodes_that_ended():
 
 
 def test_episode_statistics_hold_no_autograd_graph():
-    env = wrappers.EpisodeStatistics(DreamVectorEnv(small_world(action="box"), ENVS))
+    env = wrappers.EpisodeStatistics(
+        DreamVectorEnv(small_world(action="box"), ENVS, output="torch", autoreset_mode="SameStep")
+    )
     env.reset(seed=0)
     for _ in range(8):
         _, reward, *_ = env.step(torch.full((ENVS, 2), 0.5, requires_grad=True))
@@ -206,10 +212,40 @@ def test_wrappers_can_be_nested():
     assert reward.isfinite().all()
 
 
+def make_box_dream(**options):
+    return DreamVectorEnv(small_world(action="box"), ENVS, **{**TENSORS, **options})
+
+
 def test_environments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="output='torch'"):
         wrappers.ScaleReward(make_dream(output="numpy"), 1.0)
     with pytest.raises(ValueError, match="SameStep"):
-        wrappers.ScaleReward(make_dream(autoreset_mode="NextStep"), 1.0)
+        wrappers.NormalizeReward(make_dream(autoreset_mode="NextStep"))
     with pytest.raises(ValueError, match="stack_size"):
         wrappers.FrameStack(make_dream(), 0)
+    for wrapper in (wrappers.ClipAction, wrappers.RescaleAction):
+        with pytest.raises(ValueError, match="Box"):
+            wrapper(make_dream())
+    with pytest.raises(ValueError, match="low"):
+        wrappers.RescaleAction(make_box_dream(), 1.0, 1.0)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_actions_are_clipped_and_rescaled_to_the_space(mode):
+    plain = make_box_dream(autoreset_mode=mode)
+    clipped = wrappers.ClipAction(make_box_dream(autoreset_mode=mode))
+    rescaled = wrappers.RescaleAction(make_box_dream(autoreset_mode=mode))
+    bounds = torch.tensor([[-2.0, 0.0], [2.0, 1.0]])
+    for env in (plain, clipped, rescaled):
+        env.reset(seed=0)
+    assert rescaled.action_space == gym.spaces.Box(-1, 1, (ENVS, 2), np.float32)
+    for end in range(2):
+        expected = plain.step(bounds[end].expand(ENVS, 2))
+        sign = 2.0 * end - 1
+        for env, size in ((clipped, 50.0), (rescaled, 1.0)):
+            actual = env.step(torch.full((ENVS, 2), sign * size))
+            assert all(torch.equal(a, b) for a, b in zip(actual[:4], expected[:4], strict=True))
+    assert clipped.autoreset_mode is plain.autoreset_mode
+    assert clipped.get_attr("horizon") == plain.get_attr("horizon")
+    copy = pickle.loads(pickle.dumps(rescaled))  # noqa: S301
+    assert torch.equal(copy.step(torch.zeros(ENVS, 2))[0], rescaled.step(torch.zeros(ENVS, 2))[0])

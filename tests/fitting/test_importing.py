@@ -80,7 +80,7 @@ def test_a_world_of_any_model(tmp_path: Path) -> None:
         model.state_dict().values(), again.model.state_dict().values(), strict=True
     ):
         assert torch.equal(one, two)
-    dream = DreamVectorEnv(again, 4)
+    dream = DreamVectorEnv(again, 4, output="torch", autoreset_mode="SameStep")
     dream.reset(seed=0)
     observation, *_ = dream.step(dream.action_space.sample())
     assert torch.isfinite(observation).all()
@@ -122,7 +122,7 @@ def test_a_world_of_a_lewm_checkpoint(checkpoint: Path, images: Path, tmp_path: 
     assert torch.equal(plain.features(one[0]), again.model.features(two[0]))
     distance = (again.model.features(two[0]) - again.model.goal).norm()
     torch.testing.assert_close(two[1].reward, -distance.view(1))
-    dream = DreamVectorEnv(again, 3, max_episode_steps=4)
+    dream = DreamVectorEnv(again, 3, max_episode_steps=4, output="torch", autoreset_mode="SameStep")
     dream.reset(seed=0)
     for _ in range(4):
         observation, reward, terminated, truncated, _ = dream.step(dream.action_space.sample())

@@ -151,7 +151,7 @@ def test_chance_alone_raises_no_calibration_alarm():
     assert "too long" in termination_alarms(rare, 1000)[0].sentence
 
 
-@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1.0, 1e9, 1e30])
 @pytest.mark.parametrize("varied", [True, False])
 def test_a_reward_error_far_beyond_its_spread_raises_an_alarm_in_any_unit(unit, varied):
     rng = torch.Generator().manual_seed(0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dreamgym.data import Dataset
-from dreamgym.metrics import evaluate_metrics, open_loop_errors
+from dreamgym.metrics import evaluate_metrics, open_loop, open_loop_errors
 from dreamgym.metrics.action_effect import action_effect
-from dreamgym.metrics.windows import BURN_IN, draw_windows, mean_square, spread_of
+from dreamgym.metrics.windows import BURN_IN, MIN_WINDOWS, draw_windows, mean_square, spread_of
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.nn.distributions import normal
 from tests.metrics.small_fits import HAZARD, Swing, record_swing
@@ -107,6 +107,15 @@ def test_the_same_seed_gives_the_same_errors_and_no_global_generator_is_touched(
     assert one.sampled == two.sampled
     assert one.sampled != other.sampled
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_slow_step_gets_fewer_windows(dataset, episodes, monkeypatch):
+    usual = open_loop_errors(Known(), dataset, episodes, horizons=[1, 5])
+    monkeypatch.setattr(open_loop, "MAX_SECONDS", 0.0)  # every step is too slow
+    slow = open_loop_errors(Known(), dataset, episodes, horizons=[1, 5])
+    # Of the windows that remain, some end before the first step.
+    assert MIN_WINDOWS / 2 < slow.windows[0] < 2 * MIN_WINDOWS < usual.windows[0]
+    np.testing.assert_allclose(slow.sampled, usual.sampled, rtol=0.3)
 
 
 def test_a_model_that_does_not_decode_is_refused(dataset, episodes):

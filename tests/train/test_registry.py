@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import types
@@ -10,9 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import dreamgym
 from dreamgym.train import LEARNERS, Learner, TrainingError, find_learner, load_policy, train_policy
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.sb3 import ALGORITHMS
+
+
+def installed() -> list[Learner]:
+    """Return the learners whose library is installed."""
+    return [each for each in LEARNERS.values() if importlib.util.find_spec(each.requires)]
 
 
 class Still:
@@ -44,7 +51,11 @@ def toy(monkeypatch):
             network=Still(), card=PolicyCard.from_dict(json.loads(path.read_text()))
         )
 
+    def unsupported(algo, space):
+        return None if space.shape == () else f"{algo} takes no {space}"
+
     module.train, module.check, module.load = train, check, load
+    module.unsupported = unsupported
     module.save = lambda policy, path: path.write_text(json.dumps(policy.card.as_dict()))
     monkeypatch.setitem(sys.modules, "toy_learner", module)
     learner = Learner(
@@ -72,6 +83,20 @@ def test_an_entry_and_a_module_make_a_learner(toy, discrete_world, tmp_path):
         train_policy(discrete_world, algo="REINFORCE", steps=13)
 
 
+def test_a_learner_answers_for_an_action_space_before_a_training_and_in_check(
+    toy, box_world, tmp_path
+):
+    with pytest.raises(TrainingError, match="REINFORCE takes no Box"):
+        train_policy(box_world, algo="REINFORCE")
+    data = dreamgym.record("Pendulum-v1", steps=10, out=tmp_path / "data.h5")
+    problems = dreamgym.check(data, algo="PPO", learner="toy").problems
+    assert any("PPO takes no Box" in problem for problem in problems)
+    with pytest.raises(TrainingError, match="no algorithm 'POP'"):
+        dreamgym.check(data, algo="POP")
+    with pytest.raises(ValueError, match=r"unknown family 'petz'.*'pets'"):
+        dreamgym.check(data, family="petz")
+
+
 def test_the_first_learner_of_an_algorithm_is_the_default(toy):
     assert find_learner("PPO").name == "sb3"
     assert find_learner("PPO", "toy") is toy
@@ -91,10 +116,10 @@ def test_a_learner_that_is_not_installed_names_its_extra(toy):
 
 
 def test_the_table_is_consistent():
-    suffixes = [learner.suffix for learner in LEARNERS.values()]
-    assert len(set(suffixes)) == len(suffixes), "a file belongs to one learner"
-    assert LEARNERS["sb3"].algorithms == tuple(ALGORITHMS)
-    for learner in LEARNERS.values():
+    loaders = {(each.suffix, each.library().load) for each in installed()}
+    assert len(loaders) == len({suffix for suffix, _ in loaders}), "a suffix has one format"
+    assert LEARNERS["sb3"].algorithms == tuple(ALGORITHMS)[: len(LEARNERS["sb3"].algorithms)]
+    for learner in installed():
         library = learner.library()
         for name in ("adapter", "check", "train", "save", "load"):
             assert callable(getattr(library, name))

@@ -24,7 +24,7 @@ class Counting(ActorCriticPolicy):
 
 
 def one_rollout(world, learner, callback, settings):
-    env = SB3VecEnv(DreamVectorEnv(world, ROWS, output="numpy"))
+    env = SB3VecEnv(DreamVectorEnv(world, ROWS, output="numpy", autoreset_mode="SameStep"))
     model = learner(Counting, env, n_steps=STEPS, seed=0, device="cpu", **settings)
     Counting.calls = 0
     model.learn(ROWS * STEPS, callback=callback)
@@ -51,13 +51,19 @@ def test_one_pass_for_all_truncated_rows_gives_what_stock_sb3_gives(
 
 
 def test_batched_truncation_values_refuse_off_policy_algorithms(discrete_world):
-    model = DQN("MlpPolicy", SB3VecEnv(DreamVectorEnv(discrete_world, 4, output="numpy")))
+    model = DQN(
+        "MlpPolicy",
+        SB3VecEnv(DreamVectorEnv(discrete_world, 4, output="numpy", autoreset_mode="SameStep")),
+    )
     with pytest.raises(TrainingError, match="on-policy"):
         model.learn(8, callback=BatchedTruncationValues())
 
 
 def test_the_curve_is_in_real_units_and_ends_at_the_end(box_world):
-    env = SB3VecEnv(DreamVectorEnv(box_world, ROWS, output="numpy"), reward_scale=1e-3)
+    env = SB3VecEnv(
+        DreamVectorEnv(box_world, ROWS, output="numpy", autoreset_mode="SameStep"),
+        reward_scale=1e-3,
+    )
     model = PPO("MlpPolicy", env, n_steps=STEPS, batch_size=512, seed=0, device="cpu")
     reported = []
     curve = LearningCurve(

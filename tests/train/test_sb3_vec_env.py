@@ -8,6 +8,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -21,7 +22,7 @@ from tests.train.conftest import HORIZON
 
 
 def dream(world, num_envs=16, **options):
-    return DreamVectorEnv(world, num_envs, **{"output": "numpy", **options})
+    return DreamVectorEnv(world, num_envs, **{"autoreset_mode": "SameStep", **options})
 
 
 def random_actions(env, rng):
@@ -32,9 +33,15 @@ def random_actions(env, rng):
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
-def test_other_autoreset_modes_are_refused_with_what_to_pass(discrete_world, mode):
-    with pytest.raises(TrainingError, match=f'{mode}.*autoreset_mode="SameStep"'):
-        SB3VecEnv(dream(discrete_world, autoreset_mode=mode))
+def test_a_dream_in_another_autoreset_mode_is_made_anew_and_a_wrapped_one_refused(
+    discrete_world, mode
+):
+    made = dream(discrete_world, autoreset_mode=mode)
+    adapted = SB3VecEnv(made)
+    assert adapted.env.autoreset_mode is AutoresetMode.SAME_STEP
+    assert adapted.env.world is made.world
+    with pytest.raises(TrainingError, match=f"autoreset_mode='SameStep'.*{mode}"):
+        SB3VecEnv(gym.wrappers.vector.RecordEpisodeStatistics(made))
 
 
 def test_a_single_env_is_refused():

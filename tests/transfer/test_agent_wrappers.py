@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -154,3 +154,35 @@ def test_a_wrapper_that_is_not_known_is_warned_of():
     agent, _ = agent_behind(Unknown)
     with pytest.warns(UserWarning, match="behind Unknown, which dreamgym does not know"):
         evaluate(agent, "Pendulum-v1", episodes=1)
+
+
+@pytest.mark.parametrize(("algorithm", "env"), [(SAC, "Pendulum-v1"), (DQN, "CartPole-v1")])
+def test_off_policy_agents_without_wrappers_act(algorithm, env, tmp_path, recwarn):
+    """They keep unnormalised observations even where nothing normalises."""
+    agent = algorithm("MlpPolicy", env, learning_starts=8, buffer_size=100, seed=0, device="cpu")
+    agent.learn(16)
+    result = evaluate(agent, env, episodes=2, max_episode_steps=20)
+    assert not [w for w in recwarn if "VecNormalize" in str(w.message)]
+    agent.save(tmp_path / "agent.zip")
+    with pytest.warns(UserWarning, match="trained behind VecNormalize"):
+        policy = load_policy(tmp_path / "agent.zip", algo=algorithm.__name__, env=gym.make(env))
+    loaded = evaluate(policy, env, episodes=2, max_episode_steps=20)
+    np.testing.assert_array_equal(loaded.returns, result.returns)
+    again = algorithm.load(tmp_path / "agent.zip", device="cpu")
+    with pytest.warns(UserWarning, match="trained behind VecNormalize"):
+        evaluate(again, env, episodes=1, max_episode_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "found"),
+    [
+        (lambda: gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1, 1), r"low \(-1\.\)"),
+        (lambda: gym.wrappers.FrameStackObservation(gym.make("Pendulum-v1"), 2), r"\(2 3\)"),
+    ],
+)
+def test_a_file_is_refused_in_an_environment_without_its_wrappers(wrap, found, tmp_path):
+    agent = PPO("MlpPolicy", DummyVecEnv([wrap]), n_steps=8, batch_size=8, device="cpu")
+    agent.save(tmp_path / "agent.zip")
+    with pytest.raises(PolicyFileError, match=found):
+        load_policy(tmp_path / "agent.zip", algo="PPO", env=gym.make("Pendulum-v1"))
+    load_policy(tmp_path / "agent.zip", algo="PPO", env=wrap())

@@ -243,6 +243,9 @@ def test_a_reward_may_be_an_array_of_one_number():
     assert result.returns.tolist() == expected.returns.tolist()
     with pytest.raises(TransferError, match=r"reward of step 0: its shape is \(2,\); expected one"):
         evaluate(balance, lambda: make((2,)), episodes=2)
+    unknown = gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: float("nan"))
+    with pytest.raises(TransferError, match="reward of step 0: it is nan; expected a finite"):
+        evaluate(balance, lambda: unknown, episodes=1)
 
 
 class Endless(gym.Env):

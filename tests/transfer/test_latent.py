@@ -74,7 +74,9 @@ def test_observations_are_fresh_and_the_global_generator_is_left_alone(cartpole_
 
 def test_its_space_is_that_of_the_latent_dream(cartpole_world):
     env = LatentObservation(cartpole_world.real_env(), cartpole_world)
-    dream = DreamVectorEnv(cartpole_world, 2, view="latent")
+    dream = DreamVectorEnv(
+        cartpole_world, 2, view="latent", output="torch", autoreset_mode="SameStep"
+    )
     assert env.observation_space == dream.single_observation_space
     assert env.action_space == dream.single_action_space
 

@@ -10,14 +10,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 import dreamgym
+from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import WorldError
+from dreamgym.models import ModelSpec
 from dreamgym.world.world import World
-from tests.small_worlds import small_world
+from tests.small_worlds import small_world, world_of
 
 
 @pytest.fixture
@@ -101,15 +105,39 @@ def test_a_spoilt_world_is_refused_by_name(folder, name):
         dreamgym.load(folder)
 
 
+def test_a_world_whose_images_were_read_otherwise_is_refused_with_the_reason(tmp_path):
+    images = gym.spaces.Box(0, 255, (20, 24, 3), np.uint8)
+    model = ModelSpec(family="mdn-rnn").build(images, gym.spaces.Discrete(2))
+    folder = world_of(model.eval()).save(tmp_path / "world")
+    change(folder, observation_space=space_to_json(gym.spaces.Box(0, 255, (3, 20, 24), np.uint8)))
+    dreamgym.load(folder)  # the transpose of the same images
+    change(folder, observation_space=space_to_json(gym.spaces.Box(0, 255, (4, 20, 24), np.uint8)))
+    with pytest.raises(WorldError, match=r"\(4, 20, 24\) as \(channels, height, width\).*0\.1\.0"):
+        dreamgym.load(folder)
+
+
 @pytest.mark.parametrize("termination", ["sample", 0.25])
 def test_the_termination_rule_is_saved_and_used_by_dreams(folder, tmp_path, termination):
     replace(dreamgym.load(folder), termination=termination).save(tmp_path / "again")
     world = dreamgym.load(tmp_path / "again")
     assert world.termination == termination
     threshold = None if termination == "sample" else termination
-    assert DreamVectorEnv(world, 2).options.threshold == threshold
-    assert DreamVectorEnv(world, 2, termination="sample").options.threshold is None
-    assert DreamVectorEnv(world, 2, termination=0.75).options.threshold == 0.75
+    assert (
+        DreamVectorEnv(world, 2, output="torch", autoreset_mode="SameStep").options.threshold
+        == threshold
+    )
+    assert (
+        DreamVectorEnv(
+            world, 2, termination="sample", output="torch", autoreset_mode="SameStep"
+        ).options.threshold
+        is None
+    )
+    assert (
+        DreamVectorEnv(
+            world, 2, termination=0.75, output="torch", autoreset_mode="SameStep"
+        ).options.threshold
+        == 0.75
+    )
 
 
 def test_an_old_world_without_a_termination_rule_samples(folder):

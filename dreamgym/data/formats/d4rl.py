@@ -27,6 +27,7 @@ from dreamgym.data.formats.common import (
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import (
     find_fields,
+    require_agreement,
     require_no_arrivals,
     require_nothing_lost,
     resolve_ends,
@@ -55,6 +56,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         raise DatasetError("its observations or actions are to be ignored", path=path)
     require_no_arrivals(found, path)
     require_nothing_lost(found, path)
+    require_agreement(found, lambda key: read_columns(probe, key), path)
     observations = select_keys(read_columns(probe, found.observations), options.keys, path)
     following = None
     if found.next_observations is not None:

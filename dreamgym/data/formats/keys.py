@@ -7,9 +7,10 @@ not be read as a file without them. `find_fields` finds them under every usual s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,16 @@ _OTHER_ENDS = frozenset(
 # Files with these follow RLDS or Dreamer, where a row holds the reward that arrives with it.
 _FIRST = frozenset({"is_first", "is_firsts"})
 
+# A name that contains one of these words carries it, under a name that no format here reads.
+_WORDS: dict[str, frozenset[str]] = {
+    "rewards": frozenset({"reward", "rewards", "rew", "rews"}),
+    "ends": frozenset(
+        {"done", "dones", "terminal", "terminals", "terminated", "termination", "terminations"}
+        | {"truncated", "truncation", "truncations", "timeout", "timeouts"}
+    ),
+}
+_NEXT = ("next_obs", "next_state")
+
 _GROUPS = tuple(f"{name}/" for name in INFO_GROUPS)
 
 _ROLES = {
@@ -72,6 +83,7 @@ class Fields:
         truncated: key of the flags of truncations.
         ends: key of flags of ends whose kind the name does not say.
         unread: further keys with such a meaning, which are not read.
+        doubles: pairs of a key that is read and another one with the same meaning.
     """
 
     observations: str | None = None
@@ -82,6 +94,7 @@ class Fields:
     truncated: str | None = None
     ends: str | None = None
     unread: tuple[str, ...] = ()
+    doubles: tuple[tuple[str, str], ...] = ()
 
     @property
     def outcome_keys(self) -> tuple[str, ...]:
@@ -100,7 +113,11 @@ def meaning(name: str) -> str | None:
     known = _normalise(name)
     if known in _OTHER_ENDS:
         return "ends"
-    return next((_ROLES[role] for role in _ROLES if known in _SPELLINGS[role]), None)
+    usual = next((_ROLES[role] for role in _ROLES if known in _SPELLINGS[role]), None)
+    if usual is not None or known.startswith(_NEXT):
+        return usual or "next observations"
+    words = set(known.replace("/", "_").split("_"))
+    return next((carried for carried, those in _WORDS.items() if words & those), None)
 
 
 def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
@@ -112,6 +129,7 @@ def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
     """
     left = {name: _normalise(name) for name in names if name not in set(ignore)}
     found: dict[str, str] = {}
+    doubles: list[tuple[str, str]] = []
     for role, spellings in _SPELLINGS.items():
         matches = [name for spelling in spellings for name, n in left.items() if n == spelling]
         matches.sort(key=lambda name: name.startswith(_GROUPS))  # those in the root come first
@@ -119,9 +137,11 @@ def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
             matches = [name for name in matches if not name.startswith(_GROUPS)]
         if matches:
             found[role] = matches[0]
+            others = (name for name in matches[1:] if not name.startswith(_GROUPS))
+            doubles += [(matches[0], name) for name in others]
     read = set(found.values())
     unread = tuple(name for name in left if name not in read and meaning(name) is not None)
-    return Fields(**found, unread=unread)
+    return Fields(**found, unread=unread, doubles=tuple(doubles))
 
 
 def require_nothing_lost(
@@ -148,6 +168,36 @@ def require_nothing_lost(
             remedy="rename them to rewards, next_observations, terminated and truncated (one row "
             "per action), or leave them out with ForeignOptions(ignore=...) or --ignore KEY",
         )
+
+
+def require_agreement(found: Fields, read: Callable[[str], Any], path: Path) -> None:
+    """Raise `DatasetError` if two keys with the same meaning differ: only the user can choose.
+
+    Args:
+        found: The keys of the file.
+        read: Returns the rows of a key.
+        path: Path for the error message.
+    """
+    ends = [key for key in (found.terminated, found.truncated, found.ends) if key is not None]
+    for key, other in found.doubles:
+        first, second = read(key), read(other)
+        if isinstance(first, dict) or isinstance(second, dict):
+            same = False
+        elif key == found.ends:  # a flag of all ends beside one of terminations and one of limits
+            flags = [np.asarray(read(each)).reshape(-1) != 0 for each in ends]
+            same = not ((np.asarray(second).reshape(-1) != 0) & ~np.any(flags, axis=0)).any()
+        else:
+            first, second = np.asarray(first), np.asarray(second)
+            same = first.size == second.size and np.allclose(
+                first.reshape(-1), second.reshape(-1), equal_nan=True
+            )
+        if not same:
+            raise DatasetError(
+                f"its keys {key!r} and {other!r} have the same meaning and differ, so it is not "
+                "known which is right",
+                path=path,
+                remedy=f"leave one out: ForeignOptions(ignore=({other!r},)) or --ignore {other}",
+            )
 
 
 def require_no_arrivals(found: Fields, path: Path) -> None:

@@ -26,6 +26,7 @@ from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOption
 from dreamgym.data.formats.keys import (
     Fields,
     find_fields,
+    require_agreement,
     require_no_arrivals,
     require_nothing_lost,
     resolve_ends,
@@ -95,6 +96,7 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> FlaggedOut
         found = find_fields(file.names, options.ignore)
         require_no_arrivals(found, path)
         require_nothing_lost(found, path)
+        require_agreement(found, file.read, path)
         for role in ("observations", "actions"):
             if getattr(found, role) is None:
                 raise DatasetError("it is missing", path=path, key=getattr(model, role) or role)

@@ -61,7 +61,9 @@ def detect_format(probe: Probe) -> Format | None:
         path=probe.path,
         remedy=probe.remedy()
         or f"dreamgym reads native datasets (an HDF5 file, or a folder of {SHARD_PATTERN} files) "
-        f"and {names}; write other data as a native dataset with DatasetWriter and Episode",
+        f"and {names}; name the keys of one row per transition observations, actions, rewards, "
+        "next_observations, terminated and truncated, or write other data as a native dataset with "
+        "DatasetWriter and Episode",
     )
 
 

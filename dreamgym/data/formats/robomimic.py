@@ -32,6 +32,7 @@ from dreamgym.data.formats.interface import (
 )
 from dreamgym.data.formats.keys import (
     find_fields,
+    require_agreement,
     require_nothing_lost,
     resolve_ends,
 )
@@ -102,6 +103,7 @@ def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> Flagg
     path = probe.path
     found = find_fields(list_names(demo, path), options.ignore)
     require_nothing_lost(found, path)
+    require_agreement(found, lambda key: read_rows(demo, key, path), path)
     actions = read_rows(demo, "actions", path)
     flags = {
         name: read_rows(demo, name, path)[-1:]

@@ -53,6 +53,8 @@ def metadata_to_attributes(metadata: DatasetMetadata) -> dict[str, str | int]:
         "created": metadata.created,
         "versions": json.dumps(dict(metadata.versions)),
     }
+    if metadata.env_name is not None:
+        attributes["env_name"] = metadata.env_name
     for name in _TEXTS:
         if getattr(metadata, name):
             attributes[name] = json.dumps(getattr(metadata, name))
@@ -78,6 +80,7 @@ def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
         action_space=_space_attribute(attributes, "action_space"),
         env_spec=None if spec is None else _text_attribute(attributes, "env_spec"),
         env_id=_text_attribute(attributes, "env_id") or None,
+        env_name=_text_attribute(attributes, "env_name") if "env_name" in attributes else None,
         policy=_text_attribute(attributes, "policy"),
         seed=seed,
         created=_text_attribute(attributes, "created"),

@@ -8,12 +8,14 @@ Only the prediction after the newest frame is computed. What differs from the pl
   is contiguous; and rows are processed in chunks whose activations fit into the cache.
 - In unrolled attention the oldest frame attends only to itself, and needs no query.
 
-Keys and values are not cached between steps: frames move by one position in every step, which
-changes them. Embedded actions are as fast to recompute as to store.
+Keys and values are not cached between single steps: frames move by one position in every step,
+which changes them. They do not move while a window grows from its first frame, so `unroll` caches
+them there. Embedded actions are as fast to recompute as to store.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -37,7 +39,10 @@ from dreamgym.models.nn.packed import Layer, Packing
 MAX_UNROLLED_FRAMES = 4
 """Largest context for which unrolled attention is faster than the library's kernel."""
 
-FRAMES_PER_CHUNK = 384
+Kept = list[tuple[Tensor, Tensor]]
+"""Keys and values (B, heads, width) of a block at each frame so far."""
+
+FRAMES_PER_CHUNK = 1536
 """Frames that a CPU processes at a time, so that their activations stay in its cache."""
 
 
@@ -71,9 +76,51 @@ class FastJEPA(FastForm):
         """See `WorldModel.step`."""
         model = self.model
         encoded = model.encode_action(action)
-        old = model.features(state)
         actions, seen = predictor_inputs(state, encoded)
         new = self._predictor(state["embeddings"], actions, seen)
+        return self._following(state, encoded, new, noise, temperature)
+
+    def unroll(
+        self, state: State, actions: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> Iterator[tuple[State, Prediction]]:
+        """See `WorldModel.unroll`.
+
+        After the first observation of an episode, only the newest frame is computed in each step
+        until the window is full.
+        """
+        length, growing = actions.shape[1], 0
+        if host_sync_allowed(actions.device) and _has_one_frame(state["seen"]):
+            growing = min(self._predictor.context, length)
+        kept: list[list[Kept]] = self._predictor.nothing_kept(len(actions))
+        for t in range(growing):
+            encoded = self.model.encode_action(actions[:, t])
+            new = self._predictor.extend(self.model.features(state), encoded, kept)
+            state, prediction = self._following(state, encoded, new, noise[:, t], temperature)
+            yield state, prediction
+        del kept
+        for t in range(growing, length):
+            state, prediction = self.step(state, actions[:, t], noise[:, t], temperature)
+            yield state, prediction
+
+    def _following(
+        self,
+        state: State,
+        encoded: Tensor,
+        new: Tensor,
+        noise: Tensor,
+        temperature: Temperature,
+    ) -> tuple[State, Prediction]:
+        """Return the state and the prediction after a step.
+
+        Args:
+            state: the state before the step.
+            encoded: (B, A) the encoded action.
+            new: (B, D) the predictor's output.
+            noise: (B, noise_dim).
+            temperature: as in `step`.
+        """
+        model = self.model
+        old = model.features(state)
         if model.config.predicts == "change":
             new = old + new
         if not self._deterministic:
@@ -109,6 +156,8 @@ class FastPredictor:
         self.rows = packing.rows
         if on_cpu:
             self.rows = min(packing.rows, max(1, FRAMES_PER_CHUNK // self.context))
+        self.rows_of_newest = self.rows * self.context
+        """Rows of a chunk of which only the newest frame is computed."""
         newest = packing._replace(rows=self.rows)
         all_frames = packing._replace(rows=self.rows * self.context)
         self.position = predictor.position.detach()
@@ -134,6 +183,31 @@ class FastPredictor:
             return self._predict(*leaves)
         chunks = zip(*(leaf.split(self.rows, 1) for leaf in leaves), strict=True)
         return torch.cat([self._predict(*chunk) for chunk in chunks])
+
+    def nothing_kept(self, rows: int) -> list[list[Kept]]:
+        """Return what `extend` takes at the first frame, for each chunk of rows and each block."""
+        chunks = -(-rows // self.rows_of_newest)
+        return [[[] for _ in range(len(self.blocks) + 1)] for _ in range(chunks)]
+
+    def extend(self, embedding: Tensor, action: Tensor, kept: list[list[Kept]]) -> Tensor:
+        """Return the projected output (B, width) at the next frame of a growing window.
+
+        Args:
+            embedding: (B, width) the newest frame.
+            action: (B, A) encoded action taken at this frame.
+            kept: keys and values of the frames before; those of this one are added.
+        """
+        rows = self.rows_of_newest
+        chunks = zip(embedding.split(rows), action.split(rows), kept, strict=True)
+        return torch.cat([self._extend(*chunk) for chunk in chunks])
+
+    def _extend(self, embedding: Tensor, action: Tensor, kept: list[Kept]) -> Tensor:
+        condition = self.embed_action(action)
+        x = embedding + self.position[len(kept[0])]
+        blocks: list[FastBlock | LastBlock] = [*self.blocks, self.last]
+        for block, of_block in zip(blocks, kept, strict=True):
+            x = block.extend(x, condition, of_block)
+        return self.project(F.layer_norm(x, x.shape[-1:], eps=self.norm_eps))
 
     def _predict(self, embeddings: Tensor, actions: Tensor, seen: Tensor) -> Tensor:
         """Compute the output for one chunk of rows, with leaves (T, B, ...)."""
@@ -189,6 +263,15 @@ class FastBlock:
         mlp = self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp))
         return torch.addcmul(x, gate_mlp, mlp)
 
+    def extend(self, x: Tensor, condition: Tensor, kept: Kept) -> Tensor:
+        """Apply the block to the newest frame (B, width); add its keys and values to `kept`."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulate(condition).chunk(6, -1)
+        normed = self.norms.before_attention(x, shift, scale)
+        kept.append(_heads(self.key_value(normed), self.heads))
+        mixed = _attend_kept(self.query(normed).unflatten(-1, (self.heads, -1)), kept)
+        x = torch.addcmul(x, gate, self.out(mixed))
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
+
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return the attention's output (T, B, width) on normalised frames of the same shape."""
         if self.unrolled and len(x) == 1:
@@ -243,6 +326,16 @@ class LastBlock:
             mask = None if mask is None else mask.unsqueeze(0)
             mixed = _kernel_attention(query.unsqueeze(0), key, value, mask)[0]
         x = torch.addcmul(x[-1], gate, self.out(mixed.flatten(1)))
+        return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
+
+    def extend(self, x: Tensor, condition: Tensor, kept: Kept) -> Tensor:
+        """Apply the block to the newest frame (B, width); add its keys and values to `kept`."""
+        shift, scale = self.modulate(condition).chunk(2, -1)
+        gate, shift_mlp, scale_mlp, gate_mlp = self.modulate_newest(condition).chunk(4, -1)
+        normed = self.norms.before_attention(x, shift, scale)
+        kept.append(_heads(self.key_value(normed), self.heads))
+        mixed = _attend_kept(self.query(normed).unflatten(-1, (self.heads, -1)), kept)
+        x = torch.addcmul(x, gate, self.out(mixed))
         return torch.addcmul(x, gate_mlp, self.mlp(self.norms.before_mlp(x, shift_mlp, scale_mlp)))
 
 
@@ -328,6 +421,30 @@ def _unrolled_attention(
         out.addcmul_(share[k], value[k])
 
 
+def _has_one_frame(seen: Tensor) -> bool:
+    """Return whether the newest frame, and no other, is there in every row (B, context)."""
+    frames = seen > 0.5
+    return bool(frames[:, -1].all()) and not bool(frames[:, :-1].any())
+
+
+def _heads(joint: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Split joint keys and values (B, 2 x heads x width) into two tensors (B, heads, width)."""
+    key, value = joint.unflatten(-1, (2, heads, -1)).unbind(1)
+    return key, value
+
+
+def _attend_kept(query: Tensor, kept: Kept) -> Tensor:
+    """Return the attention (B, heads x width) of one scaled query (B, heads, width) per row."""
+    if len(kept) == 1:
+        return kept[0][1].flatten(1)
+    scores = torch.stack([(query * key).sum(-1, keepdim=True) for key, _ in kept])
+    share = scores.softmax(0)
+    mixed = share[0] * kept[0][1]
+    for k in range(1, len(kept)):
+        mixed.addcmul_(share[k], kept[k][1])
+    return mixed.flatten(1)
+
+
 def _kernel_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Apply the library's attention to (T, B, heads, width), with scaled queries."""
     query, key, value = (leaf.permute(1, 2, 0, 3) for leaf in (query, key, value))
@@ -370,9 +487,9 @@ def _query_key_value(block: Block) -> tuple[Tensor, Tensor]:
 def _mlp(block: Block, packing: Packing) -> Layer:
     """Arrange a block's MLP, with the affine weights of its norm folded in."""
     norm, widen, _, _, narrow, _ = block.mlp
-    up = packing.product(*_fold_norm(widen, norm))  # type: ignore[arg-type]
+    up = packing.product(*_fold_norm(widen, norm), gelu=True)  # type: ignore[arg-type]
     down = packing.linear(narrow.weight, narrow.bias)  # type: ignore[arg-type]
-    return lambda x: down(F.gelu(up(x)))
+    return lambda x: down(up(x))
 
 
 def _fold_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -394,6 +511,6 @@ def _projector(projector: Projector, packing: Packing, norm: nn.LayerNorm | None
     weight, bias = (linear.weight, linear.bias) if norm is None else _fold_norm(linear, norm)
     scale = batch.weight * torch.rsqrt(batch.running_var + batch.eps)  # type: ignore[arg-type, operator]
     shift = batch.bias - batch.running_mean * scale  # type: ignore[operator]
-    up = packing.product(scale.unsqueeze(1) * weight, scale * bias + shift)
+    up = packing.product(scale.unsqueeze(1) * weight, scale * bias + shift, gelu=True)
     down = packing.linear(projector.outwards.weight, projector.outwards.bias)
-    return lambda x: down(F.gelu(up(x)))
+    return lambda x: down(up(x))

@@ -17,7 +17,6 @@ from dreamgym.models.fast import FastForm
 from dreamgym.models.mdn_rnn.config import LOG_SIGMA_MAX
 from dreamgym.models.mdn_rnn.model import MDNRNN, LinearHeads, TransitionHeads
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
-from dreamgym.models.nn.layers import lstm_cell
 from dreamgym.models.nn.packed import Packing
 
 Layer = tuple[Tensor, Tensor]
@@ -44,12 +43,13 @@ class FastMDNRNN(FastForm):
         self.sigma_min, self.sigma_max = math.exp(config.log_sigma_min), math.exp(LOG_SIGMA_MAX)
         self.encode_action, self.vision = model.encode_action, model.vision
         self.register_buffer("worst_return", model.worst_return)
-        layers = {"gates": _gate_layer(model), "mixture": _mixture_layer(model)}
+        layers = {"mixture": _mixture_layer(model)}
         if config.trunk:
             layers["trunk"] = model.trunk.weight, model.trunk.bias
         if isinstance(model.heads, TransitionHeads):
             layers |= joint_head_layers(model.heads, model.reward_mean, model.reward_std)
         packing = Packing(num_envs, dtype, model_device(model))
+        self.lstm = packing.lstm(model.lstm)
         self.linear = {name: packing.linear(*layer) for name, layer in layers.items()}
 
     def step(
@@ -58,10 +58,7 @@ class FastMDNRNN(FastForm):
         """See `WorldModel.step`."""
         encoded, z = self.encode_action(action), state["z"]
         inputs = [z, encoded, state["restart"]] if self.restart_flag else [z, encoded]
-        gates = self.linear["gates"](torch.cat([*inputs, state["h"]], -1))
-        # A compiler fuses the cell better without in-place operations on slices.
-        h, c = lstm_cell(gates, state["c"], inplace=not torch.compiler.is_compiling())
-        del gates  # the largest tensor of a step: it must not add to the peak below
+        h, c = self.lstm(torch.cat(inputs, -1), state["h"], state["c"])
         outputs, vision = self._mixture_outputs(h, z, encoded), self.vision
         delta = self._sample_delta(outputs, noise, temperature)
         new, outside = vision.limit(torch.addcmul(z * vision.carried, delta, vision.delta_std))
@@ -112,11 +109,6 @@ class FastMDNRNN(FastForm):
         reward, end_bonus, logit = self.linear["head2"](hidden).unbind(-1)
         termination = logit.sigmoid()
         return torch.addcmul(reward, termination, end_bonus), termination
-
-
-def _gate_layer(model: MDNRNN) -> Layer:
-    """Return the layer from (inputs, h) to the LSTM's gates."""
-    return torch.cat([model.lstm.weight_ih, model.lstm.weight_hh], 1), model.lstm.bias
 
 
 def _mixture_layer(model: MDNRNN) -> Layer:

@@ -28,7 +28,10 @@ def flattened(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 KNOWN_CHANGES = 3.0
-"""A value that is fewer typical changes beyond the data's range may be one step away from it."""
+"""A value that is fewer typical changes beyond the data's range may be one step away from it.
+
+In CartPole and Pendulum three changes are below a quarter of the range, so that a margin of 0.3 of
+the range decides; the changes do so in noise, whose range is a few standard deviations."""
 
 
 def widened_range(

@@ -11,16 +11,21 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym._device import packs_weights
+from dreamgym._device import LSTM_MODE, packs_lstm, packs_weights
+from dreamgym.models.nn.layers import LSTM, lstm_cell
 
 Layer = Callable[[Tensor], Tensor]
 """A function from (rows, in) to (rows, out)."""
+
+Cell = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A function from x, h and c, (rows, ...) each, to the next h and c."""
 
 SMALLEST_WORK = 2**19
 """Multiplications below which a plain float32 product is faster than a packed one."""
@@ -31,13 +36,26 @@ PLAIN_ROWS = 2
 COLUMN_ROWS, COLUMN_WIDTH = 8, 32
 """Up to so many rows, and with at least so many outputs, a column-major weight is faster."""
 
+LSTM_ROWS = 1024
+"""Rows that an LSTM takes at a time: its workspace is then memory that glibc reuses."""
+
 SMALLEST_WEIGHT = 2**13
 """Numbers in a weight below which lower precision gains nothing; the product stays float32."""
 
-_PACKED: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
-"""Every packed weight in use, by the number under which compiled code looks it up."""
+EXACT = "none"
+"""What oneDNN's GELU in torch calls the form with erf, which is not an approximation."""
+
+_PACKED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""Every packed layer in use, by the number under which compiled code looks it up."""
 
 _NUMBERS = itertools.count()
+
+
+def _register(packed: Any) -> Tensor:
+    """Give a packed layer its number, () int64."""
+    number = next(_NUMBERS)
+    _PACKED[number] = packed
+    return torch.tensor(number)
 
 
 class PackedWeight:
@@ -47,13 +65,16 @@ class PackedWeight:
         weight: (out, in) in the dtype of the product.
         bias: (out,) in the same dtype, or None.
         rows: input rows to pack for.
+        gelu: whether the operation applies GELU to its outputs, before they leave the registers.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rows: int, *, gelu: bool = False
+    ) -> None:
+        self.activation = "gelu" if gelu else "none"
         self.layout = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self.bias, self.width, self.dtype = bias, len(weight), weight.dtype
-        self.number = torch.tensor(next(_NUMBERS))
-        _PACKED[int(self.number)] = self
+        self.number = _register(self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (rows, in) of any dtype; returns (rows, out) in the weight's dtype."""
@@ -66,14 +87,58 @@ class PackedWeight:
     def multiply(self, x: Tensor) -> Tensor:
         """Multiply (rows, in) in the weight's dtype."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.layout, self.bias, "none", [], ""
+            x, self.layout, self.bias, self.activation, [], EXACT
         )
         return product
 
 
-# The custom operator that compiled code calls instead of oneDNN's.
+class PackedLSTM:
+    """The step of an LSTM as one oneDNN operation: two packed products, and the cell in cache.
+
+    Args:
+        lstm: the LSTM whose weights are copied.
+        rows: rows to pack for.
+    """
+
+    def __init__(self, lstm: LSTM, rows: int) -> None:
+        weights = lstm.weight_ih.detach(), lstm.weight_hh.detach()
+        self.inputs, self.hidden = weights[0].shape[1], weights[1].shape[1]
+        self.rows = min(rows, LSTM_ROWS)
+        self.weights = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(
+            *weights, self.hidden, False, True, False, [1, self.rows, self.inputs]
+        )
+        self.biases = lstm.bias.detach().clone(), torch.zeros_like(lstm.bias)
+        self.number = _register(self)
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next h and c; see `LSTM.step`."""
+        if torch.compiler.is_compiling():
+            h, c = torch.ops.dreamgym.packed_lstm(x, h, c, self.number)
+            return h, c
+        return self.step(x, h, c)
+
+    def step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next h and c, computed for at most `rows` rows at a time."""
+        if len(x) <= self.rows:
+            return self._step(x, h, c)
+        parts = zip(*(leaf.split(self.rows) for leaf in (x, h, c)), strict=True)
+        stepped = zip(*(self._step(*part) for part in parts), strict=True)
+        h, c = map(torch.cat, stepped)
+        return h, c
+
+    def _step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        # One time step of a layer that is not reversed, bidirectional or in training.
+        _, h, c, _ = torch.ops.aten.mkldnn_rnn_layer(
+            *(x.unsqueeze(0), *self.weights, *self.biases, h.unsqueeze(0), c.unsqueeze(0)),
+            *(False, [], LSTM_MODE, self.hidden, 1, True, False, False, False),
+        )
+        return h.squeeze(0), c.squeeze(0)
+
+
+# The custom operators that compiled code calls instead of oneDNN's.
 _LIBRARY = torch.library.Library("dreamgym", "DEF")
 _LIBRARY.define("packed_linear(Tensor x, Tensor number, int width) -> Tensor")
+_LIBRARY.define("packed_lstm(Tensor x, Tensor h, Tensor c, Tensor number) -> (Tensor, Tensor)")
 
 
 def _multiply(x: Tensor, number: Tensor, width: int) -> Tensor:
@@ -84,8 +149,18 @@ def _shaped(x: Tensor, number: Tensor, width: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], width)
 
 
+def _step_lstm(x: Tensor, h: Tensor, c: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    return _PACKED[int(number)].step(x, h, c)
+
+
+def _stepped(x: Tensor, h: Tensor, c: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(h), torch.empty_like(c)
+
+
 _LIBRARY.impl("packed_linear", _multiply, "CPU")
 torch.library.register_fake("dreamgym::packed_linear", _shaped, lib=_LIBRARY)
+_LIBRARY.impl("packed_lstm", _step_lstm, "CPU")
+torch.library.register_fake("dreamgym::packed_lstm", _stepped, lib=_LIBRARY)
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Layer:
@@ -106,22 +181,62 @@ def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.d
     return lambda x: product(x).float()
 
 
-def packed_product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Layer:
+def packed_product(
+    weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype, *, gelu: bool = False
+) -> Layer:
     """Return a linear layer as a function from (rows, in) of any dtype to (rows, out) of `dtype`.
 
     For consecutive layers between which nothing needs float32; see `packed_linear`.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+        rows: rows of every later input; other numbers work, more slowly.
+        dtype: dtype of the product and of its outputs.
+        gelu: whether GELU is applied to the outputs. oneDNN does so inside the product.
     """
     weight = weight.detach().to(dtype).contiguous()
     bias = None if bias is None else bias.detach().to(dtype).contiguous()
     # In lower precision the packed product is always faster.
-    pays = dtype != torch.float32 or (rows > PLAIN_ROWS and rows * weight.numel() >= SMALLEST_WORK)
+    pays = dtype != torch.float32 or _packing_pays(rows, weight.numel())
     if weight.device.type == "cpu" and pays and packs_weights(dtype):
-        return PackedWeight(weight, bias, rows)
+        return PackedWeight(weight, bias, rows, gelu=gelu)
+    if gelu:
+        product = packed_product(weight, bias, rows, dtype)
+        return lambda x: F.gelu(product(x))
     if dtype != torch.float32:
         return lambda x: F.linear(x.to(dtype), weight, bias)
     if weight.device.type == "cpu" and rows <= COLUMN_ROWS and len(weight) >= COLUMN_WIDTH:
         return _column_product(weight, bias)
     return lambda x: F.linear(x, weight, bias)
+
+
+def packed_lstm(lstm: LSTM, rows: int, dtype: torch.dtype) -> Cell:
+    """Return the step of an LSTM as a function of x, h and c; see `LSTM.step`.
+
+    Args:
+        lstm: the LSTM whose weights are copied.
+        rows: rows of every later input; other numbers work, more slowly.
+        dtype: dtype of the products; inputs and outputs are float32.
+    """
+    weights = lstm.weight_ih.detach(), lstm.weight_hh.detach()
+    joint = torch.cat(weights, 1)
+    pays = dtype == torch.float32 and _packing_pays(rows, joint.numel())
+    if joint.device.type == "cpu" and pays and packs_lstm():
+        return PackedLSTM(lstm, rows)
+    gates = packed_linear(joint, lstm.bias, rows, dtype)
+
+    def step(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        # A compiler fuses the cell better without in-place operations on slices.
+        inplace = not torch.compiler.is_compiling()
+        return lstm_cell(gates(torch.cat([x, h], -1)), c, inplace=inplace)
+
+    return step
+
+
+def _packing_pays(rows: int, size: int) -> bool:
+    """Return whether a packed float32 product with a weight of `size` numbers is faster."""
+    return rows > PLAIN_ROWS and rows * size >= SMALLEST_WORK
 
 
 def _column_product(weight: Tensor, bias: Tensor | None) -> Layer:
@@ -158,14 +273,22 @@ class Packing(NamedTuple):
         """Return a linear layer with float32 outputs; see `packed_linear`."""
         return packed_linear(weight, bias, self.rows, self.dtype)
 
-    def product(self, weight: Tensor, bias: Tensor | None) -> Layer:
+    def product(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Layer:
         """Return a linear layer with outputs in the dtype of the product; see `packed_product`."""
-        narrow = weight.numel() < SMALLEST_WEIGHT
-        return packed_product(weight, bias, self.rows, torch.float32 if narrow else self.dtype)
+        dtype = torch.float32 if weight.numel() < SMALLEST_WEIGHT else self.dtype
+        return packed_product(weight, bias, self.rows, dtype, gelu=gelu)
+
+    def lstm(self, lstm: LSTM) -> Cell:
+        """Return the step of an LSTM; see `packed_lstm`."""
+        return packed_lstm(lstm, self.rows, self.dtype)
 
     def chain(self, layers: Iterable[nn.Module]) -> Layer:
         """Return consecutive layers as one function, like `nn.Sequential`."""
-        steps = [self._layer(layer) for layer in layers if not isinstance(layer, nn.Identity)]
+        kept = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+        steps = [self._layer(layer) for layer in kept]
+        for place, layer in enumerate(kept):
+            if place and isinstance(layer, nn.SiLU):  # its input is the output of a step
+                steps[place] = partial(F.silu, inplace=True)
 
         def run(x: Tensor) -> Tensor:
             for step in steps:

@@ -1,7 +1,6 @@
 """The RSSM's step arranged for speed: the same function as `RSSM.step`.
 
-Layers that read the same input are one matrix product, and products with one-hot latents are sums
-of rows of the matrix.
+Products with one-hot latents are sums of rows of the matrix.
 """
 
 from __future__ import annotations
@@ -165,6 +164,27 @@ def _block_product(weight: Tensor, bias: Tensor | None, packing: Packing) -> Lay
     return batched
 
 
+class FastHead:
+    """A head on (h, z) for inference.
+
+    Args:
+        head: layers of the head, the first of them linear.
+        deter: width of h.
+        packing: arrangement of the products.
+    """
+
+    def __init__(self, head: nn.Sequential, deter: int, packing: Packing) -> None:
+        first, *rest = head
+        weight: Tensor = first.weight  # type: ignore[assignment]
+        self.over_h = packing.linear(weight[:, :deter], first.bias)  # type: ignore[arg-type]
+        self.over_z = LatentProduct(weight[:, deter:], packing)
+        self.rest = packing.chain(rest)
+
+    def __call__(self, h: Tensor, latents: Latents) -> Tensor:
+        """Return the outputs (B, out) for h (B, deter) and z (B, latent)."""
+        return self.rest(self.over_z(latents).add_(self.over_h(h)))
+
+
 class FastRSSM(FastForm):
     """An RSSM for inference with a fixed number of rows; see `RSSM.prepare`.
 
@@ -201,21 +221,12 @@ class FastRSSM(FastForm):
         self._arrange_heads(model, packing)
 
     def _arrange_heads(self, model: RSSM, packing: Packing) -> None:
-        """Join the first layers of prior and heads: one product with h, and one with z."""
+        """Divide the first layer of each head into a product with h and one with z."""
         heads: list[nn.Sequential] = [model.reward.net, model.continuation]
         if self.margin is not None:
             heads.append(model.senses.decode_vectors)
-        deter = model.config.deter
-        firsts: list[nn.Linear] = [head[0] for head in heads]  # type: ignore[misc]
-        self._prior_width = model.prior[0].out_features
-        self._widths = [first.out_features for first in firsts]
-        over_h = [model.prior[0].weight, *(first.weight[:, :deter] for first in firsts)]
-        bias = torch.cat([model.prior[0].bias, *(first.bias for first in firsts)])  # type: ignore[list-item]
-        self._over_h = packing.linear(torch.cat(over_h), bias)  # type: ignore[arg-type]
-        over_z = torch.cat([first.weight[:, deter:] for first in firsts])
-        self._over_z = LatentProduct(over_z, packing)
-        self._rest_of_prior = packing.chain(list(model.prior)[1:])
-        self._rest_of_heads = [packing.chain(list(head)[1:]) for head in heads]
+        self._prior = packing.chain(model.prior)
+        self._heads = [FastHead(head, model.config.deter, packing) for head in heads]
         self._expected_reward = model.reward.expected
 
     def step(
@@ -223,12 +234,8 @@ class FastRSSM(FastForm):
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
         h = self._cell(state["h"], self._find_ones(state["z"]), self.encode_action(action))
-        over_h = self._over_h(h)
-        prior = self._rest_of_prior(over_h[:, : self._prior_width])
-        latents = self._sample(prior, noise, temperature)
-        firsts = self._over_z(latents).add_(over_h[:, self._prior_width :])
-        pairs = zip(self._rest_of_heads, firsts.split(self._widths, -1), strict=True)
-        reward_outputs, continuation, *vectors = (rest(first) for rest, first in pairs)
+        latents = self._sample(self._prior(h), noise, temperature)
+        reward_outputs, continuation, *vectors = (head(h, latents) for head in self._heads)
         reward = self._expected_reward(reward_outputs)
         termination = (-continuation.squeeze(-1)).sigmoid()
         outside = None
@@ -247,7 +254,8 @@ class FastRSSM(FastForm):
         classes = (flat.view(-1, len(self._classes)) @ self._classes).view(len(z), -1)
         indices = classes.long().clamp_(0, len(self._classes) - 1).add_(self._offsets)
         ones = flat.view_as(z).gather(1, indices)
-        one_hot = bool((ones == 1.0).all()) and float(flat.dot(flat)) == indices.numel()
+        # If each of n numbers is at least 1 and the sum of all squares is n, the others are 0.
+        one_hot = float(ones.min()) >= 1.0 and float(flat.dot(flat)) == indices.numel()
         return Latents(z, indices if one_hot else None)
 
     def _sample(self, prior: Tensor, noise: Tensor, temperature: Temperature) -> Latents:
@@ -271,5 +279,7 @@ class FastRSSM(FastForm):
         """Return the cumulative probabilities, (B, stoch, classes)."""
         if not is_one(temperature):
             return latent.tempered(prior, temperature).cumsum(-1)
-        softmax = prior.unflatten(-1, (-1, len(self._classes))).softmax(-1)
-        return softmax.cumsum(-1).mul_(1.0 - self._unimix).add_(self._uniform)
+        # A draw has no gradient, and each pass over these numbers takes a hundredth of a step.
+        logits = prior.detach().unflatten(-1, (-1, len(self._classes)))
+        cumulative = logits.softmax(-1).cumsum_(-1)
+        return torch.add(self._uniform, cumulative, alpha=1.0 - self._unimix, out=cumulative)

@@ -262,8 +262,8 @@ def reset_first_gru(h: Tensor, reset: Tensor, candidate: Tensor, update: Tensor)
     The reset gate is applied to the whole candidate, and the update gate starts nearly closed. All
     tensors have the same shape.
     """
-    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-    return torch.lerp(h, candidate, torch.sigmoid(update - 1.0))
+    candidate = (torch.sigmoid(reset) * candidate).tanh_()
+    return torch.lerp(h, candidate, (update - 1.0).sigmoid_())
 
 
 def _block_weights(blocks: int, inputs: int, outputs: int, fan_in: int) -> nn.Parameter:

@@ -14,6 +14,7 @@ from dreamgym.models.wrappers.known import (
     KnownTermination,
     KnownTerminationConfig,
 )
+from dreamgym.models.wrappers.optimistic import Optimistic, OptimisticConfig
 from dreamgym.models.wrappers.pessimistic import Pessimistic, PessimisticConfig
 
 Ensemble.fast_form = FastEnsemble
@@ -29,6 +30,8 @@ __all__ = [
     "KnownRewardConfig",
     "KnownTermination",
     "KnownTerminationConfig",
+    "Optimistic",
+    "OptimisticConfig",
     "Pessimistic",
     "PessimisticConfig",
     "Wrapper",

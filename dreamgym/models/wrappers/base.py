@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, Self, cast
 
@@ -66,6 +67,15 @@ class Wrapper(WorldModel):
         """
         return prediction
 
+    def carry(self, state: State, following: State) -> State:
+        """Return the state after a step with what the wrapper keeps in states; by default nothing.
+
+        Args:
+            state: the state before the step.
+            following: the state of the model inside after the step.
+        """
+        return following
+
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`."""
         return self.inner.initial(batch_size)
@@ -81,7 +91,21 @@ class Wrapper(WorldModel):
     ) -> tuple[State, Prediction]:
         """See `WorldModel.step`."""
         following, prediction = self.inner.step(state, action, noise, temperature)
+        following = self.carry(state, following)
         return following, self.predict(state, action, following, prediction)
+
+    def unroll(
+        self, state: State, actions: Tensor, noise: Tensor, temperature: Temperature = 1.0
+    ) -> Iterator[tuple[State, Prediction]]:
+        """See `WorldModel.unroll`; the steps of the model inside are taken by its own `unroll`."""
+        if type(self).step is not Wrapper.step:
+            yield from super().unroll(state, actions, noise, temperature)
+            return
+        steps = self.inner.unroll(state, actions, noise, temperature)
+        for t, (following, prediction) in enumerate(steps):
+            following = self.carry(state, following)
+            yield following, self.predict(state, actions[:, t], following, prediction)
+            state = following
 
     def features(self, state: State) -> Tensor:
         """See `WorldModel.features`."""

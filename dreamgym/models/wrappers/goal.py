@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from dreamgym._settings import nearest
-from dreamgym.models.base import Prediction, State, WorldModel, model_device, zero_action
+from dreamgym.models.base import (
+    Prediction,
+    State,
+    WorldModel,
+    model_device,
+    zero_action,
+)
 from dreamgym.models.observations import (
     WHOLE,
+    Observation,
     as_tensors,
     is_image,
     join_parts,
@@ -22,6 +29,9 @@ from dreamgym.models.observations import (
 )
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.wrappers.base import Wrapper
+
+GOAL = "goal"
+"""Leaf of a state that has a goal of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,9 @@ class GoalReward(Wrapper):
 
     The goal's features are those of the state after the goal as an episode's first observation.
     With a threshold, states within it are terminal.
+
+    A state may have goals of its own, one for each row, which `with_goals` puts into it. They stay
+    with it from step to step; without them all rows have the wrapper's goal.
 
     Args:
         inner: a fitted model; it must be fitted first, because the goal is encoded here, once.
@@ -83,7 +96,10 @@ class GoalReward(Wrapper):
                 f"the state of {type(inner).__name__} has no leaf {unknown[0]!r}: "
                 f"{nearest(unknown[0], state)}"
             )
-        self.register_buffer("goal", self._encode(goal))
+        self._check(goal)
+        tensors = as_tensors(goal, model_device(inner))
+        batch = map_observation(lambda leaf: leaf.unsqueeze(0), tensors)
+        self.register_buffer("goal", self.encode_goals(batch))
 
     @classmethod
     def from_config(
@@ -105,9 +121,26 @@ class GoalReward(Wrapper):
         """
         raise ValueError("a GoalReward cannot be fitted: fit the model inside, then wrap it")
 
+    def with_goals(self, state: State, goals: Observation) -> State:
+        """Return a state with a goal for each row.
+
+        Args:
+            state: leaves (B, ...).
+            goals: (B, ...) observations of the goals, or a dict of such, on the model's device.
+        """
+        return {**state, GOAL: self.encode_goals(goals)}
+
+    def carry(self, state: State, following: State) -> State:
+        """Keep the goals of the rows."""
+        return {**following, GOAL: state[GOAL]} if GOAL in state else following
+
     def distance(self, state: State) -> Tensor:
         """Return the Euclidean distance to the goal, (B,)."""
-        return (self._compared(state) - self.goal).norm(dim=-1)
+        return (self._compared(state) - state.get(GOAL, self.goal)).norm(dim=-1)
+
+    def value(self, state: State) -> Tensor:
+        """Return minus the distance to the goal, (B,); see `Values`."""
+        return -self.distance(state)
 
     def predict(
         self, state: State, action: Tensor, following: State, prediction: Prediction
@@ -127,17 +160,19 @@ class GoalReward(Wrapper):
         return torch.cat([state[leaf].flatten(1) for leaf in self.config.leaves], -1)
 
     @torch.no_grad()
-    def _encode(self, goal: Any) -> Tensor:
-        """Return the compared numbers (1, d) of a goal as an episode's first observation."""
-        self._check(goal)
-        training, device = self.inner.training, model_device(self.inner)
-        tensors = as_tensors(goal, device)
-        batch = map_observation(lambda leaf: leaf.unsqueeze(0), tensors)
+    def encode_goals(self, goals: Observation) -> Tensor:
+        """Return the compared numbers (B, d) of goals as an episode's first observations.
+
+        Args:
+            goals: (B, ...) observations, or a dict of such, on the model's device.
+        """
+        parts = list(goals.values()) if isinstance(goals, dict) else [goals]
+        batch, device, training = len(parts[0]), parts[0].device, self.inner.training
         # Uniforms of one half give the median of every sampled distribution.
-        noise = torch.full((1, self.inner.noise_dim), 0.5, device=device)
-        action = zero_action(self.action_space, 1, device)
+        noise = torch.full((batch, self.inner.noise_dim), 0.5, device=device)
+        action = zero_action(self.action_space, batch, device)
         self.inner.eval()
-        state = self.inner.observe(self.inner.initial(1), action, batch, noise)
+        state = self.inner.observe(self.inner.initial(batch), action, goals, noise)
         self.inner.train(training)
         return self._compared(state).clone()
 

@@ -9,10 +9,11 @@ from dreamgym.train.registry import LEARNERS
 
 LEARNERS["sb3"].require_installed()
 
-from dreamgym.train.sb3.algorithms import ALGORITHMS  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 - the library comes first
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402
 from dreamgym.train.sb3.policy_file import load, save  # noqa: E402
 from dreamgym.train.sb3.training import check, train  # noqa: E402
+from dreamgym.train.sb3.values import values  # noqa: E402
 from dreamgym.train.sb3.vec_env import SB3VecEnv  # noqa: E402
 
 adapter = SB3VecEnv
@@ -27,4 +28,6 @@ __all__ = [
     "load",
     "save",
     "train",
+    "unsupported",
+    "values",
 ]

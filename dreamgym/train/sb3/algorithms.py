@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from dreamgym._settings import nearest
+from dreamgym.data.bounds import action_bounds_findings
 from dreamgym.errors import TrainingError
 from dreamgym.train.config import TrainConfig
 
@@ -101,37 +102,30 @@ def find_algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-def check_action_space(name: str, space: gym.Space[Any]) -> None:
-    """Check that an algorithm can act in `space`.
-
-    Raises:
-        TrainingError: it cannot; the message names the algorithms that can.
-    """
-    supported = ALGORITHMS[name].action_space
-    if supported is None or isinstance(space, supported):
-        if isinstance(space, gym.spaces.Box) and not space.is_bounded():
-            raise TrainingError(
-                f"the world's action space {space} has an infinite bound, and Stable-Baselines3 "
-                "needs finite ones; fit a world to data with bounds: convert a foreign file again "
-                "with `--env ENV` or ForeignOptions(action_space=Box(low, high)), or record the "
-                "environment inside gymnasium.wrappers.TransformAction with a bounded space"
-            )
-        fixed = isinstance(space, gym.spaces.Box) and bool((space.low == space.high).any())
-        if fixed and not ALGORITHMS[name].on_policy:  # it scales actions by the width of the space
-            raise TrainingError(
-                f"{name} cannot act in {space}, in which an action has a single value; use PPO or "
-                "A2C, or leave that action out of the data"
-            )
-        return
-    able = [
-        other
-        for other, algorithm in ALGORITHMS.items()
-        if algorithm.action_space is None or isinstance(space, algorithm.action_space)
-    ]
-    raise TrainingError(
-        f"{name} acts in {supported.__name__} action spaces only, the world's is {space}; "
-        f"use one of {', '.join(able)}"
-    )
+def unsupported(name: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    algorithm = find_algorithm(name)
+    supported = algorithm.action_space
+    if supported is not None and not isinstance(space, supported):
+        able = [
+            other
+            for other, each in ALGORITHMS.items()
+            if each.action_space is None or isinstance(space, each.action_space)
+        ]
+        return (
+            f"{name} acts in {supported.__name__} action spaces only, the world's is {space}; "
+            f"use one of {', '.join(able)}"
+        )
+    unbounded = action_bounds_findings(space)
+    if unbounded:
+        return unbounded[0]
+    fixed = isinstance(space, gym.spaces.Box) and bool((space.low == space.high).any())
+    if fixed and not algorithm.on_policy:  # it scales actions by the width of the space
+        return (
+            f"{name} cannot act in {space}, in which an action has a single value; use PPO or "
+            "A2C, or leave that action out of the data"
+        )
+    return None
 
 
 def settings_for(name: str, config: TrainConfig) -> dict[str, Any]:
@@ -155,3 +149,23 @@ def settings_for(name: str, config: TrainConfig) -> dict[str, Any]:
         rollout = (config.num_envs or ALGORITHMS[name].num_envs) * settings["n_steps"]
         settings["batch_size"] = min(settings["batch_size"], rollout)
     return {**settings, **config.learner}
+
+
+def settings_to_go_on(
+    name: str, settings: dict[str, Any], learned: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return settings for a training that starts from a trained policy: little is left to chance.
+
+    Args:
+        name: name of the algorithm.
+        settings: see `settings_for`.
+        learned: numbers that an earlier training learned, see `PolicyCard.learned`.
+    """
+    changed: dict[str, Any] = {}
+    if not ALGORITHMS[name].on_policy:
+        changed["learning_starts"] = min(settings["learning_starts"], settings["batch_size"])
+    if name == "DQN":
+        changed["exploration_initial_eps"] = settings.get("exploration_final_eps", 0.05)
+    if name == "SAC" and "ent_coef" in learned:
+        changed["ent_coef"] = f"auto_{learned['ent_coef']:.9g}"
+    return {**settings, **changed}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +26,19 @@ from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.actions import learner_action_space
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.registry import LEARNERS, find_learner
+from dreamgym.train.sb3.agent_wrappers import UNKNOWN_STATISTICS
 from dreamgym.train.sb3.algorithms import find_algorithm
 
 CARD_MEMBER = "dreamgym.json"
 _WEIGHTS_MEMBER = "policy.pth"
 _DATA_MEMBER = "data"
 _PICKLED_KEY = ":serialized:"
+_LOAD_IT_YOURSELF = (
+    "If it was trained by another algorithm (such as RecurrentPPO), with other arguments or behind "
+    "wrappers, load it with its own library and pass that agent to dreamgym.evaluate or "
+    "dreamgym.transfer_policy"
+)
 _CLIP = 10.0  # standard deviations
 
 
@@ -86,12 +95,15 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
     """See `LearnerLibrary.load`."""
     members = _read_members(path)
     card = _read_card(path, members, algo, env)
+    if card.learner in LEARNERS:
+        LEARNERS[card.learner].library()  # sb3-contrib adds algorithms
     network = _build_network(path, card)
     try:
         network.load_state_dict(_read_weights(path, members))
     except RuntimeError as error:
         raise PolicyFileError(
-            f"the weights in {path} are not those of its network: {error}"
+            f"the weights in {path} are not those of a {card.algo} policy in these spaces "
+            f"({' '.join(str(error).split())[:200]} ...). {_LOAD_IT_YOURSELF}"
         ) from None
     network.set_training_mode(False)
     return TrainedPolicy(network=network, card=card)
@@ -133,9 +145,14 @@ def _read_card(
             "pickled, which is not read. Pass algo= (e.g. 'PPO') and env= (an environment with the "
             "policy's spaces)"
         )
-    find_algorithm(algo)
+    learner = find_learner(algo)
+    data = _read_data(path, members)
+    _check_saved_space(path, data.get("observation_space"), env.observation_space, ("_shape",))
+    bounds = ("_shape", "low", "high", "n", "nvec", "start")
+    _check_saved_space(path, data.get("action_space"), env.action_space, bounds)
     return PolicyCard(
         algo=algo,
+        learner=learner.name,
         view="observation",
         env_id=env.spec.id if env.spec is not None else None,
         world="",
@@ -144,24 +161,61 @@ def _read_card(
         steps=0,
         observation_space=space_to_json(env.observation_space),
         action_space=space_to_json(env.action_space),
-        policy=_foreign_network(path, members),
+        policy=_foreign_network(path, data),
     )
 
 
-def _foreign_network(path: Path, members: dict[str, bytes]) -> dict[str, Any]:
-    """Return the card's `policy` for a zip that dreamgym did not write."""
+def _read_data(path: Path, members: dict[str, bytes]) -> dict[str, Any]:
+    """Return what Stable-Baselines3 wrote as JSON beside its pickles."""
     try:
         data = json.loads(members.get(_DATA_MEMBER, b"{}"))
     except ValueError as error:
         raise PolicyFileError(f"the member 'data' of {path} cannot be read: {error}") from None
-    data = data if isinstance(data, dict) else {}
-    if data.get("_last_original_obs") is not None:  # stored only by an agent behind VecNormalize
-        raise PolicyFileError(
-            f"the policy in {path} was trained behind VecNormalize, whose statistics are in "
-            "another file, a pickle, which is not read. Load both with Stable-Baselines3, e.g. "
-            "PPO.load(path, env=VecNormalize.load(statistics, venv)), and pass that agent to "
-            "dreamgym.evaluate or dreamgym.transfer_policy"
-        )
+    return data if isinstance(data, dict) else {}
+
+
+def _check_saved_space(path: Path, saved: Any, space: gym.Space[Any], names: Sequence[str]) -> None:
+    """Check that a space of the user's environment is the one that the policy was saved with.
+
+    Stable-Baselines3 pickles its spaces, and writes their attributes as text beside the pickle.
+
+    Args:
+        path: the policy's file, for the message.
+        saved: description of the space in the file.
+        space: space of the environment.
+        names: attributes that must agree.
+
+    Raises:
+        PolicyFileError: one of them differs.
+    """
+    for name in names:
+        before, now = (saved or {}).get(name), getattr(space, name, None)
+        if before is None or now is None:
+            continue
+        before, now = (" ".join(re.sub(r"[\[\](),]", " ", str(v)).split()) for v in (before, now))
+        if before != now:
+            raise PolicyFileError(
+                f"the policy in {path} was saved with {name.strip('_')} ({before}) in a space "
+                f"where the environment has ({now}), {space}: it was trained in another "
+                f"environment, or behind wrappers that stack frames or rescale actions. Pass the "
+                f"environment with these wrappers. {_LOAD_IT_YOURSELF}"
+            )
+
+
+def _foreign_network(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's `policy` for a zip that dreamgym did not write."""
+    if data.get("_last_original_obs") is not None:
+        if "replay_buffer_class" in data:  # an off-policy algorithm, which always stores it
+            text = UNKNOWN_STATISTICS.format(name=f"the policy in {path}")
+            warnings.warn(text, UserWarning, stacklevel=5)
+        else:
+            raise PolicyFileError(
+                f"the policy in {path} was trained behind VecNormalize, whose statistics are in "
+                "another file, a pickle, which is not read. Load both with Stable-Baselines3, e.g. "
+                "PPO.load(path, env=VecNormalize.load(statistics, venv)), and pass that agent to "
+                "dreamgym.evaluate or dreamgym.transfer_policy; if VecNormalize scaled rewards "
+                "only, pass PPO.load(path).policy"
+            )
     arguments = data.get("policy_kwargs", {})
     unknown = set(arguments) - {"net_arch", "optimizer_kwargs", "use_sde"}
     if _PICKLED_KEY in arguments or unknown or arguments.get("use_sde"):

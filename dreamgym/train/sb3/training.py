@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
 from dreamgym.train.policy import TrainedPolicy
-from dreamgym.train.sb3.algorithms import check_action_space, find_algorithm, settings_for
+from dreamgym.train.sb3.algorithms import find_algorithm, settings_for, settings_to_go_on
 from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve
 from dreamgym.train.sb3.policy_file import policy_arguments
+from dreamgym.train.sb3.replay import MixedReplayBuffer, real_transitions
 from dreamgym.train.sb3.vec_env import SB3VecEnv
 from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
@@ -22,21 +23,35 @@ _CURVE_POINTS = 50  # of an off-policy algorithm; an on-policy one has a point e
 
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
-    find_algorithm(run.algo)
-    check_action_space(run.algo, run.world.action_space)
+    algorithm = find_algorithm(run.algo)
     settings_for(run.algo, run.config)
+    if run.config.real_share and algorithm.on_policy:
+        raise TrainingError(
+            f"real_share={run.config.real_share} does not apply to {run.algo}, which learns from "
+            "its own steps only; use SAC, TD3 or DQN, or leave it out"
+        )
+    if run.config.real_share and run.view != "observation":
+        raise TrainingError(
+            f"real_share={run.config.real_share}: real transitions are observations, and the "
+            f"policy sees the {run.view} view; pass view='observation', or leave it out"
+        )
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     algorithm, settings = find_algorithm(run.algo), settings_for(run.algo, run.config)
-    scales = measure_scales(
-        run.world, seed=run.seed, gamma=settings["gamma"], options=run.dream_options
-    )
     num_envs, steps = run.config.num_envs or algorithm.num_envs, run.steps or algorithm.steps
+    if run.initial is not None:
+        network, reward_scale = run.initial.card.policy, run.initial.card.reward_scale
+        settings = settings_to_go_on(run.algo, settings, run.initial.card.learned)
+    else:
+        scales = measure_scales(
+            run.world, seed=run.seed, gamma=settings["gamma"], options=run.dream_options
+        )
+        network = {"net_arch": list(run.config.net_arch), "mean": scales.mean, "std": scales.std}
+        reward_scale = scales.reward_scale
     dream = run.make_dream(num_envs)
-    env = SB3VecEnv(dream, reward_scale=run.config.reward_scale or scales.reward_scale)
-    network = {"net_arch": list(run.config.net_arch), "mean": scales.mean, "std": scales.std}
+    env = SB3VecEnv(dream, reward_scale=run.config.reward_scale or reward_scale)
     try:
         learner = _make_learner(run, env, network, settings)
         every = settings["n_steps"] * num_envs if algorithm.on_policy else steps // _CURVE_POINTS
@@ -55,9 +70,13 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             steps=int(learner.num_timesteps),
             policy=network,
             reward_scale=env.reward_scale,
+            learned=_learned(learner),
             curve=[[float(done), value] for done, value in curve.points],
         )
         _forget_last_batch(learner.policy)
+        if run.real_data is not None:  # not part of the policy's file
+            learner.replay_buffer_class = learner.replay_buffer = None  # type: ignore[attr-defined]
+            learner.replay_buffer_kwargs = {}  # type: ignore[attr-defined]
         return TrainedPolicy(network=learner.policy, card=card, algorithm=learner), finished
     finally:
         env.close()
@@ -75,8 +94,17 @@ def _forget_last_batch(network: nn.Module) -> None:
 def _make_learner(
     run: TrainingRun, env: SB3VecEnv, network: dict[str, Any], settings: dict[str, Any]
 ) -> BaseAlgorithm:
+    if run.real_data is not None:
+        settings = {
+            **settings,
+            "replay_buffer_class": MixedReplayBuffer,
+            "replay_buffer_kwargs": {
+                "real": real_transitions(run.real_data, env),
+                "share": run.config.real_share,
+            },
+        }
     try:
-        return find_algorithm(run.algo).learner(
+        learner = find_algorithm(run.algo).learner(
             "MlpPolicy",
             env,
             seed=run.seed,
@@ -88,3 +116,18 @@ def _make_learner(
         raise TrainingError(
             f"{run.algo} does not take these settings: {error}; check TrainConfig(learner=...)"
         ) from error
+    if run.initial is not None:
+        try:
+            learner.policy.load_state_dict(run.initial.network.state_dict())
+        except RuntimeError as error:
+            raise TrainingError(
+                f"the policy to go on from does not fit the world {run.world.name!r}: {error}; "
+                "give a policy that was trained for the same spaces"
+            ) from None
+    return learner
+
+
+def _learned(learner: BaseAlgorithm) -> dict[str, float]:
+    """Return what the learner has learned outside its network, see `PolicyCard.learned`."""
+    logarithm = getattr(learner, "log_ent_coef", None)
+    return {} if logarithm is None else {"ent_coef": float(logarithm.detach().exp())}

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
@@ -18,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepRetu
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError, WorldError
 from dreamgym.train.actions import environment_actions, learner_action_space
+from dreamgym.train.dreams import dream_for
 
 Indices = int | Iterable[int] | None
 
@@ -75,7 +75,8 @@ class SB3VecEnv(VecEnv):
         """Adapt `env`.
 
         Args:
-            env: a dream in SameStep autoreset mode; its output may be torch or NumPy.
+            env: a dream; one in another autoreset mode than SameStep is made anew, since
+                Stable-Baselines3 needs the final and the first observation in the same step.
             reward_scale: factor on the rewards that the learner sees. The returns in `episode`
                 stay in the real environment's units.
             compute_reward: function of achieved goals (B, ...), desired goals (B, ...) and infos
@@ -86,23 +87,10 @@ class SB3VecEnv(VecEnv):
                 a warning says so.
 
         Raises:
-            TrainingError: `env` is not a vector environment or has another autoreset mode, or
-                `reward_scale` is not a positive number.
+            TrainingError: `env` is not a vector environment, or wraps one in another autoreset
+                mode, or `reward_scale` is not a positive number.
         """
-        if not isinstance(env, gym.vector.VectorEnv):
-            raise TrainingError(
-                f"expected a DreamVectorEnv, got {type(env).__name__}; make one with "
-                'gym.make_vec("dreamgym/World-v0", world=..., num_envs=256, '
-                'autoreset_mode="SameStep")'
-            )
-        mode = env.metadata.get("autoreset_mode")
-        if mode != AutoresetMode.SAME_STEP:
-            shown = mode.value if isinstance(mode, AutoresetMode) else mode
-            raise TrainingError(
-                f"the environment's autoreset mode is {shown}; Stable-Baselines3 needs the final "
-                "and the first observation in the same step: make the environment with "
-                'autoreset_mode="SameStep"'
-            )
+        env = dream_for(env, library="Stable-Baselines3", autoreset_mode="SameStep")
         if not reward_scale > 0 or not np.isfinite(reward_scale):
             raise TrainingError(f"reward_scale is {reward_scale}; expected a number above 0")
         self.env = env

@@ -229,7 +229,9 @@ def test_one_loop_fits_it_and_chooses_elites(kind, tmp_path):
     loaded = dreamgym.load(tmp_path / "w")
     assert torch.equal(loaded.model.elites, world.model.elites)
     assert isinstance(loaded.model, Decodes)
-    envs = dreamgym.DreamVectorEnv(loaded, 8, device="cpu")
+    envs = dreamgym.DreamVectorEnv(
+        loaded, 8, device="cpu", output="torch", autoreset_mode="SameStep"
+    )
     envs.reset(seed=0)
     *_, info = envs.step(torch.zeros(8, dtype=torch.int64))
     assert (info["uncertainty"] > 0).all()

@@ -19,6 +19,7 @@ from dreamgym.models import (
     GoalReward,
     KnownReward,
     KnownTermination,
+    Optimistic,
     Pessimistic,
     Segment,
     WorldModel,
@@ -83,6 +84,15 @@ def test_pessimistic_subtracts_the_uncertainty_from_the_reward():
     _, _, _, lowered = stepped(Pessimistic(inner, weight=2.0))
     assert torch.equal(lowered.reward, prediction.reward - 2.0 * prediction.uncertainty)
     assert (lowered.reward < prediction.reward).all()
+
+
+def test_optimistic_adds_the_uncertainty_to_the_reward():
+    inner = small_pets("box")
+    assert_only_differ_in(Optimistic(inner, weight=2.0), inner, "reward")
+    _, _, _, prediction = stepped(inner)
+    _, _, _, raised = stepped(Optimistic(inner, weight=2.0))
+    assert torch.equal(raised.reward, prediction.reward + 2.0 * prediction.uncertainty)
+    assert (raised.reward > prediction.reward).all()
 
 
 @pytest.mark.parametrize("inner", [small_model("mdn-rnn"), small_pets("box")])
@@ -221,7 +231,9 @@ def test_a_world_of_a_wrapped_model_dreams_from_the_same_start_states(tmp_path):
     known = world.with_model(KnownReward(world.model, "CartPole-v1"))
     assert known.starts is world.starts
     assert known.family == "known-reward"
-    envs = dreamgym.DreamVectorEnv(known, 8, device="cpu")
+    envs = dreamgym.DreamVectorEnv(
+        known, 8, device="cpu", output="torch", autoreset_mode="SameStep"
+    )
     envs.reset(seed=0)
     rewards = envs.step(np.zeros(8, np.int64))[1]
     assert torch.equal(rewards, torch.ones(8))
@@ -295,6 +307,8 @@ def test_a_model_with_other_states_or_spaces_cannot_take_the_start_states():
 REFUSED = [
     (lambda m: Pessimistic(m), TypeError, "MDNRNN has no uncertainty"),
     (lambda m: Pessimistic(small_pets("box"), weight=-1), ValueError, "weight=-1"),
+    (lambda m: Optimistic(m), TypeError, "MDNRNN has no uncertainty"),
+    (lambda m: Optimistic(small_pets("box"), weight=-1), ValueError, "weight=-1"),
     (lambda m: KnownReward(m, "CartPole-v0"), ValueError, "did you mean 'CartPole-v1'"),
     (lambda m: KnownReward(m, "Pendulum-v1"), ValueError, "reads observations of 3"),
     (lambda m: KnownReward(m, "Hopper-v5"), ValueError, "exclude_current_positions"),

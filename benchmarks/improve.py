@@ -1,0 +1,335 @@
+"""The online loop against model-free learning: real return for the real steps that it took.
+
+For every task and seed: `dreamgym.improve` within a budget of real steps, stopped when a round's
+policy reaches the target in a few real episodes (their steps are counted beside the budget), and
+its best round measured over 100 other real episodes. Beside it a model-free algorithm of
+Stable-Baselines3 on the whole budget, with settings of its own zoo for CartPole and Pendulum,
+others for Acrobot, and its defaults for InvertedPendulum. What is made lies in `--work` and is used
+again, so that a run that was stopped goes on; `--picture` draws real return against real steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EventCallback, EveryNTimesteps
+from stable_baselines3.common.env_util import make_vec_env
+from support.pictures import Curve, draw_returns
+from support.reporting import Row, at_least, parser, report
+
+import dreamgym
+from dreamgym import ImproveConfig
+from dreamgym.train import TrainConfig
+from dreamgym.transfer.evaluation import mean_interval
+
+EPISODES = 100
+POINTS = 10
+"""Measurements of a model-free training, of `POINT_EPISODES` episodes each."""
+POINT_EPISODES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFree:
+    """A model-free baseline: an algorithm and its settings."""
+
+    algorithm: type[BaseAlgorithm]
+    num_envs: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment, its budget and bar, and how both sides learn.
+
+    Attributes:
+        bar: mean real return over 100 episodes to reach.
+        target: mean real return of a round at which the loop stops.
+        real_steps: budget.
+        config: settings of the loop.
+        baseline: the model-free side.
+    """
+
+    bar: float
+    target: float
+    real_steps: int
+    config: ImproveConfig
+    baseline: ModelFree
+
+
+TASKS = {
+    "CartPole-v1": Task(
+        bar=475.0,
+        target=495.0,
+        real_steps=3_000,
+        config=ImproveConfig(
+            first_steps=1_000,
+            round_steps=1_000,
+            noise=0.3,
+            dream_steps=150_000,
+            evaluation_episodes=20,
+        ),
+        # rl-baselines3-zoo, hyperparams/ppo.yml, with constant rates instead of linear ones
+        baseline=ModelFree(
+            algorithm=PPO,
+            num_envs=8,
+            settings={
+                "n_steps": 32,
+                "batch_size": 256,
+                "n_epochs": 20,
+                "gae_lambda": 0.8,
+                "gamma": 0.98,
+                "learning_rate": 1e-3,
+                "clip_range": 0.2,
+            },
+        ),
+    ),
+    "Pendulum-v1": Task(
+        bar=-200.0,
+        target=-175.0,
+        real_steps=8_000,
+        config=ImproveConfig(
+            first_steps=2_000,
+            round_steps=1_000,
+            noise=0.3,
+            dream_steps=300_000,
+            evaluation_episodes=20,
+            train=TrainConfig(gamma=0.95),
+        ),
+        # rl-baselines3-zoo, hyperparams/sac.yml
+        baseline=ModelFree(algorithm=SAC, settings={"learning_rate": 1e-3}),
+    ),
+    "Acrobot-v1": Task(
+        bar=-100.0,
+        target=-90.0,
+        real_steps=30_000,
+        config=ImproveConfig(
+            first_steps=4_000,
+            round_steps=4_000,
+            noise=0.3,
+            dream_steps=300_000,
+            evaluation_episodes=20,
+            train=TrainConfig(horizon=200),
+        ),
+        # not the zoo's, and not tuned: one update a step
+        baseline=ModelFree(
+            algorithm=DQN,
+            settings={
+                "learning_rate": 6.3e-4,
+                "batch_size": 128,
+                "buffer_size": 50_000,
+                "learning_starts": 0,
+                "gamma": 0.99,
+                "target_update_interval": 250,
+                "train_freq": 4,
+                "gradient_steps": -1,
+                "exploration_fraction": 0.12,
+                "exploration_final_eps": 0.1,
+                "policy_kwargs": {"net_arch": [256, 256]},
+            },
+        ),
+    ),
+    "InvertedPendulum-v5": Task(
+        bar=1000.0,
+        target=1000.0,
+        real_steps=20_000,
+        config=ImproveConfig(
+            first_steps=1_000,
+            round_steps=1_000,
+            noise=0.3,
+            dream_steps=300_000,
+            evaluation_episodes=20,
+        ),
+        # Stable-Baselines3's own defaults
+        baseline=ModelFree(algorithm=PPO),
+    ),
+}
+"""The bars of each task, within its budget of real steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One task and seed, and the folder of its results."""
+
+    env_id: str
+    seed: int
+    work: Path
+    quick: bool
+
+    @property
+    def task(self) -> Task:
+        """The task of this run."""
+        return TASKS[self.env_id]
+
+    @property
+    def real_steps(self) -> int:
+        """Budget of real steps."""
+        return 2 * self.task.config.first_steps if self.quick else self.task.real_steps
+
+    def has(self, side: str) -> bool:
+        """Return whether "improved" or "model_free" has been measured."""
+        return (self.folder / f"{side}.json").exists()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run's results."""
+        return self.work / f"{self.env_id}-{self.seed}"
+
+    def improved(self) -> dict[str, Any]:
+        """Return the figures of the loop and of its best policy."""
+        path = self.folder / "improved.json"
+        if not path.exists():
+            config = self.task.config
+            if self.quick:
+                fit = config.fit or dreamgym.default_config(config.family)
+                fit = replace(fit, updates=40)
+                config = replace(config, fit=fit, dream_steps=4096, evaluation_episodes=2)
+            result = dreamgym.improve(
+                self.env_id,
+                real_steps=self.real_steps,
+                out=self.folder / "loop",
+                target=self.task.target,
+                seed=self.seed,
+                config=config,
+                progress=self._say,
+            )
+            measured = dreamgym.evaluate(result.load_policy(), self.env_id, episodes=EPISODES)
+            figures = {"rounds": result.rounds, "best": result.best, **measured.as_dict()}
+            path.write_text(json.dumps(figures, indent=1))
+        return json.loads(path.read_text())
+
+    def _say(self, figures: dict[str, Any]) -> None:
+        shown = ("round", "real_steps", "recorded_return", "dream_return", "real_return", "seconds")
+        print(self.env_id, self.seed, {name: figures[name] for name in shown}, flush=True)
+
+    def model_free(self) -> dict[str, Any]:
+        """Return the figures of the model-free side."""
+        path = self.folder / "model_free.json"
+        if not path.exists():
+            torch.set_num_threads(1)
+            baseline = self.task.baseline
+            env = make_vec_env(self.env_id, n_envs=baseline.num_envs, seed=self.seed)
+            agent = baseline.algorithm(
+                "MlpPolicy", env, seed=self.seed, device="cpu", **baseline.settings
+            )
+            measure = Measure(self.env_id)
+            agent.learn(
+                self.real_steps, callback=EveryNTimesteps(self.real_steps // POINTS, measure)
+            )
+            measured = dreamgym.evaluate(agent.policy, self.env_id, episodes=EPISODES)
+            figures = {**measured.as_dict(), "points": measure.points}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(figures, indent=1))
+        return json.loads(path.read_text())
+
+
+class Measure(EventCallback):
+    """Measure a model-free agent in the real environment; these steps are beside its budget too."""
+
+    def __init__(self, env_id: str) -> None:
+        super().__init__()
+        self.points: list[tuple[int, float]] = []
+        self._env_id = env_id
+
+    def _on_step(self) -> bool:
+        measured = dreamgym.evaluate(
+            self.model.policy, self._env_id, episodes=POINT_EPISODES, seed=50_000
+        )
+        self.points.append((self.num_timesteps, measured.mean))
+        return True
+
+
+def rows_of(
+    env_id: str, runs: list[Run], done_only: bool
+) -> tuple[list[Row], dict[str, list[Curve]]]:
+    """Return the figures of all seeds of a task, and its curves."""
+    began, bar = time.perf_counter(), TASKS[env_id].bar
+    if done_only:
+        runs = [run for run in runs if run.has("improved")]
+    loops = [run.improved() for run in runs]
+    baselines = {run: run.model_free() for run in runs if run.has("model_free") or not done_only}
+    rows: list[Row] = []
+    curves: dict[str, list[Curve]] = {"improve": [], "model-free": []}
+    for run, loop in zip(runs, loops, strict=True):
+        name, best = f"{env_id}, seed {run.seed}", loop["rounds"][loop["best"] - 1]
+        last = loop["rounds"][-1]
+        low, high = loop["return_interval"]
+        for what, value, unit in (
+            ("real return", loop["return_mean"], "return"),
+            ("low end of its 95% interval", low, "return"),
+            ("high end of its 95% interval", high, "return"),
+            ("real steps of the best round", best["real_steps"], "steps"),
+            ("real steps recorded", last["real_steps"], "steps"),
+            ("evaluation steps beside them", last["evaluation_steps"], "steps"),
+            ("seconds", sum(sum(each["seconds"].values()) for each in loop["rounds"]), "s"),
+        ):
+            rows.append(Row(name=f"{name}: {what}", value=value, unit=unit))
+        curves["improve"].append(
+            Curve(
+                steps=[each["real_steps"] for each in loop["rounds"]],
+                returns=[each["real_return"] for each in loop["rounds"]],
+            )
+        )
+    for run, free in baselines.items():
+        name = f"{env_id}, seed {run.seed}: model-free on {run.real_steps} real steps"
+        rows.append(Row(name=name, value=free["return_mean"], unit="return"))
+        steps, measured = zip(*free["points"], strict=True)
+        curves["model-free"].append(Curve(steps=list(steps), returns=list(measured)))
+    returns = np.array([loop["return_mean"] for loop in loops])
+    low, high = mean_interval(returns)
+    budget = f"{env_id}, {len(runs)} seeds"
+    rows += [
+        at_least(f"{budget}: mean real return", float(returns.mean()), "return", bar),
+        Row(name=f"{budget}: low end of its 95% interval", value=low, unit="return"),
+        Row(name=f"{budget}: high end of its 95% interval", value=high, unit="return"),
+    ]
+    if baselines:
+        name = f"{env_id}, {len(baselines)} seeds: mean real return, model-free"
+        mean = float(np.mean([free["return_mean"] for free in baselines.values()]))
+        rows.append(Row(name=name, value=mean, unit="return"))
+    print(f"{env_id}: {time.perf_counter() - began:.0f} s")
+    return rows, curves
+
+
+def arguments() -> argparse.Namespace:
+    parsed = parser(__doc__.splitlines()[0])
+    parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parsed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parsed.add_argument("--work", type=Path, help="folder to keep everything in")
+    parsed.add_argument(
+        "--done-only", action="store_true", help="leave out what is not in --work yet"
+    )
+    parsed.add_argument("--picture", type=Path, metavar="FILE", help="draw real return as PNG")
+    return parsed.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    rows: list[Row] = []
+    drawn: dict[str, dict[str, list[Curve]]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = chosen.work or Path(temporary)
+        for env_id in chosen.tasks[:1] if chosen.quick else chosen.tasks:
+            seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
+            runs = [Run(env_id=env_id, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
+            found, drawn[env_id] = rows_of(env_id, runs, chosen.done_only)
+            rows += found
+    if chosen.picture is not None:
+        draw_returns(drawn, {env_id: TASKS[env_id].bar for env_id in drawn}, chosen.picture)
+    report(rows, chosen)
+
+
+if __name__ == "__main__":
+    gym.logger.min_level = gym.logger.ERROR
+    main()

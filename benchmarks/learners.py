@@ -1,0 +1,182 @@
+"""Learner libraries in the dream: speed beside the bare dream, and real returns on Pendulum.
+
+Every learner of the table that is installed trains by PPO in the Pendulum world that ships:
+
+- briefly, with equal settings, at 256 and at 4,096 copies; its steps a CPU second are divided by
+  those of the dream alone, stepped with fixed actions in the same run;
+- to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
+
+`--docs` writes the table of docs/train.md from the rows of `--json` instead of measuring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from support.reporting import Row, parser, report
+
+import dreamgym
+from dreamgym.dream import DreamVectorEnv
+from dreamgym.train import LEARNERS, TrainConfig, train_policy
+from dreamgym.transfer.evaluation import mean_interval
+
+WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
+COUNTS = (256, 4096)
+EPISODES = 100
+N_STEPS, UPDATES = 32, 4
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+BEGIN, END = "<!-- learners:begin -->", "<!-- learners:end -->"
+
+NEEDS = {
+    "sb3": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
+    "ppo": ("tensors, SameStep", "yes", "its own, exact"),
+    "rsl_rl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
+    "skrl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
+    "torchrl": ("tensors, Disabled", "yes", "its own, exact"),
+}
+"""What each adapter makes: arrays and autoreset mode, whether tensors stay on the device, and what
+bootstraps a truncated dream."""
+
+
+def installed() -> list[str]:
+    """Return the names of the learners that have PPO and whose library is installed."""
+    return [
+        name
+        for name, each in LEARNERS.items()
+        if "PPO" in each.algorithms and importlib.util.find_spec(each.requires)
+    ]
+
+
+def title(name: str) -> str:
+    """Return a learner's title with the version of its library."""
+    module = LEARNERS[name].requires
+    if module == "torch":
+        return f"`{name}` ({LEARNERS[name].title})"
+    return f"`{name}` ({LEARNERS[name].title} {version(packages_distributions()[module][0])})"
+
+
+def bare_speed(count: int) -> float:
+    """Return the dream's own steps a CPU second, on tensors."""
+    env = DreamVectorEnv(WORLD, count, device="cpu", output="torch", autoreset_mode="SameStep")
+    env.reset(seed=0)
+    action = torch.zeros(env.action_space.shape)
+    for _ in range(5):
+        env.step(action)
+    start, steps = time.process_time(), 0
+    while time.process_time() < start + 1.0:
+        env.step(action)
+        steps += count
+    return steps / (time.process_time() - start)
+
+
+def training_speed(name: str, count: int) -> float:
+    """Return dream steps a CPU second of training, from the end of the first update on."""
+    moments: list[tuple[float, int]] = []
+
+    def progress(done: int, total: int, figures: dict[str, float]) -> None:
+        moments.append((time.process_time(), done))
+
+    rows = count * N_STEPS
+    config = TrainConfig(num_envs=count, n_steps=N_STEPS, batch_size=rows // 8, n_epochs=5)
+    steps = (UPDATES + 1) * rows
+    train_policy(WORLD, learner=name, steps=steps, config=config, progress=progress)
+    (start, before), (end, after) = moments[0], moments[-1]
+    return (after - before) / (end - start)
+
+
+def real_returns(name: str, seed: int, steps: int | None, episodes: int) -> np.ndarray:
+    """Train a policy in the dream, and return its returns in the real environment."""
+    policy = train_policy(WORLD, learner=name, seed=seed, steps=steps)
+    return dreamgym.evaluate(policy, TASK, episodes=episodes).returns
+
+
+def measure(names: list[str], seeds: int, quick: bool, partial: Path | None) -> list[Row]:
+    """Return all rows; they are kept in `partial` as they come."""
+    rows: list[Row] = []
+
+    def add(label: str, value: float, unit: str) -> None:
+        rows.append(Row(name=label, value=value, unit=unit))
+        print(label, f"{value:.4g}", unit, file=sys.stderr, flush=True)
+        if partial is not None:
+            partial.write_text(json.dumps([asdict(row) for row in rows]))
+
+    for count in COUNTS[:1] if quick else COUNTS:
+        for name in names:
+            speed = training_speed(name, count)
+            share = speed / bare_speed(count)
+            add(f"{name}: steps a CPU second at {count} copies", speed, "1/s")
+            add(f"{name}: steps at {count} copies, share of the bare dream", share, "ratio")
+    if quick:
+        return rows
+    returns: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(seeds):
+        for name in names:
+            mean = float(real_returns(name, seed, None, EPISODES).mean())
+            returns[name].append(mean)
+            add(f"{name}: real return, seed {seed}", mean, "return")
+    for name, values in returns.items():
+        low, high = mean_interval(np.asarray(values))
+        add(f"{name}: real return, mean of {seeds} seeds", float(np.mean(values)), "return")
+        add(f"{name}: low end of its 95% interval", low, "return")
+        add(f"{name}: high end of its 95% interval", high, "return")
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Return the table of docs/train.md."""
+    values = {row["name"]: row["value"] for row in rows}
+    lines = [
+        "| learner | dream | tensors stay on the device | truncation | share of the bare dream's "
+        "speed at 256 / 4,096 | real Pendulum return |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, needs in NEEDS.items():
+        seeds = [each for each in values if each.startswith(f"{name}: real return, seed ")]
+        if not seeds:
+            continue
+        shares = " / ".join(
+            f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
+            for count in COUNTS
+        )
+        returns = ", ".join(f"{values[each]:.0f}" for each in seeds)
+        numbers = ", ".join(each.rsplit(" ", 1)[1] for each in seeds)
+        result = f"{returns} (seed{'s' * (len(seeds) > 1)} {numbers})"
+        lines.append(f"| {' | '.join([title(name), *needs, shares, result])} |")
+    return "\n".join(lines)
+
+
+def write_docs(file: Path) -> None:
+    """Replace the table of docs/train.md by that of a file of rows."""
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    text = DOCS.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    DOCS.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}", encoding="utf-8")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.docs:
+        write_docs(arguments.json)
+        return
+    torch.set_num_threads(1)
+    partial = arguments.json and arguments.json.with_suffix(".partial")
+    rows = measure(arguments.learners, arguments.seeds, arguments.quick, partial)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    report(rows, arguments)
+
+
+if __name__ == "__main__":
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--docs", action="store_true", help="write the table of docs/train.md")
+    main(options.parse_args())

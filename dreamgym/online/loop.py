@@ -1,0 +1,343 @@
+"""The online loop: record, refit, train in the dream, measure, and again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamgym._files import atomic_file, local_path, partial_path
+from dreamgym.data import Dataset, PolicyLike, record, resume
+from dreamgym.errors import OnlineError
+from dreamgym.models import ModelSpec, WorldModel
+from dreamgym.online.config import ImproveConfig
+from dreamgym.online.exploration import NoisyPolicy
+from dreamgym.online.stages import (
+    Parts,
+    acting,
+    checked_learner,
+    fit_world,
+    save_killed,
+    train_in_dreams,
+)
+from dreamgym.train import TrainedPolicy, load_policy
+from dreamgym.transfer import LatentAgent, evaluate
+from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.world import World, load
+
+Figures = dict[str, Any]
+Progress = Callable[[Figures], None]
+
+SETTINGS, FIGURES = "settings.json", "figures.json"
+DATA, WORLD, POLICY = "data.h5", "world", "policy"
+
+# streams of random numbers of a round
+_RECORD, _TRAIN, _EVALUATE = range(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """What the online loop has made.
+
+    Attributes:
+        folder: folder of all rounds.
+        rounds: figures of each round, JSON-plain; see `improve`.
+        best: number of the round, from 1, whose policy has the highest real return; the last round
+            where nothing was measured.
+        reached: whether its real return reached the target.
+    """
+
+    folder: Path
+    rounds: list[Figures]
+    best: int
+    reached: bool
+
+    @property
+    def real_steps(self) -> int:
+        """Real steps that were recorded: those of the budget."""
+        return int(self.rounds[-1]["real_steps"])
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Real steps that measuring took, beside the budget."""
+        return int(self.rounds[-1]["evaluation_steps"])
+
+    @property
+    def policy_path(self) -> Path:
+        """File of the best round's policy."""
+        return self.folder / self.rounds[self.best - 1]["policy"]
+
+    def load_policy(self) -> TrainedPolicy:
+        """Read the best round's policy."""
+        return load_policy(self.policy_path)
+
+    def load_world(self) -> World:
+        """Read the world that the best round's policy was trained in."""
+        return load(self.folder / self.rounds[self.best - 1]["world"])
+
+
+def improve(  # noqa: PLR0913 - what to improve is four of them
+    env: EnvSource,
+    *,
+    real_steps: int,
+    out: str | Path,
+    target: float | None = None,
+    seed: int = 0,
+    config: ImproveConfig | None = None,
+    progress: Progress | None = None,
+) -> Improvement:
+    """Improve a policy in rounds: record, refit the world, train in its dreams, measure.
+
+    Every round is a folder `round-001`, ... in `out` with its dataset, world, policy and figures.
+    Each file appears when it is complete, so a loop that was stopped at any moment, also by
+    SIGKILL, goes on from there when it is called again with the same arguments. (Of a recording
+    that is killed, the open episode is lost; its steps are not counted.) A larger `real_steps`
+    continues a loop that has ended.
+
+    Real steps that are recorded count towards the budget, `real_steps`. Those that measuring a
+    policy takes are counted beside it (`evaluation_steps`), and never used to fit a world. The
+    best round is chosen by its real return, never by the return in a dream.
+
+    The figures of a round are `round`, `steps` (recorded in it), `real_steps` (so far),
+    `evaluation_steps` (so far), `episodes` and `recorded_return` (complete episodes of its data and
+    their mean return, None without any), `updates`, `held_out_loss`, `horizon` and `dream_steps` of
+    its fit and training, `dream_return` (at the end of the training), `real_return`,
+    `real_interval` (95%) and `real_length` (of the policy that it trained, None where nothing was
+    measured), `seconds` by stage, and `data`, `world` and `policy`, paths relative to `out`.
+
+    Args:
+        env: an id, an `EnvSpec` or its JSON, or a function that makes a `gym.Env`.
+        real_steps: real steps to record in all, the budget.
+        out: folder of the rounds; it is made, or continued.
+        target: mean real return over `config.evaluation_episodes` episodes at which the loop stops.
+        seed: seed of everything random.
+        config: settings.
+        progress: called with the figures of each round when it ends.
+
+    Returns:
+        Figures, policies and worlds.
+
+    Raises:
+        OnlineError: `out` was made with other settings, a number is out of range, or settings do
+            not go together.
+        TransferError: there is no such environment.
+    """
+    if real_steps < 1:
+        raise OnlineError(f"real_steps is {real_steps}; expected at least 1")
+    config = config or ImproveConfig()
+    if target is not None and not config.evaluation_episodes:
+        raise OnlineError("a target needs real episodes: give evaluation_episodes of at least 1")
+    loop = _Loop(env, real_steps, local_path(out, OnlineError), config, seed)
+    loop.check_settings()
+    rounds: list[Figures] = []
+    while True:
+        figures = loop.round(rounds)
+        rounds.append(figures)
+        if progress is not None:
+            progress(figures)
+        best = _best(rounds)
+        mean = rounds[best - 1]["real_return"]
+        reached = target is not None and mean is not None and mean >= target
+        if reached or figures["real_steps"] >= real_steps:
+            return Improvement(folder=loop.out, rounds=rounds, best=best, reached=reached)
+
+
+def _best(rounds: list[Figures]) -> int:
+    """Return the number of the round with the highest real return, the later of equals."""
+    returns = [-np.inf if each["real_return"] is None else each["real_return"] for each in rounds]
+    return int(len(returns) - np.argmax(returns[::-1]))
+
+
+class _Loop:
+    """One loop: its environment, settings and folder."""
+
+    def __init__(
+        self, env: EnvSource, real_steps: int, out: Path, config: ImproveConfig, seed: int
+    ) -> None:
+        self.maker = env_maker(env)
+        self.real_steps, self.out, self.config, self.seed = real_steps, out, config, seed
+        self.suffix = checked_learner(config).suffix
+
+    def check_settings(self) -> None:
+        """Write the settings to a new folder, or check that they are those of an existing one."""
+        with make_env(self.maker) as env:
+            name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        settings = {"env": name, "seed": self.seed, "config": _plain(self.config)}
+        path = self.out / SETTINGS
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            return
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        differing = _differences(saved, settings)
+        if differing:
+            raise OnlineError(
+                f"{self.out} was made with other settings: {'; '.join(differing)}; give those to "
+                "continue it, or another folder"
+            )
+
+    def round(self, earlier: list[Figures]) -> Figures:
+        """Return the figures of the next round, which is done as far as it has not been."""
+        number = len(earlier) + 1
+        folder = self.out / f"round-{number:03d}"
+        path = folder / FIGURES
+        if path.exists():
+            found: Figures = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        used = earlier[-1]["real_steps"] if earlier else 0
+        steps = self.config.round_steps if earlier else self.config.first_steps
+        steps = min(steps, self.real_steps - used)
+        clock = _Clock()
+        figures = {"round": number, "steps": steps, "real_steps": used + steps}
+        figures |= self._record(folder / DATA, steps, earlier)
+        clock.stop("record")
+        world = self._fit(folder / WORLD, steps, earlier)
+        figures |= _fit_figures(world)
+        clock.stop("fit")
+        policy = self._train(folder / f"{POLICY}{self.suffix}", world, steps, earlier)
+        clock.stop("train")
+        figures |= {
+            "dream_steps": policy.card.steps,
+            "dream_return": policy.curve[-1][1] if policy.curve else None,
+            **self._evaluate(policy, world, number),
+        }
+        clock.stop("evaluate")
+        figures["evaluation_steps"] += earlier[-1]["evaluation_steps"] if earlier else 0
+        figures["seconds"] = clock.seconds
+        for name in (DATA, WORLD, f"{POLICY}{self.suffix}"):
+            figures[name.split(".")[0]] = f"{folder.name}/{name}"
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        return figures
+
+    def _record(self, path: Path, steps: int, earlier: list[Figures]) -> Figures:
+        """Record the steps of a round, as far as its dataset does not hold them."""
+        seed = self._seed(len(earlier) + 1, _RECORD)
+        with make_env(self.maker) as env:
+            policy = self._recording_policy(env, earlier)
+            if partial_path(path).exists():  # the process was killed
+                save_killed(path)
+            if path.exists():
+                resume(env, steps=steps, out=path, policy=policy)
+            else:
+                record(env, steps=steps, out=path, policy=policy, seed=seed)
+        with Dataset(path) as data:
+            episodes = [data.episode(index) for index in range(data.num_episodes)]
+        returns = [float(each.rewards.sum()) for each in episodes if each.complete]
+        return {
+            "episodes": len(returns),
+            "recorded_return": float(np.mean(returns)) if returns else None,
+        }
+
+    def _recording_policy(self, env: Any, earlier: list[Figures]) -> PolicyLike:
+        if not earlier:
+            return self.config.first_policy
+        own = acting(self._last_policy(earlier), self.out / earlier[-1]["world"])
+        return NoisyPolicy(own, env.action_space, self.config.noise)
+
+    def _fit(self, path: Path, steps: int, earlier: list[Figures]) -> World:
+        """Return the world of a round, fitted to the data of all rounds so far."""
+        if path.exists():
+            return load(path)
+        last = load(self.out / earlier[-1]["world"]) if earlier else None
+        data = self._data(path.parent, steps, earlier)
+        return fit_world(self.config, data, path, steps=steps, last=last, seed=self.seed)
+
+    def _train(self, path: Path, world: World, steps: int, earlier: list[Figures]) -> TrainedPolicy:
+        """Return the policy of a round, trained in the dreams of its world."""
+        if path.exists():
+            return load_policy(path)
+        used = (earlier[-1]["real_steps"] if earlier else 0) + steps
+        return train_in_dreams(
+            self.config,
+            world,
+            path,
+            data=self._data(path.parent, steps, earlier),
+            steps=steps,
+            bonus=self.config.bonus * max(0.0, 1 - used / self.real_steps),
+            initial=self._last_policy(earlier) if earlier else None,
+            seed=self._seed(len(earlier) + 1, _TRAIN),
+        )
+
+    def _data(self, folder: Path, steps: int, earlier: list[Figures]) -> Parts:
+        """Return the datasets of all rounds so far with their steps."""
+        before = [(self.out / each["data"], float(each["steps"])) for each in earlier]
+        return [*before, (folder / DATA, float(steps))]
+
+    def _evaluate(self, policy: TrainedPolicy, world: World, number: int) -> Figures:
+        """Return the real return of a policy."""
+        if not self.config.evaluation_episodes:
+            nothing = dict.fromkeys(("real_return", "real_interval", "real_length"))
+            return {**nothing, "evaluation_steps": 0}
+        measurable: PolicyLike = policy
+        if policy.view == "latent":
+            measurable = LatentAgent(policy, world, deterministic=True)
+        measured = evaluate(
+            measurable,
+            self.maker,
+            episodes=self.config.evaluation_episodes,
+            seed=self._seed(number, _EVALUATE),
+        )
+        return {
+            "real_return": measured.mean,
+            "real_interval": list(measured.interval),
+            "real_length": float(measured.lengths.mean()),
+            "evaluation_steps": measured.steps,
+        }
+
+    def _last_policy(self, earlier: list[Figures]) -> TrainedPolicy:
+        return load_policy(self.out / earlier[-1]["policy"])
+
+    def _seed(self, number: int, stream: int) -> int:
+        """Return the seed of a stream of random numbers in a round, below 2**31."""
+        words = np.random.SeedSequence(self.seed, spawn_key=(number, stream)).generate_state(1)
+        return int(words[0] >> 1)
+
+
+class _Clock:
+    """Seconds of each stage of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Note the seconds since the last stage ended."""
+        now = time.perf_counter()
+        self.seconds[stage], self._started = round(now - self._started, 2), now
+
+
+def _fit_figures(world: World) -> Figures:
+    return {
+        "updates": world.provenance["updates"],
+        "held_out_loss": world.provenance["best_held_out_loss"],
+        "horizon": world.horizon,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a config as JSON-plain values, models by their spec."""
+    if isinstance(value, WorldModel):
+        return repr(ModelSpec.of(value))
+    if is_dataclass(value):
+        return {key: _plain(each) for key, each in vars(value).items()}
+    return json.loads(json.dumps(value, default=repr))
+
+
+def _differences(saved: Any, given: Any, place: str = "") -> list[str]:
+    """Describe where two JSON values differ."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        keys = [*saved, *(key for key in given if key not in saved)]
+        return [
+            text
+            for key in keys
+            for text in _differences(
+                saved.get(key), given.get(key), f"{place}.{key}" if place else key
+            )
+        ]
+    return [] if saved == given else [f"{place} was {saved!r}, here {given!r}"]

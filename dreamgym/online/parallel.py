@@ -1,0 +1,225 @@
+"""The online loop as two processes: an actor that never waits, and a learner beside it.
+
+Wu et al. 2022, "DayDreamer: world models for physical robot learning", arXiv 2206.14176, section 2:
+the actor records episodes with the newest weights that it finds, the learner fits and trains on the
+episodes that it finds. They share a folder and nothing else:
+
+    episodes/00000.h5   a dataset of `round_steps` real steps; it has its name when it is complete
+    weights.json        the newest version; replaced atomically
+    version-001/        a world and a policy; never changed once weights.json names it
+    actor.jsonl         a line for each episode: the version that acted, and its age
+
+Either may be killed at any moment and started again. An actor that is killed loses its open episode
+(those before are saved at its next start), a learner the version that it was making.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from dreamgym._files import atomic_file, local_path
+from dreamgym.data import Dataset, Policy, record
+from dreamgym.data.policies import make_policy
+from dreamgym.errors import OnlineError
+from dreamgym.online.config import ImproveConfig
+from dreamgym.online.exploration import NoisyPolicy
+from dreamgym.online.stages import acting, checked_learner, fit_world, save_killed, train_in_dreams
+from dreamgym.train import load_policy
+from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.world import load
+
+WEIGHTS = "weights.json"
+POLL_SECONDS = 0.1
+"""Time between two looks of a learner for new episodes."""
+
+
+class LatestPolicy:
+    """A `Policy` that takes the newest weights of a learner at the start of every episode.
+
+    It never waits: until there are weights, it is the first policy. A robot's own loop calls
+    `reset([0], [seed])` at the start of an episode and `act([observation], [0])[0]` at every step.
+
+    Args:
+        folder: folder that the actor and the learner share.
+        env: environment to act in, for its spaces.
+        config: settings; `first_policy` and `noise` are used.
+        log: file to which a line of JSON is added at the start of every episode: `version` (0 for
+            the first policy), `age_seconds` since these weights were published, `age_steps` acted
+            with them so far, and `time`. None writes nothing.
+    """
+
+    name = "latest"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        env: gym.Env[Any, Any],
+        config: ImproveConfig | None = None,
+        *,
+        log: str | Path | None = None,
+    ) -> None:
+        self._folder, self._env = local_path(folder, OnlineError), env
+        self._config = config or ImproveConfig()
+        self._log = None if log is None else local_path(log, OnlineError)
+        self._policy: Policy = make_policy(self._config.first_policy, env)
+        self._weights: dict[str, Any] = {"version": 0, "time": time.time()}
+        self._steps = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that act; 0 for the first policy."""
+        return int(self._weights["version"])
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """See `Policy.reset`; newer weights are loaded if there are any."""
+        newest = read_weights(self._folder)
+        if newest is not None and newest["version"] != self.version:
+            policy = load_policy(self._folder / newest["policy"])
+            own = acting(policy, self._folder / newest["world"])
+            self._policy = NoisyPolicy(own, self._env.action_space, self._config.noise)
+            self._weights, self._steps = newest, 0
+        if self._log is not None:
+            now = time.time()
+            line = {
+                "version": self.version,
+                "age_seconds": round(now - self._weights["time"], 3),
+                "age_steps": self._steps,
+                "time": now,
+            }
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self._policy.reset(rows, seeds)
+
+    def act(self, observations: Any, rows: Sequence[int]) -> Sequence[Any]:
+        """See `Policy.act`."""
+        self._steps += len(rows)
+        return self._policy.act(observations, rows)
+
+
+def act(
+    env: EnvSource,
+    folder: str | Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    config: ImproveConfig | None = None,
+) -> None:
+    """Record real steps with the newest weights, as the actor of two processes.
+
+    Args:
+        env: an id, an `EnvSpec` or its JSON, or a function that makes a `gym.Env`.
+        folder: folder that is shared with the learner.
+        steps: real steps to record in this call.
+        seed: seed of the episodes; every start of the actor has its own episodes.
+        config: settings, the learner's; `round_steps` is the size of a dataset.
+
+    Raises:
+        TransferError: there is no such environment.
+    """
+    config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
+    episodes = folder / "episodes"
+    for partial in episodes.glob("*.h5.partial"):  # of an actor that was killed
+        save_killed(partial)
+    recorded, number = 0, len(_datasets(folder))
+    with make_env(env_maker(env)) as made:
+        policy = LatestPolicy(folder, made, config, log=folder / "actor.jsonl")
+        while recorded < steps:
+            count = min(config.round_steps, steps - recorded)
+            # a seed of its own, so that no dataset repeats the episodes of another
+            own = int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
+            record(made, steps=count, out=episodes / f"{number:05d}.h5", policy=policy, seed=own)
+            recorded, number = recorded + count, number + 1
+
+
+def learn(
+    folder: str | Path,
+    *,
+    versions: int,
+    seed: int = 0,
+    config: ImproveConfig | None = None,
+) -> dict[str, Any]:
+    """Fit and train on the episodes that an actor records, as the learner of two processes.
+
+    It waits for `config.first_steps` real steps, and then for a new dataset before each version.
+    The real environment is not used.
+
+    Args:
+        folder: folder that is shared with the actor.
+        versions: number of the last version to publish; those that are there count.
+        seed: seed of everything random.
+        config: settings; `evaluation_episodes` and `bonus` do not apply.
+
+    Returns:
+        What `weights.json` holds: `version`, `policy` and `world` (paths relative to the folder),
+        `real_steps` that the world was fitted to, and the `time` of publishing.
+    """
+    config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
+    suffix = checked_learner(config).suffix
+    newest = read_weights(folder)
+    while newest is None or newest["version"] < versions:
+        seen = 0 if newest is None else newest["real_steps"]
+        data = _wait_for_data(folder, max(seen + 1, config.first_steps))
+        version = 1 if newest is None else newest["version"] + 1
+        made = folder / f"version-{version:03d}"
+        if made.exists():  # of a learner that was killed
+            shutil.rmtree(made)
+        total = sum(int(count) for _, count in data)
+        last = None if newest is None else load(folder / newest["world"])
+        initial = None if newest is None else load_policy(folder / newest["policy"])
+        steps = total - seen
+        world = fit_world(config, data, made / "world", steps=steps, last=last, seed=seed)
+        train_in_dreams(
+            config,
+            world,
+            made / f"policy{suffix}",
+            data=data,
+            steps=steps,
+            bonus=0.0,
+            initial=initial,
+            seed=seed + version,
+        )
+        newest = {
+            "version": version,
+            "policy": f"{made.name}/policy{suffix}",
+            "world": f"{made.name}/world",
+            "real_steps": total,
+            "time": time.time(),
+        }
+        with atomic_file(folder / WEIGHTS) as temporary:
+            temporary.write_text(json.dumps(newest), encoding="utf-8")
+    return newest
+
+
+def read_weights(folder: Path) -> dict[str, Any] | None:
+    """Return what `weights.json` holds; None before the first version."""
+    try:
+        found: dict[str, Any] = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _datasets(folder: Path) -> list[Path]:
+    """Return the complete datasets of the actor."""
+    return sorted((folder / "episodes").glob("*.h5"))
+
+
+def _wait_for_data(folder: Path, steps: int) -> list[tuple[str | Path | Dataset, float]]:
+    """Wait until there are as many real steps; return the datasets and their steps."""
+    counts: dict[Path, float] = {}
+    while True:
+        for path in _datasets(folder):
+            if path not in counts:
+                with Dataset(path) as data:
+                    counts[path] = float(data.num_steps)
+        if sum(counts.values()) >= steps:
+            return list(counts.items())
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,85 @@
+"""Model predictive path integral control over sequences of continuous actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamgym.models import State
+from dreamgym.train.planners.base import Plan, Planner, PlannerConfig, shifted, take
+from dreamgym.train.planners.boxes import BoxActions
+from dreamgym.train.planners.noise import keyed, normals
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPPIConfig(PlannerConfig):
+    """Settings of `MPPI`.
+
+    Attributes:
+        candidates: sequences of actions in an iteration.
+        iterations: number of iterations.
+        elites: best candidates, which are weighted.
+        temperature: difference of returns, in the environment's units, by which a candidate weighs
+            e times less.
+        std: standard deviation at the start; a bounded action has the range [-1, 1].
+        min_std: smallest standard deviation; with `std` equal to it, the deviation is constant.
+    """
+
+    candidates: int = 512
+    iterations: int = 6
+    elites: int = 64
+    temperature: float = 1.0
+    std: float = 1.0
+    min_std: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; expected a number above 0")
+
+
+class MPPI(Planner):
+    """MPPI (Williams et al. 2017, arXiv 1707.02342) in the form of TD-MPC2 (arXiv 2310.16828).
+
+    Mean and standard deviation are those of the best candidates, weighted by the exponential of
+    their return; the mean is the plan.
+    """
+
+    config_type = MPPIConfig
+    config: MPPIConfig
+
+    def __init__(self, model: Any, config: MPPIConfig | None = None, **prior: Any) -> None:
+        super().__init__(model, config, **prior)
+        self.box = BoxActions(model.action_space, self.device)
+
+    def initial(self, batch_size: int) -> dict[str, Tensor]:
+        """See `Planner.initial`."""
+        shape = (batch_size, self.config.horizon, self.box.size)
+        return {"mean": self.box.clip(torch.zeros(shape, device=self.device))}
+
+    def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
+        config, mean = self.config, memory["mean"]
+        std = torch.full_like(mean, config.std)
+        shape = (config.horizon, self.box.size)
+        proposed = self.proposed(state, keys)
+        value = torch.zeros(len(mean), device=self.device)
+        for iteration in range(config.iterations):
+            iteration_keys = keyed(keys, iteration)
+            noise = normals(iteration_keys, config.candidates, shape)
+            noise[:, 0] = 0.0
+            candidates = torch.addcmul(mean.unsqueeze(1), std.unsqueeze(1), noise)
+            candidates = self.box.clip(candidates)
+            if proposed is not None:
+                candidates = torch.cat([candidates, self.box.units(proposed)], 1)
+            returns = self.returns(state, self.box.raw(candidates), iteration_keys)
+            best = returns.topk(config.elites, 1)
+            elites, value = take(candidates, best.indices), best.values[:, 0]
+            weight = ((best.values - value.unsqueeze(1)) / config.temperature).softmax(1)
+            weight = weight[:, :, None, None]
+            mean = (weight * elites).sum(1)
+            variance = (weight * (elites - mean.unsqueeze(1)).square()).sum(1)
+            std = variance.sqrt().clamp(config.min_std, max(config.std, config.min_std))
+        return Plan(self.box.raw(mean), value, {"mean": shifted(mean, config.execute)})

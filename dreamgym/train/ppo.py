@@ -1,0 +1,228 @@
+"""PPO in one file, on tensors: neither its rollouts nor its updates leave the dream's device.
+
+(Schulman et al. 2017, "Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7;
+advantages by Schulman et al. 2015, arXiv 1506.02438, eq. 16.)
+
+The functions of `dreamgym.train.registry.LearnerLibrary` are at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.dream.wrappers import EpisodeStatistics
+from dreamgym.train.dreams import dream_for
+from dreamgym.train.network import ActorCritic, load, save
+from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
+from dreamgym.train.policy import TrainedPolicy
+from dreamgym.train.training import TrainingRun
+
+__all__ = ["PPO", "PPOSettings", "adapter", "check", "load", "save", "train"]
+
+STEPS = 400_000
+NUM_ENVS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOSettings:
+    """Settings of PPO.
+
+    Attributes:
+        n_steps: steps of every dream between two updates.
+        batch_size: rows of one gradient step.
+        n_epochs: passes over a rollout.
+        gamma: discount factor.
+        gae_lambda: lambda of generalised advantage estimation.
+        learning_rate: learning rate of Adam.
+        clip_range: how far the ratio of probabilities may leave 1.
+        ent_coef: weight of the entropy.
+        vf_coef: weight of the value loss.
+        max_grad_norm: norm to which gradients are clipped.
+    """
+
+    n_steps: int = 64
+    batch_size: int = 1024
+    n_epochs: int = 5
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    learning_rate: float = 1e-3
+    clip_range: float = 0.2
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+class Rollout(NamedTuple):
+    """T steps of N dreams.
+
+    Attributes:
+        observation: (T, N, n) standardised observations.
+        next_observation: (T, N, n) standardised observations after the step, the last ones of
+            episodes that ended included.
+        action: (T, N, ...) what the network chose.
+        log_prob: (T, N) of these actions.
+        reward: (T, N), scaled.
+        terminated: (T, N) bool.
+        done: (T, N) bool, terminated or truncated.
+    """
+
+    observation: Tensor
+    next_observation: Tensor
+    action: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    terminated: Tensor
+    done: Tensor
+
+
+class PPO:
+    """Proximal policy optimisation in a dream.
+
+    Args:
+        env: a dream with output="torch" in SameStep mode, or a wrapper on tensors around one.
+        network: network to train, on the dream's device.
+        settings: settings of the algorithm.
+        reward_scale: factor on the rewards.
+        seed: seed of the dream, the actions and the minibatches.
+
+    Attributes:
+        num_timesteps: dream steps so far.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        network: ActorCritic,
+        settings: PPOSettings,
+        *,
+        reward_scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.env, self.network, self.settings = env, network, settings
+        self.reward_scale, self.num_timesteps = reward_scale, 0
+        self.generator = torch.Generator(network.device).manual_seed(seed)
+        self.optimizer = torch.optim.Adam(
+            network.parameters(), settings.learning_rate, eps=1e-5, foreach=True
+        )
+        self._observation = network.standardise(env.reset(seed=seed)[0])
+
+    @torch.no_grad()
+    def collect(self) -> Rollout:
+        """Step the dream `n_steps` times under the current policy."""
+        network, steps = self.network, []
+        for _ in range(self.settings.n_steps):
+            outputs = network.actor(self._observation)
+            action = network.sample(outputs, self.generator)
+            log_prob, _ = network.log_prob(outputs, action)
+            observation, reward, terminated, truncated, info = self.env.step(network.codec(action))
+            before, done = self._observation, terminated | truncated
+            self._observation = network.standardise(observation)
+            after = network.standardise(info["final_obs"])
+            reward = reward * self.reward_scale
+            steps.append(Rollout(before, after, action, log_prob, reward, terminated, done))
+        self.num_timesteps += len(steps) * len(self._observation)
+        return Rollout(*(torch.stack(leaves) for leaves in zip(*steps, strict=True)))
+
+    @torch.no_grad()
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return advantages and targets of the values, each (T, N).
+
+        The value after a step is that of the true next observation, and counts unless the step
+        terminated the episode: a truncated episode is bootstrapped.
+        """
+        gamma, decay = self.settings.gamma, self.settings.gamma * self.settings.gae_lambda
+        value, following = (
+            self.network.critic(part).squeeze(-1)
+            for part in (rollout.observation, rollout.next_observation)
+        )
+        delta = rollout.reward + gamma * following * ~rollout.terminated - value
+        kept = decay * ~rollout.done
+        advantage = torch.empty_like(delta)
+        last = torch.zeros_like(delta[0])
+        for step in reversed(range(len(delta))):
+            last = delta[step] + kept[step] * last
+            advantage[step] = last
+        return advantage, advantage + value
+
+    def update(self, rollout: Rollout) -> None:
+        """Take the gradient steps of one rollout."""
+        settings = self.settings
+        advantage, target = self.advantages(rollout)
+        rows = advantage.numel()
+        parts = [
+            part.reshape(rows, *part.shape[2:])
+            for part in (rollout.observation, rollout.action, rollout.log_prob, advantage, target)
+        ]
+        for _ in range(settings.n_epochs):
+            order = torch.randperm(rows, device=advantage.device, generator=self.generator)
+            shuffled = [part[order].split(settings.batch_size) for part in parts]
+            for batch in zip(*shuffled, strict=True):
+                self._gradient_step(*batch)
+
+    def _gradient_step(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        log_prob: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+    ) -> None:
+        settings, network = self.settings, self.network
+        new, entropy = network.log_prob(network.actor(observation), action)
+        ratio = (new - log_prob).exp()
+        low, high = 1 - settings.clip_range, 1 + settings.clip_range
+        if len(advantage) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        gain = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage).mean()
+        error = (network.critic(observation).squeeze(-1) - target).square().mean()
+        loss = settings.vf_coef * error - gain - settings.ent_coef * entropy.mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
+
+
+def adapter(env: DreamVectorEnv, **options: Any) -> DreamVectorEnv:
+    """See `LearnerLibrary.adapter`: a dream on tensors in SameStep mode."""
+    return dream_for(env, library="PPO", autoreset_mode="SameStep", output="torch")
+
+
+def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
+    """See `LearnerLibrary.unsupported`."""
+    return unsupported_space("ppo", space)
+
+
+def check(run: TrainingRun) -> None:
+    """See `LearnerLibrary.check`."""
+    settings_of(run, PPOSettings())
+
+
+def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
+    """See `LearnerLibrary.train`."""
+    settings = settings_of(run, PPOSettings())
+    num_envs, steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
+    dream = run.make_dream(num_envs, output="torch")
+    try:
+        torch.manual_seed(run.seed)
+        network, made = make_network(run, dream, settings.gamma)
+        statistics = EpisodeStatistics(dream)
+        scale = made["reward_scale"]
+        learner = PPO(statistics, network, settings, reward_scale=scale, seed=run.seed)
+        curve, finished = Curve(run, steps), True
+        try:
+            while learner.num_timesteps < steps:
+                learner.update(learner.collect())
+                curve.add(learner.num_timesteps, statistics)
+        except KeyboardInterrupt:
+            finished = False
+        done = {"steps": learner.num_timesteps, "curve": curve.points}
+        card = run.card(dream, settings=asdict(settings), **made, **done)
+        return TrainedPolicy(network=network.eval(), card=card, algorithm=learner), finished
+    finally:
+        dream.close()

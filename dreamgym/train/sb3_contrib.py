@@ -1,0 +1,54 @@
+"""The algorithms of sb3-contrib, trained and saved as those of Stable-Baselines3.
+
+The functions of `dreamgym.train.registry.LearnerLibrary` are those of `dreamgym.train.sb3`.
+RecurrentPPO, MaskablePPO and ARS train behind `SB3VecEnv` as they are.
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from dreamgym.train.registry import LEARNERS
+
+LEARNERS["sb3-contrib"].require_installed()
+
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ  # noqa: E402 - the library comes first
+
+from dreamgym.train.sb3 import adapter, check, load, save, train, unsupported  # noqa: E402
+from dreamgym.train.sb3.algorithms import ALGORITHMS, Algorithm  # noqa: E402
+
+__all__ = ["adapter", "check", "load", "save", "train", "unsupported"]
+
+_SAC, _DQN, _PPO = ALGORITHMS["SAC"], ALGORITHMS["DQN"], ALGORITHMS["PPO"]
+
+ALGORITHMS.update(
+    {
+        "TQC": Algorithm(
+            learner=TQC,
+            steps=_SAC.steps,
+            num_envs=_SAC.num_envs,
+            action_space=gym.spaces.Box,
+            settings=_SAC.settings,
+        ),
+        "CrossQ": Algorithm(
+            learner=CrossQ,
+            steps=_SAC.steps,
+            num_envs=_SAC.num_envs,
+            action_space=gym.spaces.Box,
+            settings=_SAC.settings,
+        ),
+        "QRDQN": Algorithm(
+            learner=QRDQN,
+            steps=_DQN.steps,
+            num_envs=_DQN.num_envs,
+            action_space=gym.spaces.Discrete,
+            settings=_DQN.settings,
+        ),
+        "TRPO": Algorithm(
+            learner=TRPO,
+            steps=_PPO.steps,
+            num_envs=_PPO.num_envs,
+            settings={name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
+        ),
+    }
+)

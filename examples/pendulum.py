@@ -1,0 +1,45 @@
+"""Solve Pendulum in the dream with any learner of the table, and measure it in reality.
+
+    python examples/pendulum.py --learner ppo
+    python examples/pendulum.py --learner skrl --seeds 3
+
+It trains in the world that ships, saves each policy, reads it again, and runs 100 real episodes.
+`--learner ppo` is dreamgym/train/ppo.py: PPO in one file, which never leaves the dream's device.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import dreamgym
+from dreamgym.train import LEARNERS, load_policy, train_policy
+
+WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
+
+
+def main() -> None:
+    names = [name for name, each in LEARNERS.items() if "PPO" in each.algorithms]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--learner", choices=names, default="ppo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="dream steps; by default the learner's own")
+    parser.add_argument("--episodes", type=int, default=100, help="real episodes")
+    parser.add_argument("--out", type=Path, default=Path("pendulum"), help="folder of the policies")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    means = []
+    for seed in range(options.seeds):
+        path = LEARNERS[options.learner].policy_path(options.out / f"{options.learner}-{seed}")
+        train_policy(WORLD, learner=options.learner, seed=seed, steps=options.steps, out=path)
+        result = dreamgym.evaluate(load_policy(path), TASK, episodes=options.episodes)
+        low, high = result.interval
+        print(f"seed {seed}: real return {result.mean:.0f}, 95% interval {low:.0f} to {high:.0f}")
+        means.append(result.mean)
+    print(f"{options.learner}: {np.mean(means):.0f} over {options.seeds} seeds")
+
+
+if __name__ == "__main__":
+    main()
