@@ -620,7 +620,7 @@ def test_a_killed_recording_is_recovered(run: Run, tmp_path: Path) -> None:
 def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "world.fitting.safetensors"
     done = interrupt(
-        f"fit {made}/cartpole.h5 --updates 1000000 --out {tmp_path}/world",
+        f"fit {made}/cartpole.h5 --updates 1000000 --evaluate-every 5 --out {tmp_path}/world",
         checkpoint.exists,
         cwd=tmp_path,
     )
@@ -630,6 +630,7 @@ def test_ctrl_c_while_fitting_keeps_a_checkpoint(made: Path, tmp_path: Path) -> 
     assert not (tmp_path / "world").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
 def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) -> None:
     start = time.monotonic()

@@ -57,7 +57,10 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("kind", HEALTHY)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow) if k == "jepa" else k for k in HEALTHY],
+)
 def test_a_healthy_model_raises_no_alarm(kind, dataset):
     assert raised(fitted(build(*HEALTHY[kind]), dataset), dataset) == []
 
