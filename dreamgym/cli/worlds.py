@@ -183,8 +183,13 @@ def train(
         ),
     ],
     algo: Annotated[
-        str, typer.Option("--algo", metavar="NAME", help=f"{describe_algorithms()}.")
-    ] = "PPO",
+        str | None,
+        typer.Option(
+            "--algo",
+            metavar="NAME",
+            help=f"{describe_algorithms()}. Default: the first of the learner.",
+        ),
+    ] = None,
     learner: Annotated[
         str | None,
         typer.Option(
@@ -223,7 +228,9 @@ def train(
     from dreamgym.world import load
 
     loaded = load(world)
-    target = find_learner(algo, learner).policy_path(out or f"{loaded.name}-{algo}")
+    entry = find_learner(algo, learner)
+    algo = algo or entry.algorithms[0]
+    target = entry.policy_path(out or f"{loaded.name}-{algo}")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists already; give another path or --overwrite")
     config = TrainConfig(**settings)

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import gymnasium as gym
+import torch
 
 from dreamgym.data.bounds import action_bounds_findings
-from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.errors import TrainingError
 from dreamgym.train.network import ActionCodec, ActorCritic
+from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
 
-Settings = TypeVar("Settings")
+NUM_ENVS = 256
+STEPS = 400_000
 
-SHARED = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "learning_rate")
-"""Settings that `TrainConfig` has a field for."""
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicySettings:
+    """Settings that PPO has in every library; `TrainConfig` has a field for each.
+
+    Attributes:
+        n_steps: steps of every dream between two updates.
+        batch_size: rows of one gradient step.
+        n_epochs: passes over a rollout.
+        gamma: discount factor.
+        gae_lambda: lambda of generalised advantage estimation.
+        learning_rate: learning rate of Adam, the first one where a schedule changes it.
+    """
+
+    n_steps: int = 64
+    batch_size: int = 1024
+    n_epochs: int = 5
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    learning_rate: float = 1e-3
+
+
+Settings = TypeVar("Settings", bound=OnPolicySettings)
 
 
 def settings_of(run: TrainingRun, defaults: Settings) -> Settings:
@@ -31,8 +54,8 @@ def settings_of(run: TrainingRun, defaults: Settings) -> Settings:
     Raises:
         TrainingError: the config has a setting that the algorithm does not have.
     """
-    known = [each.name for each in fields(defaults)]  # type: ignore[arg-type]
-    given = {name: getattr(run.config, name) for name in SHARED}
+    known = [each.name for each in fields(defaults)]
+    given = {each.name: getattr(run.config, each.name) for each in fields(OnPolicySettings)}
     chosen = {name: value for name, value in given.items() if value is not None}
     chosen.update(run.config.learner)
     for name, value in chosen.items():
@@ -41,7 +64,7 @@ def settings_of(run: TrainingRun, defaults: Settings) -> Settings:
                 f"{name}={value} does not apply to {run.algo} of {run.learner}; its settings are "
                 f"{', '.join(sorted(known))}"
             )
-    return replace(defaults, **chosen)  # type: ignore[type-var]
+    return replace(defaults, **chosen)
 
 
 def unsupported_space(
@@ -69,19 +92,69 @@ def unsupported_space(
     return None
 
 
-def make_network(
-    run: TrainingRun, dream: DreamVectorEnv, gamma: float
-) -> tuple[ActorCritic, dict[str, Any]]:
-    """Return a new network on the dream's device, and the card's `policy` and `reward_scale`.
+class Training:
+    """A dream, and a new network that is trained in it; close it, or use it in a `with`.
 
-    Initial weights are drawn from the global generator, which the caller seeds.
+    Args:
+        run: the run.
+        settings: the algorithm's settings.
+        **options: options of `TrainingRun.make_dream`; tensors are its output.
+
+    Attributes:
+        steps: dream steps of the whole training.
+        frames: dream steps of one rollout.
+        network: the network, on the dream's device.
+        reward_scale: factor on the rewards.
+        env: the dream, inside its episode statistics.
+        curve: the learning curve.
     """
-    scales = measure_scales(run.world, seed=run.seed, gamma=gamma, options=run.dream_options)
-    policy: dict[str, Any] = {"net_arch": list(run.config.net_arch)}
-    policy |= {"mean": scales.mean, "std": scales.std}
-    network = ActorCritic(dream.single_observation_space, dream.single_action_space, **policy)
-    reward_scale = run.config.reward_scale or scales.reward_scale
-    return network.to(dream.device), {"policy": policy, "reward_scale": reward_scale}
+
+    def __init__(self, run: TrainingRun, settings: OnPolicySettings, **options: Any) -> None:
+        self._run, self._settings = run, settings
+        num_envs, self.steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
+        self.frames = num_envs * settings.n_steps
+        self._dream = run.make_dream(num_envs, output="torch", **options)
+        try:
+            torch.manual_seed(run.seed)  # initial weights
+            scales = measure_scales(
+                run.world, seed=run.seed, gamma=settings.gamma, options=run.dream_options
+            )
+            self._policy: dict[str, Any] = {"net_arch": list(run.config.net_arch)}
+            self._policy |= {"mean": scales.mean, "std": scales.std}
+            spaces = self._dream.single_observation_space, self._dream.single_action_space
+            self.network = ActorCritic(*spaces, **self._policy).to(self._dream.device)
+            self.reward_scale = run.config.reward_scale or scales.reward_scale
+            self.env, self.curve = EpisodeStatistics(self._dream), Curve(run, self.steps)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the dream."""
+        self._dream.close()
+
+    def policy(self, algorithm: Any, steps: int) -> TrainedPolicy:
+        """Return the policy of the trained network.
+
+        Args:
+            algorithm: the library's own object.
+            steps: dream steps that were taken.
+        """
+        card = self._run.card(
+            self._dream,
+            settings=asdict(self._settings),
+            policy=self._policy,
+            reward_scale=self.reward_scale,
+            steps=steps,
+            curve=self.curve.points,
+        )
+        return TrainedPolicy(network=self.network.eval(), card=card, algorithm=algorithm)
 
 
 class Curve:

@@ -8,7 +8,7 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are at the end.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -16,42 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActorCritic, load, save
-from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
+from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.training import TrainingRun
 
-__all__ = ["PPO", "PPOSettings", "adapter", "check", "load", "save", "train"]
-
-STEPS = 400_000
-NUM_ENVS = 256
+__all__ = ["PPO", "PPOSettings", "adapter", "check", "load", "save", "train", "unsupported"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOSettings:
+class PPOSettings(OnPolicySettings):
     """Settings of PPO.
 
     Attributes:
-        n_steps: steps of every dream between two updates.
-        batch_size: rows of one gradient step.
-        n_epochs: passes over a rollout.
-        gamma: discount factor.
-        gae_lambda: lambda of generalised advantage estimation.
-        learning_rate: learning rate of Adam.
         clip_range: how far the ratio of probabilities may leave 1.
         ent_coef: weight of the entropy.
         vf_coef: weight of the value loss.
         max_grad_norm: norm to which gradients are clipped.
     """
 
-    n_steps: int = 64
-    batch_size: int = 1024
-    n_epochs: int = 5
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    learning_rate: float = 1e-3
     clip_range: float = 0.2
     ent_coef: float = 0.0
     vf_coef: float = 0.5
@@ -206,23 +190,14 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     settings = settings_of(run, PPOSettings())
-    num_envs, steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
-    dream = run.make_dream(num_envs, output="torch")
-    try:
-        torch.manual_seed(run.seed)
-        network, made = make_network(run, dream, settings.gamma)
-        statistics = EpisodeStatistics(dream)
-        scale = made["reward_scale"]
-        learner = PPO(statistics, network, settings, reward_scale=scale, seed=run.seed)
-        curve, finished = Curve(run, steps), True
+    with Training(run, settings) as training:
+        env, network, scale = training.env, training.network, training.reward_scale
+        learner = PPO(env, network, settings, reward_scale=scale, seed=run.seed)
+        finished = True
         try:
-            while learner.num_timesteps < steps:
+            while learner.num_timesteps < training.steps:
                 learner.update(learner.collect())
-                curve.add(learner.num_timesteps, statistics)
+                training.curve.add(learner.num_timesteps, env)
         except KeyboardInterrupt:
             finished = False
-        done = {"steps": learner.num_timesteps, "curve": curve.points}
-        card = run.card(dream, settings=asdict(settings), **made, **done)
-        return TrainedPolicy(network=network.eval(), card=card, algorithm=learner), finished
-    finally:
-        dream.close()
+        return training.policy(learner, learner.num_timesteps), finished

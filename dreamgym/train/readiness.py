@@ -31,7 +31,8 @@ def check(
         foreign: what a foreign dataset does not say about itself.
         family: name of a family of world models that is to be fitted to it, with its default
             config; None to leave that open.
-        algo: name of an algorithm that is to be trained in the world; None to leave that open.
+        algo: name of an algorithm that is to be trained in the world; None for the first of the
+            learner, or to leave that open.
         learner: name of the algorithm's learner library; None for the first that has it.
 
     Returns:
@@ -65,8 +66,8 @@ def with_consumers(
     if family is not None:
         observation_space = space_from_json(card.observation_space)
         reasons.append(unsupported(family, observation_space, action_space))
-    if algo is not None:
-        library = find_learner(algo, learner).library()
-        reasons.append(library.unsupported(algo, action_space))
+    if algo is not None or learner is not None:
+        entry = find_learner(algo, learner)
+        reasons.append(entry.library().unsupported(algo or entry.algorithms[0], action_space))
     problems = [reason for reason in reasons if reason is not None]
     return replace(card, problems=[*card.problems, *problems])

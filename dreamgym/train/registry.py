@@ -194,11 +194,11 @@ WRAPPERS_OF.update(
 )
 
 
-def find_learner(algo: str, name: str | None = None) -> Learner:
+def find_learner(algo: str | None, name: str | None = None) -> Learner:
     """Return the learner that trains an algorithm.
 
     Args:
-        algo: name of an algorithm.
+        algo: name of an algorithm; None for the first one of the learner.
         name: name of the learner; None for the first one that has the algorithm.
 
     Raises:
@@ -207,6 +207,8 @@ def find_learner(algo: str, name: str | None = None) -> Learner:
     if name is not None and name not in LEARNERS:
         raise TrainingError(f"there is no learner {name!r}; {nearest(name, LEARNERS)}")
     candidates = list(LEARNERS.values()) if name is None else [LEARNERS[name]]
+    if algo is None:
+        return candidates[0]
     for learner in candidates:
         if algo in learner.algorithms:
             return learner

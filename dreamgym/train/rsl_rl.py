@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dreamgym.dream.wrappers import (
     ClipAction,
-    EpisodeStatistics,
     RescaleAction,
     ScaleReward,
     TruncationBootstrap,
@@ -24,7 +23,7 @@ from dreamgym.dream.wrappers import (
 from dreamgym.errors import TrainingError
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActorCritic, load, save
-from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
+from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -35,10 +34,16 @@ from rsl_rl.env import VecEnv  # noqa: E402 - the error that names the extra com
 from rsl_rl.runners import OnPolicyRunner  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
 
-__all__ = ["RslRlSettings", "RslRlVecEnv", "adapter", "check", "load", "save", "train"]
-
-STEPS = 400_000
-NUM_ENVS = 256
+__all__ = [
+    "RslRlSettings",
+    "RslRlVecEnv",
+    "adapter",
+    "check",
+    "load",
+    "save",
+    "train",
+    "unsupported",
+]
 
 
 class RslRlVecEnv(VecEnv):
@@ -98,16 +103,10 @@ adapter = RslRlVecEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class RslRlSettings:
+class RslRlSettings(OnPolicySettings):
     """Settings of rsl_rl's PPO; see its documentation.
 
     Attributes:
-        n_steps: steps of every dream between two updates.
-        batch_size: rows of one gradient step, of which `num_mini_batches` follows.
-        n_epochs: passes over a rollout.
-        gamma: discount factor.
-        gae_lambda: lambda of generalised advantage estimation.
-        learning_rate: learning rate, the first one of an adaptive schedule.
         schedule: "fixed", or "adaptive", rsl_rl's own: with dreams of 200 steps that learnt less.
         desired_kl: divergence that the adaptive schedule aims at.
         clip_param: how far the ratio of probabilities may leave 1.
@@ -116,12 +115,6 @@ class RslRlSettings:
         max_grad_norm: norm to which gradients are clipped.
     """
 
-    n_steps: int = 64
-    batch_size: int = 1024
-    n_epochs: int = 5
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    learning_rate: float = 1e-3
     schedule: str = "fixed"
     desired_kl: float = 0.01
     clip_param: float = 0.2
@@ -143,30 +136,23 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     settings = settings_of(run, RslRlSettings())
-    num_envs, steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
-    dream = run.make_dream(num_envs, output="torch")
-    try:
-        torch.manual_seed(run.seed)
-        network, made = make_network(run, dream, settings.gamma)
-        dream.reset(seed=run.seed)
-        statistics = EpisodeStatistics(dream)
-        scaled = ScaleReward(RescaleAction(statistics), made["reward_scale"])
+    with Training(run, settings) as training:
+        network = training.network
+        training.env.reset(seed=run.seed)
+        scaled = ScaleReward(RescaleAction(training.env), training.reward_scale)
         env = RslRlVecEnv(TruncationBootstrap(scaled, network.value, settings.gamma))
         runner = _make_runner(env, network, settings)
-        curve, done, finished = Curve(run, steps), 0, True
+        done, finished = 0, True
         try:
-            while done < steps:
+            while done < training.steps:
                 runner.learn(1)
-                done += num_envs * settings.n_steps
-                curve.add(done, statistics)
+                done += training.frames
+                training.curve.add(done, training.env)
         except KeyboardInterrupt:
             finished = False
-        card = run.card(dream, settings=asdict(settings), **made, steps=done, curve=curve.points)
         with torch.no_grad():
             network.log_std.copy_(runner.alg.actor.distribution.log_std_param)
-        return TrainedPolicy(network=network.eval(), card=card, algorithm=runner), finished
-    finally:
-        dream.close()
+        return training.policy(runner, done), finished
 
 
 def _make_runner(env: RslRlVecEnv, network: ActorCritic, settings: RslRlSettings) -> OnPolicyRunner:

@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import gymnasium as gym
-import torch
 from torch import Tensor
 
 from dreamgym.dream.wrappers import (
-    EpisodeStatistics,
     ScaleReward,
     TruncationBootstrap,
 )
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActionCodec, ActorCritic, load, save
-from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
+from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -39,10 +37,7 @@ from skrl.models.torch import (  # noqa: E402
 )
 from skrl.trainers.torch import SequentialTrainer  # noqa: E402
 
-__all__ = ["SkrlEnv", "SkrlSettings", "adapter", "check", "load", "save", "train"]
-
-STEPS = 400_000
-NUM_ENVS = 256
+__all__ = ["SkrlEnv", "SkrlSettings", "adapter", "check", "load", "save", "train", "unsupported"]
 
 
 class SkrlEnv(Wrapper):
@@ -123,16 +118,10 @@ adapter = SkrlEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkrlSettings:
+class SkrlSettings(OnPolicySettings):
     """Settings of skrl's PPO; see its documentation.
 
     Attributes:
-        n_steps: steps of every dream between two updates.
-        batch_size: rows of one gradient step, of which `mini_batches` follows.
-        n_epochs: passes over a rollout.
-        gamma: discount factor.
-        gae_lambda: lambda of generalised advantage estimation.
-        learning_rate: learning rate of Adam.
         ratio_clip: how far the ratio of probabilities may leave 1.
         value_clip: how far a value may move in an update; 0 for any.
         entropy_loss_scale: weight of the entropy.
@@ -141,12 +130,6 @@ class SkrlSettings:
         kl_threshold: divergence at which an epoch ends; 0 for none.
     """
 
-    n_steps: int = 64
-    batch_size: int = 1024
-    n_epochs: int = 5
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    learning_rate: float = 1e-3
     ratio_clip: float = 0.2
     value_clip: float = 0.0
     entropy_loss_scale: float = 0.0
@@ -168,21 +151,17 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     settings = settings_of(run, SkrlSettings())
-    num_envs, steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
-    rollouts = -(-steps // (num_envs * settings.n_steps))
-    dream = run.make_dream(num_envs, output="torch")
-    try:
-        torch.manual_seed(run.seed)
-        network, made = make_network(run, dream, settings.gamma)
-        dream.reset(seed=run.seed)
-        statistics, curve = EpisodeStatistics(dream), Curve(run, steps)
-        scaled = ScaleReward(statistics, made["reward_scale"])
+    with Training(run, settings) as training:
+        network, frames = training.network, training.frames
+        training.env.reset(seed=run.seed)
+        scaled = ScaleReward(training.env, training.reward_scale)
         env = SkrlEnv(TruncationBootstrap(scaled, network.value, settings.gamma))
 
         def on_update(updates: int) -> None:
-            curve.add(updates * num_envs * settings.n_steps, statistics)
+            training.curve.add(updates * frames, training.env)
 
         agent = _make_agent(env, network, settings, on_update)
+        rollouts = -(-training.steps // frames)
         trainer = {"timesteps": rollouts * settings.n_steps, "disable_progressbar": True}
         trainer["close_environment_at_exit"] = False
         finished = True
@@ -190,11 +169,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             SequentialTrainer(env=env, agents=agent, cfg=trainer).train()
         except KeyboardInterrupt:
             finished = False
-        done = agent.updates * num_envs * settings.n_steps
-        card = run.card(dream, settings=asdict(settings), **made, steps=done, curve=curve.points)
-        return TrainedPolicy(network=network.eval(), card=card, algorithm=agent), finished
-    finally:
-        dream.close()
+        return training.policy(agent, agent.updates * frames), finished
 
 
 class _ReportingPPO(PPO):

@@ -5,18 +5,17 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are here under their n
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from dreamgym.dream.wrappers import EpisodeStatistics
 from dreamgym.errors import TrainingError
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActionCodec, ActorCritic, load, save
-from dreamgym.train.on_device import Curve, make_network, settings_of, unsupported_space
+from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.train.training import TrainingRun
@@ -32,10 +31,16 @@ from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss  # noqa: E402
 from torchrl.objectives.value import GAE  # noqa: E402
 
-__all__ = ["TorchRLEnv", "TorchRLSettings", "adapter", "check", "load", "save", "train"]
-
-STEPS = 400_000
-NUM_ENVS = 256
+__all__ = [
+    "TorchRLEnv",
+    "TorchRLSettings",
+    "adapter",
+    "check",
+    "load",
+    "save",
+    "train",
+    "unsupported",
+]
 
 
 class TorchRLEnv(EnvBase):
@@ -116,28 +121,16 @@ adapter = TorchRLEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchRLSettings:
+class TorchRLSettings(OnPolicySettings):
     """Settings of PPO with TorchRL's `ClipPPOLoss` and `GAE`; see its documentation.
 
     Attributes:
-        n_steps: steps of every dream between two updates.
-        batch_size: rows of one gradient step.
-        n_epochs: passes over a rollout.
-        gamma: discount factor.
-        gae_lambda: lambda of generalised advantage estimation.
-        learning_rate: learning rate of Adam.
         clip_epsilon: how far the ratio of probabilities may leave 1.
         entropy_coeff: weight of the entropy.
         critic_coeff: weight of the value loss.
         max_grad_norm: norm to which gradients are clipped.
     """
 
-    n_steps: int = 64
-    batch_size: int = 1024
-    n_epochs: int = 5
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    learning_rate: float = 1e-3
     clip_epsilon: float = 0.2
     entropy_coeff: float = 0.0
     critic_coeff: float = 0.5
@@ -157,39 +150,29 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     settings = settings_of(run, TorchRLSettings())
-    num_envs, steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
-    dream = run.make_dream(num_envs, output="torch", autoreset_mode="Disabled")
-    try:
-        torch.manual_seed(run.seed)
-        network, made = make_network(run, dream, settings.gamma)
-        statistics = EpisodeStatistics(dream)
-        env = TorchRLEnv(statistics, reward_scale=made["reward_scale"])
+    with Training(run, settings, autoreset_mode="Disabled") as training:
+        env = TorchRLEnv(training.env, reward_scale=training.reward_scale)
         env.set_seed(run.seed)
-        learner = _Learner(network, settings)
-        frames = num_envs * settings.n_steps
-        total = -(-steps // frames) * frames
+        learner = _Learner(training.network, settings)
         collector = Collector(
             env,
             learner.actor,
-            frames_per_batch=frames,
-            total_frames=total,
-            device=dream.device,
+            frames_per_batch=training.frames,
+            total_frames=-(-training.steps // training.frames) * training.frames,
+            device=training.network.device,
             auto_register_policy_transforms=False,
         )
-        curve, done, finished = Curve(run, steps), 0, True
+        done, finished = 0, True
         try:
             for data in collector:
                 learner.update(data)
-                done += frames
-                curve.add(done, statistics)
+                done += training.frames
+                training.curve.add(done, training.env)
         except KeyboardInterrupt:
             finished = False
         finally:
             collector.shutdown()
-        card = run.card(dream, settings=asdict(settings), **made, steps=done, curve=curve.points)
-        return TrainedPolicy(network=network.eval(), card=card, algorithm=learner), finished
-    finally:
-        dream.close()
+        return training.policy(learner, done), finished
 
 
 class _Part(nn.Module):

@@ -115,7 +115,7 @@ class TrainingRun:
 def train_policy(  # noqa: PLR0913 - what to train is five of them
     world: World | str | Path,
     *,
-    algo: str = "PPO",
+    algo: str | None = None,
     learner: str | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -133,8 +133,9 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
 
     Args:
         world: a world, its folder, or the name of one that ships with dreamgym.
-        algo: name of an algorithm: "PPO", "A2C", "SAC", "TD3" or "DQN".
-        learner: name of the learner library; None for the first that has the algorithm.
+        algo: name of an algorithm of `dreamgym.train.LEARNERS`; None for the learner's first.
+        learner: name of the learner library; None for the first that has the algorithm, which is
+            PPO of Stable-Baselines3 where there is none.
         seed: seed of everything random in the training. The global generators of Python, NumPy and
             torch are left unchanged.
         steps: dream steps, rounded up to whole rollouts of all copies; None for the algorithm's
@@ -166,7 +167,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     run = TrainingRun(
         world=as_world(world),
         learner=entry.name,
-        algo=algo,
+        algo=algo or entry.algorithms[0],
         seed=seed,
         steps=steps,
         config=config or TrainConfig(),
@@ -177,7 +178,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     if initial is not None:
         _check_initial(entry, run, initial)
     library = entry.library()
-    reason = library.unsupported(algo, run.world.action_space)
+    reason = library.unsupported(run.algo, run.world.action_space)
     if reason is not None:
         raise TrainingError(reason)
     library.check(run)

@@ -81,6 +81,7 @@ def test_an_entry_and_a_module_make_a_learner(toy, discrete_world, tmp_path):
         assert load_policy(name, world=discrete_world).card == policy.card
     with pytest.raises(TrainingError, match="not 13"):
         train_policy(discrete_world, algo="REINFORCE", steps=13)
+    assert train_policy(discrete_world, learner="toy").card.algo == "REINFORCE"
 
 
 def test_a_learner_answers_for_an_action_space_before_a_training_and_in_check(
@@ -91,6 +92,8 @@ def test_a_learner_answers_for_an_action_space_before_a_training_and_in_check(
     data = dreamgym.record("Pendulum-v1", steps=10, out=tmp_path / "data.h5")
     problems = dreamgym.check(data, algo="PPO", learner="toy").problems
     assert any("PPO takes no Box" in problem for problem in problems)
+    problems = dreamgym.check(data, learner="toy").problems
+    assert any("REINFORCE takes no Box" in problem for problem in problems)
     with pytest.raises(TrainingError, match="no algorithm 'POP'"):
         dreamgym.check(data, algo="POP")
     with pytest.raises(ValueError, match=r"unknown family 'petz'.*'pets'"):
@@ -101,6 +104,8 @@ def test_the_first_learner_of_an_algorithm_is_the_default(toy):
     assert find_learner("PPO").name == "sb3"
     assert find_learner("PPO", "toy") is toy
     assert find_learner("REINFORCE") is toy
+    assert find_learner(None).name == "sb3"
+    assert find_learner(None, "toy") is toy
     with pytest.raises(TrainingError, match=r"no algorithm 'SAC' of Toy"):
         find_learner("SAC", "toy")
     with pytest.raises(TrainingError, match=r"no learner 'toi'; did you mean 'toy'"):

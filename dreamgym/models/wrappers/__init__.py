@@ -14,8 +14,12 @@ from dreamgym.models.wrappers.known import (
     KnownTermination,
     KnownTerminationConfig,
 )
-from dreamgym.models.wrappers.optimistic import Optimistic, OptimisticConfig
-from dreamgym.models.wrappers.pessimistic import Pessimistic, PessimisticConfig
+from dreamgym.models.wrappers.uncertainty import (
+    Optimistic,
+    OptimisticConfig,
+    Pessimistic,
+    PessimisticConfig,
+)
 
 Ensemble.fast_form = FastEnsemble
 
