@@ -30,16 +30,12 @@ Pendulum, MountainCarContinuous and Acrobot under random actions no channel exce
 frame skip of 4 only Acrobot's and two of Pendulum's do (0.8 to 1.7), which change about as much in
 a step as in an episode."""
 
-
 REACH = 0.05
 """An episode has reached an end of a channel's range if it came within this share of the range."""
 
-REACHING_SHARE = 0.1
-"""Share of the episodes that have to reach an end of a channel's range if it is a bound. Of a range
-without a bound, the extreme belongs to one episode, and few others come near."""
-
-REACHING_EPISODES = 10
-"""Least number of episodes that have to reach a bound."""
+REACHING_SHARE, REACHING_EPISODES = 0.1, 10
+"""An end of a channel's range is a bound if this share of the episodes has reached it, and at least
+this many. Of a range without a bound, the extreme belongs to one episode, and few come near it."""
 
 
 class Moments(NamedTuple):
@@ -54,9 +50,9 @@ class Moments(NamedTuple):
         low: smallest value; equal to `high` in a constant channel.
         high: largest value.
         delta_std: root mean square of the change from one row to the next, above zero.
-        low_is_bound: whether many episodes came down to `low` and none passed it, as at the stop of
-            a joint; bool, or empty where it was not measured. Spaces often do not declare such
-            bounds: those of MuJoCo's environments are infinite.
+        low_is_bound: bool, whether many episodes of random actions came down to `low` and none
+            passed it, as at the stop of a joint. Spaces often do not declare such bounds: those of
+            MuJoCo's environments are infinite.
         high_is_bound: the same of `high`.
     """
 
@@ -65,8 +61,8 @@ class Moments(NamedTuple):
     low: Tensor
     high: Tensor
     delta_std: Tensor
-    low_is_bound: Tensor = torch.zeros(0, dtype=torch.bool)
-    high_is_bound: Tensor = torch.zeros(0, dtype=torch.bool)
+    low_is_bound: Tensor = torch.tensor(False)
+    high_is_bound: Tensor = torch.tensor(False)
 
     @property
     def constant(self) -> Tensor:
@@ -86,22 +82,19 @@ class Moments(NamedTuple):
     def limits(self, space_low: Tensor, space_high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bounds of possible values, (n,) each: those of the space or of the data.
 
-        The data's count in a channel that cannot drift, and where the data shows a bound well
-        inside the space's.
+        The data's count in a channel that cannot drift, and where the data shows a bound and the
+        space has none near it.
 
         Args:
             space_low: (n,) lower bounds of the space.
             space_high: (n,) upper bounds of the space.
         """
         reach = REACH * (self.high - self.low)
-        below, above = self.low - space_low > reach, space_high - self.high > reach
-        by_data = [
-            ~self.drifts | (is_bound & inside if is_bound.numel() else False)
-            for is_bound, inside in ((self.low_is_bound, below), (self.high_is_bound, above))
-        ]
+        low_is_bound = ~self.drifts | (self.low_is_bound & (self.low - space_low > reach))
+        high_is_bound = ~self.drifts | (self.high_is_bound & (space_high - self.high > reach))
         return (
-            torch.where(by_data[0], self.low, space_low.to(self.low)),
-            torch.where(by_data[1], self.high, space_high.to(self.high)),
+            torch.where(low_is_bound, self.low, space_low.to(self.low)),
+            torch.where(high_is_bound, self.high, space_high.to(self.high)),
         )
 
 
@@ -140,23 +133,23 @@ class _Sums:
         self.square, self.delta = self.total.copy(), self.total.copy()
         self.low = np.full_like(self.shift, np.inf)
         self.high = -self.low
-        # Of each episode, how far it came down and up.
+        # Of each episode of random actions, how far it came down and up.
         self.falls: list[NDArray] = []
         self.rises: list[NDArray] = []
         self.rounding = np.finfo(first.dtype if first.dtype.kind == "f" else np.float64).eps
 
-    def add(self, observations: NDArray) -> None:
+    def add(self, observations: NDArray, random: bool = False) -> None:
         x = observations.reshape(len(observations), -1).astype(np.float64)
         self.rows, self.steps = self.rows + len(x), self.steps + len(x) - 1
         self.total += (x - self.shift).sum(0)
         self.square += ((x - self.shift) ** 2).sum(0)
         self.delta += (np.diff(x, axis=0) ** 2).sum(0)
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
-        # An episode that starts at the top has not risen to it, so only what follows the episode's
-        # lowest value counts. Its last value may be beyond a limit at which episodes end.
-        x = x[:-1]
-        row = np.arange(len(x))[:, None]
-        if len(x):
+        if random:
+            # In its second half the episode has time to pass what it came to in its first. One that
+            # starts at the top has not risen to it, so only what follows its lowest value counts.
+            x = x[: (len(x) + 1) // 2]
+            row = np.arange(len(x))[:, None]
             self.falls.append(np.where(row >= x.argmax(0), x, np.inf).min(0))
             self.rises.append(np.where(row >= x.argmin(0), x, -np.inf).max(0))
 
@@ -171,24 +164,24 @@ class _Sums:
         delta = np.where(constant, std, np.maximum(delta, SMALLEST_DELTA * std))
         low, high = (np.where(constant, mean, end) for end in (self.low, self.high))
         reach = REACH * (high - low)
-        bounds = (
-            ~constant & _by_many(falls <= self.low + reach for falls in self.falls),
-            ~constant & _by_many(rises >= self.high - reach for rises in self.rises),
-        )
-        return Moments(*map(torch.from_numpy, (mean, std, low, high, delta, *bounds)))
+        low_is_bound = ~constant & _by_many(fall <= low + reach for fall in self.falls)
+        high_is_bound = ~constant & _by_many(rise >= high - reach for rise in self.rises)
+        found = (mean, std, low, high, delta, low_is_bound, high_is_bound)
+        return Moments(*map(torch.from_numpy, found))
 
 
-def _by_many(episodes: Iterable[NDArray]) -> NDArray:
-    """Return which channels (n,) many episodes have reached, of bools (n,) for each episode."""
-    reached = np.array(list(episodes))
-    enough = max(REACHING_EPISODES, REACHING_SHARE * len(reached))
-    return reached.sum(0) >= enough
+def _by_many(reached: Iterable[NDArray]) -> NDArray:
+    """Return which channels (n,) many episodes have reached; one array (n,) for each episode."""
+    episodes = list(reached)
+    enough = max(REACHING_EPISODES, REACHING_SHARE * len(episodes))
+    return np.asarray(sum(episodes, start=np.int64(0)) >= enough)
 
 
 def measure_statistics(
     episodes: Iterable[tuple[Any, NDArray]],
     actions: Iterable[NDArray] = (),
     images: Collection[str] | None = None,
+    random: Iterable[bool] = (),
 ) -> Statistics:
     """Compute statistics over whole episodes, in one pass and with float64 sums.
 
@@ -198,21 +191,25 @@ def measure_statistics(
             discrete and have no moments.
         images: keys of the parts that are images, which are scaled by their known range and have no
             moments; None for every part of bytes.
+        random: whether the actions of each episode were drawn at random. Only such episodes can
+            show a bound: others may turn back at a place because their policy chose to.
 
     Raises:
         ValueError: there are no episodes.
     """
+    flags = iter(random)
     parts: dict[str, _Sums] = {}
     rewards = _Sums(np.zeros(1))
     worst = 0.0
     for observations, episode_rewards in episodes:
+        is_random = next(flags, False)
         by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
         for key, values in by_key.items():
             if key in images if images is not None else values.dtype == np.uint8:
                 continue
             if key not in parts:
                 parts[key] = _Sums(values[0])
-            parts[key].add(values)
+            parts[key].add(values, is_random)
         rewards.add(episode_rewards[:, None])
         returns = np.cumsum(episode_rewards[::-1].astype(np.float64))
         worst = min(worst, float(returns.min(initial=0.0)))
