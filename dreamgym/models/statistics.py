@@ -54,6 +54,7 @@ class Moments(NamedTuple):
             passed it, as at the stop of a joint. Spaces often do not declare such bounds: those of
             MuJoCo's environments are infinite.
         high_is_bound: the same of `high`.
+        still: share of the steps in which it does not change at all.
     """
 
     mean: Tensor
@@ -63,6 +64,7 @@ class Moments(NamedTuple):
     delta_std: Tensor
     low_is_bound: Tensor = torch.tensor(False)
     high_is_bound: Tensor = torch.tensor(False)
+    still: Tensor = torch.tensor(0.0)
 
     @property
     def constant(self) -> Tensor:
@@ -78,6 +80,15 @@ class Moments(NamedTuple):
         such as contact forces, one would leave its range at nearly every step.
         """
         return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
+
+    @property
+    def sparse(self) -> Tensor:
+        """Whether a channel keeps one value most of the time, (n,) bool.
+
+        Either it never changes, or it leaves that value for moments, as contact forces do. A change
+        that lasts, such as that of a switch, is no such moment.
+        """
+        return (self.still > 0.5) & (self.delta_std >= self.std)
 
     def limits(self, space_low: Tensor, space_high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bounds of possible values, (n,) each: those of the space or of the data.
@@ -131,6 +142,7 @@ class _Sums:
         self.rows = self.steps = 0
         self.total = np.zeros_like(self.shift)
         self.square, self.delta = self.total.copy(), self.total.copy()
+        self.still = self.total.copy()
         self.low = np.full_like(self.shift, np.inf)
         self.high = -self.low
         # Of each episode of random actions, how far it came down and up.
@@ -143,7 +155,8 @@ class _Sums:
         self.rows, self.steps = self.rows + len(x), self.steps + len(x) - 1
         self.total += (x - self.shift).sum(0)
         self.square += ((x - self.shift) ** 2).sum(0)
-        self.delta += (np.diff(x, axis=0) ** 2).sum(0)
+        change = np.diff(x, axis=0)
+        self.delta, self.still = self.delta + (change**2).sum(0), self.still + (change == 0).sum(0)
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
         if random:
             # In its second half the episode has time to pass what it came to in its first. One that
@@ -166,7 +179,8 @@ class _Sums:
         reach = REACH * (high - low)
         low_is_bound = ~constant & _by_many(fall <= low + reach for fall in self.falls)
         high_is_bound = ~constant & _by_many(rise >= high - reach for rise in self.rises)
-        found = (mean, std, low, high, delta, low_is_bound, high_is_bound)
+        still = self.still / max(1, self.steps)
+        found = (mean, std, low, high, delta, low_is_bound, high_is_bound, still)
         return Moments(*map(torch.from_numpy, found))
 
 

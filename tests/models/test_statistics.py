@@ -166,3 +166,13 @@ def test_a_space_keeps_a_bound_of_its_own_that_is_near_the_data():
     assert moments.limits(-near, near) == (-near, near)
     far = torch.tensor([9.0], dtype=torch.float64)
     assert moments.limits(-far, far) == (moments.low, moments.high)
+
+
+def test_a_channel_is_sparse_that_leaves_one_value_for_moments_only():
+    rng = np.random.default_rng(0)
+    rows = 400
+    touches = np.where(rng.random(rows) < 0.1, rng.normal(size=rows), 0.0)
+    switch = np.repeat([0.0, 1.0, 0.0], [150, 100, 150])
+    columns = [touches, np.ones(rows), switch, rng.normal(size=rows), np.linspace(0, 1, rows)]
+    moments = measure_statistics([(np.stack(columns, 1), np.zeros(rows - 1))]).vector
+    assert moments.sparse.tolist() == [True, True, False, False, False]

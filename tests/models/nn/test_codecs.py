@@ -145,3 +145,19 @@ def test_a_dream_that_passes_a_stop_is_held_there_and_one_that_passes_a_range_ha
         outside = vectors.outside_data(vectors.decode(z), 0.3)
     assert outside.tolist() == [False, True, True]
     assert vectors.decode(z)[0, 1] == MOMENTS.high[1]
+
+
+def test_sparse_channels_weigh_little_unless_all_are_sparse():
+    codec = TransitionCodec(BOX, 0.3)
+    still = MOMENTS._replace(delta_std=1.4 * MOMENTS.std, still=torch.tensor([0.9, 0.1]))
+    codec.set_moments(still)
+    assert codec.likelihood_weight().tolist() == pytest.approx([0.01, 1.0])
+    codec.set_moments(still._replace(still=torch.tensor([0.9, 0.9])))
+    assert codec.likelihood_weight().tolist() == [1.0, 1.0]
+
+
+def test_a_codec_that_was_saved_without_weights_loads():
+    codec, saved = TransitionCodec(BOX, 0.3), TransitionCodec(BOX, 0.3).state_dict()
+    del saved["weight"]
+    codec.load_state_dict(saved)
+    assert codec.likelihood_weight().tolist() == [1.0, 1.0]
