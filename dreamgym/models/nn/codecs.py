@@ -38,9 +38,9 @@ SPARSE_WEIGHT = 0.01
 """Weight of sparse channels (`Moments.sparse`) in a likelihood.
 
 Where it is almost certain that a channel stays at one value, its variance is small and its
-likelihood steep. Of the 105 numbers of MuJoCo's Ant, the 78 contact forces would decide the gradient
-of the layers that all numbers share. The last layer's own weights for them still learn at full
-speed, because the optimizers normalise the gradient of each weight."""
+likelihood steep. Of the 105 numbers of MuJoCo's Ant, the 78 contact forces would decide the
+gradient of the layers that all numbers share. The last layer's own weights for them still learn at
+full speed, because the optimizers normalise the gradient of each weight."""
 
 
 def widened_range(
