@@ -241,10 +241,10 @@ class ObservationEncoder(TransitionCodec):
 
     Attributes:
         carried: (size,) one where a step predicts the change of z, zero where it predicts z itself.
-            Most numbers of vectors change little in a step. Those that change by more than their
-            spread, such as contact forces, do not depend on their last value. Neither do latents,
-            which are sampled from their posterior at every step: a model that predicted the change
-            would have to undo the noise of the last value.
+            Most numbers of vectors change little in a step. Those that do not drift
+            (`Moments.drifts`), such as contact forces, depend little on their last value. Neither
+            do latents, which are sampled from their posterior at every step: a model that predicted
+            the change would have to undo the noise of the last value.
     """
 
     carried: Tensor
@@ -283,7 +283,7 @@ class ObservationEncoder(TransitionCodec):
         for key, moments in statistics.observation.items():
             place = self.places[key]
             self.set_moments(moments, place)
-            self.carried[place] = (self.delta_std[place] < 1.0).to(self.carried)
+            self.carried[place] = moments.drifts.to(self.carried)
 
     def encode_observation(self, observation: Observation, noise: Tensor) -> Tensor:
         """Encode observations (..., *shape) as z (..., size), without gradients in the VAEs.

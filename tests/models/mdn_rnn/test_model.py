@@ -135,8 +135,8 @@ def test_the_fast_step_is_the_plain_one_for_every_kind_of_head(trunk, head):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_number_that_changes_by_more_than_its_spread_does_not_depend_on_its_last_value():
-    """So do contact forces, and a prediction of their change would have to undo the last value."""
+def test_a_number_that_does_not_drift_is_predicted_and_not_its_change():
+    """With contact forces, a prediction of the change would have to undo the last value."""
     torch.manual_seed(0)
     model = small_model("mdn-rnn")
     jumps = torch.tensor([1.4, 0.1, 1.4, 0.1], dtype=torch.float64)
