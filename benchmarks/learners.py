@@ -6,6 +6,9 @@ Every learner of the table that is installed trains by PPO in the Pendulum world
   those of the dream alone, stepped with fixed actions in the same run;
 - to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
 
+dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
+settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
+
 `--docs` writes the table of docs/train.md from the rows of `--json` instead of measuring.
 """
 
@@ -19,20 +22,36 @@ import time
 from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
-from support.reporting import Row, parser, report
+from support.reporting import Row, at_least, parser, report
 
 import dreamgym
 from dreamgym.dream import DreamVectorEnv
-from dreamgym.train import LEARNERS, TrainConfig, train_policy
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.train import LEARNERS, TrainConfig, TrainedPolicy, train_policy
+from dreamgym.transfer.intervals import mean_interval
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)
 EPISODES = 100
 N_STEPS, UPDATES = 32, 4
+
+PAIRED = TrainConfig(
+    num_envs=4096,
+    n_steps=16,
+    batch_size=1024,
+    n_epochs=5,
+    gamma=0.99,
+    gae_lambda=0.95,
+    learning_rate=1e-3,
+    net_arch=(64, 64),
+)
+"""Settings of the comparison with SB3's PPO: the defaults of both, but for the copies, and for the
+steps of a rollout, which are fewer so that there are as many updates."""
+PAIRED_STEPS = 1_000_000
+
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 BEGIN, END = "<!-- learners:begin -->", "<!-- learners:end -->"
 
@@ -42,6 +61,9 @@ NEEDS = {
     "rsl_rl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "skrl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "torchrl": ("tensors, Disabled", "yes", "its own, exact"),
+    "tianshou": ("NumPy, Disabled", "no", "its own, exact"),
+    "sbx": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
+    "rllib": ("NumPy, NextStep", "no", "its own, exact"),
 }
 """What each adapter makes: arrays and autoreset mode, whether tensors stay on the device, and what
 bootstraps a truncated dream."""
@@ -78,19 +100,55 @@ def bare_speed(count: int) -> float:
     return steps / (time.process_time() - start)
 
 
-def training_speed(name: str, count: int) -> float:
-    """Return dream steps a CPU second of training, from the end of the first update on."""
+def timed_training(
+    name: str, config: TrainConfig, steps: int, seed: int = 0
+) -> tuple[TrainedPolicy, float]:
+    """Return a policy, and the steps a CPU second from the end of the first update on."""
     moments: list[tuple[float, int]] = []
 
     def progress(done: int, total: int, figures: dict[str, float]) -> None:
         moments.append((time.process_time(), done))
 
+    policy = train_policy(
+        WORLD, learner=name, algo="PPO", seed=seed, steps=steps, config=config, progress=progress
+    )
+    (start, before), (end, after) = moments[0], moments[-1]
+    return policy, (after - before) / (end - start)
+
+
+def training_speed(name: str, count: int) -> float:
+    """Return dream steps a CPU second of a brief training."""
     rows = count * N_STEPS
     config = TrainConfig(num_envs=count, n_steps=N_STEPS, batch_size=rows // 8, n_epochs=5)
-    steps = (UPDATES + 1) * rows
-    train_policy(WORLD, learner=name, steps=steps, config=config, progress=progress)
-    (start, before), (end, after) = moments[0], moments[-1]
-    return (after - before) / (end - start)
+    return timed_training(name, config, (UPDATES + 1) * rows)[1]
+
+
+def beside_sb3(seeds: int) -> list[Row]:
+    """Compare PPO on tensors with SB3's: equal settings, speed and real return."""
+    speeds: dict[str, list[float]] = {"ppo": [], "sb3": []}
+    returns: dict[str, list[float]] = {"ppo": [], "sb3": []}
+    for seed in range(seeds):
+        for name in speeds:
+            policy, speed = timed_training(name, PAIRED, PAIRED_STEPS, seed)
+            speeds[name].append(speed)
+            result = dreamgym.evaluate(policy, TASK, episodes=EPISODES)
+            returns[name].append(float(result.mean))
+            print(name, seed, f"{speed:.4g} 1/s", f"{result.mean:.4g}", file=sys.stderr, flush=True)
+    where = (
+        f"at {PAIRED.num_envs} copies, rollouts of {PAIRED.n_steps} steps, minibatches of "
+        f"{PAIRED.batch_size}"
+    )
+    ratio = median(ours / theirs for ours, theirs in zip(*speeds.values(), strict=True))
+    rows = [at_least(f"ppo {where}: speed, times SB3's PPO", ratio, "ratio", 2.0)]
+    for name, each in returns.items():
+        rows.append(
+            Row(name=f"{name} {where}: steps a CPU second", value=median(speeds[name]), unit="1/s")
+        )
+        rows += [
+            Row(name=f"{name} {where}: real return, seed {seed}", value=value, unit="return")
+            for seed, value in enumerate(each)
+        ]
+    return rows
 
 
 def real_returns(name: str, seed: int, steps: int | None, episodes: int) -> np.ndarray:
@@ -168,15 +226,21 @@ def main(arguments: argparse.Namespace) -> None:
         return
     torch.set_num_threads(1)
     partial = arguments.json and arguments.json.with_suffix(".partial")
-    rows = measure(arguments.learners, arguments.seeds, arguments.quick, partial)
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    rows: list[Row] = []
+    if "sb3" in arguments.parts and not arguments.quick:
+        rows += beside_sb3(arguments.seeds)
+    if "libraries" in arguments.parts:
+        rows += measure(arguments.learners, arguments.seeds, arguments.quick, partial)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
     report(rows, arguments)
 
 
 if __name__ == "__main__":
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
+    parts = ("libraries", "sb3")
+    options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--docs", action="store_true", help="write the table of docs/train.md")
     main(options.parse_args())

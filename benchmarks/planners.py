@@ -34,13 +34,15 @@ PENDULUM = "Pendulum-MDNRNN-v0"
 SEED = 10_000
 
 
-def measured(name: str, policy: Any, episodes: int, bar: float) -> list[Row]:
-    """Measure a policy in the real Pendulum."""
+def measured(name: str, policy: Any, episodes: int, bar: float | None) -> list[Row]:
+    """Measure a policy in the real Pendulum, in the same episodes as the others."""
     result = dreamgym.evaluate(policy, "Pendulum-v1", episodes=episodes, seed=SEED)
     low, high = result.interval
     name = f"{name}, {episodes} episodes"
+    figure = f"{name}: real return"
+    mean = Row(name=figure, value=result.mean, unit="return")
     return [
-        at_least(f"{name}: real return", result.mean, "return", bar),
+        mean if bar is None else at_least(figure, result.mean, "return", bar),
         Row(name=f"{name}: low end of its 95% interval", value=low, unit="return"),
         Row(name=f"{name}: high end of its 95% interval", value=high, unit="return"),
     ]
@@ -55,12 +57,14 @@ def pendulum(episodes: int) -> list[Row]:
 def pendulum_with_value(episodes: int, quick: bool) -> list[Row]:
     """Plan on Pendulum, with value and actions of a policy trained in the dream."""
     world = dreamgym.load(PENDULUM)
-    trained = dreamgym.train_policy(world, algo="PPO", seed=0, steps=20_000 if quick else None)
+    steps = 20_000 if quick else None
+    trained = dreamgym.train_policy(world, learner="ppo", seed=0, steps=steps)
     prior = PolicyPrior(trained, world)
     config = ICEMConfig(horizon=15, discount=prior.discount, proposals=4)
     policy = PlannedPolicy(world, config, value=prior, proposal=prior)
     name = "Pendulum, iCEM over 15 steps with PPO's value"
-    return measured(name, policy, episodes, -1000.0 if quick else -160.0)
+    rows = measured("Pendulum, that PPO alone", trained, episodes, None)
+    return measured(name, policy, episodes, -1000.0 if quick else -160.0) + rows
 
 
 def stable_worldmodel() -> Any:

@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from types import ModuleType
 
 EXTRA_OF = {
+    "av": "video",
     "hdf5plugin": "hdf5plugin",
+    "lance": "lance",
     "matplotlib": "plot",
+    "mcap": "ros",
+    "moviepy": "video",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "pyarrow": "parquet",
     "pygame": "classic-control",
+    "rosbags": "ros",
     "tensorboard": "tensorboard",
+    "tensorflow_datasets": "rlds",
     "transformers": "transformers",
     "vizdoom": "doom",
+    "zarr": "zarr",
 }
 """Extra of `pip install 'dreamgym[extra]'` by the module that it installs.
 

@@ -1,11 +1,13 @@
 """Every exception that dreamgym defines, under the base class `DreamgymError`.
 
-The one exception to the rule is `TrainingInterrupted`: it is a `KeyboardInterrupt`, which
-`except Exception` must not catch.
+The exceptions to the rule are `TrainingInterrupted` and `AlarmStop`: they are `KeyboardInterrupt`s,
+which `except Exception` must not catch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -141,6 +143,13 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.steps = steps
 
 
+class AlarmStop(KeyboardInterrupt):
+    """Raised when an alarm stops a training (`dreamgym.trust.watch`).
+
+    It is a `KeyboardInterrupt`, since every learner keeps the policy so far at Ctrl-C.
+    """
+
+
 class TransferError(DreamgymError, ValueError):
     """Raised when a policy, an environment and a world do not fit each other.
 
@@ -161,3 +170,24 @@ class PolicyError(TransferError):
     The message says why: it is not a policy, its spaces or frame skip are not the environment's, or
     it returned something that is not an action.
     """
+
+
+@contextmanager
+def file_errors(make: Callable[[str], DreamgymError]) -> Iterator[None]:
+    """Turn whatever the content of a file makes a library raise into an error of this package.
+
+    It is the outermost guard of everything that reads files: expected problems have better messages
+    of their own, which pass unchanged. A missing library is not the file's fault.
+
+    Args:
+        make: makes the error from a text that says what happened.
+    """
+    try:
+        yield
+    except (DreamgymError, ImportError):
+        raise
+    except MemoryError as error:
+        raise make("reading it takes more memory than there is") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise make(f"it cannot be read ({type(error).__name__}: {text})") from error

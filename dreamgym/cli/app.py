@@ -15,13 +15,16 @@ from rich.traceback import Traceback
 
 from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
-from dreamgym.cli.online import improve
+from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
-from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
+from dreamgym.cli.reality import evaluate, export, transfer
+from dreamgym.cli.trust import report
+from dreamgym.cli.worlds import fit, import_checkpoint, train
 
 EPILOG = (
     "All stages: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
-    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
+    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment; "
+    "[bold]report[/] says how far to trust a world. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
 
@@ -36,7 +39,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-_VERBS = (record, check, fit, train, transfer, improve, recover, convert, pack, import_checkpoint)
+_VERBS = (
+    *(record, check, fit, train, transfer, evaluate, report, export),
+    *(improve, act, learn),
+    *(recover, convert, pack, import_checkpoint),
+)
 for _verb in _VERBS:
     app.command()(with_local_paths(_verb))
 app.command("adopt", hidden=True)(with_local_paths(import_checkpoint))  # the verb's former name

@@ -13,13 +13,16 @@ from dreamgym.cli.options import (
     AllowLoss,
     CheckedAlgorithm,
     CheckedFamily,
+    Columns,
     HtmlFile,
     Ignored,
     JsonFile,
     Keys,
     OverwriteDataset,
+    RepeatLast,
     Seed,
     SourceEnv,
+    Tasks,
     Terminals,
     foreign_options,
 )
@@ -70,6 +73,16 @@ def record(
             "environment's time limit.",
         ),
     ] = None,
+    commit_every: Annotated[
+        int,
+        typer.Option(
+            "--commit-every",
+            min=1,
+            metavar="N",
+            help="Episodes in a commit, which takes milliseconds: more for many short episodes. A "
+            "kill loses those since the last commit.",
+        ),
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="The dataset. Default: ENV.h5 in this folder."),
@@ -124,6 +137,7 @@ def record(
                 seed=seed,
                 workers=workers,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
             )
             if resume:
                 data.resume_shards(env, path, plan, progress=report)
@@ -136,6 +150,7 @@ def record(
                 out=path,
                 policy=acting,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 progress=report,
             )
         else:
@@ -146,6 +161,7 @@ def record(
                 policy=acting,
                 seed=seed,
                 max_episode_steps=max_episode_steps,
+                commit_every=commit_every,
                 overwrite=overwrite,
                 progress=report,
             )
@@ -184,6 +200,9 @@ def check(
     keys: Keys = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    repeat_last: RepeatLast = False,
+    columns: Columns = None,
+    tasks: Tasks = None,
     family: CheckedFamily = None,
     algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
@@ -199,7 +218,16 @@ def check(
     from dreamgym.data import check as check_dataset
     from dreamgym.data import write_page
 
-    foreign = foreign_options(terminals, env, keys, ignore, allow_loss)
+    foreign = foreign_options(
+        terminals,
+        env,
+        keys=keys,
+        ignore=ignore,
+        columns=columns,
+        tasks=tasks,
+        allow_loss=allow_loss,
+        repeat_last=repeat_last,
+    )
     if html_file is None:
         card = check_dataset(dataset, foreign=foreign)
     else:
@@ -266,6 +294,9 @@ def convert(
     keys: Keys = None,
     ignore: Ignored = None,
     allow_loss: AllowLoss = False,
+    repeat_last: RepeatLast = False,
+    columns: Columns = None,
+    tasks: Tasks = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -280,7 +311,16 @@ def convert(
     """
     from dreamgym.data import convert as convert_dataset
 
-    options = foreign_options(terminals, env, keys, ignore, allow_loss)
+    options = foreign_options(
+        terminals,
+        env,
+        keys=keys,
+        ignore=ignore,
+        columns=columns,
+        tasks=tasks,
+        allow_loss=allow_loss,
+        repeat_last=repeat_last,
+    )
     with keeping(lambda: f"{source} is unchanged"):
         done = convert_dataset(
             source,

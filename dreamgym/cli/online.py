@@ -1,8 +1,10 @@
-"""The verb of the online loop: improve."""
+"""The verbs of the online loop: improve, and act and learn, its form as two processes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import JsonFile, Seed, given, options_from
-from dreamgym.cli.output import number, say, write_json
+from dreamgym.cli.output import Report, number, progress_bar, say, write_json
 from dreamgym.online.config import PRESETS, Branches, ImproveConfig, improve_preset
 from dreamgym.train.config import TrainConfig
 
@@ -20,16 +22,35 @@ _BRANCHES = {
     "from_steps": "branch_from",
     "to_steps": "branch_to",
 }
+_ACTING = ("first_policy", "noise", "round_steps", "frame_skip", "actions", "max_episode_steps")
+"""Settings of an actor."""
+_NOT_LEARNING = (
+    *("first_policy", "noise", "round_steps", "max_episode_steps"),
+    *("bonus", "evaluation_episodes"),
+)
+"""Settings that a learner has no use for."""
+
+EnvId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENV", help="The real environment: ID, or MODULE:ID if a module registers it."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help=f"Published schedule: {', '.join(PRESETS)}."),
+]
+Updates = Annotated[
+    int | None, typer.Option("--updates", min=1, metavar="N", help="Updates of every fit.")
+]
+Gamma = Annotated[
+    float | None, typer.Option("--gamma", metavar="X", help="Discount factor of the policy.")
+]
 
 
 @options_from(ImproveConfig, skip=("fit", "train"), rename=_BRANCHES)
 def improve(
-    env: Annotated[
-        str,
-        typer.Argument(
-            metavar="ENV", help="The real environment: ID, or MODULE:ID if a module registers it."
-        ),
-    ],
+    env: EnvId,
     real_steps: Annotated[
         int, typer.Option("--real-steps", min=1, metavar="N", help="Real steps to record in all.")
     ],
@@ -41,17 +62,10 @@ def improve(
         float | None,
         typer.Option("--target", metavar="X", help="Mean real return at which the loop stops."),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", metavar="NAME", help=f"Published schedule: {', '.join(PRESETS)}."),
-    ] = None,
+    preset: Preset = None,
     seed: Seed = 0,
-    updates: Annotated[
-        int | None, typer.Option("--updates", min=1, metavar="N", help="Updates of every fit.")
-    ] = None,
-    gamma: Annotated[
-        float | None, typer.Option("--gamma", metavar="X", help="Discount factor of the policy.")
-    ] = None,
+    updates: Updates = None,
+    gamma: Gamma = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -69,7 +83,7 @@ def improve(
     def kept() -> str:
         return f"the rounds so far are in {out}; the same command continues from there"
 
-    with keeping(kept):
+    with keeping(kept), _stage_bars() as stage_progress:
         result = improve_policy(
             env,
             real_steps=real_steps,
@@ -78,6 +92,7 @@ def improve(
             seed=seed,
             config=config,
             progress=_show_round,
+            stage_progress=stage_progress,
         )
     figures = {
         "folder": str(out),
@@ -96,6 +111,121 @@ def improve(
         f"{result.policy_path}: {shown}, {number(best['real_steps'])} real steps; evaluation took "
         f"{number(result.evaluation_steps)} more"
     )
+
+
+@options_from(
+    ImproveConfig,
+    skip=tuple(each.name for each in fields(ImproveConfig) if each.name not in _ACTING),
+)
+def act(
+    env: EnvId,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FOLDER", help="Folder that is shared with the learner."),
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", min=1, metavar="N", help="Real steps to record. Default: until Ctrl-C."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    **settings: Any,
+) -> None:
+    """Record ENV with the newest policy of a learner, and never wait for it.
+
+    The actor of two processes; `dreamgym learn FOLDER` is the other. Until there is a policy it
+    records with --first-policy. It may be stopped or killed, and started again.
+
+    Example: [bold]dreamgym act CartPole-v1 --out shared[/]
+    """
+    from dreamgym.online.parallel import act as act_in
+
+    recorded: list[dict[str, Any]] = []
+
+    def show(figures: dict[str, Any]) -> None:
+        recorded.append(figures)
+        version = figures["version"]
+        by = f"version {version}" if version else "the first policy"
+        say(f"{figures['dataset']}: {number(figures['steps'])} real steps, {by} acting")
+
+    def kept() -> str:
+        return f"all steps are in {out}; the same command records more"
+
+    with keeping(kept):
+        act_in(env, out, steps=steps, seed=seed, config=ImproveConfig(**settings), progress=show)
+    write_json(json_file, {"folder": str(out), "recorded": recorded})
+
+
+@options_from(ImproveConfig, skip=("fit", "train", *_NOT_LEARNING), rename=_BRANCHES)
+def learn(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that is shared with the actor.")
+    ],
+    versions: Annotated[
+        int | None,
+        typer.Option(
+            "--versions",
+            min=1,
+            metavar="N",
+            help="Number of the last version to make, those before this call included. Default: "
+            "until Ctrl-C.",
+        ),
+    ] = None,
+    preset: Preset = None,
+    seed: Seed = 0,
+    updates: Updates = None,
+    gamma: Gamma = None,
+    json_file: JsonFile = None,
+    **settings: Any,
+) -> None:
+    """Fit worlds to what an actor records in FOLDER, and train its policy in their dreams.
+
+    The learner of two processes; `dreamgym act ENV --out FOLDER` is the other. It waits for
+    --first-steps real steps, and then makes a new version of world and policy whenever there is new
+    data. It may be stopped or killed, and started again.
+
+    Example: [bold]dreamgym learn shared[/]
+    """
+    from dreamgym.online.parallel import learn as learn_in
+
+    def show(weights: dict[str, Any]) -> None:
+        say(
+            f"{folder / weights['policy']}: version {weights['version']}, "
+            f"{number(weights['real_steps'])} real steps"
+        )
+
+    def kept() -> str:
+        return f"the versions so far are in {folder}; the same command continues from there"
+
+    config = _config(preset, settings, updates, gamma)
+    with keeping(kept):
+        newest = learn_in(folder, versions=versions, seed=seed, config=config, progress=show)
+    write_json(json_file, {"folder": str(folder), **newest})
+
+
+@contextmanager
+def _stage_bars() -> Iterator[Any]:
+    """Show a progress bar for each stage of a round.
+
+    Yields:
+        A function of (round, stage, done, total) or (..., figures).
+    """
+    shown: tuple[int, str] | None = None
+    report: Report | None = None
+    with ExitStack() as bars:
+
+        def stage_progress(round_number: int, stage: str, *progress: Any) -> None:
+            nonlocal shown, report
+            if (round_number, stage) != shown:
+                bars.close()
+                shown = round_number, stage
+                report = bars.enter_context(progress_bar(f"round {round_number}: {stage}"))
+            if report is not None:
+                report(*progress)
+
+        yield stage_progress
 
 
 def _config(

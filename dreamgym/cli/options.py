@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -151,6 +151,37 @@ AllowLoss = Annotated[
 ]
 
 
+RepeatLast = Annotated[
+    bool,
+    typer.Option(
+        "--repeat-last",
+        help="Keep the last transition of each episode of a foreign file that lacks the "
+        "observation after it, with the last observation repeated in its place.",
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="ROLE=NAME,...",
+        help="What columns of a foreign file hold, where their names do not say it: "
+        "'observation=x,y action=u reward=r done=d'. Roles: observation, next_observation, action, "
+        "previous_action, reward, previous_reward, terminated, truncated, done, success, episode, "
+        "time.",
+    ),
+]
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Task of a foreign file whose episodes to read; may be repeated. Default: all.",
+    ),
+]
+
+
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that the user gave; the library's defaults apply to the others."""
     return {name: value for name, value in options.items() if value is not None}
@@ -159,9 +190,13 @@ def given(**options: Any) -> dict[str, Any]:
 def foreign_options(
     terminals: str | None,
     env: str | None,
+    *,
     keys: list[str] | None = None,
     ignore: list[str] | None = None,
+    columns: list[str] | None = None,
+    tasks: list[str] | None = None,
     allow_loss: bool = False,
+    repeat_last: bool = False,
 ) -> Any:
     """Return `ForeignOptions` for what the user said about a foreign file.
 
@@ -170,10 +205,13 @@ def foreign_options(
         env: id of the environment, which is made once for its spaces.
         keys: observation keys to use.
         ignore: keys not to read.
+        columns: texts such as `observation=x,y action=u`.
+        tasks: tasks whose episodes to read.
         allow_loss: whether all terminations or rewards may be lost.
+        repeat_last: whether the last observation of an episode is repeated, if one lacks.
 
     Raises:
-        ValueError: `terminals` is another word.
+        ValueError: `terminals` is another word, or a text names no columns.
         DatasetError: there is no such environment.
     """
     from dreamgym.data import ForeignOptions
@@ -192,9 +230,31 @@ def foreign_options(
         terminals=terminals,  # type: ignore[arg-type]  # checked there
         keys=tuple(keys) if keys else None,
         ignore=tuple(ignore or ()),
+        columns=parse_columns(columns or ()),
+        tasks=tuple(tasks or ()),
         allow_loss=allow_loss,
+        repeat_last=repeat_last,
         **known,
     )
+
+
+def parse_columns(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the columns by role of texts such as `observation=x,y action=u`.
+
+    Raises:
+        ValueError: a text names no columns.
+    """
+    columns: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        for part in re.split(r"\s+(?=[a-z_]+=)", text.strip()):
+            role, equals, names = part.partition("=")
+            if not equals or not names:
+                raise ValueError(
+                    f"--columns has {part!r}; expected ROLE=NAME or ROLE=NAME,NAME, for instance "
+                    "'observation=x,y action=u'"
+                )
+            columns[role] = columns.get(role, ()) + tuple(n.strip() for n in names.split(","))
+    return columns
 
 
 # ---------------------------------------------------------------- options of a config

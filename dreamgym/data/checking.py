@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.hdf5.schema import SCHEMA_VERSION
 from dreamgym.data.images import image_notes
+from dreamgym.data.layout import observation_path
 from dreamgym.data.numeric_notes import numeric_notes
 from dreamgym.data.segments import SegmentSampler, SegmentSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.data.statistics import (
+    ChannelStatistics,
     action_use,
-    channel_statistics,
     distribution,
     episode_returns,
     reward_statistics,
@@ -43,8 +44,11 @@ Array = NDArray[Any]
 DUPLICATE_TOLERANCE = 1e-3
 
 _COMPARED_CHANNELS = 64
-_COMPARED_EPISODES = 20_000
-_COMPARED_NEIGHBOURS = 32  # more episodes with the same first value may be missed
+_COMPARED_EPISODES = 200_000
+_COMPARED_NEIGHBOURS = 32  # of more episodes with the same ends, some may be missed
+
+_BLOCK_BYTES = 32 << 20
+_BLOCK_VALUES = 1 << 22
 
 _MEMORY = 256 << 20
 _LISTED_PROBLEMS = 50
@@ -152,10 +156,8 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
 def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
     table, metadata = source.table, source.metadata
     boxes = metadata.observation_columns()
-    statistics = {
-        key: channel_statistics(column, boxes[key].shape, table.num_rows)
-        for key, column in source.observations.items()
-    }
+    statistics = {key: ChannelStatistics(box.shape) for key, box in boxes.items()}
+    problems = _problems(source, statistics)
     returns = np.nan_to_num(episode_returns(source.reward, table))
     notes = []
     for key, figures in statistics.items():
@@ -195,7 +197,7 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
         rewards=reward_statistics(source.reward, table),
         actions=action_use(source.action, table, metadata.action_space),
         windows_per_second=_windows_per_second(source),
-        problems=[*skipped, *metadata.problems, *_problems(source)],
+        problems=[*skipped, *metadata.problems, *problems],
         notes=[*notes, *_episode_notes(source)],
     )
 
@@ -211,7 +213,16 @@ def _episode_notes(source: Source) -> list[str]:
     ]
 
 
-def _problems(source: Source) -> list[str]:
+def _problems(source: Source, statistics: dict[str, ChannelStatistics]) -> list[str]:
+    """Audit all rows, and count them in the statistics of each observation key on the way."""
+
+    def add_to_statistics(rows: dict[str, Array]) -> None:
+        for key, figures in statistics.items():
+            values = rows[observation_path(key)]
+            step = max(1, _BLOCK_BYTES // max(1, 8 * values[:1].size))
+            for first in range(0, len(values), step):
+                figures.add(values[first : first + step])
+
     problems = []
     if len(source.table) < 2 and source.table.num_steps < 2 * MIN_BLOCK:
         problems.append(
@@ -220,7 +231,7 @@ def _problems(source: Source) -> list[str]:
             "with max_episode_steps=200 (--max-episode-steps 200)"
         )
     count = 0
-    for error in source.audit():
+    for error in source.audit(visit=add_to_statistics):
         count += 1
         if count <= _LISTED_PROBLEMS:
             problems.append(str(error))
@@ -261,13 +272,13 @@ def _duplicates(source: Source) -> list[tuple[int, int]]:
 def near_duplicates(column: Column, table: EpisodeTable) -> list[tuple[int, int]]:
     """Find pairs of episodes of equal length whose observations are nearly equal in every row.
 
-    They come from a seed that was not set, or a file that was added twice. Only episodes that begin
-    and end alike are compared in full, so that the cost is that of a sort. Of an image, 64 values
-    spread over it are compared.
+    They come from a seed that was not set, or a file that was added twice. Only episodes that are
+    alike in their first, middle and last row are compared in full, so that the cost is that of a
+    sort. Of an image, 64 values spread over it are compared.
 
     Args:
         column: rows of one observation key.
-        table: the episodes; at most the first 20,000 are compared.
+        table: the episodes; at most the first 200,000 are compared.
 
     Returns:
         Pairs `(earlier, later)` of episode indices; an episode with several duplicates is listed
@@ -276,52 +287,72 @@ def near_duplicates(column: Column, table: EpisodeTable) -> list[tuple[int, int]
     count = min(len(table), _COMPARED_EPISODES)
     if count < 2:
         return []
-    ends = np.stack([_first_and_last_row(column, table, episode) for episode in range(count)])
-    span = np.ptp(ends, axis=0)
+    points = _three_rows(column, table, count)
+    span = np.ptp(points, axis=0)
     scale = np.where(span > 0, span, 1.0)
-    scaled = ends / scale
-    pairs = []
-    for length in np.unique(table.length[:count]):
-        same_length = np.flatnonzero(table.length[:count] == length)
-        order = same_length[np.argsort(ends[same_length, 0], kind="stable")]
-        for place, episode in enumerate(order[1:].tolist(), start=1):
-            other = _nearest_before(scaled, order[:place], episode)
-            if other is not None and _nearly_equal(column, table, (other, episode), scale):
-                pairs.append((min(other, episode), max(other, episode)))
-    return sorted(pairs)
+    points /= scale
+    tolerance = 2 * DUPLICATE_TOLERANCE * scale.reshape(3, -1).max(axis=0)
+
+    def nearly_equal(pair: tuple[int, int]) -> bool:
+        size = int(table.length[pair[0]]) + 1
+        starts = [int(table.start[episode]) for episode in pair]
+        one, other = (_sample_channels(column.read(start, start + size)) for start in starts)
+        return bool((np.abs(one - other) <= tolerance).all())
+
+    return sorted(_pairs(points, table.length[:count], nearly_equal))
 
 
-def _first_and_last_row(column: Column, table: EpisodeTable, episode: int) -> Array:
-    start = int(table.start[episode])
-    stop = start + int(table.length[episode])
-    rows = [_sample_channels(column.read(row, row + 1)) for row in (start, stop)]
-    return np.concatenate(rows, axis=1)[0]
+def _three_rows(column: Column, table: EpisodeTable, count: int) -> Array:
+    """Return sampled channels of each episode's first, middle and last row, `(count, n)`."""
+    start, length = table.start[:count], table.length[:count]
+    rows = np.stack([start, start + length // 2, start + length], axis=1).reshape(-1, 1)
+    step = max(1, _BLOCK_BYTES // max(1, column.take(rows[:1]).nbytes))
+    parts = [
+        _sample_channels(column.take(rows[first : first + step])[:, 0])
+        for first in range(0, len(rows), step)
+    ]
+    return np.concatenate(parts).reshape(count, -1)
 
 
 def _sample_channels(rows: Array) -> Array:
     flat = rows.reshape(len(rows), -1)
     step = max(1, flat.shape[1] // _COMPARED_CHANNELS)
-    return np.nan_to_num(flat[:, ::step].astype(np.float64))
+    exact = np.float32 if flat.dtype == np.uint8 else np.float64
+    return np.nan_to_num(flat[:, ::step].astype(exact))
 
 
-def _nearest_before(points: Array, before: Array, episode: int) -> int | None:
-    """Return the nearest episode before this one in the sorted order that begins and ends alike."""
-    for other in before[::-1][:_COMPARED_NEIGHBOURS].tolist():
-        if points[episode, 0] - points[other, 0] > DUPLICATE_TOLERANCE:
-            return None
-        if np.abs(points[episode] - points[other]).max() <= DUPLICATE_TOLERANCE:
-            return int(other)
-    return None
+def _pairs(
+    points: Array, lengths: Array, nearly_equal: Callable[[tuple[int, int]], bool]
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of nearly equal episodes, the earlier first; each is the later one once.
 
+    Episodes are sorted by length and then by a weighted mean of their channels, whose weights are
+    random: those of two episodes that are alike differ by no more than their channels do, and of
+    others hardly ever by so little.
 
-def _nearly_equal(column: Column, table: EpisodeTable, pair: tuple[int, int], scale: Array) -> bool:
-    rows = []
-    for episode in pair:
-        start = int(table.start[episode])
-        rows.append(_sample_channels(column.read(start, start + int(table.length[episode]) + 1)))
-    # `scale` holds the ranges of the first row and of the last row; the wider one is taken.
-    channel_scale = scale.reshape(2, -1).max(axis=0)
-    return bool((np.abs(rows[0] - rows[1]) <= 2 * DUPLICATE_TOLERANCE * channel_scale).all())
+    Args:
+        points: `(E, n)` channels of some rows of each episode, in units of their ranges.
+        lengths: `(E,)` number of transitions.
+        nearly_equal: compares all rows of two episodes, which is done where the points are alike.
+    """
+    weights = np.random.default_rng(0).uniform(-1, 1, points.shape[1])
+    means = points @ (weights / np.abs(weights).sum())
+    order = np.lexsort((means, lengths))
+    means, lengths = means[order], lengths[order]
+    found = np.zeros(len(order), bool)
+    for shift in range(1, min(_COMPARED_NEIGHBOURS, len(order) - 1) + 1):
+        near = means[shift:] - means[:-shift] <= DUPLICATE_TOLERANCE
+        near &= lengths[shift:] == lengths[:-shift]
+        if not near.any():
+            return
+        places = np.flatnonzero(near & ~found[shift:])
+        for part in np.array_split(places, 1 + len(places) * points.shape[1] // _BLOCK_VALUES):
+            distance = np.abs(points[order[part + shift]] - points[order[part]]).max(1, initial=0)
+            for place in part[distance <= DUPLICATE_TOLERANCE].tolist():
+                pair = int(order[place]), int(order[place + shift])
+                if nearly_equal(pair):
+                    found[place + shift] = True
+                    yield min(pair), max(pair)
 
 
 def _summary(card: DatasetCard) -> list[tuple[str, str]]:

@@ -18,6 +18,9 @@ from dreamgym.data.hdf5.reader import open_columns, open_native, read_metadata, 
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.errors import DatasetError
 
+# A conversion that is stopped starts again: nothing is lost with episodes that are not committed.
+_COMMIT_EVERY = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
@@ -72,7 +75,7 @@ def convert(
     target = _new_file_path(out, overwrite)
     foreign = open_foreign(source, options or ForeignOptions())
     try:
-        writer = DatasetWriter(target, foreign.metadata)
+        writer = DatasetWriter(target, foreign.metadata, commit_every=_COMMIT_EVERY)
         try:
             with writer:
                 skipped = _write_episodes(writer, foreign, source, on_bad, progress)
@@ -109,6 +112,12 @@ def _write_episodes(
     """Write all episodes of a foreign dataset; return a description of each skipped one."""
     skipped = []
     for number, episode in enumerate(foreign.episodes()):
+        if isinstance(episode, DatasetError):
+            problem = episode.at(path=source, episode=number)
+            if on_bad == "raise":
+                raise problem from episode
+            skipped.append(str(problem))
+            continue
         try:
             writer.add(episode)
         except DatasetError as error:

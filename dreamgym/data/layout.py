@@ -45,6 +45,8 @@ EPISODE_COLUMNS: dict[str, np.dtype[Any]] = {
     "crc": np.dtype("<u4"),
 }
 
+_CHECKED = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]
+
 # Stands for "no seed" in the `seed` column.
 NO_SEED = -1
 
@@ -88,9 +90,39 @@ def episode_crc(header: Mapping[str, int], columns: Iterable[np.ndarray[Any, Any
         columns: the `T + 1` rows of every observation key in the space's order, of the action and
             of the reward.
     """
-    names = [name for name in EPISODE_COLUMNS if name not in ("start", "crc")]
-    crc = zlib.crc32(np.array([int(header[name]) for name in names], dtype="<i8").tobytes())
+    crc = zlib.crc32(np.array([int(header[name]) for name in _CHECKED], dtype="<i8").tobytes())
     for rows in columns:
-        little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-        crc = zlib.crc32(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data, crc)
+        crc = zlib.crc32(_little_bytes(rows), crc)
     return crc
+
+
+def episode_crcs(
+    table: Mapping[str, np.ndarray[Any, Any]],
+    starts: np.ndarray[Any, Any],
+    columns: Iterable[np.ndarray[Any, Any]],
+) -> np.ndarray[Any, Any]:
+    """Return the CRC-32 of several episodes that follow one another, `(E,)`; see `episode_crc`.
+
+    Args:
+        table: `(E,)` entries of the episodes by name.
+        starts: `(E,)` first row of each episode in `columns`.
+        columns: rows of all of them, in the order of `episode_crc`.
+    """
+    headers = np.stack([np.asarray(table[name]).astype("<i8") for name in _CHECKED], axis=1)
+    crcs = [zlib.crc32(header) for header in headers]
+    stops = starts + table["length"] + 1
+    for rows in columns:
+        if not len(rows):
+            continue
+        content, size = _little_bytes(rows), rows[:1].nbytes
+        places = zip((starts * size).tolist(), (stops * size).tolist(), strict=True)
+        crcs = [
+            zlib.crc32(content[start:stop], crc)
+            for crc, (start, stop) in zip(crcs, places, strict=True)
+        ]
+    return np.array(crcs, dtype=np.uint32)
+
+
+def _little_bytes(rows: np.ndarray[Any, Any]) -> memoryview:
+    little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data

@@ -17,6 +17,7 @@ from gymnasium import spaces
 
 from dreamgym.data.layout import observation_columns
 from dreamgym.data.spaces import check_supported
+from dreamgym.errors import DatasetError
 
 
 def library_versions() -> dict[str, str]:
@@ -129,6 +130,39 @@ def spec_of_id(env_id: str) -> str:
     except (gym.error.Error, ImportError):
         spec = None
     return spec or json.dumps({"id": env_id, "kwargs": {}, "max_episode_steps": None})
+
+
+def check_env_spec(spec: Any, key: str | None = None) -> None:
+    """Check what a file gives as the JSON of an `EnvSpec`: worlds, reports and fits rely on it.
+
+    Args:
+        spec: the parsed JSON.
+        key: where it stands, for the error message.
+
+    Raises:
+        DatasetError: it is not an object with an id, arguments and a time limit.
+    """
+    limit = spec.get("max_episode_steps") if isinstance(spec, dict) else None
+    wrappers = (spec.get("additional_wrappers") if isinstance(spec, dict) else None) or []
+    if not isinstance(spec, dict):
+        problem = f"it is a {type(spec).__name__}; expected a JSON object"
+    elif not isinstance(spec.get("id"), str) or not spec["id"]:
+        problem = f"its id is {spec.get('id')!r}; expected a text"
+    elif not isinstance(spec.get("kwargs"), dict):
+        problem = f"its kwargs are {spec.get('kwargs')!r:.80}; expected a JSON object"
+    elif limit is not None and (type(limit) is not int or limit < 1):
+        problem = f"its max_episode_steps is {limit!r:.80}; expected at least 1, or null"
+    elif not isinstance(wrappers, list) or not all(
+        isinstance(each, dict) and {"name", "kwargs"} <= each.keys() for each in wrappers
+    ):
+        problem = "its additional_wrappers are not a list of names and arguments"
+    else:
+        return
+    raise DatasetError(
+        f"the environment's spec is not valid: {problem}",
+        key=key,
+        remedy="write it with EnvSpec.to_json, or leave it out",
+    )
 
 
 def _spec_to_json(spec: Any) -> str | None:

@@ -33,6 +33,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             caller closes.
         policy: name of the policy that chooses the actions, for the dataset's metadata.
         seed: seed of the whole recording, for the dataset's metadata.
+        commit_every: number of episodes in a commit, see `DatasetWriter`; of a dataset to create.
         env_index: index of this environment, among several side by side.
 
     Raises:
@@ -47,6 +48,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         *,
         policy: str = "unspecified",
         seed: int | None = None,
+        commit_every: int = 1,
         env_index: int = 0,
     ) -> None:
         super().__init__(env)
@@ -55,7 +57,11 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.writer = (
             out
             if isinstance(out, DatasetWriter)
-            else DatasetWriter(out, DatasetMetadata.of_env(env, policy=policy, seed=seed))
+            else DatasetWriter(
+                out,
+                DatasetMetadata.of_env(env, policy=policy, seed=seed),
+                commit_every=commit_every,
+            )
         )
         self._builder = EpisodeBuilder(env.observation_space, env.action_space, env_index)
         self._error_context = _ErrorContext(self.writer)
@@ -129,6 +135,7 @@ class VectorRecorder(gym.vector.VectorWrapper):
         out: path of the dataset to create, which must not exist.
         policy: name of the policy that chooses the actions, for the dataset's metadata.
         seed: seed of the whole recording, for the dataset's metadata.
+        commit_every: number of episodes in a commit, see `DatasetWriter`.
 
     Raises:
         DatasetError: `out` exists or cannot be created, or the environment declares no autoreset
@@ -143,10 +150,12 @@ class VectorRecorder(gym.vector.VectorWrapper):
         *,
         policy: str = "unspecified",
         seed: int | None = None,
+        commit_every: int = 1,
     ) -> None:
         super().__init__(env)
         self._mode = _autoreset_mode(env)
-        self.writer = DatasetWriter(out, DatasetMetadata.of_env(env, policy=policy, seed=seed))
+        metadata = DatasetMetadata.of_env(env, policy=policy, seed=seed)
+        self.writer = DatasetWriter(out, metadata, commit_every=commit_every)
         self._builders = [
             EpisodeBuilder(env.single_observation_space, env.single_action_space, index)
             for index in range(env.num_envs)

@@ -44,6 +44,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     policy: PolicyLike = "random",
     seed: int = 0,
     max_episode_steps: int | None = None,
+    commit_every: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -65,6 +66,8 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         seed: seed of the recording, at least 0.
         max_episode_steps: steps after which an episode is truncated, if it has not ended before;
             None for the environment's own time limit. A task without an end needs it.
+        commit_every: number of episodes in a commit, which takes milliseconds. A kill of the
+            process loses the episodes since the last one; Ctrl-C and errors lose nothing.
         overwrite: whether to replace an existing `out`. It is replaced once the new dataset is
             complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
             recorded until then are in `<out>.new`.
@@ -91,7 +94,9 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         )
     with _created(out, overwrite) as target, _opened_env(env, max_episode_steps) as opened:
         chosen = make_policy(policy, opened)
-        recorder = Recorder(opened, target, policy=chosen.name, seed=seed)
+        recorder = Recorder(
+            opened, target, policy=chosen.name, seed=seed, commit_every=commit_every
+        )
         try:
             _record_steps(recorder, chosen, steps=steps, seed=seed, progress=progress)
         finally:
@@ -99,13 +104,14 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     return out
 
 
-def resume(
+def resume(  # noqa: PLR0913 - as for record
     env: str | gym.Env[Any, Any],
     *,
     steps: int,
     out: str | os.PathLike[str],
     policy: PolicyLike = "random",
     max_episode_steps: int | None = None,
+    commit_every: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Continue a recording until it holds `steps` steps.
@@ -120,6 +126,7 @@ def resume(
         out: a dataset that `record` created, also one that was interrupted or recovered.
         policy: the policy that it was recorded with.
         max_episode_steps: as for `record`.
+        commit_every: as for `record`.
         progress: callback that receives the steps done and the steps to do.
 
     Returns:
@@ -135,7 +142,7 @@ def resume(
     out = local_path(out)
     with _opened_env(env, max_episode_steps) as opened:
         chosen = make_policy(policy, opened)
-        with DatasetWriter.extend(out) as writer:
+        with DatasetWriter.extend(out, commit_every=commit_every) as writer:
             seed = _check_same_recording(writer, opened, chosen)
             recorder = Recorder(opened, writer)
             try:
@@ -344,6 +351,7 @@ class ShardPlan:
         seed: seed of the whole recording; every shard and every episode has its own.
         workers: number of processes, each of which writes one shard.
         max_episode_steps: as for `record`.
+        commit_every: as for `record`, in each process.
     """
 
     steps: int
@@ -351,6 +359,7 @@ class ShardPlan:
     seed: int = 0
     workers: int = 2
     max_episode_steps: int | None = None
+    commit_every: int = 1
 
 
 def record_shards(
@@ -537,12 +546,19 @@ def _work(
         path = _shard_path(folder, number)
         policy = make_policy(plan.policy, env)
         if path.exists():
-            with DatasetWriter.extend(path) as writer:
+            with DatasetWriter.extend(path, commit_every=plan.commit_every) as writer:
                 _check_same_recording(writer, env, policy)
                 with Recorder(env, writer, env_index=number) as recorder:
                     _record_steps(recorder, policy, steps=share, seed=plan.seed, progress=report)
             return
-        with Recorder(env, path, policy=policy.name, seed=plan.seed, env_index=number) as recorder:
+        with Recorder(
+            env,
+            path,
+            policy=policy.name,
+            seed=plan.seed,
+            commit_every=plan.commit_every,
+            env_index=number,
+        ) as recorder:
             _record_steps(recorder, policy, steps=share, seed=plan.seed, progress=report)
     except KeyboardInterrupt:
         raise SystemExit(0) from None  # the parent raises its own

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 import gymnasium as gym
 import numpy as np
@@ -30,8 +30,11 @@ BOX_DTYPES = frozenset(
 )
 INTEGER_DTYPES = frozenset(name for name in BOX_DTYPES if "int" in name)
 
-# A description of a larger space is an error, or an attempt to exhaust the memory.
-MAX_ELEMENTS = 1 << 26
+MAX_ROW_BYTES = 1 << 26
+"""Most bytes of one observation or action, over all Boxes of its space: a description of a larger
+space is an error, or an attempt to exhaust the memory."""
+
+_MAX_RANK = 32
 
 
 class HasSpaces(Protocol):
@@ -201,11 +204,13 @@ def space_to_json(space: gym.Space[Any]) -> dict[str, Any]:
     }
 
 
-def space_from_json(description: Any) -> gym.Space[Any]:
+def space_from_json(description: Any, max_bytes: int = MAX_ROW_BYTES) -> gym.Space[Any]:
     """Return the space that a description of `space_to_json` stands for.
 
     Args:
         description: result of `space_to_json`, usually read from a JSON file.
+        max_bytes: most bytes that one element of the space may have. Nothing is allocated before
+            the description has been compared with it.
 
     Raises:
         UnsupportedSpaceError: the description names a type of space that is not supported.
@@ -214,6 +219,12 @@ def space_from_json(description: Any) -> gym.Space[Any]:
     if not isinstance(description, dict):
         raise DatasetError(
             f"the description of a space is {type(description).__name__}; expected a JSON object"
+        )
+    size = _row_bytes(description)
+    if size > max_bytes:
+        raise DatasetError(
+            f"a space describes {size:,} bytes for each of its elements; expected at most "
+            f"{max_bytes:,}"
         )
     kind = description.get("type")
     if kind == "Dict":
@@ -230,6 +241,32 @@ def space_from_json(description: Any) -> gym.Space[Any]:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"malformed {kind} space: {error!r}") from error
+
+
+def _row_bytes(description: Any) -> int:
+    """Return the bytes of one element of a Box, or of all Boxes of a Dict; 0 if it is malformed."""
+    if not isinstance(description, dict):
+        return 0
+    if description.get("type") == "Dict":
+        entries = description.get("spaces")
+        pairs = entries if isinstance(entries, list) else []
+        children = [pair[1] for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+        return sum(_row_bytes(child) for child in children if _is_box(child))
+    shape, dtype = description.get("shape"), description.get("dtype")
+    if not _is_box(description) or not _is_shape(shape):
+        return 0
+    if not isinstance(dtype, str) or dtype not in BOX_DTYPES:
+        return 0
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _is_box(description: Any) -> bool:
+    return isinstance(description, dict) and description.get("type") == "Box"
+
+
+def _is_shape(shape: Any) -> TypeGuard[list[int]]:
+    sizes = isinstance(shape, list) and len(shape) <= _MAX_RANK
+    return sizes and all(_is_integer(n) and 0 < n < 1 << 62 for n in shape)
 
 
 def _dict_from_json(description: dict[str, Any]) -> spaces.Dict:
@@ -255,11 +292,9 @@ def _dict_from_json(description: dict[str, Any]) -> spaces.Dict:
 def _box(description: dict[str, Any]) -> spaces.Box:
     dtype = _dtype(description["dtype"], BOX_DTYPES)
     shape = description["shape"]
-    if not isinstance(shape, list) or not all(_is_integer(n) and n > 0 for n in shape):
-        raise DatasetError(f"a Box has the shape {str(shape)[:80]}; expected positive integers")
-    if math.prod(shape) > MAX_ELEMENTS:
+    if not _is_shape(shape):
         raise DatasetError(
-            f"a Box has {math.prod(shape)} elements; expected at most {MAX_ELEMENTS}"
+            f"a Box has the shape {str(shape)[:80]}; expected at most {_MAX_RANK} positive integers"
         )
     low = _bound_from_json(description["low"], dtype, tuple(shape))
     high = _bound_from_json(description["high"], dtype, tuple(shape))

@@ -19,7 +19,9 @@ SATURATED_SHARE = 0.5
 
 _BLOCK_BYTES = 32 << 20
 _MAX_LISTED_CHANNELS = 32
+_BYTE_ROWS = 255  # 255 squares of 255 have a sum below 2**24
 _COVERAGE_BINS = 10
+_MAX_LISTED_VALUES = 1024
 
 
 def distribution(values: Array) -> dict[str, float]:
@@ -69,6 +71,11 @@ class ChannelStatistics:
 
     def add(self, rows: Array) -> None:
         """Add `(N, *shape)` rows; rows that are not finite are left out."""
+        if rows.dtype == np.uint8:
+            flat = rows.reshape(len(rows), -1)
+            for first in range(0, len(flat), _BYTE_ROWS):
+                self._add_bytes(flat[first : first + _BYTE_ROWS])
+            return
         values = rows.reshape(len(rows), -1).astype(np.float64)
         values = values[np.isfinite(values).all(axis=1)]
         if not len(values):
@@ -87,6 +94,18 @@ class ChannelStatistics:
         self._sum += (values - self._shift).sum(axis=0)
         self._squares += np.square(values - self._shift).sum(axis=0)
         self.count += len(values)
+
+    def _add_bytes(self, rows: Array) -> None:
+        """Add `(N, n)` bytes, at most `_BYTE_ROWS`: images are most of what is ever counted."""
+        low, high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
+        self._at_low = np.where(low < self.low, 0, self._at_low) + _count_equal(rows, low)
+        self._at_high = np.where(high > self.high, 0, self._at_high) + _count_equal(rows, high)
+        self.low, self.high = low, high
+        # In float32, sums of so few bytes and of their squares are exact.
+        values = rows.astype(np.float32)
+        self._sum += values.sum(0)
+        self._squares += np.einsum("ij,ij->j", values, values)
+        self.count += len(rows)
 
     @property
     def mean(self) -> Array:
@@ -135,6 +154,12 @@ class ChannelStatistics:
         return summary
 
 
+def _count_equal(rows: Array, values: Array) -> Array:
+    """Return in how many of at most 255 rows each channel has its value, `(n,)`."""
+    equal = rows == values.astype(np.uint8)
+    return np.asarray(np.add.reduce(equal.view(np.uint8), axis=0, dtype=np.uint8))
+
+
 def channel_statistics(column: Column, shape: tuple[int, ...], num_rows: int) -> ChannelStatistics:
     """Return the statistics over all rows of a column."""
     statistics = ChannelStatistics(shape)
@@ -168,29 +193,39 @@ def action_use(column: Column, table: EpisodeTable, space: gym.Space[Any]) -> di
         space: the action space.
 
     Returns:
-        For a discrete space the share of each value; for a Box the statistics, the covered share of
-        each dimension's range, and the share of actions at its ends.
+        For a discrete space the share of each value; for a Box, and for more than 1024 values, the
+        statistics, the covered share of each dimension's range, and the share of actions at its
+        ends.
     """
     actions = column.read(0, table.num_rows)[table.has_action].reshape(table.num_steps, -1)
-    if isinstance(space, spaces.Discrete):
-        return {"share": _shares(actions[:, 0], int(space.start), int(space.n))}
-    if isinstance(space, spaces.MultiDiscrete):
-        starts, counts = space.start.reshape(-1), space.nvec.reshape(-1)
-        return {
-            "share": [
-                _shares(actions[:, i], int(starts[i]), int(counts[i]))
-                for i in range(actions.shape[1])
+    if isinstance(space, spaces.Box):
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+    else:
+        starts, counts = _discrete_values(space)
+        if max(counts) <= _MAX_LISTED_VALUES:
+            shares = [
+                _shares(actions[:, i], start, count)
+                for i, (start, count) in enumerate(zip(starts, counts, strict=True))
             ]
-        }
+            return {"share": shares[0] if isinstance(space, spaces.Discrete) else shares}
+        low = np.array(starts, np.float64)
+        high = low + np.array(counts, np.float64) - 1
     statistics = ChannelStatistics((actions.shape[1],))
     statistics.add(actions)
     use = statistics.as_dict()
-    if isinstance(space, spaces.Box):
-        low, high = space.low.reshape(-1), space.high.reshape(-1)
-        use["coverage"] = _coverage(actions, low, high)
-        use["share_at_low"] = (actions == low).mean(axis=0).tolist()
-        use["share_at_high"] = (actions == high).mean(axis=0).tolist()
+    use["coverage"] = _coverage(actions, low, high)
+    use["share_at_low"] = (actions == low).mean(axis=0).tolist()
+    use["share_at_high"] = (actions == high).mean(axis=0).tolist()
     return use
+
+
+def _discrete_values(space: gym.Space[Any]) -> tuple[list[int], list[int]]:
+    """Return the first value of each choice, and the number of its values."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.start)], [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start.reshape(-1).tolist(), space.nvec.reshape(-1).tolist()
+    raise TypeError(f"expected a Box, Discrete or MultiDiscrete space, got {space}")
 
 
 def _coverage(actions: Array, low: Array, high: Array) -> list[float]:

@@ -323,12 +323,18 @@ class Source:
         sizes = [int(np.prod(box.shape)) * np.dtype(box.dtype).itemsize for box in boxes]
         return sum(sizes) + int(np.prod(shape)) * dtype.itemsize + layout.REWARD_DTYPE.itemsize
 
-    def audit(self, columns: dict[str, Column] | None = None) -> Iterator[DatasetError]:
+    def audit(
+        self,
+        columns: dict[str, Column] | None = None,
+        visit: Callable[[dict[str, Array]], None] | None = None,
+    ) -> Iterator[DatasetError]:
         """Find every episode that must not be used for fitting, reading block by block.
 
         Args:
             columns: columns to read, the action among them; all by default. Checksums are verified
                 only if all columns are read.
+            visit: called with the rows of each block by column, so that one pass over a large
+                dataset is enough for the check and for statistics.
 
         Yields:
             An error with key, episode and row, but without the path, for each problem: inconsistent
@@ -337,7 +343,7 @@ class Source:
         yield from self.table.flag_problems()
         for first, last in self._blocks():
             yield from self._audit_block(
-                first, last, self.columns() if columns is None else columns
+                first, last, self.columns() if columns is None else columns, visit
             )
 
     def audit_episode(self, episode: int) -> Iterator[DatasetError]:
@@ -356,11 +362,17 @@ class Source:
             first = last
 
     def _audit_block(
-        self, first: int, last: int, columns: dict[str, Column]
+        self,
+        first: int,
+        last: int,
+        columns: dict[str, Column],
+        visit: Callable[[dict[str, Array]], None] | None = None,
     ) -> Iterator[DatasetError]:
         table = self.table.select(np.arange(first, last))
         begin, end = int(table.start[0]), table.num_rows
         rows = {name: column.read(begin, end) for name, column in columns.items()}
+        if visit is not None:
+            visit(rows)
         starts = table.start - begin
         if rows.keys() == self.columns().keys():
             yield from _checksum_problems(table, rows, first)
@@ -391,18 +403,17 @@ def _describe_not_finite(bad_rows: Array) -> str:
 def _checksum_problems(
     table: EpisodeTable, rows: dict[str, Array], first: int
 ) -> Iterator[DatasetError]:
-    begin = int(table.start[0])
-    for episode in range(len(table)):
-        start = int(table.start[episode]) - begin
-        stop = start + int(table.length[episode]) + 1
-        crc = layout.episode_crc(table.header(episode), (v[start:stop] for v in rows.values()))
-        if crc != table.crc[episode]:
-            yield DatasetError(
-                "its checksum does not fit its rows: the data have changed since they were written",
-                key=f"/{layout.EPISODE_GROUP}/crc",
-                episode=first + episode,
-                remedy="copy the file again, or leave the episode out with on_bad='skip'",
-            )
+    starts = table.start - int(table.start[0])
+    crcs = layout.episode_crcs(
+        {name: getattr(table, name) for name in layout.EPISODE_COLUMNS}, starts, rows.values()
+    )
+    for episode in np.flatnonzero(crcs != table.crc).tolist():
+        yield DatasetError(
+            "its checksum does not fit its rows: the data have changed since they were written",
+            key=f"/{layout.EPISODE_GROUP}/crc",
+            episode=first + episode,
+            remedy="copy the file again, or leave the episode out with on_bad='skip'",
+        )
 
 
 def _row_problems(
@@ -410,9 +421,8 @@ def _row_problems(
 ) -> Iterator[DatasetError]:
     """Yield one problem for each episode that has a bad row."""
     rows = np.flatnonzero(bad)
-    episodes = np.searchsorted(starts, rows, side="right") - 1
-    for episode in np.unique(episodes):
-        bad_rows = rows[episodes == episode]
+    episodes, firsts = np.unique(np.searchsorted(starts, rows, side="right") - 1, return_index=True)
+    for episode, bad_rows in zip(episodes, np.split(rows, firsts[1:]), strict=True):
         yield DatasetError(
             describe(bad_rows),
             key=key,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dreamgym._settings import check_at_least, nearest
+from dreamgym._settings import check_at_least, check_choice, nearest
 from dreamgym.errors import OnlineError
 from dreamgym.fitting.config import FitConfig
 from dreamgym.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from dreamgym.data.frame_skip import FrameSkip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +62,20 @@ class ImproveConfig:
         bonus: reward for each unit of the world's uncertainty in the dreams that the policy is
             trained in (`Optimistic`), which falls linearly to zero at the end of the budget. It
             needs a family with uncertainty, "pets" or "ensemble".
+        frame_skip: real steps in one step of the dream. Real steps are counted one by one
+            everywhere; the horizon and the branches count steps of the dream.
+        actions: with a frame skip, "blocks": an action is the block of the actions of all its
+            steps; or "repeated": one action, repeated in every step (see `FrameSkip`).
+        max_episode_steps: real steps after which an episode is truncated, if it has not ended
+            before; None for the environment's own time limit. A task without an end needs it.
         family: family of the world model.
         algo: algorithm of the policy.
         learner: learner library; None for the first that has the algorithm.
-        train_ratio: replayed steps for each real step, as Dreamer counts them: a round's fit has
-            `train_ratio * steps / (batch_size * segment_length)` updates. None for `fit.updates`
-            in every round.
-        dream_ratio: dream steps of the policy's training for each real step of the round; MBPO has
-            400. None for `dream_steps` in every round.
+        train_ratio: replayed steps for each recorded one, as Dreamer counts them: a round's fit has
+            `train_ratio * steps / (batch_size * segment_length)` updates, in steps of the dream.
+            None for `fit.updates` in every round.
+        dream_ratio: dream steps of the policy's training for each recorded step of the round, in
+            steps of the dream; MBPO has 400. None for `dream_steps` in every round.
         dream_steps: dream steps of the policy's training in a round; None for the algorithm's
             default.
         branches: length of the dreams, growing with the real steps; None for the world's horizon or
@@ -87,6 +96,9 @@ class ImproveConfig:
     first_policy: str = "sticky:0.8"
     noise: float = 0.3
     bonus: float = 0.0
+    frame_skip: int = 1
+    actions: Literal["blocks", "repeated"] = "blocks"
+    max_episode_steps: int | None = None
     family: str = "mdn-rnn"
     algo: str = "PPO"
     learner: str | None = None
@@ -101,7 +113,10 @@ class ImproveConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "first_steps", "round_steps")
+        check_at_least(self, 1, "first_steps", "round_steps", "frame_skip")
+        check_choice("actions", self.actions, ("blocks", "repeated"))
+        if self.max_episode_steps is not None:
+            check_at_least(self, 1, "max_episode_steps")
         check_at_least(self, 0, "bonus", "evaluation_episodes")
         if not 0 <= self.noise <= 1:
             raise OnlineError(f"noise is {self.noise}; expected a number between 0 and 1")
@@ -112,6 +127,13 @@ class ImproveConfig:
         if self.dream_ratio is not None and self.dream_steps is not None:
             raise OnlineError("dream_ratio and dream_steps are both given; give one of them")
 
+    @property
+    def skip(self) -> FrameSkip:
+        """The frame skip."""
+        from dreamgym.data.frame_skip import FrameSkip
+
+        return FrameSkip(steps=self.frame_skip, actions=self.actions)
+
     def updates(self, steps: int, fit: FitConfig) -> int:
         """Return the updates of a fit.
 
@@ -121,7 +143,7 @@ class ImproveConfig:
         """
         if self.train_ratio is None:
             return fit.updates
-        replayed = self.train_ratio * steps
+        replayed = self.train_ratio * steps / self.frame_skip
         return max(1, round(replayed / (fit.batch_size * fit.segment_length)))
 
     def training_steps(self, steps: int) -> int | None:
@@ -132,7 +154,7 @@ class ImproveConfig:
         """
         if self.dream_ratio is None:
             return self.dream_steps
-        return max(1, round(self.dream_ratio * steps))
+        return max(1, round(self.dream_ratio * steps / self.frame_skip))
 
 
 PRESETS: dict[str, ImproveConfig] = {

@@ -6,21 +6,26 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dreamgym._files import atomic_file, local_path, partial_path
+from dreamgym._files import atomic_file, local_path
 from dreamgym.data import Dataset, PolicyLike, record, resume
 from dreamgym.errors import OnlineError
+from dreamgym.fitting import FitConfig
 from dreamgym.models import ModelSpec, WorldModel
-from dreamgym.online.config import ImproveConfig
+from dreamgym.online.config import Branches, ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
 from dreamgym.online.stages import (
     Parts,
+    Report,
     acting,
+    check_environment,
     checked_learner,
+    first_policy,
     fit_world,
     save_killed,
     train_in_dreams,
@@ -32,6 +37,9 @@ from dreamgym.world import World, load
 
 Figures = dict[str, Any]
 Progress = Callable[[Figures], None]
+StageProgress = Callable[..., None]
+"""Takes the number of a round, the name of its stage, what is done and what there is to do of it,
+and perhaps figures, a mapping."""
 
 SETTINGS, FIGURES = "settings.json", "figures.json"
 DATA, WORLD, POLICY = "data.h5", "world", "policy"
@@ -90,6 +98,7 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
     seed: int = 0,
     config: ImproveConfig | None = None,
     progress: Progress | None = None,
+    stage_progress: StageProgress | None = None,
 ) -> Improvement:
     """Improve a policy in rounds: record, refit the world, train in its dreams, measure.
 
@@ -118,13 +127,15 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
         seed: seed of everything random.
         config: settings.
         progress: called with the figures of each round when it ends.
+        stage_progress: called during a round with its number, the stage ("record", "fit", "train"
+            or "evaluate"), what is done and what there is to do of it, and perhaps figures.
 
     Returns:
         Figures, policies and worlds.
 
     Raises:
-        OnlineError: `out` was made with other settings, a number is out of range, or settings do
-            not go together.
+        OnlineError: `out` was made with other settings, a number is out of range, settings do not
+            go together, or the family or the algorithm does not take the environment's spaces.
         TransferError: there is no such environment.
     """
     if real_steps < 1:
@@ -133,6 +144,7 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
     if target is not None and not config.evaluation_episodes:
         raise OnlineError("a target needs real episodes: give evaluation_episodes of at least 1")
     loop = _Loop(env, real_steps, local_path(out, OnlineError), config, seed)
+    loop.stage_progress = stage_progress
     loop.check_settings()
     rounds: list[Figures] = []
     while True:
@@ -162,11 +174,13 @@ class _Loop:
         self.maker = env_maker(env)
         self.real_steps, self.out, self.config, self.seed = real_steps, out, config, seed
         self.suffix = checked_learner(config).suffix
+        self.stage_progress: StageProgress | None = None
 
     def check_settings(self) -> None:
         """Write the settings to a new folder, or check that they are those of an existing one."""
         with make_env(self.maker) as env:
             name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+            check_environment(self.config, env)
         settings = {"env": name, "seed": self.seed, "config": _plain(self.config)}
         path = self.out / SETTINGS
         if not path.exists():
@@ -174,6 +188,8 @@ class _Loop:
                 temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             return
         saved = json.loads(path.read_text(encoding="utf-8"))
+        every = ImproveConfig(fit=FitConfig(), branches=Branches())
+        saved["config"] = _completed(saved["config"], _plain(every))
         differing = _differences(saved, settings)
         if differing:
             raise OnlineError(
@@ -204,7 +220,7 @@ class _Loop:
         figures |= {
             "dream_steps": policy.card.steps,
             "dream_return": policy.curve[-1][1] if policy.curve else None,
-            **self._evaluate(policy, world, number),
+            **self._evaluate(policy, world, earlier),
         }
         clock.stop("evaluate")
         figures["evaluation_steps"] += earlier[-1]["evaluation_steps"] if earlier else 0
@@ -219,13 +235,16 @@ class _Loop:
         """Record the steps of a round, as far as its dataset does not hold them."""
         seed = self._seed(len(earlier) + 1, _RECORD)
         with make_env(self.maker) as env:
-            policy = self._recording_policy(env, earlier)
-            if partial_path(path).exists():  # the process was killed
-                save_killed(path)
-            if path.exists():
-                resume(env, steps=steps, out=path, policy=policy)
-            else:
-                record(env, steps=steps, out=path, policy=policy, seed=seed)
+            save_killed(path)
+            again = path.exists()
+            (resume if again else partial(record, seed=seed))(
+                env,
+                steps=steps,
+                out=path,
+                policy=self._recording_policy(env, earlier),
+                max_episode_steps=self.config.max_episode_steps,
+                progress=self._report("record", earlier),
+            )
         with Dataset(path) as data:
             episodes = [data.episode(index) for index in range(data.num_episodes)]
         returns = [float(each.rewards.sum()) for each in episodes if each.complete]
@@ -236,7 +255,7 @@ class _Loop:
 
     def _recording_policy(self, env: Any, earlier: list[Figures]) -> PolicyLike:
         if not earlier:
-            return self.config.first_policy
+            return first_policy(self.config, env)
         own = acting(self._last_policy(earlier), self.out / earlier[-1]["world"])
         return NoisyPolicy(own, env.action_space, self.config.noise)
 
@@ -246,7 +265,15 @@ class _Loop:
             return load(path)
         last = load(self.out / earlier[-1]["world"]) if earlier else None
         data = self._data(path.parent, steps, earlier)
-        return fit_world(self.config, data, path, steps=steps, last=last, seed=self.seed)
+        return fit_world(
+            self.config,
+            data,
+            path,
+            steps=steps,
+            last=last,
+            seed=self.seed,
+            progress=self._report("fit", earlier),
+        )
 
     def _train(self, path: Path, world: World, steps: int, earlier: list[Figures]) -> TrainedPolicy:
         """Return the policy of a round, trained in the dreams of its world."""
@@ -262,6 +289,7 @@ class _Loop:
             bonus=self.config.bonus * max(0.0, 1 - used / self.real_steps),
             initial=self._last_policy(earlier) if earlier else None,
             seed=self._seed(len(earlier) + 1, _TRAIN),
+            progress=self._report("train", earlier),
         )
 
     def _data(self, folder: Path, steps: int, earlier: list[Figures]) -> Parts:
@@ -269,7 +297,7 @@ class _Loop:
         before = [(self.out / each["data"], float(each["steps"])) for each in earlier]
         return [*before, (folder / DATA, float(steps))]
 
-    def _evaluate(self, policy: TrainedPolicy, world: World, number: int) -> Figures:
+    def _evaluate(self, policy: TrainedPolicy, world: World, earlier: list[Figures]) -> Figures:
         """Return the real return of a policy."""
         if not self.config.evaluation_episodes:
             nothing = dict.fromkeys(("real_return", "real_interval", "real_length"))
@@ -277,11 +305,14 @@ class _Loop:
         measurable: PolicyLike = policy
         if policy.view == "latent":
             measurable = LatentAgent(policy, world, deterministic=True)
+        limit = self.config.max_episode_steps
         measured = evaluate(
             measurable,
-            self.maker,
+            lambda: world.adapted(make_env(self.maker)),
             episodes=self.config.evaluation_episodes,
-            seed=self._seed(number, _EVALUATE),
+            seed=self._seed(len(earlier) + 1, _EVALUATE),
+            max_episode_steps=None if limit is None else world.frame_skip.count(limit),
+            progress=self._report("evaluate", earlier),
         )
         return {
             "real_return": measured.mean,
@@ -289,6 +320,11 @@ class _Loop:
             "real_length": float(measured.lengths.mean()),
             "evaluation_steps": measured.steps,
         }
+
+    def _report(self, stage: str, earlier: list[Figures]) -> Report | None:
+        """Return the progress callback of a stage."""
+        report = self.stage_progress
+        return None if report is None else partial(report, len(earlier) + 1, stage)
 
     def _last_policy(self, earlier: list[Figures]) -> TrainedPolicy:
         return load_policy(self.out / earlier[-1]["policy"])
@@ -327,6 +363,14 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {key: _plain(each) for key, each in vars(value).items()}
     return json.loads(json.dumps(value, default=repr))
+
+
+def _completed(saved: Any, defaults: Any) -> Any:
+    """Return saved settings with the defaults of settings that did not exist then."""
+    if not (isinstance(saved, dict) and isinstance(defaults, dict)):
+        return saved
+    both = {key: _completed(saved[key], defaults[key]) for key in defaults if key in saved}
+    return {**defaults, **saved, **both}
 
 
 def _differences(saved: Any, given: Any, place: str = "") -> list[str]:

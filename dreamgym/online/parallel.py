@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,24 @@ import gymnasium as gym
 import numpy as np
 
 from dreamgym._files import atomic_file, local_path
-from dreamgym.data import Dataset, Policy, record
+from dreamgym.data import Dataset, record
 from dreamgym.data.policies import make_policy
 from dreamgym.errors import OnlineError
 from dreamgym.online.config import ImproveConfig
 from dreamgym.online.exploration import NoisyPolicy
-from dreamgym.online.stages import acting, checked_learner, fit_world, save_killed, train_in_dreams
+from dreamgym.online.stages import (
+    acting,
+    checked_learner,
+    first_policy,
+    fit_world,
+    save_killed,
+    train_in_dreams,
+)
 from dreamgym.train import load_policy
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import load
+
+Progress = Callable[[dict[str, Any]], None]
 
 WEIGHTS = "weights.json"
 POLL_SECONDS = 0.1
@@ -69,7 +78,7 @@ class LatestPolicy:
         self._folder, self._env = local_path(folder, OnlineError), env
         self._config = config or ImproveConfig()
         self._log = None if log is None else local_path(log, OnlineError)
-        self._policy: Policy = make_policy(self._config.first_policy, env)
+        self._policy = first_policy(self._config, env)
         self._weights: dict[str, Any] = {"version": 0, "time": time.time()}
         self._steps = 0
 
@@ -84,7 +93,8 @@ class LatestPolicy:
         if newest is not None and newest["version"] != self.version:
             policy = load_policy(self._folder / newest["policy"])
             own = acting(policy, self._folder / newest["world"])
-            self._policy = NoisyPolicy(own, self._env.action_space, self._config.noise)
+            noisy = NoisyPolicy(own, self._env.action_space, self._config.noise)
+            self._policy = make_policy(noisy, self._env)  # which spreads the actions of blocks
             self._weights, self._steps = newest, 0
         if self._log is not None:
             now = time.time()
@@ -108,43 +118,54 @@ def act(
     env: EnvSource,
     folder: str | Path,
     *,
-    steps: int,
+    steps: int | None = None,
     seed: int = 0,
     config: ImproveConfig | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Record real steps with the newest weights, as the actor of two processes.
 
     Args:
         env: an id, an `EnvSpec` or its JSON, or a function that makes a `gym.Env`.
-        folder: folder that is shared with the learner.
-        steps: real steps to record in this call.
+        folder: folder that is shared with the learner. It has one actor at a time.
+        steps: real steps to record in this call; None records until it is stopped.
         seed: seed of the episodes; every start of the actor has its own episodes.
         config: settings, the learner's; `round_steps` is the size of a dataset.
+        progress: called after each dataset with `dataset` (its path), `steps` (in it) and the
+            `version` of the weights that acted last, 0 for the first policy.
 
     Raises:
         TransferError: there is no such environment.
+        DatasetError: another actor is recording in this folder.
     """
     config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
     episodes = folder / "episodes"
-    for partial in episodes.glob("*.h5.partial"):  # of an actor that was killed
-        save_killed(partial)
-    recorded, number = 0, len(_datasets(folder))
+    for name in {path.name.partition(".h5")[0] for path in episodes.glob("*.h5*")}:
+        save_killed(episodes / f"{name}.h5")  # of an actor that was killed
+    recorded, number = 0, _next_number(folder)
     with make_env(env_maker(env)) as made:
         policy = LatestPolicy(folder, made, config, log=folder / "actor.jsonl")
-        while recorded < steps:
-            count = min(config.round_steps, steps - recorded)
+        while steps is None or recorded < steps:
+            count = (
+                config.round_steps if steps is None else min(config.round_steps, steps - recorded)
+            )
             # a seed of its own, so that no dataset repeats the episodes of another
             own = int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
-            record(made, steps=count, out=episodes / f"{number:05d}.h5", policy=policy, seed=own)
+            out = episodes / f"{number:05d}.h5"
+            limit = config.max_episode_steps
+            record(made, steps=count, out=out, policy=policy, seed=own, max_episode_steps=limit)
             recorded, number = recorded + count, number + 1
+            if progress is not None:
+                progress({"dataset": str(out), "steps": count, "version": policy.version})
 
 
 def learn(
     folder: str | Path,
     *,
-    versions: int,
+    versions: int | None = None,
     seed: int = 0,
     config: ImproveConfig | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fit and train on the episodes that an actor records, as the learner of two processes.
 
@@ -153,9 +174,11 @@ def learn(
 
     Args:
         folder: folder that is shared with the actor.
-        versions: number of the last version to publish; those that are there count.
+        versions: number of the last version to publish; those that are there count. None goes on
+            until it is stopped.
         seed: seed of everything random.
         config: settings; `evaluation_episodes` and `bonus` do not apply.
+        progress: called after each version with what `weights.json` holds.
 
     Returns:
         What `weights.json` holds: `version`, `policy` and `world` (paths relative to the folder),
@@ -164,7 +187,7 @@ def learn(
     config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
     suffix = checked_learner(config).suffix
     newest = read_weights(folder)
-    while newest is None or newest["version"] < versions:
+    while newest is None or versions is None or newest["version"] < versions:
         seen = 0 if newest is None else newest["real_steps"]
         data = _wait_for_data(folder, max(seen + 1, config.first_steps))
         version = 1 if newest is None else newest["version"] + 1
@@ -195,6 +218,8 @@ def learn(
         }
         with atomic_file(folder / WEIGHTS) as temporary:
             temporary.write_text(json.dumps(newest), encoding="utf-8")
+        if progress is not None:
+            progress(newest)
     return newest
 
 
@@ -207,12 +232,19 @@ def read_weights(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def _next_number(folder: Path) -> int:
+    """Return the number of the next dataset of `act`, after those that are there."""
+    return 1 + max(
+        (int(each.stem) for each in _datasets(folder) if each.stem.isdigit()), default=-1
+    )
+
+
 def _datasets(folder: Path) -> list[Path]:
     """Return the complete datasets of the actor."""
     return sorted((folder / "episodes").glob("*.h5"))
 
 
-def _wait_for_data(folder: Path, steps: int) -> list[tuple[str | Path | Dataset, float]]:
+def _wait_for_data(folder: Path, steps: int) -> list[tuple[Path, float]]:
     """Wait until there are as many real steps; return the datasets and their steps."""
     counts: dict[Path, float] = {}
     while True:

@@ -17,13 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import is_float, space_from_json
 from dreamgym.errors import PolicyFileError, TrainingError
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.models.weights import not_finite, shape_mismatch, tensor_shapes
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    not_finite_error,
+    policy_space_limit,
+)
 
 SUFFIX = ".safetensors"
 _CARD = "dreamgym"
@@ -83,6 +89,13 @@ class ActionCodec(nn.Module):
             self.register_buffer(name, torch.as_tensor(value).float(), persistent=False)
         self.register_buffer("start", torch.as_tensor(start).long(), persistent=False)
 
+    def learner_space(self) -> gym.Space[Any]:
+        """Return the space in which an agent acts: [-1, 1] for a Box, classes from 0 for others."""
+        if self.continuous:
+            return gym.spaces.Box(-1.0, 1.0, (self.outputs,))
+        sizes = self.sizes
+        return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(sizes)
+
     def forward(self, action: Tensor) -> Tensor:
         """Convert what the network chose, (B, outputs) or (B, choices), to (B, *space.shape)."""
         shape = (len(action), *(self.space.shape or ()))
@@ -90,6 +103,13 @@ class ActionCodec(nn.Module):
             return action.reshape(shape) + self.start
         scaled = self.center + self.half_width * action.reshape(shape).clamp(-1.0, 1.0)
         return scaled.round().long() if self.rounds else scaled
+
+    def inverse(self, action: Tensor) -> Tensor:
+        """Convert actions (B, *space.shape) to what a network chooses: the inverse of `forward`."""
+        if not self.continuous:
+            return (action - self.start).reshape(len(action), -1).long()
+        width = torch.where(self.half_width > 0, self.half_width, 1.0)
+        return ((action.float() - self.center) / width).reshape(len(action), -1)
 
 
 class Standardise(nn.Module):
@@ -155,6 +175,10 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.standardise.mean.device
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the most likely actions (B, *shape) for raw observations (B, ...)."""
+        return self.codec(self.mode(self.actor(self.standardise(observation))))
 
     def value(self, observation: Tensor) -> Tensor:
         """Return values (B,) of raw observations (B, ...)."""
@@ -232,6 +256,11 @@ def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     return layer
 
 
+def actor(policy: TrainedPolicy) -> nn.Module:
+    """See `LearnerLibrary.actor`."""
+    return policy.network
+
+
 def save(policy: TrainedPolicy, path: Path) -> None:
     """See `LearnerLibrary.save`."""
     weights = {
@@ -248,9 +277,7 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
     """See `LearnerLibrary.load`."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        values = json.loads(metadata[_CARD])
+            values = json.loads((file.metadata() or {})[_CARD])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise PolicyFileError(
             f"{path} is not a policy of dreamgym ({error}); expected a file of dreamgym train"
@@ -259,13 +286,28 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
         raise PolicyFileError(f"the card in {path} is not a JSON object; the file is damaged")
     card = PolicyCard.from_dict(values)
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = ActorCritic(
-                space_from_json(card.observation_space),
-                space_from_json(card.action_space),
-                **{name: card.policy[name] for name in ("net_arch", "mean", "std")},
+        limit = policy_space_limit(path)
+        observation_space = space_from_json(card.observation_space, limit)
+        action_space = space_from_json(card.action_space, limit)
+        settings = {name: card.policy[name] for name in ("net_arch", "mean", "std")}
+
+        def build() -> ActorCritic:
+            return ActorCritic(observation_space, action_space, **settings)
+
+        mismatch = shape_mismatch(build, tensor_shapes(path))
+        if mismatch:
+            raise PolicyFileError(
+                f"no policy can be built from {path}: its card and its weights do not fit: "
+                f"{mismatch}"
             )
-        network.load_state_dict(weights)
+        with torch.random.fork_rng(devices=[]):
+            network = build()
+        network.load_state_dict(load_file(path))
+    except PolicyFileError:
+        raise
     except (TypeError, ValueError, KeyError, RuntimeError, TrainingError) as error:
         raise PolicyFileError(f"no policy can be built from {path}: {error}") from error
+    name = not_finite(network)
+    if name is not None:
+        raise not_finite_error(path, name)
     return TrainedPolicy(network=network.eval(), card=replace(card, algo=algo or card.algo))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from safetensors.torch import load_file
 
 from dreamgym._files import sha256
 from dreamgym.data.frame_skip import FrameSkip
+from dreamgym.data.metadata import check_env_spec
 from dreamgym.data.spaces import space_from_json
-from dreamgym.errors import WorldError
+from dreamgym.errors import DatasetError, WorldError
 from dreamgym.models import ModelSpec
+from dreamgym.models.weights import tensor_shapes
 from dreamgym.world.zoo import WORLD_FILE
 
 FORMAT = "dreamgym-world"
@@ -87,19 +91,27 @@ def _check_values(path: Path, description: dict[str, Any]) -> None:
             raise WorldError(
                 f"{path}: {key} is not a JSON object; restore it or fit the world again"
             )
-    spec = description["env_spec"]
-    if spec is not None and not (
-        isinstance(spec, dict) and {"id", "kwargs", "max_episode_steps"} <= {*spec}
-    ):
+    try:
+        if description["env_spec"] is not None:
+            check_env_spec(description["env_spec"])
+    except DatasetError as error:
+        raise WorldError(f"{path}: {error.problem}; restore it or fit the world again") from error
+    limit = description["provenance"].get("dataset_time_limit")
+    if limit is not None and not _is_count(limit):
         raise WorldError(
-            f"{path}: env_spec is not an environment's spec; restore it or fit the world again"
+            f"{path}: dataset_time_limit is {limit!r:.80}, expected a whole number of at least 1; "
+            "restore it or fit the world again"
         )
     for key in ("horizon", NUM_EPISODE_STARTS):
-        if not isinstance(description[key], int) or description[key] < 1:
+        if not _is_count(description[key]):
             raise WorldError(
-                f"{path}: {key} is {description[key]!r}, expected a whole number of at least 1; "
-                "restore it or fit the world again"
+                f"{path}: {key} is {description[key]!r:.80}, expected a whole number of at least "
+                "1; restore it or fit the world again"
             )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 1 << 31
 
 
 def _check_file(path: Path, expected: dict[str, Any]) -> None:
@@ -163,7 +175,23 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     Raises:
         WorldError: not a safetensors file.
     """
-    try:
+    with _safetensors_errors(folder / name):
         return load_file(folder / name)
+
+
+def read_shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a safetensors file by the tensor's name, from its header alone.
+
+    Raises:
+        WorldError: not a safetensors file.
+    """
+    with _safetensors_errors(folder / name):
+        return tensor_shapes(folder / name)
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError) as error:
-        raise WorldError(f"{folder / name} cannot be read: {error}; fit the world again") from error
+        raise WorldError(f"{path} cannot be read: {error}; fit the world again") from error

@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgym._device import float32_by_default
-from dreamgym._files import atomic_folder, local_path
+from dreamgym._files import atomic_file, atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.images import image_layout
 from dreamgym.data.spaces import same_spaces, space_to_json
-from dreamgym.errors import WorldError
+from dreamgym.errors import WorldError, file_errors
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.spec import check_is_model
+from dreamgym.models.weights import not_finite, shape_mismatch
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import write_card
 from dreamgym.world.start_states import StartStates
@@ -255,6 +256,11 @@ def load(name_or_path: str | Path) -> World:
             the folder was written by a newer dreamgym; weights or starts do not fit the config.
     """
     folder = _find_folder(name_or_path)
+    with file_errors(lambda text: WorldError(f"{folder}: {text}; restore it or fit it again")):
+        return _read_world(folder)
+
+
+def _read_world(folder: Path) -> World:
     description = serialization.read_description(folder)
     model = _load_model(folder, description)
     env_spec = description["env_spec"]
@@ -289,6 +295,35 @@ def as_world(world: World | str | Path) -> World:
     )
 
 
+def add_report(
+    name_or_path: str | Path, report: dict[str, Any], limits: dict[str, Any] | None = None
+) -> Path:
+    """Write a report's summary into the description and the card of a saved world.
+
+    The weights and the start states are not touched.
+
+    Args:
+        name_or_path: the world, as `load` takes it.
+        report: `Report.summary()`, JSON-plain.
+        limits: limits of the data for the alarms (`Limits.to_json()`); None keeps what is there.
+
+    Returns:
+        The world's folder.
+
+    Raises:
+        WorldError: there is no such world, or it cannot be read.
+    """
+    folder = _find_folder(name_or_path)
+    description = serialization.read_description(folder)
+    description["quality"]["report"] = report
+    if limits is not None:
+        description["quality"]["limits"] = limits
+    with atomic_file(folder / zoo.WORLD_FILE) as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, folder.name, description)
+    return folder
+
+
 def _find_folder(name_or_path: str | Path) -> Path:
     folder = local_path(name_or_path, WorldError)
     if folder.is_dir():
@@ -309,19 +344,34 @@ def _find_folder(name_or_path: str | Path) -> Path:
 def _load_model(folder: Path, description: dict[str, Any]) -> WorldModel:
     """Return the model with its weights, without touching torch's global generator."""
     observation_space, action_space, spec = serialization.parse_spec(folder, description)
-    with torch.random.fork_rng(devices=[]):
-        try:
+    path = folder / serialization.MODEL_FILE
+    shapes = serialization.read_shapes(folder, serialization.MODEL_FILE)
+    try:
+        mismatch = shape_mismatch(lambda: spec.build(observation_space, action_space), shapes)
+        if mismatch:
+            raise WorldError(
+                f"{path} does not fit the config in {zoo.WORLD_FILE}; "
+                f"{_reading_of_images(observation_space)}fit the world again: {mismatch}"
+            )
+        with torch.random.fork_rng(devices=[]):
             model = spec.build(observation_space, action_space)
-        except (TypeError, ValueError, RuntimeError, MemoryError) as error:
-            raise WorldError(f"{folder / zoo.WORLD_FILE} cannot be understood: {error}") from error
+    except WorldError:
+        raise
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise WorldError(f"{folder / zoo.WORLD_FILE} cannot be understood: {error}") from error
     weights = serialization.read_tensors(folder, serialization.MODEL_FILE)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise WorldError(
-            f"{folder / serialization.MODEL_FILE} does not fit the config in {zoo.WORLD_FILE}; "
+            f"{path} does not fit the config in {zoo.WORLD_FILE}; "
             f"{_reading_of_images(observation_space)}fit the world again: {error}"
         ) from error
+    name = not_finite(model)
+    if name is not None:
+        raise WorldError(
+            f"{path}: {name} holds NaN or an infinity, so its dreams would too; fit the world again"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -344,15 +394,22 @@ def _load_starts(folder: Path, model: WorldModel, num_episode_starts: int) -> St
     if mismatch:
         raise WorldError(f"{path} does not fit the model: {mismatch}; fit the world again")
     try:
-        return StartStates(states=states, num_episode_starts=num_episode_starts)
+        starts = StartStates(states=states, num_episode_starts=num_episode_starts)
     except ValueError as error:
         raise WorldError(f"{path} cannot be used: {error}; fit the world again") from error
+    for key, leaf in states.items():
+        if not torch.isfinite(leaf).all():
+            raise WorldError(
+                f"{path}: {key} holds NaN or an infinity, so dreams would begin there; fit the "
+                "world again"
+            )
+    return starts
 
 
 def _state_mismatch(model: WorldModel, states: State) -> str:
-    """Describe how the shapes of states differ from the model's; empty if they do not."""
-    expected = {key: tuple(leaf.shape[1:]) for key, leaf in model.initial(1).items()}
-    actual = {key: tuple(leaf.shape[1:]) for key, leaf in states.items()}
+    """Describe how states differ from the model's in shape and dtype; empty if they do not."""
+    expected = {key: (tuple(leaf.shape[1:]), leaf.dtype) for key, leaf in model.initial(1).items()}
+    actual = {key: (tuple(leaf.shape[1:]), leaf.dtype) for key, leaf in states.items()}
     if expected == actual:
         return ""
-    return f"it has leaves of shapes {actual}, expected {expected}"
+    return f"it has leaves of shapes and dtypes {actual}, expected {expected}"

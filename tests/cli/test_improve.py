@@ -1,15 +1,19 @@
-"""The verb improve."""
+"""The verbs improve, act and learn."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
+import time
 
 import pytest
 
 from dreamgym.cli import main
 from dreamgym.cli.online import _config
-from dreamgym.online import Branches
+from dreamgym.data import Dataset
+from dreamgym.online import Branches, parallel
 
 
 def run(line):
@@ -35,6 +39,82 @@ def test_improve_writes_its_rounds_and_continues(tmp_path, capsys):
     error = " ".join(capsys.readouterr().err.split())
     assert "config.noise was 0.3, here 0.5; give those to continue it, or another folder" in error
     assert not run(line)
+
+
+SMALL = "--updates 2 --dream-steps 512 --first-steps 80"
+
+
+def test_act_and_learn_share_a_folder(tmp_path, capsys):
+    act = f"act CartPole-v1 --out {tmp_path}/shared --round-steps 50"
+    learn = f"learn {tmp_path}/shared {SMALL}"
+    assert not run(f"{act} --steps 100")
+    assert not run(f"{learn} --versions 1 --json {tmp_path}/learned.json")
+    assert not run(f"{act} --steps 20 --noise 0.1 --json {tmp_path}/acted.json")
+    assert json.loads((tmp_path / "learned.json").read_text())["real_steps"] == 100
+    (acted,) = json.loads((tmp_path / "acted.json").read_text())["recorded"]
+    assert (acted["steps"], acted["version"]) == (20, 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "00000.h5: 50 real steps, the first policy acting" in shown
+    assert "version 1, 100 real steps" in shown
+    assert "00002.h5: 20 real steps, version 1 acting" in shown
+    assert run(f"act CartPol-v1 --out {tmp_path}/shared") == 1
+    assert "CartPole" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.slow
+def test_actor_and_learner_on_the_command_line_may_be_killed_and_started_again(tmp_path):
+    shared = tmp_path / "shared"
+    processes = []
+
+    def start(line):
+        command = [sys.executable, "-m", "dreamgym.cli", *shlex.split(line)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        return processes[-1]
+
+    def start_actor():
+        return start(f"act CartPole-v1 --out {shared} --round-steps 50 --seed 1")
+
+    def wait_until(condition):
+        end = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def datasets():
+        return sorted(shared.glob("episodes/*.h5"))
+
+    def version():
+        newest = parallel.read_weights(shared)
+        return 0 if newest is None else newest["version"]
+
+    try:
+        actor, learner = start_actor(), start(f"learn {shared} {SMALL}")
+        wait_until(lambda: len(datasets()) > 2 and list(shared.glob("episodes/*.partial")))
+        actor.kill()
+        actor.wait()
+        kept = datasets()
+        actor = start_actor()
+        wait_until(lambda: len(datasets()) > len(kept) + 1)
+        assert datasets()[: len(kept)] == kept
+        wait_until(lambda: version() >= 1)
+        learner.kill()
+        learner.wait()
+        before, steps = version(), len(datasets())
+        wait_until(lambda: len(datasets()) > steps)  # the actor does not wait for it
+        actor.kill()
+        actor.wait()
+        learner = start(f"learn {shared} {SMALL} --versions {before + 1}")
+        assert learner.wait(120) == 0
+        assert version() == before + 1
+    finally:
+        for process in processes:
+            process.kill()
+    for path in datasets():
+        with Dataset(path) as data:
+            data.verify()
+    lines = [json.loads(line) for line in (shared / "actor.jsonl").read_text().splitlines()]
+    assert {"version", "age_seconds", "age_steps", "time"} <= lines[0].keys()
 
 
 def test_options_change_a_preset():

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from dreamgym.data import Dataset, DatasetError, DatasetMetadata, Episode, check, record, write_page
 from dreamgym.data.html_report import png
+from dreamgym.data.statistics import ChannelStatistics
 from tests.data.samples import dict_cartpole, image_cartpole, write, write_random
 
 
@@ -268,3 +269,44 @@ def test_numbers_of_the_action_that_never_change_are_noted(tmp_path: Path) -> No
     assert notes.count("never change") == 1
     assert "the numbers 1 of the actions never change" in notes
     assert "record with a policy that varies them" in notes
+
+
+# ---------------------------------------------------------------- many episodes, many bytes
+
+
+def test_duplicates_are_found_among_many_episodes_that_begin_and_end_alike(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    metadata = DatasetMetadata(
+        observation_space=spaces.Box(0, 255, (4, 4, 3), np.uint8), action_space=spaces.Discrete(2)
+    )
+
+    def film(seed: int) -> Episode:
+        frames = np.random.default_rng(seed).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+        frames[[0, -1]] = 7  # the title, and "game over"
+        return Episode(
+            observations=frames,
+            actions=rng.integers(0, 2, size=5),
+            rewards=np.zeros(5, np.float32),
+            terminated=True,
+            truncated=False,
+            complete=True,
+        )
+
+    card = check(write(tmp_path / "d.h5", [film(seed) for seed in [*range(20), 3]], metadata))
+    assert any("1 pairs of episodes are nearly the same: 3 and 20" in note for note in card.notes)
+
+
+def test_statistics_of_bytes_are_those_of_numbers() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (700, 5, 3), dtype=np.uint8)
+    rows[:, 0] = 9
+    rows[:, 1] = rng.integers(254, 256, (700, 3))
+    fast, plain = ChannelStatistics((5, 3)), ChannelStatistics((5, 3))
+    for first in range(0, 700, 300):
+        fast.add(rows[first : first + 300])
+        plain.add(rows[first : first + 300].astype(np.float32))
+    assert fast.constant == plain.constant == [0, 1, 2]
+    assert fast.saturated == plain.saturated
+    assert fast.as_dict().keys() == plain.as_dict().keys()
+    for name in ("count", "low", "high", "mean", "std"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(plain, name))

@@ -474,6 +474,8 @@ def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
 def make_samples(folder: Path) -> dict[str, Path]:
     """Make a small dataset of each format, by its name."""
     timeouts = np.arange(40) % 10 == 9
+    from tests.data import test_logs  # which imports this module
+
     for name in ("rollouts", "mine"):
         (folder / name).mkdir()
     np.savez(folder / "rollouts" / "1.npz", obs=OBS, action=ACT)
@@ -482,10 +484,16 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "Minari": FOREIGN / "minari_vectors",
         "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
         "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
+        "LeRobot": FOREIGN / "lerobot_image_v3",
+        "Lance": FOREIGN / "worldmodel.lance",
         "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
         "OGBench": ogbench(folder / "o.npz", [39]),
         "Ha & Schmidhuber": folder / "rollouts",
         "npz episodes": folder / "mine",
+        "ALOHA/ACT": test_logs.write_aloha(folder / "aloha", "raw"),
+        "Zarr replay buffer": test_logs.write_zarr(folder / "z.zarr", 2),
+        "Dreamer": test_logs.write_dreamer(folder / "dreamer", 2),
+        "CSV or Parquet log": test_logs.write_csv(folder / "log.csv", test_logs.log_columns()),
     }
 
 
@@ -516,14 +524,14 @@ def test_native_datasets_are_not_foreign(tmp_path: Path) -> None:
 
 def make_unknown(folder: Path) -> dict[str, Path]:
     """Make files and folders that are not datasets, by how the error must describe them."""
-    for name in ("parquet", "empty"):
+    for name in ("bags", "empty"):
         (folder / name).mkdir()
     for number in range(2):
-        (folder / "parquet" / f"{number}.parquet").write_bytes(b"PAR1")
-    (folder / "parquet" / "meta").mkdir()
+        (folder / "bags" / f"{number}.xyz").write_bytes(b"xyz")
+    (folder / "bags" / "meta").mkdir()
     np.savez(folder / "x.npz", images=OBS)
     return {
-        r"a folder with 2 files \(2 of \.parquet\) and the folders \['meta'\]": folder / "parquet",
+        r"a folder with 2 files \(2 of \.xyz\) and the folders \['meta'\]": folder / "bags",
         "an empty folder": folder / "empty",
         r"an HDF5 file with the keys \['x'\]": hdf5(folder / "x.hdf5", x=OBS),
         r"an npz archive with the arrays \['images'\]": folder / "x.npz",
@@ -532,7 +540,7 @@ def make_unknown(folder: Path) -> dict[str, Path]:
 
 def test_unknown_formats_get_the_same_error_from_every_verb(tmp_path: Path) -> None:
     for found, path in make_unknown(tmp_path).items():
-        expected = f"unknown format: it is {found}; .*native.*Minari.*npz episodes; .*DatasetWriter"
+        expected = f"unknown format: it is {found}; .*native.*Minari.*npz episodes.*DatasetWriter"
         with pytest.raises(DatasetError, match=expected):
             Dataset(path)
         with pytest.raises(DatasetError, match=expected):
@@ -542,16 +550,16 @@ def test_unknown_formats_get_the_same_error_from_every_verb(tmp_path: Path) -> N
         assert not list(tmp_path.glob("native.h5*"))
 
 
-class CsvFolder:
+class TextFolder:
     """A format with a container that no other format uses: a folder of text files."""
 
-    NAME = "CSV"
+    NAME = "texts"
 
     def detect(self, probe: Probe) -> bool:
-        return bool(probe.files("*.csv"))
+        return bool(probe.files("*.txt"))
 
     def read(self, probe: Probe, options: ForeignOptions) -> ForeignDataset:
-        paths = probe.files("*.csv")
+        paths = probe.files("*.txt")
 
         def episodes() -> Iterator[Episode]:
             for path in paths:
@@ -561,7 +569,7 @@ class CsvFolder:
         first = next(episodes())
         return ForeignDataset(
             format=self.NAME,
-            convention="CSV: one file per episode",
+            convention="texts: one file per episode",
             metadata=make_metadata(
                 options, first.observations, first.actions, probe.path, self.NAME
             ),
@@ -573,11 +581,11 @@ class CsvFolder:
 def test_a_new_format_may_have_any_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "csv"
+    folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(3):
-        np.savetxt(folder / f"{number}.csv", RNG.normal(size=(number + 3, 3)), delimiter=",")
-    monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, CsvFolder()))
+        np.savetxt(folder / f"{number}.txt", RNG.normal(size=(number + 3, 3)), delimiter=",")
+    monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, TextFolder()))
     episodes = read_both_ways(folder, tmp_path)
     assert [episode.length for episode in episodes] == [2, 3, 4]
 

@@ -359,11 +359,69 @@ def test_bit_rot_in_images(tmp_path: Path) -> None:
 def test_an_env_spec_is_not_executed(tmp_path: Path) -> None:
     """Reading a dataset treats the environment's spec as text."""
     path = write_random(tmp_path / "d.h5", [5, 3])
-    spec = '{"entry_point": "os:system", "kwargs": {"command": "touch hacked"}}'
+    spec = '{"id": "X-v0", "entry_point": "os:system", "kwargs": {"command": "touch hacked"}}'
     set_attribute("env_spec", spec)(path)
     with Dataset(path) as dataset:
         assert dataset.env_spec == spec
     assert not (tmp_path / "hacked").exists()
+
+
+ODD_SPECS = [
+    [],
+    "CartPole-v1",
+    3,
+    {},
+    {"id": "", "kwargs": {}},
+    {"id": "X-v0", "kwargs": []},
+    {"id": "X-v0", "kwargs": {}, "max_episode_steps": -5},
+    {"id": "X-v0", "kwargs": {}, "max_episode_steps": "ten"},
+    {"id": "X-v0", "kwargs": {}, "max_episode_steps": True},
+    {"id": "X-v0", "kwargs": {}, "additional_wrappers": ["os:system"]},
+]
+
+
+@pytest.mark.parametrize("spec", ODD_SPECS, ids=json.dumps)
+def test_an_odd_env_spec_is_refused(tmp_path: Path, spec: object) -> None:
+    """A fit would only fail at its end, when it saves the world."""
+    path = write_random(tmp_path / "d.h5", [5, 3])
+    set_attribute("env_spec", json.dumps(spec))(path)
+    with pytest.raises(DatasetError, match="@env_spec: the environment's spec is not valid"):
+        check(path)
+
+
+def many_boxes(count: int, shape: list[int]) -> str:
+    box = {"type": "Box", "dtype": "float32", "shape": shape, "low": 0.0, "high": 1.0}
+    return json.dumps({"type": "Dict", "spaces": [[str(i), box] for i in range(count)]})
+
+
+@pytest.mark.parametrize(("count", "shape"), [(40, [1 << 24]), (40, [1 << 26]), (1, [1 << 23])])
+def test_spaces_larger_than_what_is_stored_are_refused(
+    tmp_path: Path, count: int, shape: list[int]
+) -> None:
+    path = write_random(tmp_path / "d.h5", [5, 3])
+    set_attribute("observation_space", many_boxes(count, shape))(path)
+    begin = peak_memory()
+    with pytest.raises(DatasetError, match=r"@observation_space: a space describes .* bytes"):
+        check(path)
+    assert peak_memory() - begin < 16 << 20
+
+
+def peak_memory() -> int:
+    resource = pytest.importorskip("resource")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_discrete_space_of_many_actions_takes_no_memory(tmp_path: Path) -> None:
+    metadata = DatasetMetadata(
+        observation_space=spaces.Box(-1, 1, (3,)), action_space=spaces.Discrete(2**29)
+    )
+    path = write_random(tmp_path / "d.h5", [50, 50], metadata)
+    begin = peak_memory()
+    card = check(path)
+    assert card.ok
+    assert peak_memory() - begin < 64 << 20
+    assert "Discrete" not in str(card.actions)
+    assert 0 < card.actions["coverage"][0] <= 1
 
 
 def test_a_missing_filter(tmp_path: Path) -> None:

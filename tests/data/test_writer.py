@@ -17,7 +17,7 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, DatasetWriter
+from dreamgym.data import Dataset, DatasetError, DatasetMetadata, DatasetWriter, Episode
 from tests.data.samples import (
     assert_same_episode,
     random_episode,
@@ -289,3 +289,71 @@ def test_no_room_to_create_the_file(tmp_path: Path) -> None:
     assert "cannot be created" in done.stdout, done.stderr
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- several episodes in a commit
+
+METADATA = vector_metadata()
+
+
+def random_episodes(count: int) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    spaces_of = METADATA.observation_space, METADATA.action_space
+    return [random_episode(*spaces_of, 3 + number, rng) for number in range(count)]
+
+
+@pytest.mark.parametrize("commit_every", [2, 3, 100])
+def test_a_file_does_not_depend_on_how_often_it_was_committed(
+    tmp_path: Path, commit_every: int
+) -> None:
+    episodes = random_episodes(7)
+    for name, every in (("one.h5", 1), ("many.h5", commit_every)):
+        with DatasetWriter(tmp_path / name, METADATA, commit_every=every) as writer:
+            for episode in episodes:
+                writer.add(episode)
+            assert writer.num_episodes == 7
+    with Dataset(tmp_path / "one.h5") as one, Dataset(tmp_path / "many.h5") as many:
+        assert one.checksum == many.checksum
+        for index in range(7):
+            assert_same_episode(one.episode(index), many.episode(index))
+
+
+def test_episodes_are_there_once_they_are_committed(tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    with DatasetWriter(path, METADATA, commit_every=3) as writer:
+        for number, episode in enumerate(random_episodes(8), start=1):
+            writer.add(episode)
+            if number >= 3:
+                with Dataset.snapshot(path) as dataset:
+                    assert len(dataset) == 3 * (number // 3)
+        writer.commit()
+        with Dataset.snapshot(path) as dataset:
+            assert len(dataset) == 8
+    with DatasetWriter.extend(path, commit_every=3) as writer:
+        writer.add(random_episodes(1)[0])
+    with Dataset(path) as dataset:
+        assert len(dataset) == 9
+
+
+def test_arrays_may_change_before_their_episode_is_committed(tmp_path: Path) -> None:
+    episode = random_episodes(1)[0]
+    kept = np.copy(episode.observations)
+    with DatasetWriter(tmp_path / "d.h5", METADATA, commit_every=2) as writer:
+        writer.add(episode)
+        episode.observations[:] = 0
+    with Dataset(tmp_path / "d.h5") as dataset:
+        np.testing.assert_array_equal(dataset.episode(0).observations, kept)
+
+
+def test_large_episodes_are_committed_early(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dreamgym.data.hdf5.writer._PENDING_BYTES", 10)
+    with DatasetWriter(tmp_path / "d.h5", METADATA, commit_every=1000) as writer:
+        writer.add(random_episodes(1)[0])
+        with Dataset.snapshot(tmp_path / "d.h5") as dataset:
+            assert len(dataset) == 1
+
+
+def test_a_commit_has_an_episode(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="commit_every is 0"):
+        DatasetWriter(tmp_path / "d.h5", METADATA, commit_every=0)
+    assert not list(tmp_path.iterdir())

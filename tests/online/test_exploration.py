@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from dreamgym.data import FrameSkip
 from dreamgym.data.policies import FunctionPolicy
 from dreamgym.errors import PolicyError
 from dreamgym.online import NoisyPolicy
@@ -38,6 +39,24 @@ def test_without_noise_it_is_the_policy():
 def test_a_row_depends_on_its_seed_alone():
     policy = NoisyPolicy(FunctionPolicy(own), SPACE, 1.0)
     np.testing.assert_array_equal(actions(policy, 4)[:2], actions(policy, 2))
+
+
+@pytest.mark.parametrize("mode", ["blocks", "repeated"])
+def test_with_a_frame_skip_a_whole_action_is_random_or_not(mode):
+    space, skip = gym.spaces.Discrete(50, start=1), FrameSkip(steps=3, actions=mode)
+    own_action = np.zeros(3, int) if mode == "blocks" else 0
+    policy = FunctionPolicy(lambda observation: own_action, name="p")
+    policy.frame_skip = skip
+    noisy = NoisyPolicy(policy, space, 1.0)
+    assert noisy.frame_skip == skip
+    drawn = actions(noisy, 20)  # ([3,] 20, 200)
+    drawn = np.moveaxis(drawn, 0, -1) if mode == "blocks" else drawn[..., None]
+    random = (drawn > 0).any(-1)
+    assert ((drawn > 0).all(-1) == random).all()
+    assert 0.3 < random.mean() < 0.7
+    assert drawn.max() <= 50
+    if mode == "blocks":  # sticky inside a block, too
+        assert (drawn[..., 1:] == drawn[..., :-1])[random].mean() > 0.7
 
 
 def test_its_name_says_what_it_is():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 import dreamgym
 from dreamgym import ImproveConfig, improve
 from dreamgym.data import Dataset
-from dreamgym.errors import OnlineError
+from dreamgym.errors import OnlineError, PolicyError
 from dreamgym.fitting import checkpoint
 from dreamgym.models import PETSConfig
 from dreamgym.online import Branches, improve_preset, loop, stages
@@ -116,6 +117,74 @@ def test_a_folder_of_other_settings_is_not_continued(done, small, change, words)
     arguments = {"env": ENV, "seed": 3, **change}
     with pytest.raises(OnlineError, match=words):
         improve(real_steps=200, out=done.folder, config=config, **arguments)
+
+
+def test_a_folder_from_before_a_setting_existed_is_continued(done, small, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(done.folder, out)
+    settings = json.loads((out / "settings.json").read_text())
+    for name in ("frame_skip", "actions", "max_episode_steps"):
+        del settings["config"][name]
+    del settings["config"]["fit"]["refit_normalisers"]
+    (out / "settings.json").write_text(json.dumps(settings))
+    assert improve(ENV, real_steps=200, out=out, seed=3, config=small).rounds == done.rounds
+    with pytest.raises(OnlineError, match="frame_skip was 1, here 2"):
+        improve(ENV, real_steps=200, out=out, seed=3, config=replace(small, frame_skip=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"bonus": 1.0}, OnlineError, "mdn-rnn has none"),
+        ({"algo": "SAC"}, OnlineError, "SAC acts in Box action spaces only"),
+        ({"family": "mdn-rn"}, ValueError, "mdn-rnn"),
+        ({"family": "pets"}, OnlineError, "takes a PETSConfig"),
+        ({"first_policy": "stiky:0.5"}, PolicyError, "sticky"),
+        ({"learner": "ppo"}, OnlineError, "fresh_policy=True"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_real_step(small, tmp_path, change, error, words):
+    with pytest.raises(error, match=words):
+        improve(ENV, real_steps=200, out=tmp_path / "o", config=replace(small, **change))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_task_without_an_end_is_limited(small, tmp_path):
+    def endless():
+        return gym.make("Pendulum-v1", max_episode_steps=-1)
+
+    config = replace(small, max_episode_steps=40)
+    result = improve(endless, real_steps=120, out=tmp_path / "o", config=config)
+    assert result.rounds[0]["real_length"] == 40
+    with Dataset(tmp_path / "o/round-001/data.h5") as data:
+        assert set(data.lengths.tolist()) == {40}
+
+
+def test_the_progress_of_every_stage_is_reported(small, tmp_path):
+    seen = []
+    improve(
+        ENV,
+        real_steps=120,
+        out=tmp_path / "o",
+        config=small,
+        stage_progress=lambda *each: seen.append(each),
+    )
+    ends = {(number, stage): done / total for number, stage, done, total, *_ in seen}
+    assert list(ends) == [(1, stage) for stage in ("record", "fit", "train", "evaluate")]
+    assert set(ends.values()) == {1.0}
+
+
+def test_ctrl_c_in_a_training_leaves_nothing_behind(small, tmp_path):
+    def stop(number, stage, *_):
+        if stage == "train":
+            raise KeyboardInterrupt
+
+    settings = {"real_steps": 120, "out": tmp_path / "o", "config": small}
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        improve(ENV, **settings, stage_progress=stop)
+    assert not str(stopped.value)  # the message of train_policy names a file that is not kept
+    assert not list(tmp_path.rglob("*.interrupted*"))
+    assert improve(ENV, **settings).real_steps == 120
 
 
 def test_it_stops_when_the_target_is_met_in_reality(small, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,9 +13,11 @@ from dataclasses import replace
 
 import gymnasium as gym
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import dreamgym
-from dreamgym.data import Dataset
+from dreamgym.data import Dataset, DatasetWriter, Recorder
+from dreamgym.errors import DatasetError
 from dreamgym.online import LatestPolicy, act, learn
 from dreamgym.online.parallel import read_weights
 
@@ -138,6 +141,64 @@ def test_the_episodes_of_an_actor_that_was_killed_are_saved_at_its_next_start(sm
     with Dataset(first) as data:
         assert data.num_episodes == episodes
     assert sorted(path.name for path in first.parent.iterdir()) == ["00000.h5", "00001.h5"]
+
+
+def first_dataset(tmp_path, config):
+    """Record one dataset; return its path and its episodes."""
+    act(ENV, tmp_path, steps=60, config=config)
+    path = tmp_path / "episodes" / "00000.h5"
+    with Dataset(path) as data:
+        return path, data.num_episodes
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_rescue_that_was_killed_is_done_again(small, tmp_path, renamed):
+    path, episodes = first_dataset(tmp_path, small)
+    # before the rescued dataset had its name, or before the unfinished file was set aside
+    path.rename(path.with_name(path.name + (".killed" if renamed else ".partial")))
+    path.with_name(path.name + ".tail").write_bytes(b"rows")
+    act(ENV, tmp_path, steps=20, config=small)
+    with Dataset(path) as data:
+        assert data.num_episodes == episodes
+    assert sorted(each.name for each in path.parent.glob("*.h5")) == ["00000.h5", "00001.h5"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("place", ["first step", "new file"])
+def test_an_actor_that_was_killed_before_its_first_episode_starts_again(
+    small, tmp_path, place, monkeypatch
+):
+    first_dataset(tmp_path, small)
+    owner, name = {"first step": (CartPoleEnv, "step"), "new file": (DatasetWriter, "_start")}[
+        place
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        actor = start(act, ENV, tmp_path, steps=30, config=small)
+        actor.join(60)
+    assert actor.exitcode == -signal.SIGKILL
+    assert (tmp_path / "episodes/00001.h5.partial").exists()
+    unreadable = pytest.warns(UserWarning, match="without its steps")
+    with unreadable if place == "new file" else contextlib.nullcontext():
+        act(ENV, tmp_path, steps=30, config=small)
+    assert complete_steps(tmp_path) == 90
+
+
+def test_a_second_actor_in_a_folder_is_refused(small, tmp_path):
+    with gym.make(ENV) as env, Recorder(env, tmp_path / "episodes/00000.h5") as robot:
+        robot.reset(seed=0)
+        robot.step(0)
+        with pytest.raises(DatasetError, match="its writer is alive"):
+            act(ENV, tmp_path, steps=10, config=small)
+
+
+def test_progress_says_who_acted_and_what_was_made(small, tmp_path):
+    seen = []
+    act(ENV, tmp_path, steps=130, config=small, progress=seen.append)
+    learn(tmp_path, versions=1, config=small, progress=seen.append)
+    act(ENV, tmp_path, steps=10, config=small, progress=seen.append)
+    assert [each["version"] for each in seen] == [0, 0, 0, 1, 1]
+    assert [each.get("steps") for each in seen] == [60, 60, 10, None, 10]
 
 
 def test_the_learner_goes_on_where_it_was(small, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 import dreamgym
 from dreamgym import TrainingError
-from dreamgym.data import Dataset
+from dreamgym.data import Dataset, FrameSkip, with_frame_skip
 from dreamgym.train import LEARNERS, TrainConfig, load_policy, train_policy
 from dreamgym.train.sb3 import SB3VecEnv
 from dreamgym.train.sb3.replay import MixedReplayBuffer, real_transitions
@@ -29,15 +29,6 @@ def cartpole_data(tmp_path_factory):
 
 def weights(policy):
     return torch.cat([p.detach().flatten() for p in policy.network.parameters()])
-
-
-def test_a_training_of_no_learning_rate_leaves_the_initial_policy_as_it_was(discrete_world):
-    first = train_policy(discrete_world, steps=256, config=QUICK)
-    still = TrainConfig(num_envs=16, n_steps=8, batch_size=64, learning_rate=1e-30)
-    again = train_policy(discrete_world, steps=128, config=still, initial=first, seed=5)
-    assert torch.equal(weights(again), weights(first))
-    assert again.card.policy == first.card.policy
-    assert again.card.reward_scale == first.card.reward_scale
 
 
 @pytest.mark.parametrize("algo", ["SAC", "TD3"])
@@ -102,6 +93,19 @@ def test_real_transitions_are_those_of_the_dataset(cartpole_data):
     np.testing.assert_array_equal(buffer.actions[rows, 0, 0], episode.actions)
     assert (buffer.rewards == 0.5).all()
     assert buffer.dones[rows, 0].tolist() == [0] * (episode.length - 1) + [1]
+
+
+def test_real_transitions_of_a_frame_skip_fill_the_buffer(tmp_path):
+    path = dreamgym.record("CartPole-v1", steps=200, out=tmp_path / "data.h5", policy="held:4")
+    env = SB3VecEnv(
+        dreamgym.DreamVectorEnv("CartPole-MDNRNN-v0", 2, output="numpy", autoreset_mode="SameStep"),
+    )
+    with Dataset(path) as opened:
+        data = with_frame_skip(opened, FrameSkip(steps=4, actions="repeated"))
+        buffer = real_transitions(data, env)
+        assert buffer.size() == sum(data.lengths) < 60
+    assert buffer.rewards.min() >= 1  # no row was left empty
+    assert buffer.rewards.max() == 4
 
 
 def test_dqn_learns_from_both_and_its_file_has_no_data_in_it(cartpole_data, tmp_path):

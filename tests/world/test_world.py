@@ -91,7 +91,7 @@ SPOILT = {
     "no episode starts": (lambda f: change(f, beginnings=0), "beginnings is 0"),
     "too many episode starts": (lambda f: change(f, beginnings=65), "65 episode starts"),
     "files not an object": (lambda f: change(f, files=[]), "files is not a JSON object"),
-    "not an env spec": (lambda f: change(f, env_spec={"id": "X-v0"}), "env_spec is not"),
+    "not an env spec": (lambda f: change(f, env_spec={"id": "X-v0"}), "spec is not valid"),
     "bad termination rule": (lambda f: change(f, termination=1.5), "termination is 1.5"),
     "bad horizon": (lambda f: change(f, horizon="long"), "horizon"),
 }

@@ -99,12 +99,14 @@ class Outline:
         terminated: whether the episode terminated.
         last_is_lost: whether its last transition is left out, because the file does not hold the
             observation after it.
+        repeats_last: whether the last observation is repeated in place of the one after it.
     """
 
     actions: Array
     rewards: Array | None = None
     terminated: bool = False
     last_is_lost: bool = False
+    repeats_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +127,16 @@ class FlaggedOutline(Outline):
         """Return the episode, without its last transition and its end if that is lost.
 
         Args:
-            observations: one row for each action that is kept, and one more.
+            observations: one row for each action that is kept, and one more unless the last one is
+                repeated.
             path: path for error messages.
         """
         actions, rewards, ended = self.actions, self.rewards, (self.terminated, self.truncated)
         if self.last_is_lost:
             actions, ended = actions[:-1], (False, False)
             rewards = None if rewards is None else rewards[:-1]
+        elif self.repeats_last:
+            observations = append_row(observations, observations, path)
         return make_episode(observations, actions, rewards, ended, path)
 
 
@@ -187,6 +192,12 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
         outlines: all episodes.
         allow_loss: whether losses that would be problems are only noted.
     """
+    repeated = sum(outline.repeats_last for outline in outlines)
+    if repeated:
+        return [
+            f"the observation after the last action of {repeated} episodes is not in the file; the "
+            "last observation is repeated in its place (repeat_last)"
+        ], []
     lost = [outline for outline in outlines if outline.last_is_lost and len(outline.actions)]
     if not lost:
         return [], []
@@ -205,7 +216,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
     note += f" and a reward of {sum(last):.6g} in all" if last else ""
     advice = (
         "add next observations to the file (next_observations, or T + 1 observations for T "
-        "actions); or accept it with allow_loss=True or --allow-loss"
+        "actions); or keep the last transition with its last observation repeated: "
+        "repeat_last=True or --repeat-last; or accept it with allow_loss=True or --allow-loss"
     )
     problems = []
     if terminations and not kept_terminations:

@@ -27,6 +27,7 @@ from dreamgym.data.formats.common import (
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import (
     find_fields,
+    find_named_fields,
     require_agreement,
     require_no_arrivals,
     require_nothing_lost,
@@ -51,7 +52,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         DatasetError: the columns differ in length, or the end flags are missing or ambiguous.
     """
     path = probe.path
-    found = find_fields(probe.names, options.ignore)
+    found = find_named_fields(probe.names, options, path, NAME)
     if found.observations is None or found.actions is None:
         raise DatasetError("its observations or actions are to be ignored", path=path)
     require_no_arrivals(found, path)
@@ -74,13 +75,15 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             remedy="add terminals and timeouts, one row per transition",
         )
     bounds = list(_bounds(terminated | truncated))
-    last = "no last transition" if following is None else "their last transition"
+    lost = following is None and not options.repeat_last
+    last = "no last transition" if lost else "their last transition"
     outlines = [
         Outline(
             actions=actions[start:stop],
             rewards=None if rewards is None else rewards[start:stop],
             terminated=bool(terminated[stop - 1]),
-            last_is_lost=following is None,
+            last_is_lost=following is None and not options.repeat_last,
+            repeats_last=following is None and options.repeat_last,
         )
         for start, stop in bounds
     ]
@@ -90,7 +93,9 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             part = slice(start, stop)
             flags = bool(terminated[stop - 1]), bool(truncated[stop - 1])
             rows = slice_rows(observations, part)
-            if following is None:
+            if following is None and options.repeat_last:
+                rows = append_row(rows, rows, path)
+            elif following is None:
                 stop, flags = stop - 1, (False, False)
             else:
                 rows = append_row(rows, slice_rows(following, part), path)

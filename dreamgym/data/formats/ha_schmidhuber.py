@@ -40,6 +40,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         DatasetError: a file lacks an array, has rewards or end flags unlike the first file, or its
             arrays differ in length.
     """
+    options.require_roles((), probe.path, NAME)
     require_keys(options.keys, None, probe.path)
     paths = probe.files("*.npz") or (probe.path,)
     observations, actions = _read_arrays(paths[0], options)

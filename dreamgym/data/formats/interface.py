@@ -11,8 +11,8 @@ import contextlib
 import functools
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -31,9 +31,10 @@ from dreamgym.data.hdf5.guard import (
     is_hdf5,
     open_file,
     open_regular,
+    require_regular,
 )
 from dreamgym.data.metadata import DatasetMetadata
-from dreamgym.errors import DatasetError
+from dreamgym.errors import DatasetError, file_errors
 
 Array = NDArray[Any]
 Terminals = Literal["termination", "boundary"]
@@ -41,6 +42,12 @@ Terminals = Literal["termination", "boundary"]
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _HEAD_BYTES = 64  # enough to recognise the kind of a file
 _LISTED_NAMES = 12
+
+COLUMN_ROLES = (
+    *("observation", "action", "previous_action", "reward", "previous_reward"),
+    *("next_observation", "terminated", "truncated", "done", "success", "episode", "time"),
+)
+"""What a column can be named for, in `ForeignOptions.columns` and `--columns`."""
 
 INFO_GROUPS = frozenset({"infos", "info", "env_infos", "extras", "extra"})
 """Groups of an HDF5 file, and prefixes of keys, that hold what is not the main data."""
@@ -64,6 +71,12 @@ class ForeignOptions:
         allow_loss: whether the dataset may be fitted although all of its terminations, or all that
             distinguishes its rewards, are lost in reading. They are lost with the last transition
             of each episode where the file does not hold the observation after it.
+        repeat_last: whether to keep that transition, with the last observation repeated in place of
+            the one after it.
+        columns: columns by what they hold, see `COLUMN_ROLES`, where their names do not say it:
+            `{"observation": ("x", "y"), "action": "u"}`. `previous_action` and `previous_reward`
+            are those that led to the observation of their row. `observation` is the same as `keys`.
+        tasks: tasks whose episodes are read, by name; all by default.
     """
 
     terminals: Terminals | None = None
@@ -73,12 +86,43 @@ class ForeignOptions:
     keys: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     allow_loss: bool = False
+    repeat_last: bool = False
+    columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        unknown = [role for role in self.columns if role not in COLUMN_ROLES]
+        if unknown:
+            raise ValueError(
+                f"columns are named for {unknown}; expected some of {', '.join(COLUMN_ROLES)}"
+            )
+        observed = self.columns_for("observation")
+        if observed and self.keys is not None and self.keys != observed:
+            raise ValueError("keys and columns both name observations; give one of them")
+        if observed:
+            object.__setattr__(self, "keys", observed)
         if self.terminals not in (None, "termination", "boundary"):
             raise ValueError(
                 f"terminals is {self.terminals!r}; it must be 'termination' or 'boundary'"
             )
+
+    def columns_for(self, role: str) -> tuple[str, ...]:
+        """Return the columns that the user named for a role; none if there are none."""
+        named = self.columns.get(role, ())
+        return (named,) if isinstance(named, str) else tuple(named)
+
+    def require_roles(self, roles: tuple[str, ...], path: Path, name: str) -> None:
+        """Raise `DatasetError` if the user named a column for what a format does not read.
+
+        Args:
+            roles: the roles that it reads.
+            path: path for the error message.
+            name: name of the format.
+        """
+        unread = [role for role in self.columns if role not in roles]
+        if unread or self.tasks:
+            asked = [*unread, *(["task"] if self.tasks else [])]
+            raise DatasetError(f"{name} has no column to name for {', '.join(asked)}", path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +133,8 @@ class ForeignDataset:
         format: name of its format.
         convention: what was found, and the convention by which it is read; shown by `check`.
         metadata: spaces, and what else is known.
-        episodes: returns a new iterator over the episodes, in the order of the file.
+        episodes: returns a new iterator over the episodes, in the order of the file. For an episode
+            that cannot be read it yields the error (`each_episode` does so), and goes on.
         close: closes the files.
         read_rows: reads a slice of one episode's observations, given the episode's number in
             `episodes` and the observation key (`None` if the space is not a Dict). It lets
@@ -100,7 +145,7 @@ class ForeignDataset:
     format: str
     convention: str
     metadata: DatasetMetadata
-    episodes: Callable[[], Iterator[Episode]]
+    episodes: Callable[[], Iterator[Episode | DatasetError]]
     close: Callable[[], None]
     read_rows: Callable[[int, str | None, slice], Array] | None = None
 
@@ -121,6 +166,44 @@ class Format(Protocol):
             DatasetError: the dataset is damaged, or is ambiguous and `options` do not resolve it.
         """
         ...
+
+
+@contextlib.contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Turn whatever the content of a dataset makes a library raise into a `DatasetError`."""
+    remedy = "the file is damaged, or not what its format expects: copy or download it again"
+    with file_errors(lambda text: DatasetError(text, path=path, remedy=remedy)):
+        try:
+            yield
+        except DatasetError as error:
+            raise error.at(path=path) from error.__cause__
+
+
+def each_episode(
+    count: int, read: Callable[[int], Episode], path: Path
+) -> Callable[[], Iterator[Episode | DatasetError]]:
+    """Return `ForeignDataset.episodes` for a function that reads one episode by its number.
+
+    Episodes without an action are left out.
+
+    Args:
+        count: number of episodes.
+        read: returns an episode, or raises what reading its rows raises.
+        path: path for error messages.
+    """
+
+    def episodes() -> Iterator[Episode | DatasetError]:
+        for number in range(count):
+            try:
+                with reading_errors(path):
+                    episode = read(number)
+            except DatasetError as error:
+                yield error
+                continue
+            if episode.length:
+                yield episode
+
+    return episodes
 
 
 class Probe(ClosingContext):
@@ -178,6 +261,11 @@ class Probe(ClosingContext):
             self._hdf5_files[path] = self.resources.enter_context(open_file(path))
         return self._hdf5_files[path]
 
+    @property
+    def head(self) -> bytes:
+        """The first bytes of the file; none if it is a folder."""
+        return self._head
+
     def files(self, pattern: str) -> tuple[Path, ...]:
         """Return the folder's files that match a pattern, sorted by name; none if it is a file."""
         return tuple(sorted(self.path.glob(pattern))) if self.is_folder else ()
@@ -229,6 +317,7 @@ class NpzFile(ClosingContext):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_regular(path)
         try:
             self._file = np.load(path, allow_pickle=False)
             self.names: list[str] = list(self._file.files)

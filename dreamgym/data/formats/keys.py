@@ -17,27 +17,28 @@ import numpy as np
 from dreamgym.data.formats.interface import INFO_GROUPS, Array, ForeignOptions, Terminals
 from dreamgym.errors import DatasetError
 
-# The first spelling that is found is read. Case, "/" and "-" do not matter; see `_normalise`.
+# The first spelling that is found is read. Case, "/" and "-" do not matter; see `normalise`.
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "observations": ("observations", "obs", "observation"),
     "actions": ("actions", "action", "acts", "act"),
-    "rewards": ("rewards", "reward", "rews", "rew", "r"),
+    "rewards": ("rewards", "reward", "rews", "rew", "r", "next_reward"),
     "next_observations": (
         *("next_observations", "next_obs", "next_observation", "observations_next", "obs_next"),
         *("new_observations", "new_obs", "observations2", "obs2", "next_states", "next_state"),
     ),
     "terminated": (
         *("terminated", "terminations", "termination", "is_terminal", "is_terminated"),
-        *("terminateds", "is_terminals"),
+        *("terminateds", "is_terminals", "next_terminated"),
     ),
     "truncated": (
         *("truncated", "truncations", "truncation", "timeouts", "timeout", "truncateds"),
-        *("is_truncated", "timelimit_truncated", "time_limit_truncated"),
+        *("is_truncated", "timelimit_truncated", "time_limit_truncated", "next_truncated"),
     ),
     "ends": (
         *("terminals", "terminal", "dones", "done", "is_last", "is_done", "d", "dones_float"),
-        *("done_bool", "episode_end", "episode_ends", "is_end", "ends", "end"),
+        *("done_bool", "episode_end", "episode_ends", "is_end", "ends", "end", "next_done"),
     ),
+    "success": ("success", "is_success", "next_success", "successes"),
 }
 
 # Keys that say something about ends, but that no format here reads.
@@ -61,6 +62,19 @@ _NEXT = ("next_obs", "next_state")
 
 _GROUPS = tuple(f"{name}/" for name in INFO_GROUPS)
 
+# The fields of `Fields` by the role for which `ForeignOptions.columns` names a column.
+_FIELD_OF = {
+    "action": "actions",
+    "reward": "rewards",
+    "next_observation": "next_observations",
+    "terminated": "terminated",
+    "truncated": "truncated",
+    "done": "ends",
+    "success": "success",
+}
+NAMED_ROLES = tuple(_FIELD_OF)
+"""Roles of `ForeignOptions.columns` that every format reads that finds its keys by their names."""
+
 _ROLES = {
     "rewards": "rewards",
     "next_observations": "next observations",
@@ -82,6 +96,7 @@ class Fields:
         terminated: key of the flags of terminations.
         truncated: key of the flags of truncations.
         ends: key of flags of ends whose kind the name does not say.
+        success: key of flags that are set where the task succeeded.
         unread: further keys with such a meaning, which are not read.
         doubles: pairs of a key that is read and another one with the same meaning.
     """
@@ -93,6 +108,7 @@ class Fields:
     terminated: str | None = None
     truncated: str | None = None
     ends: str | None = None
+    success: str | None = None
     unread: tuple[str, ...] = ()
     doubles: tuple[tuple[str, str], ...] = ()
 
@@ -108,9 +124,14 @@ class Fields:
         return text + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
 
 
+def field_of(role: str) -> str:
+    """Return the field of `Fields` for a role of `ForeignOptions.columns`."""
+    return _FIELD_OF[role]
+
+
 def meaning(name: str) -> str | None:
     """Return what a key carries: "rewards", "ends", "next observations", or `None` for neither."""
-    known = _normalise(name)
+    known = normalise(name)
     if known in _OTHER_ENDS:
         return "ends"
     usual = next((_ROLES[role] for role in _ROLES if known in _SPELLINGS[role]), None)
@@ -120,17 +141,52 @@ def meaning(name: str) -> str | None:
     return next((carried for carried, those in _WORDS.items() if words & those), None)
 
 
-def find_fields(names: Iterable[str], ignore: Iterable[str] = ()) -> Fields:
+def find_named_fields(
+    names: Iterable[str], options: ForeignOptions, path: Path, name: str
+) -> Fields:
+    """Find the keys by their names and by what the user says about them.
+
+    Args:
+        names: the keys; those inside a group as `group/key`.
+        options: what the user knows.
+        path: path for error messages.
+        name: name of the format, for error messages.
+
+    Raises:
+        DatasetError: the user names a key that does not exist, or several for one role, or a role
+            that the format does not read.
+    """
+    names = list(names)
+    options.require_roles((*NAMED_ROLES, "observation"), path, name)
+    given = {role: options.columns_for(role) for role in NAMED_ROLES if role in options.columns}
+    for role, keys in given.items():
+        if len(keys) != 1 or keys[0] not in names:
+            raise DatasetError(
+                f"the {role} column is to be {list(keys)}; expected one of {sorted(names)}",
+                path=path,
+            )
+    fields = {_FIELD_OF[role]: keys[0] for role, keys in given.items()}
+    return find_fields(names, options.ignore, fields)
+
+
+def find_fields(
+    names: Iterable[str], ignore: Iterable[str] = (), given: Mapping[str, str] | None = None
+) -> Fields:
     """Find out which key of a file means what, without judging whether that can be read.
 
     Args:
         names: the keys; those inside a group as `group/key`.
         ignore: keys that the user does not want to be read.
+        given: keys by field of `Fields`, whatever their names.
     """
-    left = {name: _normalise(name) for name in names if name not in set(ignore)}
-    found: dict[str, str] = {}
+    given = given or {}
+    left = {name: normalise(name) for name in names if name not in set(ignore)}
+    found: dict[str, str] = dict(given)
+    left = {name: known for name, known in left.items() if name not in given.values()}
     doubles: list[tuple[str, str]] = []
     for role, spellings in _SPELLINGS.items():
+        if role in given:
+            continue
         matches = [name for spelling in spellings for name, n in left.items() if n == spelling]
         matches.sort(key=lambda name: name.startswith(_GROUPS))  # those in the root come first
         if role in ("observations", "actions"):
@@ -202,7 +258,7 @@ def require_agreement(found: Fields, read: Callable[[str], Any], path: Path) -> 
 
 def require_no_arrivals(found: Fields, path: Path) -> None:
     """Raise `DatasetError` for a file whose rewards may belong to the action before their row."""
-    first = [name for name in found.unread if _normalise(name) in _FIRST]
+    first = [name for name in found.unread if normalise(name) in _FIRST]
     if first:
         raise DatasetError(
             f"it has the key {first[0]!r}, as RLDS and Dreamer write: there, the reward of a row "
@@ -243,6 +299,11 @@ def resolve_ends(
         for role in ("terminated", "truncated", "ends")
         if (key := getattr(found, role)) is not None
     }
+    reached = None
+    if found.success in columns:
+        reached = np.asarray(columns[str(found.success)]).reshape(-1) != 0
+    if not flags and reached is not None:
+        return reached, np.zeros(len(reached), bool), f"{found.success} are terminations"
     if not flags:
         return np.zeros(0, bool), np.zeros(0, bool), "no end flags"
     none = np.zeros(len(next(iter(flags.values()))), bool)
@@ -255,12 +316,15 @@ def resolve_ends(
     elif "terminated" in flags:
         truncated = truncated | (ends & ~terminated)
         text = f"{found.terminated} are terminations, other {name} truncations"
-    elif "truncated" in flags and name is not None and "done" in _normalise(name):
+    elif "truncated" in flags and name is not None and "done" in normalise(name):
         terminated = ends & ~truncated  # Gym's old `done` is set for time limits, too
         text = f"{name} are terminations where {found.truncated} is not set"
     elif "truncated" in flags:
         terminated = ends
         text = f"{name} are terminations, {found.truncated} are truncations"
+    elif reached is not None and options.terminals is None:
+        terminated, truncated = ends & reached, ends & ~reached
+        text = f"{name} with {found.success} are terminations, others truncations"
     elif not ends.any() and options.terminals is None:
         text = f"no {name} is set"
     elif require_terminals(options, path, ambiguity or f"there is only {name!r}") == "termination":
@@ -293,7 +357,8 @@ def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Te
     return options.terminals
 
 
-def _normalise(name: str) -> str:
+def normalise(name: str) -> str:
+    """Return a name without its group of infos, in lower case, with `_` between its words."""
     for group in _GROUPS:
         name = name.removeprefix(group)
     return name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")

@@ -26,6 +26,7 @@ from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOption
 from dreamgym.data.formats.keys import (
     Fields,
     find_fields,
+    find_named_fields,
     require_agreement,
     require_no_arrivals,
     require_nothing_lost,
@@ -57,7 +58,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     by_name = {path.stem: path for path in probe.files("*.npz")}
     paths = [by_name[name] for name in sort_by_number(by_name)]
     with NpzFile(paths[0]) as file:
-        model = find_fields(file.names, options.ignore)
+        model = find_named_fields(file.names, options, paths[0], NAME)
     parts = [_read_part(path, options, model) for path in paths]
     first = _read_episode(paths[0], parts[0])
 
@@ -93,7 +94,7 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> FlaggedOut
         model: the keys of the first file.
     """
     with NpzFile(path) as file:
-        found = find_fields(file.names, options.ignore)
+        found = find_named_fields(file.names, options, path, NAME)
         require_no_arrivals(found, path)
         require_nothing_lost(found, path)
         require_agreement(found, file.read, path)
@@ -120,11 +121,13 @@ def _read_part(path: Path, options: ForeignOptions, model: Fields) -> FlaggedOut
             path=path,
             key=found.observations,
         )
+    lacks_last = surplus == 0 and found.next_observations is None
     return FlaggedOutline(
         actions=actions,
         rewards=rewards,
         terminated=bool(terminated.any()),
-        last_is_lost=surplus == 0 and found.next_observations is None,
+        last_is_lost=lacks_last and not options.repeat_last,
+        repeats_last=lacks_last and options.repeat_last,
         found=found,
         truncated=bool(truncated.any()),
         meaning=meaning,

@@ -41,6 +41,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     Raises:
         DatasetError: the columns differ in length, or the last row does not end a trajectory.
     """
+    options.require_roles((), probe.path, NAME)
     require_keys(options.keys, None, probe.path)
     observations, actions = read_column(probe, "observations"), read_column(probe, "actions")
     ends = np.flatnonzero(read_column(probe, "terminals").reshape(-1) != 0)

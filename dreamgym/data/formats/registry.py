@@ -5,18 +5,36 @@ A format is recognised by the contents of a file or folder, never by its name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
+
+from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
+    aloha,
     d4rl,
+    dreamer,
     ha_schmidhuber,
+    lance,
+    lerobot,
+    logs,
     minari,
     npz_folder,
     ogbench,
     robomimic,
     stable_worldmodel,
+    zarr_buffer,
 )
-from dreamgym.data.formats.interface import ForeignDataset, ForeignOptions, Format, Probe
+from dreamgym.data.formats.interface import (
+    Array,
+    ForeignDataset,
+    ForeignOptions,
+    Format,
+    Probe,
+    reading_errors,
+)
 from dreamgym.data.hdf5.guard import hdf5_errors
 from dreamgym.data.hdf5.reader import SHARD_PATTERN, is_native
 from dreamgym.errors import DatasetError
@@ -27,11 +45,24 @@ from dreamgym.errors import DatasetError
 FORMATS: tuple[Format, ...] = (
     minari,  # HDF5: groups episode_<n>
     robomimic,  # HDF5: groups data/demo_<n>
-    stable_worldmodel,  # HDF5: columns ep_len, ep_offset, action
+    stable_worldmodel,  # HDF5, or a folder of npz files: columns ep_len, ep_offset, action
+    lance,  # a folder: _versions
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
+    aloha,  # a folder of HDF5 files: action, group observations
+    zarr_buffer,  # Zarr: meta/episode_ends
+    lerobot,  # a folder: meta/info.json
+    dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
+    logs,  # Parquet or text, or a folder of such files
+)
+
+
+_LINES = (
+    "with DatasetWriter(path, DatasetMetadata(observation_space=..., action_space=...)) as writer: "
+    "writer.add(Episode(observations=..., actions=..., rewards=..., terminated=..., truncated=..., "
+    "complete=...)) for each episode"
 )
 
 
@@ -62,8 +93,8 @@ def detect_format(probe: Probe) -> Format | None:
         remedy=probe.remedy()
         or f"dreamgym reads native datasets (an HDF5 file, or a folder of {SHARD_PATTERN} files) "
         f"and {names}; name the keys of one row per transition observations, actions, rewards, "
-        "next_observations, terminated and truncated, or write other data as a native dataset with "
-        "DatasetWriter and Episode",
+        f"next_observations, terminated and truncated, or write a native dataset: {_LINES} (an "
+        "example is under 'A format that is not read' in docs/data.md)",
     )
 
 
@@ -79,27 +110,78 @@ def open_foreign(path: Path, options: ForeignOptions) -> ForeignDataset:
     """
     probe = Probe(path)
     try:
-        found = detect_format(probe)
-        if found is None:
+        dataset = read_foreign(probe, options)
+        if dataset is None:
             raise DatasetError(
                 "it is a native dataset already", path=path, remedy="`pack` compresses it"
             )
-        return found.read(probe, options)
+        return dataset
     except BaseException:
         probe.close()
         raise
 
 
+def read_foreign(probe: Probe, options: ForeignOptions) -> ForeignDataset | None:
+    """Detect the format of a file or folder and open it.
+
+    Every call into a format goes through here, so that whatever a damaged file makes a library
+    raise becomes a `DatasetError`: now, and when episodes or rows are read later.
+
+    Args:
+        probe: the file or folder; the dataset closes it.
+        options: what the user knows and the dataset does not say.
+
+    Returns:
+        The dataset; `None` if it is a native one.
+
+    Raises:
+        DatasetError: the format is unknown, or the dataset is damaged or ambiguous.
+        UnsupportedSpaceError: the dataset has a space that this version does not support.
+    """
+    with reading_errors(probe.path):
+        found = detect_format(probe)
+        if found is None:
+            return None
+        dataset = found.read(probe, options)
+    episodes, read_rows = dataset.episodes, dataset.read_rows
+
+    def guarded_episodes() -> Iterator[Episode | DatasetError]:
+        iterator = episodes()
+        while True:
+            with reading_errors(probe.path):
+                episode = next(iterator, None)
+            if episode is None:
+                return
+            yield episode
+
+    def guarded_rows(number: int, key: str | None, part: slice) -> Array:
+        with reading_errors(probe.path):
+            return read_rows(number, key, part)  # type: ignore[misc]
+
+    return replace(
+        dataset,
+        episodes=guarded_episodes,
+        read_rows=None if read_rows is None else guarded_rows,
+    )
+
+
 def _is_native(probe: Probe) -> bool:
     if probe.is_folder:  # shards, perhaps unfinished
-        return bool(probe.files(SHARD_PATTERN) or probe.files(f"{SHARD_PATTERN}.partial"))
+        if probe.files(f"{SHARD_PATTERN}.partial"):
+            return True
+        shards = probe.files(SHARD_PATTERN)
+        try:
+            return bool(shards) and _has_native_parts(probe.open_hdf5(shards[0]), shards[0])
+        except DatasetError:
+            return True  # whose reader says what is wrong
     return probe.hdf5 is not None and is_native(probe.hdf5, probe.path)
 
 
 def _resembles_native(probe: Probe) -> bool:
     """Return whether the file has parts of a native one; the reader says what is missing."""
-    file = probe.hdf5
-    if file is None:
-        return False
-    with hdf5_errors(probe.path):
+    return probe.hdf5 is not None and _has_native_parts(probe.hdf5, probe.path)
+
+
+def _has_native_parts(file: h5py.File, path: Path) -> bool:
+    with hdf5_errors(path):
         return "format" in file.attrs or "steps" in file or "episodes" in file

@@ -31,7 +31,7 @@ from dreamgym.data.formats.interface import (
     list_names,
 )
 from dreamgym.data.formats.keys import (
-    find_fields,
+    find_named_fields,
     require_agreement,
     require_nothing_lost,
     resolve_ends,
@@ -101,7 +101,7 @@ def _demo_names(data: h5py.Group, probe: Probe) -> list[str]:
 def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> FlaggedOutline:
     """Read actions, rewards and end flags of one demonstration."""
     path = probe.path
-    found = find_fields(list_names(demo, path), options.ignore)
+    found = find_named_fields(list_names(demo, path), options, path, NAME)
     require_nothing_lost(found, path)
     require_agreement(found, lambda key: read_rows(demo, key, path), path)
     actions = read_rows(demo, "actions", path)
@@ -117,7 +117,8 @@ def _read_part(demo: h5py.Group, probe: Probe, options: ForeignOptions) -> Flagg
         actions=actions,
         rewards=None if found.rewards is None else read_rows(demo, found.rewards, path),
         terminated=bool(terminated.any()),
-        last_is_lost=found.next_observations is None,
+        last_is_lost=found.next_observations is None and not options.repeat_last,
+        repeats_last=found.next_observations is None and options.repeat_last,
         found=found,
         truncated=bool(truncated.any()),
         meaning=meaning,

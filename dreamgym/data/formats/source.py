@@ -15,7 +15,7 @@ from dreamgym._files import refuse_unfinished
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
-from dreamgym.data.formats.registry import detect_format
+from dreamgym.data.formats.registry import read_foreign
 from dreamgym.data.hdf5.reader import open_native, open_shards
 from dreamgym.data.hdf5.schema import episode_columns
 from dreamgym.data.storage import Column, EpisodeColumn, EpisodeTable, MemoryColumn, Source
@@ -52,9 +52,8 @@ def open_source(
     refuse_unfinished(path)
     probe = Probe(path)
     try:
-        found = detect_format(probe)
-        if found is not None:
-            dataset = found.read(probe, foreign or ForeignOptions())
+        dataset = read_foreign(probe, foreign or ForeignOptions())
+        if dataset is not None:
             source, skipped = _read_foreign(dataset, path, memory, on_bad)
             if source.in_memory:
                 dataset.close()
@@ -94,6 +93,8 @@ def _read_foreign(
     num_rows, observation_bytes = 0, 0
     for number, episode in enumerate(foreign.episodes()):
         try:
+            if isinstance(episode, DatasetError):
+                raise episode
             columns = episode_columns(episode, foreign.metadata)
         except DatasetError as error:
             problem = error.at(path=path, episode=number)
@@ -118,7 +119,8 @@ def _read_foreign(
             else:
                 parts.setdefault(name, []).append(values)
     if not headers:
-        raise DatasetError(f"it has no good episode ({len(skipped)} bad ones)", path=path)
+        first = f", the first: {skipped[0]}" if skipped else ""
+        raise DatasetError(f"it has no good episode ({len(skipped)} bad ones{first})", path=path)
     source = _make_source(foreign, path, parts, headers)
     if observation_bytes > memory and foreign.read_rows is not None:
         source = _read_on_demand(source, foreign.read_rows, foreign.close, numbers)

@@ -73,19 +73,28 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         DatasetError: there is no such file, it is not a regular file, or it cannot be read.
     """
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise DatasetError(
-                "it is a folder; expected an HDF5 file", path=path, remedy="give the file itself"
-            )
-        if not stat.S_ISREG(mode):
-            raise DatasetError("it is not a regular file", path=path)
+        require_regular(path)
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
         raise DatasetError("there is no such file", path=path) from None
     except OSError as error:
         raise DatasetError(f"it cannot be read ({error.strerror})", path=path) from error
+
+
+def require_regular(path: Path) -> None:
+    """Raise `DatasetError` if `path` is a folder, pipe or device.
+
+    Raises:
+        OSError: there is no such file, or it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise DatasetError(
+            "it is a folder; expected a file", path=path, remedy="give the file itself"
+        )
+    if not stat.S_ISREG(mode):
+        raise DatasetError("it is not a regular file", path=path)
 
 
 def describe_file(head: bytes) -> tuple[str, str | None]:
@@ -288,7 +297,7 @@ def hold_writer_lock(descriptor: int) -> None:
 def is_being_written(path: Path) -> bool | None:
     """Return whether a live writer has the file open; `None` if the system cannot tell."""
     if fcntl is not None:
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), open_regular(path) as file:
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

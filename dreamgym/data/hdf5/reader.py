@@ -28,7 +28,7 @@ from dreamgym.data.hdf5.guard import (
     require_stored,
 )
 from dreamgym.data.metadata import DatasetMetadata
-from dreamgym.data.spaces import same_spaces
+from dreamgym.data.spaces import MAX_ROW_BYTES, same_spaces
 from dreamgym.data.storage import (
     Column,
     EpisodeTable,
@@ -40,6 +40,11 @@ from dreamgym.data.storage import (
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
+
+_MAX_RATIO = 1032
+"""The most that deflate shrinks; other filters are taken to be no better."""
+
+_HARMLESS_BYTES = 1 << 20
 
 SHARD_PATTERN = "*.h5"
 PREADV_AVAILABLE = hasattr(os, "preadv")
@@ -258,7 +263,34 @@ def read_metadata(file: h5py.File, path: Path) -> DatasetMetadata:
             path=path,
             remedy="upgrade dreamgym",
         )
-    return schema.metadata_from_attributes(attributes)
+    # The columns of a file that grows are opened after its table, whose rows they must have.
+    limit = MAX_ROW_BYTES if file.swmr_mode else min(MAX_ROW_BYTES, _row_limit(file))
+    limit = max(limit, _HARMLESS_BYTES)  # the check of the columns says more
+    return schema.metadata_from_attributes(attributes, limit)
+
+
+def _row_limit(file: h5py.File) -> int:
+    """Return how many bytes a row can have at most, by what the columns of a file store.
+
+    A chunk holds at least one row, so an unfiltered column stores no fewer bytes than a row has.
+    """
+    sizes: list[int] = []
+
+    def visit(_: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset) and node.ndim:
+            stored = node.id.get_storage_size()
+            filtered = node.id.get_create_plist().get_nfilters() > 0
+            sizes.append(min(_row_bytes(node), _MAX_RATIO * stored if filtered else stored))
+
+    with hdf5_errors(Path(file.filename)):
+        for name in layout.OBSERVATION_GROUP, layout.ACTION_KEY:
+            link = file.get(name, getlink=True)
+            if isinstance(link, h5py.HardLink):
+                node = file[name]
+                visit(name, node)
+                if isinstance(node, h5py.Group):
+                    node.visititems(visit)
+    return sum(sizes)
 
 
 def read_table(file: h5py.File, path: Path) -> EpisodeTable:

@@ -24,6 +24,8 @@ from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.storage import EpisodeTable
 from dreamgym.errors import DatasetError
 
+_COMMIT_EVERY = 4096  # a recovery that is stopped starts again
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
@@ -122,7 +124,7 @@ def _copy_episodes(
     table = read_committed(file, path)
     datasets = open_columns(file, path, metadata)
     damaged: list[int] = []
-    with DatasetWriter(out, metadata) as writer:
+    with DatasetWriter(out, metadata, commit_every=_COMMIT_EVERY) as writer:
         for episode in range(len(table)):
             header = table.header(episode)
             start, stop = header["start"], header["start"] + header["length"] + 1

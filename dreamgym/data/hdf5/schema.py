@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from dreamgym.data import layout
 from dreamgym.data.episodes import Episode, cast_rows, require_actions_inside, require_finite
-from dreamgym.data.metadata import DatasetMetadata
-from dreamgym.data.spaces import space_from_json, space_to_json
+from dreamgym.data.metadata import DatasetMetadata, check_env_spec
+from dreamgym.data.spaces import MAX_ROW_BYTES, space_from_json, space_to_json
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -61,8 +61,14 @@ def metadata_to_attributes(metadata: DatasetMetadata) -> dict[str, str | int]:
     return attributes
 
 
-def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
+def metadata_from_attributes(
+    attributes: Mapping[str, Any], max_row_bytes: int = MAX_ROW_BYTES
+) -> DatasetMetadata:
     """Return a dataset's metadata from its HDF5 root attributes.
+
+    Args:
+        attributes: the attributes by name.
+        max_row_bytes: most bytes that an observation or an action may have, by what is stored.
 
     Raises:
         DatasetError: an attribute is missing or malformed; `key` names it.
@@ -71,13 +77,15 @@ def metadata_from_attributes(attributes: Mapping[str, Any]) -> DatasetMetadata:
     spec = _json_attribute(attributes, "env_spec")
     seed = _json_attribute(attributes, "seed")
     versions = _json_attribute(attributes, "versions")
+    if spec is not None:
+        check_env_spec(spec, "@env_spec")
     if not isinstance(versions, dict):
         raise DatasetError("it is not a JSON object", key="@versions")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise DatasetError(f"it is {seed!r}; expected an integer or null", key="@seed")
     return DatasetMetadata(
-        observation_space=_space_attribute(attributes, "observation_space"),
-        action_space=_space_attribute(attributes, "action_space"),
+        observation_space=_space_attribute(attributes, "observation_space", max_row_bytes),
+        action_space=_space_attribute(attributes, "action_space", max_row_bytes),
         env_spec=None if spec is None else _text_attribute(attributes, "env_spec"),
         env_id=_text_attribute(attributes, "env_id") or None,
         env_name=_text_attribute(attributes, "env_name") if "env_name" in attributes else None,
@@ -198,8 +206,8 @@ def _texts_attribute(attributes: Mapping[str, Any], name: str) -> tuple[str, ...
     return tuple(texts)
 
 
-def _space_attribute(attributes: Mapping[str, Any], name: str) -> gym.Space[Any]:
+def _space_attribute(attributes: Mapping[str, Any], name: str, max_bytes: int) -> gym.Space[Any]:
     try:
-        return space_from_json(_json_attribute(attributes, name))
+        return space_from_json(_json_attribute(attributes, name), max_bytes)
     except DatasetError as error:
         raise DatasetError(error.problem, key=error.key or f"@{name}") from error

@@ -56,6 +56,9 @@ _PAGE_BYTES = 4096
 # Space that the next metadata blocks (chunk indices, object headers) may need beyond the rows.
 _METADATA_BYTES = 64 << 10
 
+# Episodes that wait for a commit are committed at this size at the latest.
+_PENDING_BYTES = 16 << 20
+
 # Space reserved at once at most, beyond what is needed now.
 _RESERVE_BYTES = 16 << 20
 
@@ -63,35 +66,47 @@ _RESERVE_BYTES = 16 << 20
 class DatasetWriter(ClosingContext):
     """Write episodes to a new native dataset.
 
-    Every `add` that returns has committed its episode: the episode survives a kill of the process.
-    Until the writer is closed, the file is `<path>.partial`. A writer that is closed without an
-    episode leaves no file.
+    By default, every `add` that returns has committed its episode: the episode survives a kill of
+    the process. A commit takes milliseconds, which many short episodes can share. Until the writer
+    is closed, the file is `<path>.partial`. A writer that is closed without an episode leaves no
+    file.
 
     Args:
         path: the dataset to write; it must not exist. Its folder is created.
         metadata: what the dataset records about its origin.
+        commit_every: number of episodes that one commit writes; they are committed earlier where
+            they reach 16 MiB. A kill loses the episodes since the last commit, and no others.
+
+    Attributes:
+        num_episodes: episodes added so far.
+        num_steps: transitions in them.
 
     Raises:
         DatasetError: `path` or `<path>.partial` exists, its folder cannot be created, or the disk
             is full.
+        ValueError: `commit_every` is below 1.
     """
 
     _warned = False
 
-    def __init__(self, path: str | os.PathLike[str], metadata: DatasetMetadata) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], metadata: DatasetMetadata, *, commit_every: int = 1
+    ) -> None:
         self.path = local_path(path)
         self.metadata = metadata
-        self.num_episodes = 0
-        self.num_steps = 0
-        self._num_rows = 0
+        self._set_counts(0, 0, 0, commit_every)
         refuse_existing(self.path)
         self._file: h5py.File | None = self._create()
 
     @classmethod
-    def extend(cls, path: str | os.PathLike[str]) -> Self:
+    def extend(cls, path: str | os.PathLike[str], *, commit_every: int = 1) -> Self:
         """Open a closed native dataset to add episodes.
 
         It is renamed to `<path>.partial` until the writer is closed.
+
+        Args:
+            path: the dataset.
+            commit_every: number of episodes that one commit writes, as for a new dataset.
 
         Raises:
             DatasetError: the file is not a complete native dataset of the current version, it is
@@ -105,8 +120,7 @@ class DatasetWriter(ClosingContext):
             for dataset in open_columns(file, writer.path, writer.metadata).values():
                 require_stored(dataset, table.num_rows, writer.path)
                 _require_extendable(dataset, writer.path)
-        writer.num_episodes, writer.num_steps = len(table), table.num_steps
-        writer._num_rows = table.num_rows
+        writer._set_counts(len(table), table.num_steps, table.num_rows, commit_every)
         partial = writer.partial_path
         if partial.exists():
             raise DatasetError("it exists already", path=partial, remedy="recover or move it away")
@@ -120,6 +134,16 @@ class DatasetWriter(ClosingContext):
             raise
         return writer
 
+    def _set_counts(self, episodes: int, steps: int, rows: int, commit_every: int) -> None:
+        if commit_every < 1:
+            raise ValueError(f"commit_every is {commit_every}; a commit has at least 1 episode")
+        self._commit_every = commit_every
+        self.num_episodes, self.num_steps, self._num_rows = episodes, steps, rows
+        self._committed = episodes, steps, rows
+        # Rows by column, and entry in `/episodes`, of each episode that is not yet committed.
+        self._pending: list[tuple[Mapping[str, Array], Mapping[str, int]]] = []
+        self._pending_bytes = 0
+
     @property
     def partial_path(self) -> Path:
         """Path of the file until the writer is closed."""
@@ -131,7 +155,7 @@ class DatasetWriter(ClosingContext):
         return self._file is None
 
     def add(self, episode: Episode) -> None:
-        """Commit one episode.
+        """Add one episode, and commit it if it is the last of `commit_every`.
 
         Args:
             episode: an episode of at least one action. Its dtypes may differ from those of the
@@ -150,23 +174,45 @@ class DatasetWriter(ClosingContext):
         self.add_columns(columns, self._make_header(episode))
 
     def add_columns(self, columns: Mapping[str, Array], header: Mapping[str, int]) -> None:
-        """Commit one episode whose stored rows are known to be good.
+        """Add one episode whose stored rows are known to be good.
 
         Args:
             columns: the `T + 1` rows by dataset name, see `schema.episode_columns`.
             header: the entries in `/episodes`; `start` and `crc` are computed here.
         """
-        file = self._require_open()
+        self._require_open()
         self._warn_outside(columns)
         length = int(header["length"])
         entry = {**header, "start": self._num_rows}
         entry["crc"] = layout.episode_crc(entry, columns.values())
-        with self._disk_errors(), uninterrupted():
-            self._reserve(file, length + 1)
-            self._commit(file, columns, entry)
+        if self._commit_every > 1:  # the caller may write to its arrays before they are stored
+            columns = {name: rows.copy() for name, rows in columns.items()}
+        with uninterrupted():
+            self._pending.append((columns, entry))
+            self._pending_bytes += sum(rows.nbytes for rows in columns.values())
             self._num_rows += length + 1
             self.num_episodes += 1
             self.num_steps += length
+            if len(self._pending) >= self._commit_every or self._pending_bytes >= _PENDING_BYTES:
+                self.commit()
+
+    def commit(self) -> None:
+        """Commit all episodes that were added.
+
+        Raises:
+            DatasetError: the disk is full. What was committed before is safe; the episodes since
+                then are dropped.
+        """
+        file, pending = self._require_open(), self._pending
+        if not pending:
+            return
+        added = self.num_episodes, self.num_steps, self._num_rows
+        self.num_episodes, self.num_steps, self._num_rows = self._committed
+        self._pending, self._pending_bytes = [], 0
+        with self._disk_errors(), uninterrupted():
+            self._reserve(file, added[2] - self._num_rows, len(pending))
+            self._write(file, pending)
+            self.num_episodes, self.num_steps, self._num_rows = self._committed = added
 
     def _warn_outside(self, columns: Mapping[str, Array]) -> None:
         """Warn once if observations lie outside their space."""
@@ -179,12 +225,20 @@ class DatasetWriter(ClosingContext):
                 warnings.warn(f"{self.path}: {message}", UserWarning, stacklevel=4)
 
     def close(self) -> None:
-        """Finish the file and rename it to `path`. Closing twice has no effect.
+        """Commit what is left, finish the file and rename it to `path`; twice has no effect.
 
         Raises:
-            DatasetError: another file has appeared at `path`; the recording stays at
-                `<path>.partial`.
+            DatasetError: the disk is full, and episodes that were not committed are lost; or
+                another file has appeared at `path`, and the recording stays at `<path>.partial`.
         """
+        if self._file is None:
+            return
+        try:
+            self.commit()
+        finally:
+            self._finish()
+
+    def _finish(self) -> None:
         file, self._file = self._file, None
         if file is None:
             return
@@ -261,25 +315,28 @@ class DatasetWriter(ClosingContext):
             "seed": seed,
         }
 
-    def _reserve(self, file: h5py.File, rows: int) -> None:
+    def _reserve(self, file: h5py.File, rows: int, episodes: int) -> None:
         new_bytes = sum(
-            appender.new_bytes(self.num_episodes, 1)
+            appender.new_bytes(self.num_episodes, episodes)
             if name.startswith(layout.EPISODE_GROUP)
             else appender.new_bytes(self._num_rows, rows)
             for name, appender in self._appenders.items()
         )
         self._reservation.require(file.id.get_filesize() + new_bytes)
 
-    def _commit(
-        self, file: h5py.File, columns: Mapping[str, Array], entry: Mapping[str, int]
+    def _write(
+        self, file: h5py.File, pending: list[tuple[Mapping[str, Array], Mapping[str, int]]]
     ) -> None:
-        """Write the rows, then the entry in `/episodes` that makes them count."""
-        for name, rows in columns.items():
+        """Write the rows, then the entries in `/episodes` that make them count."""
+        for name in pending[0][0]:
+            parts = [columns[name] for columns, _ in pending]
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self._appenders[name].append(self._num_rows, rows)
         file.flush()
         for column, dtype in layout.EPISODE_COLUMNS.items():
             appender = self._appenders[f"{layout.EPISODE_GROUP}/{column}"]
-            appender.append(self.num_episodes, np.array([entry[column]], dtype=dtype))
+            entries = np.array([entry[column] for _, entry in pending], dtype=dtype)
+            appender.append(self.num_episodes, entries)
         file.flush()
 
     @contextlib.contextmanager

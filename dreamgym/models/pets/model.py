@@ -45,6 +45,9 @@ from dreamgym.models.observations import (
 from dreamgym.models.reduction import all_reduce_sum, masked_mean
 from dreamgym.models.statistics import Statistics
 
+MAX_LAYERS = 1024
+"""More hidden layers are an error, or a file that attempts to exhaust the memory."""
+
 UNCERTAINTIES = ("disagreement", "max-sigma")
 
 
@@ -93,6 +96,8 @@ class PETSConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "hidden", "layers", "members", "elites", "head")
+        if self.layers > MAX_LAYERS:
+            raise ValueError(f"layers={self.layers}, expected at most {MAX_LAYERS}")
         check_members(self.members, self.elites, self.propagation)
         check_choice("uncertainty", self.uncertainty, UNCERTAINTIES)
         if not self.log_variance_min < self.log_variance_max:

@@ -13,12 +13,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import nn
 
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError
+from dreamgym.models.weights import not_finite
 from dreamgym.train.cma.controller import Controller
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    not_finite_error,
+    policy_space_limit,
+)
 
 _CARD = "dreamgym"
 _WEIGHTS, _FITNESS = "weights", "fitness"
@@ -33,6 +40,11 @@ class Evolved:
     """
 
     fitness: NDArray[np.float64]
+
+
+def actor(policy: TrainedPolicy) -> nn.Module:
+    """See `LearnerLibrary.actor`."""
+    return policy.network
 
 
 def save(policy: TrainedPolicy, path: Path) -> None:
@@ -64,10 +76,18 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
         raise PolicyFileError(f"the card in {path} is not a JSON object; the file is damaged")
     card = PolicyCard.from_dict(values)
     try:
-        network = Controller(space_from_json(card.action_space), **card.policy)
+        action_space = space_from_json(card.action_space, policy_space_limit(path))
+        with torch.device("meta"):
+            expected = Controller(action_space, **card.policy).weights.shape
+        if expected != weights.shape:
+            raise ValueError(f"its weights are {tuple(weights.shape)}, expected {tuple(expected)}")
+        network = Controller(action_space, **card.policy)
         network.weights.copy_(weights)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyFileError(f"no policy can be built from {path}: {error}") from error
+    name = not_finite(network)
+    if name is not None:
+        raise not_finite_error(path, name)
     return TrainedPolicy(
         network=network.eval(), card=card, algorithm=Evolved(fitness=fitness.numpy())
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from dreamgym.errors import TrainingError
 from dreamgym.models import Decodes, State
 from dreamgym.models.observations import Observation
+from dreamgym.train.network import ActorCritic
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.registry import LEARNERS
 from dreamgym.world.world import World, as_world
@@ -47,13 +48,19 @@ class PolicyPrior:
         Raises:
             TrainingError: the learner library of the policy offers no values.
         """
-        library = LEARNERS[self._policy.card.learner].library()
-        if not hasattr(library, "values"):
-            raise TrainingError(
-                f"values of a policy of {self._policy.card.learner} cannot be read; use a policy "
-                "of sb3, or plan without a value"
-            )
-        values: Tensor = library.values(self._policy, self._view(state))
+        network, seen = self._policy.network, self._view(state)
+        if isinstance(network, ActorCritic):  # needs no learner library
+            if not isinstance(seen, Tensor):
+                raise TrainingError("the policy sees a Dict; a value needs a Box")
+            values = network.value(seen)
+        else:
+            library = LEARNERS[self._policy.card.learner].library()
+            if not hasattr(library, "values"):
+                raise TrainingError(
+                    f"values of a policy of {self._policy.card.learner} cannot be read; use a "
+                    "policy of PPO, or plan without a value"
+                )
+            values = library.values(self._policy, seen)
         return values / self._policy.card.reward_scale
 
     def policy(self, state: State, noise: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,18 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json, space_to_json
 from dreamgym.errors import PolicyFileError
+from dreamgym.models.weights import shape_mismatch
 from dreamgym.train.actions import learner_action_space
-from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    not_finite_error,
+    policy_space_limit,
+)
 from dreamgym.train.registry import LEARNERS, find_learner
 from dreamgym.train.sb3.agent_wrappers import UNKNOWN_STATISTICS
 from dreamgym.train.sb3.algorithms import find_algorithm
+from dreamgym.train.sb3.replay import MixedReplayBuffer
 
 CARD_MEMBER = "dreamgym.json"
 _WEIGHTS_MEMBER = "policy.pth"
@@ -39,7 +47,10 @@ _LOAD_IT_YOURSELF = (
     "wrappers, load it with its own library and pass that agent to dreamgym.evaluate or "
     "dreamgym.transfer_policy"
 )
+_BUFFER_ARGUMENTS = ("replay_buffer_class", "replay_buffer_kwargs")
 _CLIP = 10.0  # standard deviations
+_MAX_RATIO, _SPARE_BYTES = 20, 1 << 20
+"""Bytes that a member of a zip may unpack to: by compressed byte, and in any case."""
 
 
 class Standardise(BaseFeaturesExtractor):
@@ -81,7 +92,9 @@ def policy_arguments(network: dict[str, Any]) -> dict[str, Any]:
 def save(policy: TrainedPolicy, path: Path) -> None:
     """See `LearnerLibrary.save`."""
     buffer = io.BytesIO()
-    policy.algorithm.save(buffer)
+    # The real transitions of a mixed replay buffer are not part of a policy.
+    mixed = getattr(policy.algorithm, "replay_buffer_class", None) is MixedReplayBuffer
+    policy.algorithm.save(buffer, exclude=_BUFFER_ARGUMENTS if mixed else None)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(CARD_MEMBER, json.dumps(policy.card.as_dict(), indent=1))
     try:
@@ -97,25 +110,31 @@ def load(path: Path, *, algo: str | None, env: gym.Env[Any, Any] | None) -> Trai
     card = _read_card(path, members, algo, env)
     if card.learner in LEARNERS:
         LEARNERS[card.learner].library()  # sb3-contrib adds algorithms
-    network = _build_network(path, card)
+    weights = _read_weights(path, members)
+    network = _build_network(path, card, weights)
     try:
-        network.load_state_dict(_read_weights(path, members))
+        network.load_state_dict(weights)
     except RuntimeError as error:
-        raise PolicyFileError(
-            f"the weights in {path} are not those of a {card.algo} policy in these spaces "
-            f"({' '.join(str(error).split())[:200]} ...). {_LOAD_IT_YOURSELF}"
-        ) from None
+        raise _other_weights_error(path, card, " ".join(str(error).split())[:200]) from None
     network.set_training_mode(False)
     return TrainedPolicy(network=network, card=card)
+
+
+def _other_weights_error(path: Path, card: PolicyCard, difference: str) -> PolicyFileError:
+    return PolicyFileError(
+        f"the weights in {path} are not those of a {card.algo} policy in these spaces "
+        f"({difference} ...). {_LOAD_IT_YOURSELF}"
+    )
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
     needed = (CARD_MEMBER, _DATA_MEMBER, _WEIGHTS_MEMBER)
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_plausible_sizes(archive, path, needed)
             names = set(archive.namelist())
             members = {name: archive.read(name) for name in needed if name in names}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, zlib.error) as error:
         raise PolicyFileError(
             f"{path} is not a zip of Stable-Baselines3 ({error}); expected a file of "
             "dreamgym train or of an algorithm's save()"
@@ -126,6 +145,28 @@ def _read_members(path: Path) -> dict[str, bytes]:
             "a Stable-Baselines3 algorithm's save()"
         )
     return members
+
+
+def _require_plausible_sizes(
+    archive: zipfile.ZipFile, path: Path, names: Sequence[str] | None = None
+) -> None:
+    """Refuse members that claim more bytes than compressed weights or settings can have.
+
+    Args:
+        archive: an open zip.
+        path: the policy's file, for the message.
+        names: members to look at; all by default.
+
+    Raises:
+        PolicyFileError: a member claims more.
+    """
+    for info in archive.infolist():
+        most = _SPARE_BYTES + _MAX_RATIO * info.compress_size
+        if (names is None or info.filename in names) and info.file_size > most:
+            raise PolicyFileError(
+                f"{path} is not a policy's file: {info.filename} claims {info.file_size:,} bytes "
+                f"in {info.compress_size:,} compressed ones"
+            )
 
 
 def _read_card(
@@ -227,19 +268,30 @@ def _foreign_network(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     return {"net_arch": arguments["net_arch"]} if "net_arch" in arguments else {}
 
 
-def _build_network(path: Path, card: PolicyCard) -> BasePolicy:
+def _build_network(path: Path, card: PolicyCard, weights: dict[str, Any]) -> BasePolicy:
+    """Build the policy's network, once its weights are known to be those in the file."""
     algorithm = find_algorithm(card.algo)
+    shapes = {str(name): tuple(getattr(leaf, "shape", ())) for name, leaf in weights.items()}
     try:
-        observation_space = space_from_json(card.observation_space)
-        action_space = learner_action_space(space_from_json(card.action_space))
+        limit = policy_space_limit(path)
+        observation_space = space_from_json(card.observation_space, limit)
+        action_space = learner_action_space(space_from_json(card.action_space, limit))
         policy_class = algorithm.learner.policy_aliases["MlpPolicy"]
-        # the initial weights are drawn from the global generator, which must not change
-        with torch.random.fork_rng(devices=[]):
-            return policy_class(
-                observation_space, action_space, _no_schedule, **policy_arguments(card.policy)
-            )
-    except (TypeError, ValueError, KeyError) as error:
+        arguments = policy_arguments(card.policy)
+
+        def build(kind: Any) -> BasePolicy:
+            return kind(observation_space, action_space, _no_schedule, **arguments)
+
+        # Its networks are moved to the policy's device, which is the CPU until they are there.
+        without_memory = type("WithoutMemory", (policy_class,), {"device": torch.device("meta")})
+        mismatch = shape_mismatch(lambda: build(without_memory), shapes)
+        if not mismatch:
+            # the initial weights are drawn from the global generator, which must not change
+            with torch.random.fork_rng(devices=[]):
+                return build(policy_class)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         raise PolicyFileError(f"no policy can be built from the card in {path}: {error}") from error
+    raise _other_weights_error(path, card, mismatch)
 
 
 def _no_schedule(_: float) -> float:
@@ -248,10 +300,15 @@ def _no_schedule(_: float) -> float:
 
 
 def _read_weights(path: Path, members: dict[str, bytes]) -> dict[str, Any]:
+    content = members[_WEIGHTS_MEMBER]
     try:
-        weights = torch.load(
-            io.BytesIO(members[_WEIGHTS_MEMBER]), map_location="cpu", weights_only=True
-        )
+        # torch's older formats allocate what a file claims before they read it
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _require_plausible_sizes(archive, path)
+            size = sum(info.file_size for info in archive.infolist())
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except PolicyFileError:
+        raise
     except Exception as error:  # torch raises pickle errors, RuntimeError, EOFError and others
         raise PolicyFileError(
             f"the weights in {path} cannot be read without executing what is in them, so they are "
@@ -259,4 +316,30 @@ def _read_weights(path: Path, members: dict[str, bytes]) -> dict[str, Any]:
         ) from None
     if not isinstance(weights, dict):
         raise PolicyFileError(f"the weights in {path} are not a dict of tensors")
+    for name, leaf in weights.items():
+        if isinstance(leaf, torch.Tensor):
+            _require_stored(path, str(name), leaf, size)
     return weights
+
+
+def _require_stored(path: Path, name: str, leaf: torch.Tensor, size: int) -> None:
+    """Check that a tensor's numbers are in the file, and can be used.
+
+    Args:
+        path: the policy's file, for the message.
+        name: name of the tensor.
+        leaf: the tensor.
+        size: bytes of all tensors in the file.
+
+    Raises:
+        PolicyFileError: it claims more numbers than are stored, or holds NaN or an infinity.
+    """
+    numbers = leaf.numel() * leaf.element_size()
+    plain = leaf.layout == torch.strided and leaf.device.type == "cpu"
+    if not plain or not numbers <= leaf.untyped_storage().nbytes() <= size:
+        raise PolicyFileError(
+            f"the weights in {path} cannot be used: {name} claims {numbers:,} bytes, which are not "
+            "all in the file"
+        )
+    if leaf.is_floating_point() and not torch.isfinite(leaf).all():
+        raise not_finite_error(path, name)

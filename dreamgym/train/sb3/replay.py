@@ -50,10 +50,11 @@ def real_transitions(data: AnyDataset, env: SB3VecEnv) -> ReplayBuffer:
         data: dataset with the spaces of the environment.
         env: environment that the learner trains in: its action space and reward scale apply.
     """
-    buffer = ReplayBuffer(int(data.num_steps), env.observation_space, env.action_space, "cpu")
+    episodes = [data.episode(index) for index in range(data.num_episodes)]
+    steps = sum(episode.length for episode in episodes)  # with a frame skip fewer than recorded
+    buffer = ReplayBuffer(steps, env.observation_space, env.action_space, "cpu")
     space, place = env.action_space, 0
-    for index in range(data.num_episodes):
-        episode = data.episode(index)
+    for episode in episodes:
         rows, observations = slice(place, place + episode.length), np.asarray(episode.observations)
         buffer.observations[rows, 0], buffer.next_observations[rows, 0] = (
             observations[:-1],

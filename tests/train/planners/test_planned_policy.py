@@ -102,22 +102,27 @@ def test_planning_is_better_than_chance_in_the_real_pendulum():
 
 
 @pytest.mark.parametrize(
-    ("algo", "settings"),
+    ("learner", "algo", "settings"),
     [
-        ("PPO", {"n_steps": 8, "num_envs": 4}),
-        ("SAC", {"num_envs": 4, "learner": {"buffer_size": 100, "learning_starts": 8}}),
+        ("sb3", "PPO", {"n_steps": 8, "num_envs": 4}),
+        ("sb3", "SAC", {"num_envs": 4, "learner": {"buffer_size": 100, "learning_starts": 8}}),
+        ("ppo", "PPO", {"n_steps": 8, "num_envs": 4}),
     ],
 )
-def test_a_trained_policy_values_and_proposes(algo, settings):
+def test_a_trained_policy_values_and_proposes(learner, algo, settings):
     world = small_world(action="box")
-    trained = dreamgym.train_policy(world, algo=algo, steps=32, config=TrainConfig(**settings))
+    config = TrainConfig(**settings)
+    trained = dreamgym.train_policy(world, learner=learner, algo=algo, steps=32, config=config)
     prior = PolicyPrior(trained, world)
     assert prior.discount == trained.card.hyperparameters["gamma"]
     state = {key: leaf[:3] for key, leaf in world.starts.states.items()}
     value = prior.value(state)
     assert value.shape == (3,)
     seen = world.model.decode(state)
-    if algo == "PPO":
+    if learner == "ppo":
+        expected = trained.network.value(seen) / trained.card.reward_scale
+        torch.testing.assert_close(value, expected)
+    elif algo == "PPO":
         expected = trained.network.predict_values(seen)[:, 0] / trained.card.reward_scale
         torch.testing.assert_close(value, expected)
     actions = prior.policy(state, torch.zeros(3, 1))

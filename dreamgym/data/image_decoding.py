@@ -1,0 +1,62 @@
+"""Decode the JPEG and PNG images of a dataset, without trusting the size in their headers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym.errors import DatasetError
+
+Array = NDArray[Any]
+
+MAX_PIXELS = 1 << 26
+"""Largest image that is decoded; 8,192 x 8,192."""
+
+# The most pixels that a byte of each format can hold: JPEG spends at least one bit on a block of
+# 8x8 pixels, PNG one bit on a pixel, which deflate shrinks at most 1,032 times.
+_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
+
+
+def decode_image(data: bytes, mode: Literal["RGB", "L"] | None = None) -> Array:
+    """Decode a JPEG or PNG image.
+
+    Args:
+        data: content of the file.
+        mode: `"RGB"` for three channels, `"L"` for grey; None for what the image has (transparency
+            is left out).
+
+    Returns:
+        uint8 pixels, `(H, W, 3)`, or `(H, W)` for a grey image.
+
+    Raises:
+        DatasetError: it is not such an image, it is damaged, it is larger than `MAX_PIXELS` or than
+            its bytes can hold, or Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DatasetError(
+            "its images are JPEG or PNG, and Pillow is not installed", remedy="pip install pillow"
+        ) from None
+    try:
+        with Image.open(io.BytesIO(data), formats=list(_PIXELS_PER_BYTE)) as image:
+            _require_plausible_size(image.width * image.height, str(image.format), len(data))
+            wanted = mode or ("L" if image.mode in ("1", "L", "LA", "I;16", "I") else "RGB")
+            return np.asarray(image.convert(wanted))
+    except DatasetError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and its own
+        text = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
+        raise DatasetError(f"it is not a JPEG or PNG image that can be read ({text})") from error
+
+
+def _require_plausible_size(pixels: int, kind: str, size: int) -> None:
+    most = min(MAX_PIXELS, _PIXELS_PER_BYTE[kind] * size)
+    if pixels > most:
+        raise DatasetError(
+            f"its image claims {pixels:,} pixels in {size:,} bytes of {kind}; expected at most "
+            f"{most:,}"
+        )

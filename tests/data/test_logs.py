@@ -1,0 +1,350 @@
+"""Formats of named columns: CSV and Parquet logs, ALOHA, Zarr replay buffers, Dreamer."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dreamgym.data import Dataset, DatasetError, ForeignOptions, check
+from tests.data.test_formats import flags, read_both_ways
+
+RNG = np.random.default_rng(0)
+T = 6
+OBS = RNG.normal(size=(4 * T, 3)).astype(np.float32)
+ACT = RNG.uniform(-1, 1, size=(4 * T, 2)).astype(np.float32)
+REW = RNG.normal(size=4 * T).astype(np.float32)
+ENDS = np.arange(4 * T) % T == T - 1
+EPISODES = np.arange(4 * T) // T
+IMAGES = RNG.integers(0, 256, (4 * T, 16, 24, 3), dtype=np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    Image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- CSV and Parquet
+
+COLUMNS = {
+    "observation": ("x", "y", "angle"),
+    "action": ("left", "right"),
+    "reward": "score",
+    "terminated": "fell",
+}
+
+
+def log_columns(**more: Any) -> dict[str, Any]:
+    names = ("x", "y", "angle", "left", "right", "score")
+    values = np.concatenate([OBS, ACT, REW[:, None]], axis=1).T
+    return dict(zip(names, values, strict=True)) | {"fell": ENDS.astype(int)} | more
+
+
+def write_csv(path: Path, columns: dict[str, Any], delimiter: str = ",") -> Path:
+    lines = [delimiter.join(columns)]
+    for row in zip(*columns.values(), strict=True):
+        lines.append(delimiter.join("" if v is None else str(v) for v in row))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    table = {name: v.tolist() if hasattr(v, "tolist") else v for name, v in columns.items()}
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table(table), path)
+    return path
+
+
+@pytest.fixture(params=["csv", "tsv", "parquet"])
+def write_log(request: pytest.FixtureRequest) -> Any:
+    pytest.importorskip("pyarrow")
+    if request.param == "parquet":
+        return lambda path, columns: write_parquet(path.with_suffix(".parquet"), columns)
+    delimiter = {"csv": ",", "tsv": "\t"}[request.param]
+    return lambda path, columns: write_csv(
+        path.with_suffix("." + request.param), columns, delimiter
+    )
+
+
+def check_log(episodes: list[Any]) -> None:
+    assert flags(episodes) == [(T, True, False, True)] * 4
+    for k, episode in enumerate(episodes):
+        part = slice(k * T, (k + 1) * T)
+        np.testing.assert_allclose(episode.observations[:-1], OBS[part], rtol=1e-6)
+        assert episode.observations.dtype == np.float32
+        np.testing.assert_allclose(episode.actions, ACT[part], rtol=1e-6)
+        np.testing.assert_allclose(episode.rewards, REW[part], rtol=1e-6)
+
+
+def test_a_log_whose_columns_the_user_names(write_log: Any, tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log", log_columns(time=np.arange(4 * T), run=EPISODES))
+    with pytest.raises(DatasetError, match=r"not known which.*\['angle', 'fell'.*--columns"):
+        Dataset(path)
+    check_log(read_both_ways(path, tmp_path, columns=COLUMNS | {"time": "time"}, repeat_last=True))
+
+
+def test_episodes_of_a_log_without_numbers(write_log: Any, tmp_path: Path) -> None:
+    """They are told apart by the end flags, or by the files."""
+    options = {"columns": COLUMNS, "repeat_last": True}
+    check_log(read_both_ways(write_log(tmp_path / "log", log_columns()), tmp_path, **options))
+    (tmp_path / "logs").mkdir()
+    for k in range(4):
+        part = slice(k * T, (k + 1) * T)
+        columns = {name: values[part] for name, values in log_columns().items()}
+        write_log(tmp_path / "logs" / f"run_{k}", columns)
+    (tmp_path / "native.h5").unlink()
+    check_log(read_both_ways(tmp_path / "logs", tmp_path, **options))
+
+
+def test_usual_names_need_no_option(write_log: Any, tmp_path: Path) -> None:
+    columns = {f"obs_{i}": OBS[:, i] for i in range(3)} | {"action": ACT[:, 0], "reward": REW}
+    columns |= {"episode": EPISODES, "terminated": ENDS.astype(int)}
+    episodes = read_both_ways(write_log(tmp_path / "log", columns), tmp_path, repeat_last=True)
+    assert flags(episodes) == [(T, True, False, True)] * 4
+    assert episodes[0].actions.shape == (T, 1)
+
+
+def test_a_last_row_without_an_action_is_the_last_observation(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    left = [None if end else value for value, end in zip(ACT[:, 0], ENDS, strict=True)]
+    columns = {"obs": OBS[:, 0], "action": left, "reward": REW, "done": ENDS.astype(int)}
+    path = write_csv(tmp_path / "log.csv", columns)
+    episodes = read_both_ways(path, tmp_path, terminals="termination")
+    assert flags(episodes) == [(T - 1, True, False, True)] * 4
+    np.testing.assert_allclose(episodes[1].observations[:, 0], OBS[T : 2 * T, 0], rtol=1e-6)
+
+
+def test_rewards_and_actions_that_arrive(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = write_csv(tmp_path / "log.csv", log_columns())
+    columns = {
+        "observation": "x",
+        "previous_action": "left",
+        "previous_reward": "score",
+        "terminated": "fell",
+    }
+    episodes = read_both_ways(path, tmp_path, columns=columns)
+    assert flags(episodes) == [(T - 1, True, False, True)] * 4
+    np.testing.assert_allclose(episodes[1].actions[:, 0], ACT[T + 1 : 2 * T, 0], rtol=1e-6)
+    np.testing.assert_allclose(episodes[1].rewards, REW[T + 1 : 2 * T], rtol=1e-6)
+
+
+def test_images_in_a_log_and_beside_it(write_log: Any, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    names = [f"frames/{row}.png" for row in range(4 * T)]
+    for name, image in zip(names, IMAGES, strict=True):
+        (tmp_path / name).write_bytes(encode(image))
+    path = write_log(tmp_path / "log", log_columns(camera=names))
+    columns = COLUMNS | {"observation": ("camera", "x", "y")}
+    episodes = read_both_ways(path, tmp_path, columns=columns, repeat_last=True)
+    np.testing.assert_array_equal(episodes[1].observations["camera"][:-1], IMAGES[T : 2 * T])
+    np.testing.assert_allclose(episodes[1].observations["vector"][:-1], OBS[T : 2 * T, :2], 1e-6)
+    (tmp_path / names[7]).unlink()
+    with pytest.raises(DatasetError, match=r"camera: .*row 1: there is no such file"):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+    with Dataset(path, foreign=ForeignOptions(columns=columns), on_bad="skip") as dataset:
+        assert len(dataset) == 3
+    outside = write_log(tmp_path / "bad", log_columns(camera=["../../etc/hostname.png"] * 24))
+    with pytest.raises(DatasetError, match=r"no such file|outside the dataset"):
+        Dataset(outside, foreign=ForeignOptions(columns=columns))
+
+
+def test_images_as_bytes_in_parquet(tmp_path: Path) -> None:
+    data = [{"bytes": encode(image), "path": None} for image in IMAGES]
+    path = write_parquet(tmp_path / "log.parquet", log_columns(camera=data))
+    columns = {"observation": "camera", "action": "left", "done": "fell"}
+    episodes = read_both_ways(
+        path, tmp_path, columns=columns, terminals="boundary", repeat_last=True, ignore=("score",)
+    )
+    assert flags(episodes) == [(T, False, True, True)] * 4
+    np.testing.assert_array_equal(episodes[3].observations[:-1], IMAGES[3 * T :])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"observation": "z"}, r"no column 'z', only \['angle'"),
+        ({"observation": "x", "action": "left", "reward": ("score", "x")}, "one reward column"),
+        ({"observation": "x", "action": "left", "time": "score"}, "score: .*it goes back; sort"),
+    ],
+)
+def test_wrong_columns(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    pytest.importorskip("pyarrow")
+    path = write_csv(tmp_path / "log.csv", log_columns())
+    with pytest.raises(DatasetError, match=message):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+
+
+def test_options_that_contradict() -> None:
+    with pytest.raises(ValueError, match="named for \\['colour'\\]; expected some of observation"):
+        ForeignOptions(columns={"colour": "x"})
+    with pytest.raises(ValueError, match="both name observations"):
+        ForeignOptions(columns={"observation": "x"}, keys=("y",))
+
+
+def test_scattered_episodes_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = write_csv(tmp_path / "log.csv", log_columns(episode=np.arange(4 * T) % 2))
+    with pytest.raises(DatasetError, match="rows of an episode are not together; sort the log"):
+        Dataset(path, foreign=ForeignOptions(columns=COLUMNS))
+
+
+# ---------------------------------------------------------------- ALOHA
+
+
+def write_aloha(folder: Path, kind: str) -> Path:
+    folder.mkdir()
+    for k in range(4):
+        part = slice(k * T, (k + 1) * T)
+        with h5py.File(folder / f"episode_{k}.hdf5", "w") as file:
+            file.attrs["sim"] = True
+            file["action"] = ACT[part]
+            file["observations/qpos"], file["observations/qvel"] = OBS[part], OBS[part] * 2
+            place = "observations/images/top"
+            if kind == "raw":
+                file[place] = IMAGES[part]
+                continue
+            rows = [np.frombuffer(encode(image), np.uint8) for image in IMAGES[part]]
+            if kind == "padded":  # as compress_data.py of ACT writes
+                longest = max(map(len, rows))
+                file[place] = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+                file.attrs["compress"] = True
+            else:
+                made = file.create_dataset(place, (T,), h5py.vlen_dtype(np.uint8))
+                for t, row in enumerate(rows):
+                    made[t] = row
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["raw", "padded", "variable"])
+def test_aloha(tmp_path: Path, kind: str) -> None:
+    folder = write_aloha(tmp_path / "d", kind)
+    episodes = read_both_ways(folder, tmp_path)
+    assert flags(episodes) == [(T - 1, False, False, False)] * 4
+    for k, episode in enumerate(episodes):
+        part = slice(k * T, (k + 1) * T)
+        seen = episode.observations
+        assert set(seen) == {"images/top", "qpos", "qvel"}
+        np.testing.assert_array_equal(seen["images/top"], IMAGES[part])
+        np.testing.assert_array_equal(seen["qpos"], OBS[part])
+        np.testing.assert_array_equal(episode.actions, ACT[part][:-1])
+    single = ForeignOptions(keys=("top",), terminals="boundary", repeat_last=True)
+    with Dataset(folder / "episode_2.hdf5", foreign=single) as dataset:
+        assert flags([dataset.episode(0)]) == [(T, False, True, True)]
+        assert dataset.observation_space == spaces.Box(0, 255, (16, 24, 3), np.uint8)
+
+
+def test_a_cut_aloha_file_is_skipped(tmp_path: Path) -> None:
+    folder = write_aloha(tmp_path / "d", "raw")
+    cut = folder / "episode_1.hdf5"
+    cut.write_bytes(cut.read_bytes()[:4000])
+    with pytest.raises(DatasetError, match=r"episode_1\.hdf5"):
+        Dataset(folder)
+    with Dataset(folder, on_bad="skip") as dataset:
+        assert len(dataset) == 3
+        assert "episode_1.hdf5" in dataset.skipped[0]
+
+
+# ---------------------------------------------------------------- Zarr
+
+
+def write_zarr(path: Path, version: int, **arrays: Any) -> Path:
+    zarr = pytest.importorskip("zarr")
+    store: Any = str(path)
+    if path.suffix == ".zip":
+        store = zarr.storage.ZipStore(str(path), mode="w")
+    root = zarr.open_group(store, mode="w", zarr_format=version)
+    data, meta = root.create_group("data"), root.create_group("meta")
+    arrays = {"img": IMAGES.astype(np.float32), "state": OBS, "action": ACT} | arrays
+    for name, values in arrays.items():
+        data.create_array(name, data=values, chunks=(5, *values.shape[1:]))
+    meta.create_array("episode_ends", data=np.array([T, 3 * T, 4 * T]))
+    if path.suffix == ".zip":
+        store.close()
+    return path
+
+
+@pytest.mark.parametrize("name", ["d.zarr", "d.zarr.zip"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr(tmp_path: Path, name: str, version: int) -> None:
+    """PushT's buffer holds its images as floats."""
+    path = write_zarr(tmp_path / name, version)
+    episodes = read_both_ways(path, tmp_path, repeat_last=True, terminals="boundary")
+    assert flags(episodes) == [(n, False, True, True) for n in (T, 2 * T, T)]
+    seen = episodes[1].observations
+    assert set(seen) == {"img", "state"}
+    assert seen["img"].dtype == np.uint8
+    np.testing.assert_array_equal(seen["img"][:-1], IMAGES[T : 3 * T])
+    np.testing.assert_array_equal(episodes[1].actions, ACT[T : 3 * T])
+
+
+def test_zarr_that_declares_what_is_not_there(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "d.zarr", 2)
+    shape = path / "data" / "img" / ".zarray"
+    shape.write_text(shape.read_text().replace("24,\n", "24000000,\n", 1))
+    with pytest.raises(DatasetError, match="img"):
+        Dataset(path)
+
+
+# ---------------------------------------------------------------- Dreamer
+
+
+def write_dreamer(folder: Path, version: int, *, discrete: bool = False) -> Path:
+    """Write episodes of T rows; in version 3 they are in chunks of 2 T rows."""
+    folder.mkdir()
+    actions = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 4 * T)] if discrete else ACT.copy()
+    actions[np.roll(ENDS, 1) if version == 2 else ENDS] = 0
+    columns = {
+        "image": IMAGES,
+        "action": actions,
+        "reward": np.where(np.roll(ENDS, 1), 0, REW),
+        "is_first": np.roll(ENDS, 1),
+        "is_last": ENDS,
+        "is_terminal": ENDS & (EPISODES != 1),
+        "discount": np.ones(4 * T, np.float32),
+    }
+    rows = T if version == 2 else 2 * T
+    for k in range(4 * T // rows):
+        part = slice(k * rows, (k + 1) * rows)
+        np.savez(folder / f"2026{k}-{rows}.npz", **{n: v[part] for n, v in columns.items()})
+    return folder
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_dreamer(tmp_path: Path, version: int) -> None:
+    folder = write_dreamer(tmp_path / "d", version)
+    episodes = read_both_ways(folder, tmp_path)
+    ended = (T - 1, True, False, True)
+    assert flags(episodes) == [ended, (T - 1, False, True, True), ended, ended]
+    for k, episode in enumerate(episodes):
+        part = slice(k * T, (k + 1) * T)
+        np.testing.assert_array_equal(episode.observations, IMAGES[part])
+        np.testing.assert_array_equal(episode.rewards, REW[part][1:])
+        shift = ACT[part][1:] if version == 2 else ACT[part][:-1]
+        np.testing.assert_array_equal(episode.actions, shift)
+
+
+def test_dreamer_one_hot_actions(tmp_path: Path) -> None:
+    folder = write_dreamer(tmp_path / "d", 2, discrete=True)
+    episodes = read_both_ways(folder, tmp_path, action_space=spaces.Discrete(3))
+    assert episodes[0].actions.dtype == np.int64
+    assert set(np.concatenate([e.actions for e in episodes])) == {0, 1, 2}
+
+
+def test_dreamer_actions_that_may_belong_to_either_row(tmp_path: Path) -> None:
+    folder = write_dreamer(tmp_path / "d", 2)
+    for path in folder.glob("*.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"action": np.ones_like(arrays["action"])}))
+    with pytest.raises(DatasetError, match="--columns previous_action=action or"):
+        check(folder)
+    assert (
+        check(folder, foreign=ForeignOptions(columns={"previous_action": "action"})).episodes == 4
+    )

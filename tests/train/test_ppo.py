@@ -1,0 +1,86 @@
+"""The PPO on tensors: its own gradients, optimiser and values against torch's plain ones."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from dreamgym.dream import DreamVectorEnv
+from dreamgym.models.host_sync import forbid_host_sync
+from dreamgym.train.network import ActorCritic, tanh_mlp
+from dreamgym.train.ppo import PPO, PPOSettings, _mlp
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (8, 7)])
+def test_the_gradients_of_a_network_are_those_of_autograd(hidden):
+    torch.manual_seed(0)
+    network, x = tanh_mlp(3, hidden, 2, gain=1.0).double(), torch.randn(9, 3).double()
+    target = torch.randn(9, 2).double()
+    outputs = network(x), _mlp(network, x)
+    torch.testing.assert_close(*outputs)
+    expected, gradients = (
+        torch.autograd.grad((output - target).square().sum(), list(network.parameters()))
+        for output in outputs
+    )
+    torch.testing.assert_close(gradients, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(_mlp(network, x), outputs[0])
+
+
+def learner(world, *, max_grad_norm: float = 0.5) -> PPO:
+    env = DreamVectorEnv(
+        world, 6, max_episode_steps=4, output="torch", autoreset_mode="SameStep", device="cpu"
+    )
+    torch.manual_seed(0)
+    size = env.single_observation_space.shape[0]
+    spaces = env.single_observation_space, env.single_action_space
+    network = ActorCritic(*spaces, net_arch=(8,), mean=[0.0] * size, std=[1.0] * size)
+    settings = PPOSettings(n_steps=7, batch_size=42, n_epochs=1, max_grad_norm=max_grad_norm)
+    return PPO(env, network, settings, seed=0)
+
+
+@pytest.mark.parametrize("norm", [1e-3, 1e3])
+def test_an_update_is_a_step_of_adam_with_a_clipped_gradient(box_world, norm):
+    ppo = learner(box_world, max_grad_norm=norm)
+    plain = deepcopy(ppo.network)  # has parameters of its own
+    optimizer = torch.optim.Adam(plain.parameters(), lr=ppo.settings.learning_rate, eps=1e-5)
+    rollout = ppo.collect()
+    advantage, target = (leaf.flatten() for leaf in ppo.advantages(rollout))
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    observation, action = rollout.observation.flatten(0, 1), rollout.action.flatten(0, 1)
+    log_prob, _ = plain.log_prob(plain.actor(observation), action)
+    gain = ((log_prob - rollout.log_prob.flatten()).exp() * advantage).mean()
+    error = (plain.critic(observation).squeeze(-1) - target).square().mean()
+    (0.5 * error - gain).backward()
+    nn.utils.clip_grad_norm_(plain.parameters(), norm)
+    optimizer.step()
+    before = [each.clone() for each in ppo.network.parameters()]
+    ppo.update(rollout)
+    for new, expected, old in zip(
+        ppo.network.parameters(), plain.parameters(), before, strict=True
+    ):
+        assert not torch.equal(new, old)
+        torch.testing.assert_close(new, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_advantages_use_the_last_observation_of_episodes_that_ended(box_world):
+    ppo = learner(box_world)
+    rollout = ppo.collect()
+    assert rollout.done.any()
+    assert not rollout.done.all()
+    value, following = (
+        ppo.network.critic(part).squeeze(-1)
+        for part in (rollout.observation, rollout.next_observation)
+    )
+    gamma, decay = ppo.settings.gamma, ppo.settings.gamma * ppo.settings.gae_lambda
+    last = torch.zeros(6)
+    expected = torch.empty_like(value)
+    for t in reversed(range(7)):
+        delta = rollout.reward[t] + gamma * following[t] * ~rollout.terminated[t] - value[t]
+        last = expected[t] = delta + decay * last * ~rollout.done[t]
+    torch.testing.assert_close(ppo.advantages(rollout)[0], expected)
+    with forbid_host_sync():  # as on a GPU
+        torch.testing.assert_close(ppo.advantages(rollout)[0], expected)
