@@ -7,7 +7,7 @@ network's units, for families that predict the next vector from the last one.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -195,7 +195,8 @@ class TransitionCodec(VectorCodec):
 
     Attributes:
         delta_std: (size,) root mean square of the change of z from one observation to the next.
-        weight: (size,) weight of each number in a likelihood; `SPARSE_WEIGHT` or one.
+        weight: (size,) weight of each number in a likelihood, `SPARSE_WEIGHT` or one; it is not
+            saved.
     """
 
     delta_std: Tensor
@@ -205,12 +206,9 @@ class TransitionCodec(VectorCodec):
         super().__init__(box, "standard")
         self.margin = margin
         self.register_buffer("delta_std", torch.ones(self.size))
-        self.register_buffer("weight", torch.ones(self.size))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # Worlds that were saved before there were weights have none.
-        state_dict.setdefault(prefix + "weight", torch.ones_like(self.weight))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Worlds of before have none, so it is not saved: `set_moments` sets it in every fit that
+        # fits normalisers.
+        self.register_buffer("weight", torch.ones(self.size), persistent=False)
 
     def set_moments(self, moments: Moments, place: slice = slice(None)) -> None:
         """Fit to training data.
