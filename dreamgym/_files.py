@@ -17,6 +17,7 @@ from typing import Self
 
 from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
 
+_VARIABLE = re.compile(r"(?:^|[/\\])\$\{?(\w+)")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # two letters at least: C:/ is a drive
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -42,7 +43,9 @@ class ClosingContext(ABC):
 
 
 def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = DatasetError) -> Path:
-    """Return the path of a local file or folder that a user named, with `~` expanded.
+    """Return the path of a local file or folder that a user named.
+
+    `~` is expanded, and so are environment variables such as `$SCRATCH` unless the path exists.
 
     Every public function that takes a path from the user calls it first.
 
@@ -51,7 +54,7 @@ def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = Datase
         error: error to raise.
 
     Raises:
-        DreamgymError: it is a URL, or `~name` names an unknown user; of the type `error`.
+        DreamgymError: it is a URL, or `~name` or `$NAME` is unknown; of the type `error`.
     """
     text = os.fspath(path)
     url = _URL.match(text)
@@ -60,8 +63,16 @@ def local_path(path: str | os.PathLike[str], error: type[DreamgymError] = Datase
             f"{text!r} is a URL ({url[1]}://), and dreamgym reads and writes local files only; "
             "download what is to be read, write to a local path and upload it, or mount the store"
         )
+    if "$" in text and not os.path.lexists(text):
+        text = os.path.expandvars(text)
+        unknown = _VARIABLE.search(text)
+        if unknown:
+            raise error(
+                f"{text!r}: there is no environment variable {unknown[1]!r}; set it, or write the "
+                "path without it"
+            )
     if not text.startswith("~"):
-        return Path(path)
+        return Path(text)
     try:
         return Path(text).expanduser()
     except RuntimeError:

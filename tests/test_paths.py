@@ -1,4 +1,4 @@
-"""Paths that users name: `~` is the home folder, and URLs are refused before any work."""
+"""Paths that users name: `~` and variables are expanded, and URLs refused before any work."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def test_the_home_folder_is_expanded(home: Path) -> None:
     assert local_path("~/a") == local_path(Path("~/a")) == home / "a"
     for plain in ("a~", "./~", "a/~/b", "C:/a", "a:b", "dreamgym:dreamgym/X-v0"):
         assert local_path(plain) == Path(plain)
+
+
+def test_environment_variables_are_expanded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(home))
+    assert local_path("$SCRATCH/a") == local_path("${SCRATCH}/a") == home / "a"
+    assert local_path("a$b/c$") == Path("a$b/c$")
+    (home / "$a").touch()
+    assert local_path(home / "$a") == home / "$a"
+    for path in ("$NO_SUCH/a", "/scratch/${NO_SUCH}/a"):
+        with pytest.raises(DreamgymError, match="no environment variable 'NO_SUCH'"):
+            local_path(path)
 
 
 @pytest.mark.parametrize("path", ["s3://b/a", "hf://b", "file:///a", Path("gs://b/a")])

@@ -22,6 +22,7 @@ from dreamgym.data.formats import ForeignOptions
 from dreamgym.data.formats.source import open_source
 from dreamgym.data.frame_skip import FrameSkip
 from dreamgym.data.hdf5.reader import open_snapshot
+from dreamgym.data.policies import draws_at_random
 from dreamgym.data.segments import (
     SegmentBatch,
     SegmentReader,
@@ -146,6 +147,11 @@ class Dataset(ClosingContext):
     def policy(self) -> str:
         """Name of the policy that chose the actions."""
         return self.metadata.policy
+
+    @property
+    def random_actions(self) -> Array:
+        """`(E,)` bool, whether the actions of each episode were drawn at random."""
+        return np.full(self.num_episodes, draws_at_random(self.policy))
 
     @property
     def frame_skip(self) -> FrameSkip:

@@ -14,6 +14,9 @@ FEW_CHANNELS = 4
 MIN_GREY_SIDE = 16
 """Smallest side of an image (height, width): a smaller uint8 matrix is a vector of bytes."""
 
+LARGE_IMAGE = 256 * 256
+"""Number of pixels above which `check` advises to record smaller images."""
+
 MAX_VECTOR = 4096
 """Size above which `check` has a note on a vector: it may be meant as an image."""
 
@@ -120,6 +123,13 @@ def image_notes(boxes: dict[str, spaces.Box]) -> list[str]:
             notes.append(
                 f"{read_as}; if the channels come first, transpose the observations with "
                 "gymnasium.wrappers.TransformObservation and record again"
+            )
+        if height * width > LARGE_IMAGE:
+            notes.append(
+                f"{key!r} holds images of {height}x{width} pixels, and models resize them to their "
+                "image_size, 64 by default, whenever they read them: most of a fit's time. Record "
+                "them as small as the task allows, for instance behind "
+                "gymnasium.wrappers.ResizeObservation(env, (64, 64))"
             )
     return notes
 

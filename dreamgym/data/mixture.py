@@ -154,6 +154,11 @@ class MixedDataset:
         return " + ".join(dict.fromkeys(dataset.policy for dataset in self.datasets))
 
     @property
+    def random_actions(self) -> Array:
+        """`(E,)` bool, see `Dataset.random_actions`."""
+        return np.concatenate([dataset.random_actions for dataset in self.datasets])
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Reasons for which fitting refuses the mixture: those that all of its datasets have."""
         if not all(dataset.problems for dataset in self.datasets):

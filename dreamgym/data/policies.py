@@ -180,6 +180,11 @@ def _named_policy(text: str, space: gym.Space[Any]) -> Policy:
     )
 
 
+def draws_at_random(name: str) -> bool:
+    """Return whether the policy of this name draws its actions without regard to observations."""
+    return name.partition(":")[0] in POLICY_NAMES
+
+
 class _RowwiseRandomPolicy(ABC):
     """Base of the random policies: each row has its own generator, so rows are independent."""
 

@@ -81,6 +81,11 @@ class SkippedDataset:
         return self.dataset.policy
 
     @property
+    def random_actions(self) -> Array:
+        """`(E,)` bool, see `Dataset.random_actions`."""
+        return self.dataset.random_actions[self._numbers]
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Reasons for which fitting refuses the dataset, see `Dataset.problems`."""
         return self.dataset.problems

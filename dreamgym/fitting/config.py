@@ -82,7 +82,7 @@ class FitConfig:
             a checkpoint.
         patience: evaluations without a lower held-out loss after which the fit stops early; None
             never stops early.
-        starts: states in the bank of start states.
+        starts: states in the bank of start states; fewer for images larger than 240 by 320.
         horizon: recommended length of dreams; None for the real limit, at most 200 steps, and less
             if dreams are worse than the repeat-last baseline (`dreamgym.metrics.recommend`).
         device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own device of

@@ -30,6 +30,13 @@ Pendulum, MountainCarContinuous and Acrobot under random actions no channel exce
 frame skip of 4 only Acrobot's and two of Pendulum's do (0.8 to 1.7), which change about as much in
 a step as in an episode."""
 
+REACH = 0.05
+"""An episode has reached an end of a channel's range if it came within this share of the range."""
+
+REACHING_SHARE, REACHING_EPISODES = 0.1, 10
+"""An end of a channel's range is a bound if this share of the episodes has reached it, and at least
+this many. Of a range without a bound, the extreme belongs to one episode, and few come near it."""
+
 
 class Moments(NamedTuple):
     """Moments of one part of the observations, in its own units; all (n,).
@@ -43,6 +50,11 @@ class Moments(NamedTuple):
         low: smallest value; equal to `high` in a constant channel.
         high: largest value.
         delta_std: root mean square of the change from one row to the next, above zero.
+        low_is_bound: bool, whether many episodes of random actions came down to `low` and none
+            passed it, as at the stop of a joint. Spaces often do not declare such bounds: those of
+            MuJoCo's environments are infinite.
+        high_is_bound: the same of `high`.
+        still: share of the steps in which it does not change at all.
     """
 
     mean: Tensor
@@ -50,6 +62,9 @@ class Moments(NamedTuple):
     low: Tensor
     high: Tensor
     delta_std: Tensor
+    low_is_bound: Tensor = torch.tensor(False)
+    high_is_bound: Tensor = torch.tensor(False)
+    still: Tensor = torch.tensor(0.0)
 
     @property
     def constant(self) -> Tensor:
@@ -65,6 +80,33 @@ class Moments(NamedTuple):
         such as contact forces, one would leave its range at nearly every step.
         """
         return ~self.constant & (self.delta_std < NOISE_SHARE * self.std)
+
+    @property
+    def sparse(self) -> Tensor:
+        """Whether a channel keeps one value most of the time, (n,) bool.
+
+        Either it never changes, or it leaves that value for moments, as contact forces do. A change
+        that lasts, such as that of a switch, is no such moment.
+        """
+        return (self.still > 0.5) & (self.delta_std >= self.std)
+
+    def limits(self, space_low: Tensor, space_high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bounds of possible values, (n,) each: those of the space or of the data.
+
+        The data's count in a channel that cannot drift, and where the data shows a bound and the
+        space has none near it.
+
+        Args:
+            space_low: (n,) lower bounds of the space.
+            space_high: (n,) upper bounds of the space.
+        """
+        reach = REACH * (self.high - self.low)
+        low_is_bound = ~self.drifts | (self.low_is_bound & (self.low - space_low > reach))
+        high_is_bound = ~self.drifts | (self.high_is_bound & (space_high - self.high > reach))
+        return (
+            torch.where(low_is_bound, self.low, space_low.to(self.low)),
+            torch.where(high_is_bound, self.high, space_high.to(self.high)),
+        )
 
 
 class Statistics(NamedTuple):
@@ -100,17 +142,29 @@ class _Sums:
         self.rows = self.steps = 0
         self.total = np.zeros_like(self.shift)
         self.square, self.delta = self.total.copy(), self.total.copy()
+        self.still = self.total.copy()
         self.low = np.full_like(self.shift, np.inf)
         self.high = -self.low
+        # Of each episode of random actions, how far it came down and up.
+        self.falls: list[NDArray] = []
+        self.rises: list[NDArray] = []
         self.rounding = np.finfo(first.dtype if first.dtype.kind == "f" else np.float64).eps
 
-    def add(self, observations: NDArray) -> None:
+    def add(self, observations: NDArray, random: bool = False) -> None:
         x = observations.reshape(len(observations), -1).astype(np.float64)
         self.rows, self.steps = self.rows + len(x), self.steps + len(x) - 1
         self.total += (x - self.shift).sum(0)
         self.square += ((x - self.shift) ** 2).sum(0)
-        self.delta += (np.diff(x, axis=0) ** 2).sum(0)
+        change = np.diff(x, axis=0)
+        self.delta, self.still = self.delta + (change**2).sum(0), self.still + (change == 0).sum(0)
         self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+        if random:
+            # In its second half the episode has time to pass what it came to in its first. One that
+            # starts at the top has not risen to it, so only what follows its lowest value counts.
+            x = x[: (len(x) + 1) // 2]
+            row = np.arange(len(x))[:, None]
+            self.falls.append(np.where(row >= x.argmax(0), x, np.inf).min(0))
+            self.rises.append(np.where(row >= x.argmin(0), x, -np.inf).max(0))
 
     def moments(self) -> Moments:
         mean = self.total / self.rows
@@ -122,13 +176,26 @@ class _Sums:
         delta = np.sqrt(self.delta / max(1, self.steps))
         delta = np.where(constant, std, np.maximum(delta, SMALLEST_DELTA * std))
         low, high = (np.where(constant, mean, end) for end in (self.low, self.high))
-        return Moments(*map(torch.from_numpy, (mean, std, low, high, delta)))
+        reach = REACH * (high - low)
+        low_is_bound = ~constant & _by_many(fall <= low + reach for fall in self.falls)
+        high_is_bound = ~constant & _by_many(rise >= high - reach for rise in self.rises)
+        still = self.still / max(1, self.steps)
+        found = (mean, std, low, high, delta, low_is_bound, high_is_bound, still)
+        return Moments(*map(torch.from_numpy, found))
+
+
+def _by_many(reached: Iterable[NDArray]) -> NDArray:
+    """Return which channels (n,) many episodes have reached; one array (n,) for each episode."""
+    episodes = list(reached)
+    enough = max(REACHING_EPISODES, REACHING_SHARE * len(episodes))
+    return np.asarray(sum(episodes, start=np.int64(0)) >= enough)
 
 
 def measure_statistics(
     episodes: Iterable[tuple[Any, NDArray]],
     actions: Iterable[NDArray] = (),
     images: Collection[str] | None = None,
+    random: Iterable[bool] = (),
 ) -> Statistics:
     """Compute statistics over whole episodes, in one pass and with float64 sums.
 
@@ -138,21 +205,25 @@ def measure_statistics(
             discrete and have no moments.
         images: keys of the parts that are images, which are scaled by their known range and have no
             moments; None for every part of bytes.
+        random: whether the actions of each episode were drawn at random. Only such episodes can
+            show a bound: others may turn back at a place because their policy chose to.
 
     Raises:
         ValueError: there are no episodes.
     """
+    flags = iter(random)
     parts: dict[str, _Sums] = {}
     rewards = _Sums(np.zeros(1))
     worst = 0.0
     for observations, episode_rewards in episodes:
+        is_random = next(flags, False)
         by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
         for key, values in by_key.items():
             if key in images if images is not None else values.dtype == np.uint8:
                 continue
             if key not in parts:
                 parts[key] = _Sums(values[0])
-            parts[key].add(values)
+            parts[key].add(values, is_random)
         rewards.add(episode_rewards[:, None])
         returns = np.cumsum(episode_rewards[::-1].astype(np.float64))
         worst = min(worst, float(returns.min(initial=0.0)))

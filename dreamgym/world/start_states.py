@@ -20,6 +20,10 @@ CHUNK_WINDOWS = 128
 CHUNK_BYTES = 64 << 20
 """Approximate size of the observations filtered at once, so that images need not fit in memory."""
 
+MIN_STARTS, START_BYTES = 64, 2 << 30
+"""Where the observations that are filtered into start states are larger than this in all, as of
+images of 600 by 800, there are fewer states, but at least so many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StartStates:
@@ -72,7 +76,7 @@ def burn_in(
         model: fitted model in eval mode; it stays on its device.
         dataset: source of the episodes.
         episodes: indices of training episodes.
-        count: number of states in the bank.
+        count: number of states in the bank; fewer if observations are large (`START_BYTES`).
         length: maximum number of observations filtered before a state from anywhere.
         seed: seed of the choice of windows and of the filter's noise.
 
@@ -80,6 +84,9 @@ def burn_in(
         The start states, on the CPU.
     """
     rng = np.random.default_rng([seed, 0x57A2])
+    # Half of the states take one observation, the other half a window of them.
+    state_bytes = observation_bytes(dataset.observation_space) * (length + 2) // 2
+    count = min(count, max(MIN_STARTS, START_BYTES // state_bytes))
     half = count // 2
     lengths = np.asarray(dataset.lengths)[episodes]
     episode_starts = (rng.choice(episodes, half), np.zeros(half, np.int64))

@@ -72,7 +72,7 @@ def test_channels_last_puts_the_same_pixels_elsewhere() -> None:
     assert np.array_equal(stacked.channels_last(pixels[None])[0, ..., 3:], pixels[1])
 
 
-def test_notes_tell_of_channels_first_of_doubtful_axes_and_of_large_vectors() -> None:
+def test_notes_tell_of_axes_and_of_what_is_large() -> None:
     (first,) = image_notes({"camera": images(3, 64, 64)})
     assert "'camera' of shape (3, 64, 64) is read as (channels, height, width)" in first
     assert "channels first" in first
@@ -85,4 +85,7 @@ def test_notes_tell_of_channels_first_of_doubtful_axes_and_of_large_vectors() ->
         (vector,) = image_notes({"camera": spaces.Box(0, 1, shape, dtype)})
         assert "if it is an image, give uint8 values" in vector
     assert not image_notes({"a": spaces.Box(0, 1, (8, 8)), "b": spaces.Box(0, 1, (500,))})
+    (large,) = image_notes({"camera": images(600, 800, 3)})
+    assert "600x800 pixels" in large
+    assert "ResizeObservation" in large
     assert not image_notes({"a": images(64, 64, 3), "b": images(84, 84, 12), "c": images(84, 84)})

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamgym.data import Dataset, DatasetError, MixedDataset, open_dataset, record
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    FrameSkip,
+    MixedDataset,
+    SkippedDataset,
+    open_dataset,
+    record,
+)
 from tests.data.samples import assert_same_episode, image_cartpole, write_random
 
 
@@ -39,6 +47,16 @@ def test_a_dataset_of_one_short_episode_is_for_training_beside_others(tmp_path: 
         assert len(held_out) == 1
     with open_dataset([(paths[1], 1.0)]) as alone, pytest.raises(DatasetError, match="1 episode"):
         alone.split(0.3)
+
+
+def test_episodes_of_random_actions_are_known(tmp_path: Path) -> None:
+    random = record("CartPole-v1", steps=60, out=tmp_path / "a.h5", policy="held:2", seed=0)
+    chosen = record("CartPole-v1", steps=20, out=tmp_path / "b.h5", policy=lambda _: 1, seed=0)
+    with Dataset(random) as a, Dataset(chosen) as b:
+        skipped = SkippedDataset(a, FrameSkip(steps=2))
+        assert skipped.random_actions.tolist() == [True] * skipped.num_episodes
+        known = MixedDataset([(a, 1), (b, 1)]).random_actions
+    assert known.tolist() == [True] * a.num_episodes + [False] * b.num_episodes
 
 
 def test_segments_are_drawn_by_weight(tmp_path: Path) -> None:

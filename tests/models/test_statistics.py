@@ -106,3 +106,73 @@ def test_box_actions_are_measured_and_discrete_ones_are_not():
     np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-5)
     assert measure_statistics(episodes(0, 0.0, 1.0), [np.arange(4)]).action is None
     assert measure_statistics(episodes(0, 0.0, 1.0)).action is None
+
+
+def stopped_walk(rng: np.random.Generator, length: int, low: float, high: float) -> np.ndarray:
+    """A random walk (length, 1) between two stops."""
+    walk = [rng.uniform(low, high) if np.isfinite(low) else 0.0]
+    for change in rng.normal(scale=0.3, size=length - 1):
+        walk.append(np.clip(walk[-1] + change, low, high))
+    return np.array(walk)[:, None]
+
+
+def bounds_of(columns: list[np.ndarray], random: bool = True) -> tuple[bool, bool]:
+    episodes = [(x, np.zeros(len(x) - 1)) for x in columns]
+    moments = measure_statistics(episodes, random=[random] * len(episodes)).vector
+    return moments.low_is_bound.item(), moments.high_is_bound.item()
+
+
+def test_a_stop_that_many_episodes_reach_is_a_bound():
+    rng = np.random.default_rng(0)
+    assert bounds_of([stopped_walk(rng, 100, -1, 1) for _ in range(40)]) == (True, True)
+    assert bounds_of([stopped_walk(rng, 100, -np.inf, np.inf) for _ in range(40)]) == (False, False)
+    # Three episodes may have met by chance.
+    assert bounds_of([stopped_walk(rng, 100, -1, 1) for _ in range(3)]) == (False, False)
+
+
+def test_where_a_policy_stops_or_turns_back_by_choice_is_no_bound():
+    rng = np.random.default_rng(0)
+    # A controller goes to its goal at 1 and stays there.
+    reached = [1 - rng.uniform(1, 2) * 0.8 ** np.arange(60.0)[:, None] for _ in range(40)]
+    assert bounds_of(reached, random=False) == (False, False)
+
+
+def test_random_episodes_among_others_show_a_bound_that_the_others_keep():
+    rng = np.random.default_rng(0)
+    walks = [stopped_walk(rng, 100, -1, 1) for _ in range(20)]
+    others = [np.full((9, 1), 0.2), np.full((9, 1), 1.5)]
+    episodes = [(x, np.zeros(len(x) - 1)) for x in walks + others]
+    random = [True] * 20 + [False] * 2
+    moments = measure_statistics(episodes, random=random).vector
+    assert (moments.low_is_bound.item(), moments.high_is_bound.item()) == (True, False)
+
+
+def test_where_episodes_start_or_end_is_no_bound():
+    rng = np.random.default_rng(0)
+    falls = [np.linspace(9, rng.uniform(0, 4), 30)[:, None] for _ in range(40)]
+    assert bounds_of(falls) == (False, False)
+    # They end beyond a threshold of 5, as when a pole has fallen, or at a time limit.
+    ends = [np.append(np.linspace(rng.uniform(0, 2), 4.9, 30), 5.1)[:, None] for _ in range(40)]
+    assert bounds_of(ends) == (False, False)
+    assert bounds_of([np.arange(50.0)[:, None]] * 40) == (False, False)
+
+
+def test_a_space_keeps_a_bound_of_its_own_that_is_near_the_data():
+    rng = np.random.default_rng(0)
+    columns = [stopped_walk(rng, 100, -1, 1) for _ in range(40)]
+    episodes = [(x, np.zeros(len(x) - 1)) for x in columns]
+    moments = measure_statistics(episodes, random=[True] * 40).vector
+    near = torch.tensor([1.05], dtype=torch.float64)
+    assert moments.limits(-near, near) == (-near, near)
+    far = torch.tensor([9.0], dtype=torch.float64)
+    assert moments.limits(-far, far) == (moments.low, moments.high)
+
+
+def test_a_channel_is_sparse_that_leaves_one_value_for_moments_only():
+    rng = np.random.default_rng(0)
+    rows = 400
+    touches = np.where(rng.random(rows) < 0.1, rng.normal(size=rows), 0.0)
+    switch = np.repeat([0.0, 1.0, 0.0], [150, 100, 150])
+    columns = [touches, np.ones(rows), switch, rng.normal(size=rows), np.linspace(0, 1, rows)]
+    moments = measure_statistics([(np.stack(columns, 1), np.zeros(rows - 1))]).vector
+    assert moments.sparse.tolist() == [True, True, False, False, False]

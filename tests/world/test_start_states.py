@@ -10,6 +10,7 @@ import torch
 import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.models import Prediction, WorldModel
+from dreamgym.world import start_states
 from dreamgym.world.start_states import burn_in
 
 LENGTHS = (1, 2, 3, 7, 30)
@@ -95,6 +96,17 @@ def test_a_start_state_is_filtered_from_the_rows_before_it_and_nothing_else(data
     assert starts.states["action"].tolist() == actions
     assert bool((step[: starts.num_episode_starts] == 0).all())
     assert int(step.max()) > length
+
+
+def test_large_observations_give_fewer_start_states(dataset, monkeypatch):
+    every = np.arange(dataset.num_episodes)
+    monkeypatch.setattr(start_states, "START_BYTES", 100 * 8 * (LENGTH + 2) // 2)
+    for count, expected in ((80, 80), (2000, 100)):
+        starts = burn_in(Witness().eval(), dataset, every, count=count, length=LENGTH)
+        assert starts.size == expected
+    monkeypatch.setattr(start_states, "START_BYTES", 1)
+    starts = burn_in(Witness().eval(), dataset, every, count=2000, length=LENGTH)
+    assert starts.size == start_states.MIN_STARTS
 
 
 def test_the_last_row_of_an_episode_is_never_a_start_state(dataset):

@@ -208,7 +208,8 @@ class MDNRNN(WorldModel):
         now, new = z[:, :-1], z[:, 1:]
         h = self.lstm.unroll(self._unroll_inputs(now, encoded))[:, 1:]
         delta = (new - now * self.vision.carried) / self.vision.delta_std
-        log_likelihood = self._mixture(h, now, encoded).log_prob(delta)
+        mixture = self._mixture(h, now, encoded)
+        log_likelihood = mixture.log_prob(delta, self.vision.likelihood_weight())
         output = self._predict_reward_termination(h, now, new, encoded)
         reward = output.expected_reward(segment.terminated)
         target = (segment.reward - self.reward_mean) / self.reward_std

@@ -241,8 +241,10 @@ class ObservationEncoder(TransitionCodec):
 
     Attributes:
         carried: (size,) one where a step predicts the change of z, zero where it predicts z itself.
-            Vectors change little in a step. A latent is sampled from its posterior at every step,
-            and a model that predicted its change would have to undo the noise of the last sample.
+            Most numbers of vectors change little in a step. Those that do not drift
+            (`Moments.drifts`), such as contact forces, depend little on their last value. Neither
+            do latents, which are sampled from their posterior at every step: a model that predicted
+            the change would have to undo the noise of the last value.
     """
 
     carried: Tensor
@@ -279,7 +281,9 @@ class ObservationEncoder(TransitionCodec):
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers of the vectors to training data; images have none."""
         for key, moments in statistics.observation.items():
-            self.set_moments(moments, self.places[key])
+            place = self.places[key]
+            self.set_moments(moments, place)
+            self.carried[place] = moments.drifts.to(self.carried)
 
     def encode_observation(self, observation: Observation, noise: Tensor) -> Tensor:
         """Encode observations (..., *shape) as z (..., size), without gradients in the VAEs.

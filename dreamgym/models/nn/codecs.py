@@ -34,6 +34,15 @@ In CartPole and Pendulum three changes are below a quarter of the range, so that
 the range decides; the changes do so in noise, whose range is a few standard deviations."""
 
 
+SPARSE_WEIGHT = 0.01
+"""Weight of sparse channels (`Moments.sparse`) in a likelihood.
+
+Where it is almost certain that a channel stays at one value, its variance is small and its
+likelihood steep. Of the 105 numbers of MuJoCo's Ant, the 78 contact forces would decide the
+gradient of the layers that all numbers share. The last layer's own weights for them still learn at
+full speed, because the optimizers normalise the gradient of each weight."""
+
+
 def widened_range(
     low: Tensor, high: Tensor, margin: float, least: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -91,7 +100,9 @@ class VectorCodec(nn.Module):
 
     It has buffers and no parameters; all are (size,). Decoded values are within the bounds of the
     box. A channel that cannot drift (`Moments.drifts`), one that is constant or noise, also stays
-    within the range of the training data, so it never counts as having left it.
+    within the range of the training data, so it never counts as having left it. The same holds on
+    the side of a bound that the data shows (`Moments.low_is_bound`): a model that passes the stop
+    of a joint is wrong, not somewhere new.
 
     Args:
         box: space of the values, of any shape; its numbers are laid out flat.
@@ -103,8 +114,8 @@ class VectorCodec(nn.Module):
         std: standard deviation of the training data.
         low: smallest value in the training data.
         high: largest value in the training data.
-        space_low: lower bounds of decoded values: those of the box, or of the data's range in a
-            channel that cannot drift.
+        space_low: lower bounds of decoded values: those of the box or of the data's range; see
+            `Moments.limits`.
         space_high: upper bounds of decoded values.
     """
 
@@ -137,10 +148,9 @@ class VectorCodec(nn.Module):
         """
         for name in ("mean", "std", "low", "high"):
             getattr(self, name)[place] = getattr(moments, name).to(self.mean)
-        ends = zip(("low", "high"), float32_bounds(self.box), strict=True)
-        for name, bound in ends:
-            limits, data = getattr(self, f"space_{name}"), getattr(self, name)[place]
-            limits[place] = torch.where(moments.drifts.to(data.device), bound[place].to(data), data)
+        bounds = [bound[place].to(moments.low) for bound in float32_bounds(self.box)]
+        low, high = moments.limits(*bounds)
+        self.space_low[place], self.space_high[place] = low.to(self.mean), high.to(self.mean)
 
     def encode(self, values: Tensor) -> Tensor:
         """Convert (..., *box.shape) of the environment to (..., size) of the network."""
@@ -185,14 +195,20 @@ class TransitionCodec(VectorCodec):
 
     Attributes:
         delta_std: (size,) root mean square of the change of z from one observation to the next.
+        weight: (size,) weight of each number in a likelihood, `SPARSE_WEIGHT` or one; it is not
+            saved.
     """
 
     delta_std: Tensor
+    weight: Tensor
 
     def __init__(self, box: gym.spaces.Box, margin: float) -> None:
         super().__init__(box, "standard")
         self.margin = margin
         self.register_buffer("delta_std", torch.ones(self.size))
+        # Worlds of before have none, so it is not saved: `set_moments` sets it in every fit that
+        # fits normalisers.
+        self.register_buffer("weight", torch.ones(self.size), persistent=False)
 
     def set_moments(self, moments: Moments, place: slice = slice(None)) -> None:
         """Fit to training data.
@@ -209,6 +225,11 @@ class TransitionCodec(VectorCodec):
         self.low[place] = ((low - mean) / std).to(self.mean)
         self.high[place] = ((high - mean) / std).to(self.mean)
         self.delta_std[place] = (moments.delta_std / std).to(self.mean)
+        self.weight[place] = torch.where(moments.sparse, SPARSE_WEIGHT, 1.0).to(self.mean)
+
+    def likelihood_weight(self) -> Tensor:
+        """Return `weight` (size,), relative to the largest: all are one if all are sparse."""
+        return self.weight / self.weight.amax()
 
     def within_space(self, z: Tensor) -> Tensor:
         """Clamp z (..., size) to the bounds of the space."""

@@ -118,11 +118,17 @@ class Mixture(NamedTuple):
     mean: Tensor
     log_sigma: Tensor
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of `value` (..., n), summed over the dimensions: (...)."""
+    def log_prob(self, value: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+        """Return the log density of `value` (..., n), summed over the dimensions: (...).
+
+        Args:
+            value: (..., n).
+            weight: (n,) weight of each dimension in the sum.
+        """
         standard = (value.unsqueeze(-1) - self.mean) * (-self.log_sigma).exp()
         component = -0.5 * standard.square() - self.log_sigma - HALF_LOG_TAU
-        return torch.logsumexp(component + self.logits.log_softmax(-1), -1).sum(-1)
+        log_density = torch.logsumexp(component + self.logits.log_softmax(-1), -1)
+        return (log_density * weight).sum(-1)
 
     def sample(self, choose: Tensor, spread: Tensor, temperature: Temperature) -> Tensor:
         """Draw from the mixture at a temperature (arXiv 1803.10122, section 3.2).

@@ -276,7 +276,8 @@ class PETS(WorldModel):
         x = torch.cat([now, self.encode_action(segment.action)], -1)
         mean, log_variance = self.predict(x.flatten(0, 1))
         error = (mean - target.flatten(0, 1)).square()
-        nll = (error * (-log_variance).exp() + log_variance).mean(-1)
+        weight = F.pad(vectors.likelihood_weight(), (0, 1), value=1.0)  # the reward's is one
+        nll = ((error * (-log_variance).exp() + log_variance) * weight).mean(-1)
         mask = segment.mask.flatten().float()
         count = all_reduce_sum(mask.sum()).clamp(min=1.0)
         ended = segment.terminated.float()
@@ -292,7 +293,7 @@ class PETS(WorldModel):
         }
         total = torch.stack(list(terms.values())).sum()
         if not self.training:
-            errors = all_reduce_sum((error.mean(-1) * mask).sum(-1)) / count
+            errors = all_reduce_sum(((error * weight).mean(-1) * mask).sum(-1)) / count
             terms |= {f"member_{k}": errors[k] for k in range(len(errors))}
         return total, {name: term.detach() for name, term in terms.items()}
 

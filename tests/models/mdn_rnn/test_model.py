@@ -135,6 +135,21 @@ def test_the_fast_step_is_the_plain_one_for_every_kind_of_head(trunk, head):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_number_that_does_not_drift_is_predicted_and_not_its_change():
+    """With contact forces, a prediction of the change would have to undo the last value."""
+    torch.manual_seed(0)
+    model = small_model("mdn-rnn")
+    jumps = torch.tensor([1.4, 0.1, 1.4, 0.1], dtype=torch.float64)
+    moments = MOMENTS._replace(delta_std=jumps * MOMENTS.std)
+    model.set_statistics(STATISTICS._replace(observation={"": moments}))
+    state = {key: torch.randn_like(leaf) for key, leaf in model.initial(8).items()}
+    action, noise = torch.arange(8) % 3, torch.rand(8, model.noise_dim)
+    found = model.prepare(8, torch.device("cpu"), torch.float32).step(dict(state), action, noise)
+    expected = model.step(dict(state), action, noise)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert model.vision.carried.tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
 TEMPERATURES = {"one": 1.0, "number": 0.6, "tensor": torch.tensor(0.6), "per row": None}
 
 

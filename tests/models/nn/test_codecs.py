@@ -45,7 +45,7 @@ def test_a_transition_is_limited_to_the_space_and_to_the_widened_range_of_the_da
 
 def test_moments_of_one_place_leave_the_other_numbers_as_they_are():
     codec = TransitionCodec(BOX, margin=0.0)
-    codec.set_moments(Moments(*(leaf[1:] for leaf in MOMENTS)), place=slice(1, 2))
+    codec.set_moments(Moments(*(leaf[1:] for leaf in MOMENTS[:5])), place=slice(1, 2))
     assert codec.mean.tolist() == [0.0, 0.0]
     assert codec.std.tolist() == [1.0, 0.5]
     torch.testing.assert_close(codec.delta_std, torch.tensor([1.0, 0.2]))
@@ -129,3 +129,29 @@ def test_one_typical_step_beyond_the_range_is_not_outside_the_data():
     values = torch.tensor([[2.5, 0.0], [2.7, 0.0], [0.0, -1.2], [0.0, -1.4]])
     outside = codec.limit((values - MOMENTS.mean) / MOMENTS.std)[1]
     assert outside.tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("codec", [TransitionCodec, VectorCodec])
+def test_a_dream_that_passes_a_stop_is_held_there_and_one_that_passes_a_range_has_left(codec):
+    """The stops of joints are not in the spaces of MuJoCo's environments."""
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    vectors = codec(box, 0.3) if codec is TransitionCodec else codec(box, "standard")
+    stop = torch.tensor([False, True])
+    vectors.set_moments(MOMENTS._replace(low_is_bound=stop & False, high_is_bound=stop))
+    z = vectors.encode(torch.tensor([[0.0, 30.0], [0.0, -30.0], [30.0, 0.0]]))
+    if codec is TransitionCodec:
+        z, outside = vectors.limit(z)
+    else:
+        outside = vectors.outside_data(vectors.decode(z), 0.3)
+    assert outside.tolist() == [False, True, True]
+    assert vectors.decode(z)[0, 1] == MOMENTS.high[1]
+
+
+def test_sparse_channels_weigh_little_unless_all_are_sparse():
+    codec = TransitionCodec(BOX, 0.3)
+    still = MOMENTS._replace(delta_std=1.4 * MOMENTS.std, still=torch.tensor([0.9, 0.1]))
+    codec.set_moments(still)
+    assert codec.likelihood_weight().tolist() == pytest.approx([0.01, 1.0])
+    codec.set_moments(still._replace(still=torch.tensor([0.9, 0.9])))
+    assert codec.likelihood_weight().tolist() == [1.0, 1.0]
+    assert "weight" not in codec.state_dict()  # those of worlds of before have none
