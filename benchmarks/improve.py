@@ -34,7 +34,7 @@ from support.reporting import Row, at_least, parser, report
 import dreamgym
 from dreamgym import ImproveConfig
 from dreamgym.train import TrainConfig
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.transfer.intervals import mean_interval
 
 EPISODES = 100
 POINTS = 10

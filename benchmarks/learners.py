@@ -31,7 +31,7 @@ from support.reporting import Row, at_least, parser, report
 import dreamgym
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.train import LEARNERS, TrainConfig, TrainedPolicy, train_policy
-from dreamgym.transfer.evaluation import mean_interval
+from dreamgym.transfer.intervals import mean_interval
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)
@@ -61,6 +61,9 @@ NEEDS = {
     "rsl_rl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "skrl": ("tensors, SameStep", "yes", "`TruncationBootstrap` with its critic"),
     "torchrl": ("tensors, Disabled", "yes", "its own, exact"),
+    "tianshou": ("NumPy, Disabled", "no", "its own, exact"),
+    "sbx": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
+    "rllib": ("NumPy, NextStep", "no", "its own, exact"),
 }
 """What each adapter makes: arrays and autoreset mode, whether tensors stay on the device, and what
 bootstraps a truncated dream."""

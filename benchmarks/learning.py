@@ -183,7 +183,9 @@ class Run:
         result = self.folder / f"transfer-{number}.json"
         if not result.exists():
             policy, world = self.policy(number), self.world(number)
-            moved = dreamgym.transfer_policy(policy, world, episodes=10 if self.quick else 100)
+            moved = dreamgym.transfer_policy(
+                policy, world, episodes=10 if self.quick else 100, baselines=False
+            )
             result.write_text(json.dumps(moved.as_dict()))
         return json.loads(result.read_text())
 

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from dreamgym.online import improve as improve
     from dreamgym.train import check as check
     from dreamgym.train import train_policy as train_policy
+    from dreamgym.transfer import compare_policies as compare_policies
     from dreamgym.transfer import evaluate as evaluate
+    from dreamgym.transfer import export_policy as export_policy
     from dreamgym.transfer import transfer_policy as transfer_policy
     from dreamgym.world import World as World
     from dreamgym.world import load as load
@@ -80,7 +82,7 @@ _NAMES_OF = {
     "models": (),
     "online": ("ImproveConfig", "improve"),
     "train": ("check", "train_policy"),
-    "transfer": ("evaluate", "transfer_policy"),
+    "transfer": ("compare_policies", "evaluate", "export_policy", "transfer_policy"),
     "world": ("World", "load"),
 }
 """Public names by the package that defines them."""

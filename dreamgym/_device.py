@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 _IMPORTING_PROCESS = os.getpid()
@@ -219,3 +221,15 @@ def float32_by_default() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def private_generators() -> Iterator[None]:
+    """Restore the global generators of Python, NumPy and torch after the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -1,7 +1,7 @@
 """Every exception that dreamgym defines, under the base class `DreamgymError`.
 
-The one exception to the rule is `TrainingInterrupted`: it is a `KeyboardInterrupt`, which
-`except Exception` must not catch.
+The exceptions to the rule are `TrainingInterrupted` and `AlarmStop`: they are `KeyboardInterrupt`s,
+which `except Exception` must not catch.
 """
 
 from __future__ import annotations
@@ -141,6 +141,13 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(message)
         self.path = path
         self.steps = steps
+
+
+class AlarmStop(KeyboardInterrupt):
+    """Raised when an alarm stops a training (`dreamgym.trust.watch`).
+
+    It is a `KeyboardInterrupt`, since every learner keeps the policy so far at Ctrl-C.
+    """
 
 
 class TransferError(DreamgymError, ValueError):

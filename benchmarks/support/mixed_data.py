@@ -6,7 +6,7 @@ So are the logs of real machines: somebody's controller, experiments round it, a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dreamgym
+from dreamgym.data.policies import as_rows
 
 NOISE = (0.1, 0.3, 0.6, 1.0)
 """Probabilities of a random action; each episode has one of them. Nothing is undisturbed."""
@@ -38,17 +39,20 @@ class Disturbed:
         self.name = f"disturbed {name}, {', '.join(map(str, NOISE))}"
         self._controller, self._env = controller, env
         self._space = copy.deepcopy(env.action_space)
-        self.begin(0)
 
-    def begin(self, seed: int) -> None:
-        """Draw this episode's noise."""
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> None:
+        """Draw this episode's noise; there is one row, the environment's."""
+        (seed,) = seeds
         self._space.seed(seed)
         self._rng = np.random.default_rng([seed, 2])
         self._noise = self._rng.choice(NOISE)
         self._random = self._space.sample()
 
-    def act(self, observation: NDArray[Any]) -> Any:
+    def act(self, observations: Any, rows: Sequence[int]) -> list[Any]:
         """Return the controller's action, or a random one."""
+        return [self._action(observation) for observation in as_rows(observations)]
+
+    def _action(self, observation: NDArray[Any]) -> Any:
         if self._rng.random() >= STICKINESS:
             self._random = self._space.sample()
         if self._rng.random() < self._noise:

@@ -17,11 +17,14 @@ from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
 from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
-from dreamgym.cli.worlds import fit, import_checkpoint, train, transfer
+from dreamgym.cli.reality import evaluate, export, transfer
+from dreamgym.cli.trust import report
+from dreamgym.cli.worlds import fit, import_checkpoint, train
 
 EPILOG = (
     "All stages: [bold]record[/] a dataset, [bold]check[/] it, [bold]fit[/] a world, "
-    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment. "
+    "[bold]train[/] a policy in it, and [bold]transfer[/] the policy to the real environment; "
+    "[bold]report[/] says how far to trust a world. "
     "[bold]dreamgym VERB --help[/] has an example of each."
 )
 
@@ -37,7 +40,7 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    *(record, check, fit, train, transfer),
+    *(record, check, fit, train, transfer, evaluate, report, export),
     *(improve, act, learn),
     *(recover, convert, pack, import_checkpoint),
 )

@@ -101,6 +101,16 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     Console(highlight=False).print(table)
 
 
+def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a title and a header to stdout."""
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE)
+    for index, name in enumerate(header):
+        table.add_column(Text(name), overflow="fold", no_wrap=not index)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
 def show_figures(title: str, figures: Mapping[str, Any]) -> None:
     """Print JSON-plain figures as a table; groups are indented under their name."""
     show_table(title, list(_rows(figures, "")))

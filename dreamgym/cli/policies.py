@@ -26,8 +26,8 @@ POLICY_HELP = (
     "where independent actions cancel out (sticky:0.8 suits Pendulum and LunarLander); held:N, "
     "random actions that are held for N steps each; plan:NAME, which plans in the world of --world "
     "without training (plan:icem, plan:cem, plan:categorical-cem, ...); a policy file "
-    f"({', '.join(learner.suffix for learner in LEARNERS.values())}); or MODULE:FUNCTION, a "
-    "function from an observation to an action."
+    f"({', '.join(dict.fromkeys(learner.suffix for learner in LEARNERS.values()))}); a folder of "
+    "dreamgym export; or MODULE:FUNCTION, a function from an observation to an action."
 )
 
 
@@ -71,6 +71,55 @@ def planned_policy(text: str, world: Any) -> Any:
         raise typer.BadParameter(f"{text}: {error}") from None
 
 
+def exported_policy(text: str) -> Any:
+    """Return the policy of a folder of `dreamgym export`; None if the name is of something else.
+
+    Raises:
+        PolicyFileError: the folder cannot be used.
+    """
+    from dreamgym.transfer import ExportedPolicy
+
+    path = local_path(text, PolicyFileError)
+    return ExportedPolicy(path) if path.is_dir() else None
+
+
+def evaluated_policy(text: str, world: Any, maker: Callable[[], Any], algo: str | None) -> Any:
+    """Return the policy that `evaluate` names, which acts on real observations.
+
+    Args:
+        text: the name.
+        world: the loaded world of --world, or None.
+        maker: makes the real environment.
+        algo: algorithm of a policy file that dreamgym did not write.
+
+    Raises:
+        PolicyFileError: the policy file cannot be used.
+        BadParameter: there is no such function, or a policy of the latent view has no world.
+    """
+    exported = exported_policy(text)
+    if exported is not None:
+        return exported
+    if text.startswith(PLANNED):
+        return planned_policy(text, world)
+    named = policy_named(text)
+    if not isinstance(named, Path):
+        return named
+    from dreamgym.train import load_policy
+    from dreamgym.transfer import LatentAgent
+
+    env = None if algo is None else maker()
+    policy = load_policy(named, world=world, algo=algo, env=env)
+    if env is not None:
+        env.close()
+    if policy.view != "latent":
+        return policy
+    if world is None:
+        raise typer.BadParameter(
+            f"{text} sees the latent view of a world: name that world with --world"
+        )
+    return LatentAgent(policy, world, deterministic=True)
+
+
 def recording_policy(
     text: str, env_id: str, *, algo: str | None, world: str | None, sample: bool
 ) -> Any:
@@ -88,6 +137,9 @@ def recording_policy(
         WorldError: there is no such world.
         BadParameter: there is no such function, or a policy of the latent view has no world.
     """
+    exported = exported_policy(text)
+    if exported is not None:
+        return exported
     if text.startswith(PLANNED):
         return planned_policy(text, world)
     named = policy_named(text)

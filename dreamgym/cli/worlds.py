@@ -1,4 +1,4 @@
-"""The verbs on worlds and policies: fit, train, transfer and import-checkpoint."""
+"""The verbs that make worlds and policies: fit, train and import-checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +34,7 @@ from dreamgym.cli.options import (
     given,
     options_from,
 )
-from dreamgym.cli.output import number, progress_bar, say, show_figures, show_table, write_json
-from dreamgym.cli.policies import PLANNED, POLICY_HELP, planned_policy, policy_named
+from dreamgym.cli.output import number, progress_bar, say, show_figures, write_json
 from dreamgym.fitting.config import FitConfig
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.registry import LEARNERS, describe_algorithms, find_learner
@@ -228,132 +228,136 @@ def train(
             "--out", metavar="FILE", help="The policy. Default: WORLD-ALGO in this folder."
         ),
     ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            min=1,
+            metavar="N",
+            help="Policies to train, of --seed and the seeds after it, as many at once as there "
+            "are processors; each seed is added to the name of its file.",
+        ),
+    ] = 1,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the checkpoints of a training that was stopped, up to --steps in all.",
+        ),
+    ] = False,
+    checkpoint_every: Annotated[
+        int,
+        typer.Option(
+            "--checkpoint-every", min=1, metavar="N", help="Dream steps between checkpoints."
+        ),
+    ] = 100_000,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensorboard",
+            metavar="FOLDER",
+            help="Write TensorBoard logs to FOLDER, with --seeds to a subfolder for each.",
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            "--evaluate-every",
+            min=1,
+            metavar="N",
+            help="Dream steps between evaluations in the real environment, which cost real steps.",
+        ),
+    ] = None,
+    evaluate_episodes: Annotated[
+        int,
+        typer.Option(
+            "--evaluate-episodes", min=1, metavar="N", help="Real episodes of an evaluation."
+        ),
+    ] = 10,
     overwrite: OverwritePolicy = False,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
     """Train a policy inside WORLD; the real environment is not used.
 
+    Only --evaluate-every measures the policy in the real environment while it trains.
+
     Settings without a default take the algorithm's or the world's own.
 
     Example: [bold]dreamgym train worlds/cartpole --algo PPO --seed 0 --out cartpole-ppo.zip[/]
     """
-    from dreamgym.train import train_policy
+    from dreamgym.train import Monitoring, train_policy, train_seeds
+    from dreamgym.train.seeds import seed_path
     from dreamgym.world import load
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
     loaded = load(world)
     entry = find_learner(algo, learner)
     algo = algo or entry.algorithms[0]
     target = entry.policy_path(out or f"{loaded.name}-{algo}")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; give another path or --overwrite")
-    config = TrainConfig(**settings)
+    several = [seed_path(target, seed + index) for index in range(seeds)] if seeds > 1 else []
+    for path in several or [target]:
+        if path.exists() and not (overwrite or resume):
+            raise FileExistsError(f"{path} exists already; give another path or --overwrite")
+        if overwrite and several:
+            path.unlink(missing_ok=True)
+    evaluate = None
+    if evaluate_every is not None:
+        say(
+            f"Each evaluation is {evaluate_episodes} episodes in the real environment; their steps "
+            "are real ones, which the card of the policy counts."
+        )
+        evaluate = partial(_evaluate, world=world, episodes=evaluate_episodes)
+    monitoring = Monitoring(
+        checkpoint_every=checkpoint_every,
+        tensorboard=None if tensorboard is None else str(tensorboard),
+        evaluate_every=evaluate_every,
+        evaluate=evaluate,
+    )
+    arguments: dict[str, Any] = {"algo": algo, "learner": learner, "steps": steps}
+    arguments |= {"config": TrainConfig(**settings), "monitoring": monitoring, "resume": resume}
     start = time.perf_counter()
     with keeping(lambda: "nothing was written"), progress_bar("train") as report:
-        policy = train_policy(
-            loaded,
-            algo=algo,
-            learner=learner,
-            seed=seed,
-            steps=steps,
-            out=target,
-            config=config,
-            progress=report,
-        )
+        if several:
+            chosen = range(seed, seed + seeds)
+            train_seeds(world, chosen, out=target, progress=report, **arguments)
+        else:
+            train_policy(loaded, seed=seed, out=target, progress=report, **arguments)
     seconds = time.perf_counter() - start
-    card = policy.card.as_dict()
-    speed = {"seconds": seconds, "steps_per_second": card["steps"] / seconds}
-    paths = {"policy": str(target), "network": card["policy"]}
-    write_json(json_file, {**card, **paths, **speed})
-    last = f", dream return {number(policy.curve[-1][1])} at the end" if policy.curve else ""
-    say(f"{target}: {algo}, {number(card['steps'])} dream steps, {number(seconds)} s{last}")
-
-
-def transfer(
-    policy: Annotated[str, typer.Argument(metavar="POLICY", help=POLICY_HELP)],
-    world: Annotated[
-        str,
-        typer.Option(
-            "--world", metavar="WORLD", help="World that it was trained in: a folder or a name."
-        ),
-    ],
-    episodes: Annotated[
-        int,
-        typer.Option(
-            "--episodes", min=1, metavar="N", help="Episodes in reality, and in the dream."
-        ),
-    ] = 100,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", min=0, metavar="N", help="Episode k has seed N + k. Default: 10000."
-        ),
-    ] = None,
-    env: Annotated[
-        str | None,
-        typer.Option(
-            "--env",
-            metavar="ENV",
-            help="The real environment, if the world does not name it: ID, or MODULE:ID if a "
-            "module registers it.",
-        ),
-    ] = None,
-    max_episode_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--max-episode-steps",
-            min=1,
-            metavar="N",
-            help="Truncate episodes after N steps, in reality and in the dream; a task without an "
-            "end needs it. Default: the real environment's time limit.",
-        ),
-    ] = None,
-    json_file: JsonFile = None,
-) -> None:
-    """Run POLICY in the real environment and in the dream, and compare.
-
-    The gap is the mean dream return minus the mean real return.
-
-    Example: [bold]dreamgym transfer cartpole-ppo.zip --world worlds/cartpole --json result.json[/]
-    """
-    from dreamgym.transfer import transfer_policy
-    from dreamgym.world import load
-
-    loaded = load(world)
-    with keeping(lambda: "nothing was written"), progress_bar("transfer") as report:
-        result = transfer_policy(
-            planned_policy(policy, loaded) if policy.startswith(PLANNED) else policy_named(policy),
-            loaded,
-            episodes=episodes,
-            env=env,
-            max_episode_steps=max_episode_steps,
-            progress=report,
-            **given(seed=seed),
+    figures = [_trained(path) for path in several or [target]]
+    for each in figures:
+        each |= {"seconds": seconds, "steps_per_second": each["steps"] / seconds}
+        last = ""
+        if each["curve"]:
+            last = f", dream return {number(each['curve'][-1][1])} at the end"
+        for alarm in each["alarms"]:
+            say(f"alarm: {alarm}")
+        say(
+            f"{each['policy']}: {algo}, {number(each['steps'])} dream steps, "
+            f"{number(seconds)} s{last}"
         )
-    figures = result.as_dict()
-    write_json(json_file, figures)
-    show_table(
-        f"{Path(policy).name} on {figures['env_id']}, {number(figures['episodes'])} episodes",
-        [
-            ("real return", _mean_row(figures, "real_return")),
-            ("dream return", _mean_row(figures, "dream_return")),
-            ("gap (dream - real)", _interval_row(figures["gap"], figures["gap_interval"])),
-            ("steps, at most", number(figures["step_limit"])),
-            ("view", figures["view"]),
-            ("real steps", number(figures["real_steps"])),
-            ("seconds", number(figures["real_seconds"] + figures["dream_seconds"])),
-        ],
-    )
-    say(f"Steps of an episode: {figures['step_limit_reason']}.")
+    write_json(json_file, {"policies": figures} if several else figures[0])
 
 
-def _mean_row(figures: dict[str, Any], name: str) -> str:
-    return _interval_row(figures[f"{name}_mean"], figures[f"{name}_interval"])
+def _trained(path: Path) -> dict[str, Any]:
+    """Return the figures of a policy that was trained, from its file."""
+    from dreamgym.train import load_policy
+
+    card = load_policy(path).card.as_dict()
+    return {**card, "network": card["policy"], "policy": str(path)}
 
 
-def _interval_row(value: float, interval: list[float]) -> str:
-    low, high = interval
-    return f"{value:.1f}  (95%: {low:.1f} to {high:.1f})"
+def _evaluate(policy: Any, *, world: str, episodes: int) -> dict[str, float]:
+    """Measure a policy in the real environment while it trains."""
+    from dreamgym.transfer import transfer_policy
+
+    result = transfer_policy(policy, world, episodes=episodes, baselines=False)
+    return {
+        "real return": result.real.mean,
+        "gap": result.gap,
+        "real steps": float(result.real.steps or 0),
+    }
 
 
 def import_checkpoint(

@@ -158,15 +158,20 @@ def build_world(result: FitResult) -> World:
     held_out = (model, data, result.held_out)
     recommendation = recommend(*held_out, cap=min(limit, MAX_HORIZON), seed=seed)
     monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
+    starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
+    known: dict[str, Any] = {
+        "training": result.training,
+        "starts": starts.states,
+        "episode_starts": starts.num_episode_starts,
+    }
     quality = {
-        **evaluate_metrics(*held_out, seed),
+        **evaluate_metrics(*held_out, seed, **known),
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
         + action_bounds_findings(data.action_space)
         + teaching_findings(data.lessons())
         + [alarm.sentence for alarm in monitor.inspect(model).alarms],
     }
-    starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
     return World(
         model=model.cpu(),
         starts=starts,

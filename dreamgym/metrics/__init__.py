@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dreamgym.metrics.alarms import Alarm, Inspection, TrainingMonitor
+from dreamgym.metrics.context import MetricContext
+from dreamgym.metrics.limits import Bank, Limits
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.recommendation import Recommendation, recommend
-from dreamgym.metrics.registry import METRICS, MetricContext, evaluate_metrics
+from dreamgym.metrics.registry import METRICS, REPORT_METRICS, evaluate_metrics
 
 __all__ = [
     "METRICS",
+    "REPORT_METRICS",
     "Alarm",
+    "Bank",
     "Inspection",
+    "Limits",
     "MetricContext",
     "OpenLoopErrors",
     "Recommendation",

@@ -44,7 +44,10 @@ class ActionEffect(NamedTuple):
 @float32_by_default()
 @torch.no_grad()
 def action_effect(
-    model: WorldModel, windows: Windows, rng: np.random.Generator
+    model: WorldModel,
+    windows: Windows,
+    rng: np.random.Generator,
+    number: int | None = None,
 ) -> ActionEffect | None:
     """Dream every window under its own and under another window's actions, with the same noise.
 
@@ -57,6 +60,8 @@ def action_effect(
         model: model in eval mode.
         windows: windows on the model's device.
         rng: generator of the permutation of actions and of the noise.
+        number: index of the only number of the actions, flattened, that is taken from the other
+            window; None for all of them.
 
     Returns:
         The effect; None if fewer than two windows are long enough or all actions are the same.
@@ -70,6 +75,10 @@ def action_effect(
     true_actions = windows.segment.action[:, BURN_IN : BURN_IN + steps]
     order = torch.from_numpy(_derangement(rng, count)).to(true_actions.device)
     other_actions = true_actions[order]
+    if number is not None:
+        replaced = true_actions.flatten(2).clone()
+        replaced[..., number] = other_actions.flatten(2)[..., number]
+        other_actions = replaced.view_as(true_actions)
     if bool((true_actions == other_actions).all()):
         return None
     noise = uniform_noise(rng, (count, steps, model.noise_dim), true_actions.device)
@@ -157,3 +166,8 @@ def _derangement(rng: np.random.Generator, count: int) -> np.ndarray:
     permutation = np.empty(count, dtype=np.int64)
     permutation[order] = np.roll(order, 1)
     return permutation
+
+
+def numbers_of_actions(model: WorldModel) -> int:
+    """Return how many numbers an action has; 1 for a Discrete space."""
+    return int(np.prod(model.action_space.shape or ()))

@@ -25,7 +25,7 @@ from dreamgym.metrics.windows import (
     uniform_noise,
     window_shape,
 )
-from dreamgym.models import Decodes, State, WorldModel
+from dreamgym.models import Decodes, Prediction, State, WorldModel
 from dreamgym.models.observations import get_part, join_parts, observation_boxes
 
 MAX_WINDOWS = (2048, 64)
@@ -108,9 +108,9 @@ def open_loop_errors(
         rng = np.random.default_rng([seed, 0x9A11])
         shape = window_shape(dataset, reachable[-1], MAX_WINDOWS)
         windows = draw_windows(model, dataset, episodes, shape, rng)
-        windows = _limit_windows(windows, samples, _row_seconds(model, windows))
+        windows = limit_windows(model, windows, samples)
         spreads = {key: windows.spread(key) for key in rows_of}
-        for k, window_rows, state in _dream(model, windows, samples, rng):
+        for k, window_rows, state, _ in dream_windows(model, windows, samples, rng):
             if k not in reachable:
                 continue
             squares = _squared_errors(model, windows, (k, window_rows, state), spreads, samples)
@@ -119,16 +119,20 @@ def open_loop_errors(
     return join_parts({key: _to_errors(rows) for key, rows in rows_of.items()})
 
 
-def _limit_windows(windows: Windows, samples: int, row_seconds: float) -> Windows:
-    """Keep as many windows as both budgets allow, but at least `MIN_WINDOWS`.
+def limit_windows(
+    model: WorldModel, windows: Windows, samples: int, row_steps: int = MAX_ROW_STEPS
+) -> Windows:
+    """Keep as many windows as the budgets of steps and of time allow, but at least `MIN_WINDOWS`.
 
     Args:
+        model: model whose step is timed.
         windows: N windows.
         samples: dreams per window.
-        row_seconds: time of one row in one step.
+        row_steps: approximate number of steps of single rows.
     """
+    row_seconds = _row_seconds(model, windows)
     cost = samples * windows.mask.sum(1).cumsum(0)
-    count = min(len(cost), max(MIN_WINDOWS, int((cost <= MAX_ROW_STEPS).sum())))
+    count = min(len(cost), max(MIN_WINDOWS, int((cost <= row_steps).sum())))
     # By halves, so that the number does not depend on how exactly the time was measured.
     while count >= 2 * MIN_WINDOWS and float(cost[count - 1]) * row_seconds > MAX_SECONDS:
         count //= 2
@@ -150,10 +154,21 @@ def _row_seconds(model: WorldModel, windows: Windows) -> float:
     return min(seconds) / TIMED_ROWS
 
 
-def _dream(
+def dream_windows(
     model: WorldModel, windows: Windows, samples: int, rng: np.random.Generator
-) -> Iterator[tuple[int, Tensor, State]]:
-    """Yield (steps done, rows (A,) of windows that still continue, states (A * samples, ...))."""
+) -> Iterator[tuple[int, Tensor, State, Prediction]]:
+    """Dream windows under their own actions, as long as their episodes continue.
+
+    Args:
+        model: model in eval mode.
+        windows: N windows.
+        samples: dreams per window.
+        rng: generator of the model's noise.
+
+    Yields:
+        Steps done, rows (A,) of the windows that still continue, and their states and predictions,
+        leaves (A * samples, ...).
+    """
     state, mask, actions = windows.start(), windows.mask, windows.segment.action
     rows = torch.arange(len(mask), device=mask.device)
     state = {key: leaf.repeat_interleave(samples, 0) for key, leaf in state.items()}
@@ -165,8 +180,8 @@ def _dream(
         state = {key: leaf[continues.repeat_interleave(samples)] for key, leaf in state.items()}
         action = actions[rows, BURN_IN + t].repeat_interleave(samples, 0)
         noise = uniform_noise(rng, (len(action), model.noise_dim), action.device)
-        state, _ = model.step(state, action, noise)
-        yield t + 1, rows, state
+        state, prediction = model.step(state, action, noise)
+        yield t + 1, rows, state, prediction
 
 
 def _squared_errors(

@@ -12,14 +12,8 @@ from torch import Tensor
 from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
-from dreamgym.metrics.windows import (
-    BURN_IN,
-    Windows,
-    draw_windows,
-    max_steps,
-    uniform_noise,
-    window_shape,
-)
+from dreamgym.metrics.survival import SAMPLE, dream_survival, real_survival
+from dreamgym.metrics.windows import BURN_IN, draw_windows, max_steps, window_shape
 from dreamgym.models import Decodes, WorldModel
 
 HORIZONS = (1, 2, 3, 5, 8, 12, 15, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200)
@@ -37,15 +31,16 @@ MIN_HORIZON = 15
 THRESHOLDS = (0.1, 0.25, 0.5, 0.75)
 """Probabilities that are tried as the threshold of a termination."""
 
-MAX_WINDOWS, SAMPLES = (256, 128), 4
-"""Maximum number of windows for vectors and for images, and dreams per window."""
+MAX_WINDOWS = (256, 128)
+"""Maximum number of windows for vectors and for images."""
 
 MIN_GAIN, MIN_ABSOLUTE_GAIN, MIN_EVIDENCE = 0.2, 1e-3, 2.0
 """A threshold is recommended over sampling if its score is better by this share, by this amount
 and by this many standard errors. It has to be much better: a policy learns to live just below a
 threshold, where sampling would end its dream sooner or later."""
 
-SAMPLE = "sample"
+RULES = (SAMPLE, *map(str, THRESHOLDS))
+"""Termination rules that are compared."""
 
 
 class Recommendation(NamedTuple):
@@ -149,8 +144,8 @@ def _choose_termination(
     terminated = (windows.segment.terminated[:, BURN_IN:] & windows.mask).any(1)
     if not bool(terminated.any()):
         return SAMPLE, {}
-    dreamt = _dream_survival(model, windows, rng)
-    survived, known = _real_survival(windows)
+    dreamt = dream_survival(model, windows, RULES, rng)
+    survived, known = real_survival(windows)
     scores = {rule: _scores(share, survived, known) for rule, share in dreamt.items()}
     best = min(scores, key=lambda rule: float(scores[rule].mean()))
     gains = scores[SAMPLE] - scores[best]
@@ -165,44 +160,6 @@ def _choose_termination(
         "steps_alive_in_dreams": _mean_steps(dreamt[chosen], known),
     }
     return chosen if chosen == SAMPLE else float(chosen), figures
-
-
-def _dream_survival(
-    model: WorldModel, windows: Windows, rng: np.random.Generator
-) -> dict[str, Tensor]:
-    """Return, for each termination rule, the share (N, L) of dreams that survive each step."""
-    count = len(windows.segment.mask)
-    state = {key: leaf.repeat_interleave(SAMPLES, 0) for key, leaf in windows.start().items()}
-    actions = _continued_actions(windows, rng)
-    probabilities = []
-    for t in range(windows.steps):
-        action = actions[:, t].repeat_interleave(SAMPLES, 0)
-        noise = uniform_noise(rng, (len(action), model.noise_dim), action.device)
-        state, prediction = model.step(state, action, noise)
-        probabilities.append(prediction.termination)
-    ends = torch.stack(probabilities, 1)  # (N * SAMPLES, L)
-    # A step's termination is sampled independently of the state that follows, so the product of
-    # survival probabilities is exact for each sampled path.
-    shares = {SAMPLE: (1.0 - ends).cumprod(1)}
-    shares |= {str(level): (ends < level).float().cumprod(1) for level in THRESHOLDS}
-    return {rule: share.unflatten(0, (count, SAMPLES)).mean(1) for rule, share in shares.items()}
-
-
-def _continued_actions(windows: Windows, rng: np.random.Generator) -> Tensor:
-    """Return the windows' actions (N, L, ...), continued with real actions of random windows."""
-    actions, mask = windows.segment.action[:, BURN_IN:].clone(), windows.mask
-    pool = actions[mask]
-    missing = int((~mask).sum())
-    actions[~mask] = pool[torch.from_numpy(rng.integers(len(pool), size=missing)).to(pool.device)]
-    return actions
-
-
-def _real_survival(windows: Windows) -> tuple[Tensor, Tensor]:
-    """Return whether episodes survived each step, and whether that is known; both (N, L)."""
-    mask = windows.mask
-    terminated = (windows.segment.terminated[:, BURN_IN:] & mask).cumsum(1) > 0
-    # After a termination an episode is over; after a truncation it is not known.
-    return (~terminated).float(), mask | terminated
 
 
 def _scores(share: Tensor, survived: Tensor, known: Tensor) -> Tensor:

@@ -6,23 +6,28 @@ Write a function that takes a `MetricContext` and returns JSON-plain figures, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, action_effect
+from dreamgym.metrics.action_use import action_detail
 from dreamgym.metrics.calibration import calibration
+from dreamgym.metrics.channels import channel_errors
+from dreamgym.metrics.context import Figures, Metric, MetricContext
+from dreamgym.metrics.intervals import interval_calibration, spread_and_error
+from dreamgym.metrics.limits import limits
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
-from dreamgym.metrics.windows import BURN_IN, Windows, draw_windows, uniform_noise, window_shape
-from dreamgym.models import Decodes, Prediction, WorldModel
+from dreamgym.metrics.rewards import reward_detail
+from dreamgym.metrics.shift import behaviour_shift
+from dreamgym.metrics.terminations import termination_detail
+from dreamgym.metrics.windows import draw_windows, window_shape
+from dreamgym.models import Decodes, WorldModel
 from dreamgym.models.observations import join_parts, observation_boxes
 from dreamgym.models.reduction import root_mean_square
 
@@ -31,62 +36,6 @@ HORIZONS = (1, 5, 15, 50)
 
 MAX_WINDOWS = (2048, 256)
 """Maximum number of windows, for vectors and for images."""
-
-
-class OneStepPredictions(NamedTuple):
-    """Predictions for the transition after the burn-in, and what really happened.
-
-    Attributes:
-        predicted: predictions with leaves (N,).
-        reward: (N,) real rewards.
-        terminated: (N,) bool, whether the episode really terminated.
-    """
-
-    predicted: Prediction
-    reward: Tensor
-    terminated: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricContext:
-    """Everything that a metric may use.
-
-    Attributes:
-        model: model in eval mode.
-        dataset: source of the episodes.
-        episodes: indices of held-out episodes.
-        windows: windows of these episodes, with the burn-in filtered.
-        seed: seed of the measurement, for metrics that draw their own windows.
-        rng: generator of noise. The metrics share it in the order of `METRICS`, so append new ones:
-            then the figures of the others do not change.
-    """
-
-    model: WorldModel
-    dataset: AnyDataset
-    episodes: NDArray[np.integer]
-    windows: Windows
-    seed: int
-    rng: np.random.Generator
-
-    @cached_property
-    def one_step(self) -> OneStepPredictions | None:
-        """Predictions one step after the burn-in; None if no held-out episode is long enough."""
-        windows = self.windows
-        mask = windows.mask[:, 0]
-        if not bool(mask.any()):
-            return None
-        state = {key: leaf[mask] for key, leaf in windows.start().items()}
-        actions = windows.segment.action[mask, BURN_IN]
-        noise = uniform_noise(self.rng, (len(actions), self.model.noise_dim), actions.device)
-        _, predicted = self.model.step(state, actions, noise)
-        segment = windows.segment
-        return OneStepPredictions(
-            predicted, segment.reward[mask, BURN_IN], segment.terminated[mask, BURN_IN]
-        )
-
-
-Figures = dict[str, Any]
-Metric = Callable[[MetricContext], Figures]
 
 
 def reward_error(context: MetricContext) -> Figures:
@@ -154,38 +103,78 @@ METRICS: dict[str, Metric] = {
     "termination": termination_calibration,
     "action sensitivity": action_sensitivity,
     "open loop": open_loop,
+    "limits": limits,
 }
-"""Every metric by its name, in the order in which they are computed."""
+"""Every metric of a fit by its name, in the order in which they are computed."""
+
+REPORT_METRICS: dict[str, Metric] = {
+    "channels": channel_errors,
+    "reward": reward_detail,
+    "termination": termination_detail,
+    "intervals": interval_calibration,
+    "spread and error": spread_and_error,
+    "actions": action_detail,
+    "shift": behaviour_shift,
+    "limits": limits,
+}
+"""Every metric of a report (`dreamgym.trust.report`), which may take longer than those of a fit."""
 
 
 @float32_by_default()
 @torch.no_grad()
 def evaluate_metrics(
-    model: WorldModel, dataset: AnyDataset, episodes: NDArray[np.integer], seed: int = 0
+    model: WorldModel,
+    dataset: AnyDataset,
+    episodes: NDArray[np.integer],
+    seed: int = 0,
+    *,
+    metrics: Mapping[str, Metric] = METRICS,
+    **known: Any,
 ) -> Figures:
-    """Compute every metric of `METRICS` on episodes that the model was not fitted to.
+    """Compute metrics on episodes that the model was not fitted to.
 
     Args:
         model: model in eval mode.
         dataset: source of the episodes.
         episodes: indices of held-out episodes.
         seed: seed of the windows and of the model's noise.
+        metrics: the metrics by name: `METRICS` or `REPORT_METRICS`.
+        **known: further fields of `MetricContext`, such as `starts`.
 
     Returns:
         JSON-plain figures. `reward_rmse` and `reward_spread` are one step ahead, in the real
         environment's units. `termination_rate`, `_brier`, `_ece` and `_skill` are those of
         `Calibration`, one step ahead; there is no skill if nothing terminated.
         `action_sensitivity` is described in `action_effect`. `open_loop` has, for each horizon,
-        the number of windows and the errors of `OpenLoopErrors`. A figure for which no held-out
-        episode is long enough is left out.
+        the number of windows and the errors of `OpenLoopErrors`. `limits` are those of `Limits`. A
+        figure for which no held-out episode is long enough is left out.
     """
+    context = metric_context(model, dataset, episodes, seed, **known)
+    figures: Figures = {}
+    for metric in metrics.values():
+        figures |= metric(context)
+    return figures
+
+
+@float32_by_default()
+@torch.no_grad()
+def metric_context(
+    model: WorldModel,
+    dataset: AnyDataset,
+    episodes: NDArray[np.integer],
+    seed: int = 0,
+    **known: Any,
+) -> MetricContext:
+    """Draw the windows that metrics share; the arguments are those of `evaluate_metrics`."""
     rng = np.random.default_rng([seed, 0x9A11])
     shape = window_shape(dataset, STEPS, MAX_WINDOWS)
     windows = draw_windows(model, dataset, episodes, shape, rng)
-    context = MetricContext(
-        model=model, dataset=dataset, episodes=episodes, windows=windows, seed=seed, rng=rng
+    return MetricContext(
+        model=model,
+        dataset=dataset,
+        episodes=episodes,
+        windows=windows,
+        seed=seed,
+        rng=rng,
+        **known,
     )
-    figures: Figures = {}
-    for metric in METRICS.values():
-        figures |= metric(context)
-    return figures

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dreamgym._settings import check_choice
 from dreamgym.errors import TrainingError
+
+RESPONSES = ("warn", "penalise", "truncate", "stop")
+"""What may follow an alarm, see `dreamgym.dream.watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,9 @@ class TrainConfig:
         real_share: share of real transitions in every batch of an off-policy algorithm; MBPO's is
             0.05. Needs `real_data`.
         temperature: temperature of the dream; above 1 it is more uncertain than the model.
+        alarms: what follows where a dream leaves what the world's data has shown: "warn" says so on
+            the policy's card, "penalise" also gives such steps the lowest reward of the data,
+            "truncate" ends their episodes, "stop" ends the training; "off" does not look.
         device: device of the dream and of the learner.
         threads: torch's threads inside an operation while training on a CPU.
         learner: further keyword arguments of the algorithm's class, JSON-plain values.
@@ -52,6 +59,7 @@ class TrainConfig:
     starts: str = "bank"
     real_share: float = 0.0
     temperature: float = 1.0
+    alarms: Literal["warn", "penalise", "truncate", "stop", "off"] = "warn"
     device: str = "cpu"
     threads: int = 1
     learner: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +73,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TrainingError(f"{name} is {value}; expected a number above 0")
+        try:
+            check_choice("alarms", self.alarms, (*RESPONSES, "off"))
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         for name in ("gamma", "gae_lambda"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -89,6 +89,13 @@ class ActionCodec(nn.Module):
             self.register_buffer(name, torch.as_tensor(value).float(), persistent=False)
         self.register_buffer("start", torch.as_tensor(start).long(), persistent=False)
 
+    def learner_space(self) -> gym.Space[Any]:
+        """Return the space in which an agent acts: [-1, 1] for a Box, classes from 0 for others."""
+        if self.continuous:
+            return gym.spaces.Box(-1.0, 1.0, (self.outputs,))
+        sizes = self.sizes
+        return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(sizes)
+
     def forward(self, action: Tensor) -> Tensor:
         """Convert what the network chose, (B, outputs) or (B, choices), to (B, *space.shape)."""
         shape = (len(action), *(self.space.shape or ()))
@@ -96,6 +103,13 @@ class ActionCodec(nn.Module):
             return action.reshape(shape) + self.start
         scaled = self.center + self.half_width * action.reshape(shape).clamp(-1.0, 1.0)
         return scaled.round().long() if self.rounds else scaled
+
+    def inverse(self, action: Tensor) -> Tensor:
+        """Convert actions (B, *space.shape) to what a network chooses: the inverse of `forward`."""
+        if not self.continuous:
+            return (action - self.start).reshape(len(action), -1).long()
+        width = torch.where(self.half_width > 0, self.half_width, 1.0)
+        return ((action.float() - self.center) / width).reshape(len(action), -1)
 
 
 class Standardise(nn.Module):
@@ -161,6 +175,10 @@ class ActorCritic(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.standardise.mean.device
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the most likely actions (B, *shape) for raw observations (B, ...)."""
+        return self.codec(self.mode(self.actor(self.standardise(observation))))
 
     def value(self, observation: Tensor) -> Tensor:
         """Return values (B,) of raw observations (B, ...)."""
@@ -236,6 +254,11 @@ def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def actor(policy: TrainedPolicy) -> nn.Module:
+    """See `LearnerLibrary.actor`."""
+    return policy.network
 
 
 def save(policy: TrainedPolicy, path: Path) -> None:

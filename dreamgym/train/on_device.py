@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -93,41 +94,66 @@ def unsupported_space(
 
 
 class Training:
-    """A dream, and a new network that is trained in it; close it, or use it in a `with`.
+    """A dream, and a network that is trained in it; close it, or use it in a `with`.
 
     Args:
-        run: the run.
+        run: the run. The network is new, or that of `run.initial`, which keeps its standardisation
+            and its reward scale.
         settings: the algorithm's settings.
-        **options: options of `TrainingRun.make_dream`; tensors are its output.
+        **options: options of `TrainingRun.make_dream`; tensors are its output by default.
 
     Attributes:
         steps: dream steps of the whole training.
         frames: dream steps of one rollout.
         network: the network, on the dream's device.
+        network_arguments: arguments of `ActorCritic` beside the spaces, JSON-plain.
         reward_scale: factor on the rewards.
-        env: the dream, inside its episode statistics.
-        curve: the learning curve.
+        dream: the dream.
+        env: the dream, inside its episode statistics, where it is on tensors.
+        curve: pairs [steps, mean return of the dreams that ended since the last point].
+
+    Raises:
+        TrainingError: the policy to go on from does not fit the world.
     """
 
     def __init__(self, run: TrainingRun, settings: OnPolicySettings, **options: Any) -> None:
         self._run, self._settings = run, settings
-        num_envs, self.steps = run.config.num_envs or NUM_ENVS, run.steps or STEPS
+        num_envs, self.steps = run.config.num_envs or NUM_ENVS, run.steps_left(STEPS)
         self.frames = num_envs * settings.n_steps
-        self._dream = run.make_dream(num_envs, output="torch", **options)
+        self.curve: list[list[float]] = []
+        self.dream = run.make_dream(num_envs, **{"output": "torch", **options})
         try:
             torch.manual_seed(run.seed)  # initial weights
-            scales = measure_scales(
-                run.world, seed=run.seed, gamma=settings.gamma, options=run.dream_options
-            )
-            self._policy: dict[str, Any] = {"net_arch": list(run.config.net_arch)}
-            self._policy |= {"mean": scales.mean, "std": scales.std}
-            spaces = self._dream.single_observation_space, self._dream.single_action_space
-            self.network = ActorCritic(*spaces, **self._policy).to(self._dream.device)
-            self.reward_scale = run.config.reward_scale or scales.reward_scale
-            self.env, self.curve = EpisodeStatistics(self._dream), Curve(run, self.steps)
+            if run.initial is None:
+                scales = measure_scales(
+                    run.world, seed=run.seed, gamma=settings.gamma, options=run.dream_options
+                )
+                self.network_arguments: dict[str, Any] = {"net_arch": list(run.config.net_arch)}
+                self.network_arguments |= {"mean": scales.mean, "std": scales.std}
+                reward_scale = scales.reward_scale
+            else:
+                self.network_arguments = run.initial.card.policy
+                reward_scale = run.initial.card.reward_scale
+            self.reward_scale = run.config.reward_scale or reward_scale
+            self.network = self._make_network().to(self.dream.device)
+            if self.dream.options.output == "torch":
+                self.env = EpisodeStatistics(self.dream)
         except BaseException:
             self.close()
             raise
+
+    def _make_network(self) -> ActorCritic:
+        spaces = self.dream.single_observation_space, self.dream.single_action_space
+        network = ActorCritic(*spaces, **self.network_arguments)
+        if self._run.initial is not None:
+            try:
+                network.load_state_dict(self._run.initial.network.state_dict())
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"the policy to go on from does not fit the world {self._run.world.name!r}: "
+                    f"{error}; give a policy that was trained for the same spaces"
+                ) from None
+        return network
 
     def __enter__(self) -> Self:
         return self
@@ -137,47 +163,47 @@ class Training:
 
     def close(self) -> None:
         """Close the dream."""
-        self._dream.close()
+        self.dream.close()
+
+    def after_update(self, steps: int, algorithm: Any) -> None:
+        """Add a point to the learning curve and report the progress; this is a host sync.
+
+        Args:
+            steps: dream steps so far.
+            algorithm: the library's own object. `network` has its weights.
+        """
+        means = {name: float(value) for name, value in self.env.pop().items()}
+        self.add_point(steps, algorithm, means if means["episodes"] else None)
+
+    def add_point(self, steps: int, algorithm: Any, means: Mapping[str, float] | None) -> None:
+        """As `after_update`, with means that the library took itself.
+
+        Args:
+            steps: dream steps so far.
+            algorithm: the library's own object.
+            means: mean "return" of the dreams that ended, and "length" where it is known; None
+                where none ended.
+        """
+        figures = {}
+        if means is not None:
+            named = {"return": "dream return", "length": "dream length"}
+            figures = {name: means[key] for key, name in named.items() if key in means}
+            self.curve.append([float(steps), means["return"]])
+        self._run.report(steps, self.steps, figures, lambda: self.policy(algorithm, steps))
 
     def policy(self, algorithm: Any, steps: int) -> TrainedPolicy:
-        """Return the policy of the trained network.
+        """Return the policy of the network.
 
         Args:
             algorithm: the library's own object.
             steps: dream steps that were taken.
         """
         card = self._run.card(
-            self._dream,
+            self.dream,
             settings=asdict(self._settings),
-            policy=self._policy,
+            policy=self.network_arguments,
             reward_scale=self.reward_scale,
             steps=steps,
-            curve=self.curve.points,
+            curve=list(self.curve),
         )
         return TrainedPolicy(network=self.network.eval(), card=card, algorithm=algorithm)
-
-
-class Curve:
-    """The learning curve of a run, and its progress.
-
-    Args:
-        run: the run.
-        total: dream steps of the whole training.
-
-    Attributes:
-        points: pairs [steps, mean return of the dreams that ended since the last point].
-    """
-
-    def __init__(self, run: TrainingRun, total: int) -> None:
-        self.points: list[list[float]] = []
-        self._progress, self._total = run.progress, total
-
-    def add(self, steps: int, statistics: EpisodeStatistics) -> None:
-        """Add a point, where an episode ended; this is a host sync."""
-        means = {name: float(value) for name, value in statistics.pop().items()}
-        figures = {}
-        if means["episodes"]:
-            figures = {"dream return": means["return"], "dream length": means["length"]}
-            self.points.append([float(steps), means["return"]])
-        if self._progress is not None:
-            self._progress(min(steps, self._total), self._total, figures)

@@ -20,10 +20,13 @@ from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError, file_errors
 from dreamgym.train.actions import environment_actions
-from dreamgym.train.registry import LEARNERS, find_learner, learner_of_file
+from dreamgym.train.registry import LEARNERS, find_learner, format_owner, learner_of_file
 from dreamgym.world.world import World, as_world
 
 CARD_SCHEMA = 1
+
+_PROGRAMS = (".pt", ".pth", ".pt2", ".ts", ".onnx")
+"""Suffixes of files of torch, which hold programs or pickles, and of single ONNX graphs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class PolicyCard:
         learner: name of the learner library in `dreamgym.train.registry.LEARNERS`.
         learned: numbers outside the network that training goes on from, such as SAC's entropy
             coefficient.
+        evaluations: figures of the evaluations while it trained, with their dream "steps".
+        alarms: alarms that were raised while it trained, in words.
         schema: version of this card.
     """
 
@@ -69,6 +74,8 @@ class PolicyCard:
     frame_skip: dict[str, Any] = field(default_factory=dict)
     learner: str = "sb3"
     learned: dict[str, float] = field(default_factory=dict)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
     schema: int = CARD_SCHEMA
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,6 +172,18 @@ class TrainedPolicy:
         actions, state = self.network.predict(observation, state, episode_start, deterministic)
         return environment_actions(actions, self.action_space), state
 
+    def actor(self) -> torch.nn.Module:
+        """Return the deterministic actor on tensors, as `predict` without NumPy.
+
+        Returns:
+            A module from raw observations (B, ...) of the view to raw actions (B, ...). It shares
+            the policy's weights.
+
+        Raises:
+            ModuleNotFoundError: the learner library is not installed.
+        """
+        return format_owner(self.card.learner).library().actor(self)
+
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
         """Sample actions from `seed` inside the block; the global generators are not changed."""
@@ -227,6 +246,13 @@ def load_policy(
         ModuleNotFoundError: the learner library is not installed.
     """
     path = _existing(local_path(path, PolicyFileError))
+    if path.suffix in _PROGRAMS:
+        raise PolicyFileError(
+            f"{path} is not a policy file of a learner. Files of torch.jit, torch.export and "
+            "torch.save hold programs or pickles, which dreamgym does not execute: if you trust "
+            "it, load it yourself and pass dreamgym.transfer.TensorPolicy(network); to exchange "
+            "policies safely, write them with dreamgym export and name the folder"
+        )
     if algo is not None:
         learner = find_learner(algo)
     else:

@@ -19,12 +19,22 @@ from torch.autograd.function import once_differentiable
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.train.dreams import dream_for
-from dreamgym.train.network import ActorCritic, load, save
+from dreamgym.train.network import ActorCritic, actor, load, save
 from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.training import TrainingRun
 
-__all__ = ["PPO", "PPOSettings", "adapter", "check", "load", "save", "train", "unsupported"]
+__all__ = [
+    "PPO",
+    "PPOSettings",
+    "actor",
+    "adapter",
+    "check",
+    "load",
+    "save",
+    "train",
+    "unsupported",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +277,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         try:
             while learner.num_timesteps < training.steps:
                 learner.update(learner.collect())
-                training.curve.add(learner.num_timesteps, env)
+                training.after_update(learner.num_timesteps, learner)
         except KeyboardInterrupt:
             finished = False
         return training.policy(learner, learner.num_timesteps), finished

@@ -19,6 +19,7 @@ from dreamgym.errors import PolicyFileError, TrainingError
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from torch import nn
 
     from dreamgym.train.policy import TrainedPolicy
     from dreamgym.train.training import TrainingRun
@@ -42,7 +43,8 @@ class LearnerLibrary(Protocol):
     def train(self, run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         """Train, and return the policy and whether it was trained to the end.
 
-        At a Ctrl-C it returns the policy as it was then.
+        It trains for `run.steps_left(...)` dream steps, from `run.initial` where that is given, and
+        calls `run.report` after each update. At a Ctrl-C it returns the policy as it was then.
         """
         ...
 
@@ -51,6 +53,13 @@ class LearnerLibrary(Protocol):
 
         Raises:
             PolicyFileError: it cannot be written there; the previous file is unchanged.
+        """
+        ...
+
+    def actor(self, policy: TrainedPolicy) -> nn.Module:
+        """Return a policy's deterministic actor: raw observations (B, ...) to raw actions (B, ...).
+
+        It works on tensors alone, so that it can be exported.
         """
         ...
 
@@ -72,6 +81,7 @@ class Learner:
     Attributes:
         name: name in `train_policy(learner=)` and `dreamgym train --learner`.
         goes_on: whether a training can go on from a policy (`TrainingRun.initial`).
+        resumes: whether a training can be resumed though it cannot go on from any policy.
         takes_real_data: whether batches can hold real transitions (`TrainingRun.real_data`).
         title: the library's own name.
         requires: module of the library.
@@ -86,6 +96,7 @@ class Learner:
 
     name: str
     goes_on: bool = False
+    resumes: bool = False
     takes_real_data: bool = False
     title: str
     requires: str
@@ -132,6 +143,7 @@ LEARNERS = {
         ),
         Learner(
             name="sb3-contrib",
+            goes_on=True,
             title="sb3-contrib",
             requires="sb3_contrib",
             extra="sb3-contrib",
@@ -141,6 +153,7 @@ LEARNERS = {
         ),
         Learner(
             name="ppo",
+            goes_on=True,
             title="dreamgym's own PPO",
             requires="torch",
             extra="",
@@ -150,6 +163,7 @@ LEARNERS = {
         ),
         Learner(
             name="rsl_rl",
+            goes_on=True,
             title="rsl_rl",
             requires="rsl_rl",
             extra="rsl-rl",
@@ -159,6 +173,7 @@ LEARNERS = {
         ),
         Learner(
             name="skrl",
+            goes_on=True,
             title="skrl",
             requires="skrl",
             extra="skrl",
@@ -168,6 +183,7 @@ LEARNERS = {
         ),
         Learner(
             name="torchrl",
+            goes_on=True,
             title="TorchRL",
             requires="torchrl",
             extra="torchrl",
@@ -176,7 +192,38 @@ LEARNERS = {
             suffix=".safetensors",
         ),
         Learner(
+            name="tianshou",
+            goes_on=True,
+            title="Tianshou",
+            requires="tianshou",
+            extra="tianshou",
+            module="dreamgym.train.tianshou",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="sbx",
+            goes_on=True,
+            title="SBX",
+            requires="sbx",
+            extra="sbx",
+            module="dreamgym.train.sbx",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
+            name="rllib",
+            goes_on=True,
+            title="RLlib",
+            requires="ray",
+            extra="rllib",
+            module="dreamgym.train.rllib",
+            algorithms=("PPO",),
+            suffix=".safetensors",
+        ),
+        Learner(
             name="cma",
+            resumes=True,
             title="CMA-ES",
             requires="cma",
             extra="cma",
@@ -221,6 +268,15 @@ def learner_of_file(path: str | Path) -> Learner | None:
     """Return the learner that writes policy files with the suffix of `path`, or None."""
     suffix = Path(path).suffix
     return next((each for each in LEARNERS.values() if each.suffix == suffix), None)
+
+
+def format_owner(name: str) -> Learner:
+    """Return the learner whose module reads the policy files of a learner: the first of its suffix.
+
+    Args:
+        name: name of a learner.
+    """
+    return next(each for each in LEARNERS.values() if each.suffix == LEARNERS[name].suffix)
 
 
 def describe_algorithms() -> str:

@@ -147,11 +147,9 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             while done < training.steps:
                 runner.learn(1)
                 done += training.frames
-                training.curve.add(done, training.env)
+                training.after_update(done, runner)
         except KeyboardInterrupt:
             finished = False
-        with torch.no_grad():
-            network.log_std.copy_(runner.alg.actor.distribution.log_std_param)
         return training.policy(runner, done), finished
 
 
@@ -180,4 +178,7 @@ def _make_runner(env: RslRlVecEnv, network: ActorCritic, settings: RslRlSettings
         module.mlp.load_state_dict(part.state_dict())
     # From here on the network has the learner's own parameters.
     network.actor, network.critic = actor.mlp, critic.mlp
+    with torch.no_grad():
+        actor.distribution.log_std_param.copy_(network.log_std)
+    network.log_std = actor.distribution.log_std_param
     return runner

@@ -74,10 +74,7 @@ class SkrlEnv(Wrapper):
     @property
     def action_space(self) -> gym.Space[Any]:
         """Action space of the agent."""
-        if self._codec.continuous:
-            return gym.spaces.Box(-1.0, 1.0, (self._codec.outputs,))
-        sizes = self._codec.sizes
-        return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(sizes)
+        return self._codec.learner_space()
 
     @property
     def state_space(self) -> None:
@@ -157,10 +154,8 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         scaled = ScaleReward(training.env, training.reward_scale)
         env = SkrlEnv(TruncationBootstrap(scaled, network.value, settings.gamma))
 
-        def on_update(updates: int) -> None:
-            training.curve.add(updates * frames, training.env)
-
-        agent = _make_agent(env, network, settings, on_update)
+        agent = _make_agent(env, network, settings)
+        agent.on_update = lambda updates: training.after_update(updates * frames, agent)
         rollouts = -(-training.steps // frames)
         trainer = {"timesteps": rollouts * settings.n_steps, "disable_progressbar": True}
         trainer["close_environment_at_exit"] = False
@@ -184,18 +179,13 @@ class _ReportingPPO(PPO):
         self.on_update(self.updates)
 
 
-def _make_agent(
-    env: SkrlEnv,
-    network: ActorCritic,
-    settings: SkrlSettings,
-    on_update: Callable[[int], None],
-) -> _ReportingPPO:
+def _make_agent(env: SkrlEnv, network: ActorCritic, settings: SkrlSettings) -> _ReportingPPO:
     values = asdict(settings)
     n_steps, batch_size = values.pop("n_steps"), values.pop("batch_size")
     values["learning_epochs"] = values.pop("n_epochs")
     values["discount_factor"] = values.pop("gamma")
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    agent = _ReportingPPO(
+    return _ReportingPPO(
         models={"policy": _policy(env, network), "value": _Value(network, env)},
         memory=RandomMemory(memory_size=n_steps, num_envs=env.num_envs, device=env.device),
         **spaces,
@@ -208,8 +198,6 @@ def _make_agent(
             "experiment": {"write_interval": 0, "checkpoint_interval": 0},
         },
     )
-    agent.on_update = on_update
-    return agent
 
 
 class _Network(Model):

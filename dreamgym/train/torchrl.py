@@ -167,7 +167,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             for data in collector:
                 learner.update(data)
                 done += training.frames
-                training.curve.add(done, training.env)
+                training.after_update(done, learner)
         except KeyboardInterrupt:
             finished = False
         finally:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import platform
-import random
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dreamgym._device import float32_by_default, threads
+from dreamgym._device import float32_by_default, private_generators, threads
 from dreamgym._files import atomic_file
 from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.dream.watch import TrainingAlarm, limits_of, watch
 from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
+from dreamgym.fitting.loop import tensorboard_log
+from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
-from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
+from dreamgym.train.monitoring import Monitor, Monitoring, Progress
+from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy, world_checksum
 from dreamgym.train.registry import LEARNERS, Learner, find_learner
 from dreamgym.world.world import World, as_world
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,12 @@ class TrainingRun:
         seed: seed of everything random.
         steps: dream steps in all; None for the algorithm's default.
         config: further settings.
-        progress: called with (steps done, steps, figures); None for nothing.
         initial: policy of the same algorithm to go on from; None for fresh weights.
         real_data: real transitions for the batches of an off-policy algorithm; None for none.
+        earlier: card of the checkpoint that the run goes on from; None for a run from the start.
+            `initial` is the checkpoint then, `steps` are those of all runs together.
+        monitor: what `report` reports to.
+        alarms: alarms raised so far, see `dreamgym.dream.watch`.
     """
 
     world: World
@@ -50,14 +53,48 @@ class TrainingRun:
     seed: int
     steps: int | None
     config: TrainConfig
-    progress: Progress | None = None
     initial: TrainedPolicy | None = None
     real_data: AnyDataset | None = None
+    earlier: PolicyCard | None = None
+    monitor: Monitor = field(default_factory=Monitor)
+    alarms: list[TrainingAlarm] = field(default_factory=list)
 
     @property
     def view(self) -> str:
         """View that the policy sees."""
         return self.config.view or self.world.default_view
+
+    @property
+    def _done(self) -> int:
+        return 0 if self.earlier is None else self.earlier.steps
+
+    def steps_left(self, default: int) -> int:
+        """Return the dream steps to train for, at least 1.
+
+        Args:
+            default: the algorithm's own number of dream steps.
+        """
+        return max(1, (self.steps or default) - self._done)
+
+    def report(
+        self,
+        steps: int,
+        total: int,
+        figures: dict[str, float],
+        policy: Callable[[], TrainedPolicy],
+    ) -> None:
+        """Report progress; every learner calls it after an update, or a few times a minute.
+
+        It shows and logs the figures, and saves and evaluates the policy where that is due.
+
+        Args:
+            steps: dream steps of this run so far.
+            total: dream steps of this run, `steps_left`.
+            figures: "dream return" and "dream length", means over the dreams that ended since the
+                last report; empty where none ended.
+            policy: returns the policy so far, with its card.
+        """
+        self.monitor.report(self._done + steps, self._done + total, figures, policy)
 
     @property
     def dream_options(self) -> dict[str, Any]:
@@ -72,15 +109,19 @@ class TrainingRun:
 
     def make_dream(
         self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
-    ) -> DreamVectorEnv:
-        """Make the dream that is trained in."""
-        return DreamVectorEnv(
+    ) -> Any:
+        """Make the dream that is trained in, watched for alarms unless these are off."""
+        dream = DreamVectorEnv(
             self.world,
             num_envs,
             output=output,
             autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
+        response = self.config.alarms
+        if response == "off" or limits_of(dream) == Limits():
+            return dream
+        return watch(dream, response=response, on_alarm=self.alarms.append)
 
     def card(self, env: DreamVectorEnv, *, settings: dict[str, Any], **values: Any) -> PolicyCard:
         """Make the card of a policy that this run trained.
@@ -88,9 +129,17 @@ class TrainingRun:
         Args:
             env: the dream.
             settings: keyword arguments of the algorithm's class.
-            **values: fields of `PolicyCard` that only the library knows: `steps`, `policy`,
-                `reward_scale` and `curve`.
+            **values: fields of `PolicyCard` that only the library knows: `policy`, `reward_scale`,
+                and `steps` and `curve` of this run alone.
         """
+        seed, evaluations = self.seed, list(self.monitor.evaluations)
+        alarms = [f"{alarm.name}: {alarm.sentence}" for alarm in self.alarms]
+        if self.earlier is not None:
+            seed, evaluations = self.earlier.seed, [*self.earlier.evaluations, *evaluations]
+            alarms = [*self.earlier.alarms, *alarms]
+            values["steps"] += self._done
+            curve = [[steps + self._done, value] for steps, value in values.get("curve", [])]
+            values["curve"] = [*self.earlier.curve, *curve]
         chosen = {key: value for key, value in asdict(self.config).items() if value is not None}
         chosen.pop("learner")
         chosen["net_arch"] = list(self.config.net_arch)
@@ -101,12 +150,14 @@ class TrainingRun:
             env_id=self.world.env_id,
             world=self.world.name,
             world_checksum=world_checksum(self.world),
-            seed=self.seed,
+            seed=seed,
             observation_space=space_to_json(env.single_observation_space),
             action_space=space_to_json(env.single_action_space),
             hyperparameters={**chosen, **settings, "num_envs": env.num_envs},
             versions=_versions(LEARNERS[self.learner]),
             frame_skip=self.world.frame_skip.to_json(),
+            evaluations=evaluations,
+            alarms=alarms,
             **values,
         )
 
@@ -124,6 +175,8 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     progress: Progress | None = None,
     initial: TrainedPolicy | None = None,
     real_data: DatasetSource | None = None,
+    monitoring: Monitoring | None = None,
+    resume: bool = False,
 ) -> TrainedPolicy:
     """Train a policy in the dream of a world; the real environment is not used.
 
@@ -147,14 +200,19 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
             standardisation and its reward scale, is where the training starts.
         real_data: dataset, or several with weights, whose transitions make up `config.real_share`
             of every batch of an off-policy algorithm.
+        monitoring: checkpoints, logs and evaluations while it trains; by default a checkpoint every
+            100,000 dream steps, if `out` is given.
+        resume: go on from the checkpoint beside `out`, if there is one, up to `steps` dream steps
+            in all; return the policy in `out`, if that is there. The network, its standardisation
+            and the learning curve are kept; optimizer and replay buffer start anew.
 
     Returns:
         The trained policy with its learner and its card.
 
     Raises:
         TrainingError: there is no such learner or algorithm, the algorithm cannot act in the
-            world's action space or does not have a setting, a number is out of range, or `initial`
-            or `real_data` is of another kind.
+            world's action space or does not have a setting, a number is out of range, `initial`
+            or `real_data` is of another kind, or the checkpoint is of another training.
         PolicyFileError: nothing can be written to `out`; raised before the training if possible.
         TrainingInterrupted: Ctrl-C; the policy so far is in `<out>.interrupted.<suffix>`.
         ModuleNotFoundError: the learner library is not installed.
@@ -171,31 +229,79 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         seed=seed,
         steps=steps,
         config=config or TrainConfig(),
-        progress=progress,
         initial=initial,
     )
+    path = None if out is None else entry.policy_path(out)
+    if resume:
+        if path is None:
+            raise TrainingError("resume=True needs out=, the file beside which the checkpoint is")
+        if path.exists():
+            return load_policy(path, world=run.world)
+        run = _resumed(entry, run, checkpoint_path(path))
     _check_real_share(entry, run.config, real_data)
-    if initial is not None:
-        _check_initial(entry, run, initial)
+    if run.initial is not None:
+        _check_initial(entry, run, run.initial)
     library = entry.library()
     reason = library.unsupported(run.algo, run.world.action_space)
     if reason is not None:
         raise TrainingError(reason)
     library.check(run)
-    path = None if out is None else entry.policy_path(out)
     if path is not None:
         _check_writable(path)
+    monitoring = monitoring or Monitoring()
     with ExitStack() as stack:
         if real_data is not None:
             run = replace(run, real_data=stack.enter_context(open_dataset(real_data)))
-        stack.enter_context(_private_generators())
+        stack.enter_context(private_generators())
         stack.enter_context(threads(run.config.threads))
-        policy, finished = library.train(run)
+        monitor = Monitor(
+            monitoring,
+            checkpoint=None if path is None else checkpoint_path(path),
+            progress=progress,
+            log=stack.enter_context(tensorboard_log(monitoring.tensorboard)),
+            done=0 if run.earlier is None else run.earlier.steps,
+        )
+        policy, finished = library.train(replace(run, monitor=monitor))
     if not finished:
-        raise _interruption(policy, path)
+        raise _interruption(policy, path, run)
     if path is not None:
         policy.save(path)
+        checkpoint_path(path).unlink(missing_ok=True)
     return policy
+
+
+def checkpoint_path(path: Path) -> Path:
+    """Return the file of the unfinished policy of a training that saves in `path`."""
+    return path.with_name(f"{path.stem}.interrupted{path.suffix}")
+
+
+def _resumed(learner: Learner, run: TrainingRun, checkpoint: Path) -> TrainingRun:
+    """Return a run that goes on from a checkpoint; the same run where there is none."""
+    if run.initial is not None:
+        raise TrainingError("resume=True and initial= exclude each other; give one of them")
+    if not checkpoint.is_file():
+        return run
+    if not (learner.goes_on or learner.resumes):
+        raise TrainingError(
+            f"a training with {learner.title} cannot be resumed; delete {checkpoint} and train anew"
+        )
+    policy = load_policy(checkpoint)
+    card = policy.card
+    for what, before, now in (
+        ("learner", card.learner, run.learner),
+        ("algorithm", card.algo, run.algo),
+        ("view", card.view, run.view),
+        ("seed", card.seed, run.seed),
+        ("world", card.world_checksum, world_checksum(run.world)),
+    ):
+        if before != now:
+            raise TrainingError(
+                f"the checkpoint {checkpoint} is of another training: its {what} is {before!r}, "
+                f"this one's {now!r}; resume with the same, or delete the file"
+            )
+    # A seed of its own: the resumed dreams must not repeat the first ones.
+    seed = int(np.random.SeedSequence([run.seed, card.steps]).generate_state(1)[0])
+    return replace(run, seed=seed, initial=policy, earlier=card)
 
 
 def _check_real_share(
@@ -217,7 +323,7 @@ def _check_real_share(
 def _check_initial(learner: Learner, run: TrainingRun, initial: TrainedPolicy) -> None:
     """Check that a training can go on from a policy."""
     card = initial.card
-    if not learner.goes_on:
+    if not learner.goes_on and run.earlier is None:
         able = ", ".join(each.name for each in LEARNERS.values() if each.goes_on)
         raise TrainingError(
             f"a training with {learner.title} starts from fresh weights; leave initial out, or use "
@@ -248,14 +354,19 @@ def _check_writable(path: Path) -> None:
         raise PolicyFileError(f"no policy can be written to {path}: {error}") from error
 
 
-def _interruption(policy: TrainedPolicy, path: Path | None) -> TrainingInterrupted:
+def _interruption(
+    policy: TrainedPolicy, path: Path | None, run: TrainingRun
+) -> TrainingInterrupted:
     """Save an unfinished policy beside `path`, and return the exception that says so."""
     steps = policy.card.steps
     done = f"training was interrupted after {steps:,} dream steps"
+    if run.config.alarms == "stop" and run.alarms:
+        alarm = run.alarms[-1]
+        done = f"training was stopped by an alarm after {steps:,} dream steps: {alarm.sentence}"
     if path is None:
         message = f"{done}; no out was given, so nothing was saved"
         return TrainingInterrupted(message, path=None, steps=steps)
-    saved = path.with_name(f"{path.stem}.interrupted{path.suffix}")
+    saved = checkpoint_path(path)
     try:
         policy.save(saved)
     except PolicyFileError as error:
@@ -272,15 +383,3 @@ def _versions(learner: Learner) -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "unknown"
     return versions
-
-
-@contextmanager
-def _private_generators() -> Iterator[None]:
-    """Restore the global generators after the block: learners seed them and draw from them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

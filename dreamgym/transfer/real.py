@@ -12,11 +12,12 @@ from gymnasium.envs.registration import EnvSpec
 
 from dreamgym._settings import closest
 from dreamgym.errors import TransferError
+from dreamgym.world.world import World
 
 EnvSource = str | EnvSpec | Callable[[], gym.Env]
 
 
-def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
+def env_maker(env: EnvSource, **arguments: Any) -> Callable[[], gym.Env]:
     """Return a function that makes the described real environment.
 
     Args:
@@ -24,6 +25,8 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
             without arguments that makes a `gym.Env`. Only the id, the keyword arguments and the
             time limit of an `EnvSpec` are used, never its entry point: a class path from a file is
             not imported.
+        **arguments: further arguments of `gym.make`, such as `render_mode`; a callable makes its
+            environments without them.
 
     Returns:
         A callable without arguments; every call makes a new environment.
@@ -34,9 +37,9 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
     """
     if isinstance(env, str):
         spec = _parse_spec(env) if env.lstrip().startswith("{") else None
-        return _from_spec(spec) if spec is not None else _from_id(env, {})
+        return _from_spec(spec, arguments) if spec is not None else _from_id(env, arguments)
     if isinstance(env, EnvSpec):
-        return _from_spec(json.loads(env.to_json()))
+        return _from_spec(json.loads(env.to_json()), arguments)
     if isinstance(env, gym.Env):
         raise TransferError(
             f"got an environment object ({env}), but episodes run in several environments side by "
@@ -49,6 +52,34 @@ def env_maker(env: EnvSource) -> Callable[[], gym.Env]:
         f"got an env of type {type(env).__name__}; expected an id, an EnvSpec (or its JSON), or a "
         "function that makes an environment"
     )
+
+
+def world_env_maker(
+    world: World | None, env: EnvSource | None, **arguments: Any
+) -> Callable[[], gym.Env]:
+    """Return a function that makes the real environment, as a world's policies act in it.
+
+    Args:
+        world: world whose frame skip and observation keys apply; None for no world.
+        env: the environment; None for the one that the world names.
+        **arguments: further arguments of `gym.make`, such as `render_mode`.
+
+    Raises:
+        TransferError: neither names an environment.
+    """
+    if env is not None:
+        maker = env_maker(env, **arguments)
+        return maker if world is None else lambda: world.adapted(make_env(maker))
+    if world is None or world.env_spec is None:
+        lacking = (
+            "no world was given, and no env="
+            if world is None
+            else (f"the world {world.name} does not name the real environment it was fitted to")
+        )
+        raise TransferError(
+            f"{lacking}; pass env= (an id, an EnvSpec, or a function that makes one)"
+        )
+    return lambda: world.real_env(**arguments)
 
 
 def make_env(maker: Callable[[], gym.Env]) -> gym.Env:
@@ -81,7 +112,7 @@ def _parse_spec(text: str) -> dict[str, Any]:
     return spec
 
 
-def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
+def _from_spec(spec: dict[str, Any], arguments: dict[str, Any]) -> Callable[[], gym.Env]:
     if ":" in spec["id"]:
         raise TransferError(
             f"the EnvSpec's id {spec['id']!r} names a module, which is not imported from a file; "
@@ -90,7 +121,7 @@ def _from_spec(spec: dict[str, Any]) -> Callable[[], gym.Env]:
     kwargs = dict(spec.get("kwargs") or {})
     if spec.get("max_episode_steps") is not None:
         kwargs["max_episode_steps"] = spec["max_episode_steps"]
-    return _from_id(spec["id"], kwargs)
+    return _from_id(spec["id"], {**kwargs, **arguments})
 
 
 def _from_id(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +13,32 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.data.policies import POLICY_NAMES, Policy, PolicyLike, check_action, make_policy
+from dreamgym.data.mixture import DatasetSource
+from dreamgym.data.policies import (
+    POLICY_NAMES,
+    Policy,
+    PolicyLike,
+    as_batch,
+    check_action,
+    make_policy,
+)
 from dreamgym.data.recording import Progress
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TransferError
+from dreamgym.errors import TrainingError
+from dreamgym.models import GoalReward, WorldModel
+from dreamgym.models.observations import as_tensors
+from dreamgym.train.cloning import clone_policy
 from dreamgym.train.policy import load_policy
 from dreamgym.transfer.evaluation import (
+    AT_GOAL,
     EVALUATION_SEED,
+    Comparison,
     Evaluation,
-    difference_interval,
     evaluate,
 )
+from dreamgym.transfer.intervals import difference_interval
 from dreamgym.transfer.latent import LatentObservation
-from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.transfer.real import EnvSource, make_env, world_env_maker
 from dreamgym.world.world import World, as_world
 
 
@@ -40,6 +54,8 @@ class Transfer:
         view: view that the policy sees, "observation" or "latent".
         step_limit: largest number of steps of a dream episode.
         step_limit_reason: where that number comes from, in words.
+        baselines: the same real episodes with "random" actions, and by "behaviour cloning" of the
+            data.
         gap_interval: 95% bootstrap interval of the gap.
     """
 
@@ -49,6 +65,7 @@ class Transfer:
     view: str
     step_limit: int
     step_limit_reason: str
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
     gap_interval: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,8 +77,17 @@ class Transfer:
         """Mean dream return minus mean real return of the same policy."""
         return self.dream.mean - self.real.mean
 
+    @property
+    def comparison(self) -> Comparison:
+        """The policy, named "policy", and the baselines in the same real episodes."""
+        return Comparison(evaluations={"policy": self.real, **self.baselines})
+
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON-plain values."""
+        comparison, baselines = self.comparison, {}
+        for name, evaluation in self.baselines.items():
+            gain, bounds = comparison.difference("policy", name)
+            baselines[name] = {**evaluation.as_dict(), "gain": gain, "gain_interval": list(bounds)}
         return {
             "env_id": self.env_id,
             "view": self.view,
@@ -81,6 +107,8 @@ class Transfer:
             "real_steps": self.real.steps,
             "real_seconds": self.real.seconds,
             "dream_seconds": self.dream.seconds,
+            "real": self.real.as_dict(),
+            "baselines": baselines,
         }
 
 
@@ -92,6 +120,8 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
     seed: int = EVALUATION_SEED,
     env: EnvSource | None = None,
     max_episode_steps: int | None = None,
+    data: DatasetSource | None = None,
+    baselines: bool = True,
     progress: Progress | None = None,
 ) -> Transfer:
     """Measure a policy in the real environment and in the dream.
@@ -114,10 +144,15 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         max_episode_steps: steps of the world after which an episode is truncated, in the real
             environment and in the dream; None for the real environment's own time limit. A task
             without an end needs it.
-        progress: called with (episodes done, episodes) in the real environment.
+        data: the dataset that the world was fitted to, or another one of its environment: its
+            policy is imitated (`dreamgym.train.clone_policy`) and measured as well.
+        baselines: whether random actions, and the cloned policy where there is data, are measured
+            in the same real episodes; a return says little without them.
+        progress: called with (episodes done, episodes) in the real environment, over all policies.
 
     Returns:
-        Both returns, their intervals and the gap.
+        Both returns, their intervals, the gap, and the baselines. In a world with a goal and a
+        threshold, real episodes that begin at the goal are marked (`Evaluation.at_goal`).
 
     Raises:
         PolicyError: this is not a policy, or its spaces are not those of the environment.
@@ -134,14 +169,27 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
     env_id = probe.spec.id if probe.spec is not None else None
     limit = _known_limit(probe, world, max_episode_steps)
     probe.close()
-    real = evaluate(
-        policy,
-        maker,
-        episodes=episodes,
-        seed=seed,
-        max_episode_steps=None if limit is None else limit.steps,
-        progress=progress,
-    )
+    others = _baselines(world, data) if baselines else {}
+
+    def measure(index: int, each: PolicyLike, view: str) -> Evaluation:
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(index * episodes + done, (1 + len(others)) * total)
+
+        return evaluate(
+            each,
+            _real_env_maker(world, env, view),
+            episodes=episodes,
+            seed=seed,
+            max_episode_steps=None if limit is None else limit.steps,
+            progress=report,
+        )
+
+    real = measure(0, policy, view)
+    beside = {
+        name: measure(index, each, getattr(each, "view", "observation"))
+        for index, (name, each) in enumerate(others.items(), 1)
+    }
     limits, reason = _dream_limits(real, limit)
     dream = _dream_episodes(policy, world, view=view, seed=seed, limits=limits)
     return Transfer(
@@ -151,7 +199,19 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         view=view,
         step_limit=int(limits.max()),
         step_limit_reason=reason,
+        baselines=beside,
     )
+
+
+def _baselines(world: World, data: DatasetSource | None) -> dict[str, Any]:
+    """Return the policies to stand beside another one, by name."""
+    policies: dict[str, Any] = {"random": "random"}
+    if data is not None:
+        try:
+            policies["behaviour cloning"] = clone_policy(world, data)
+        except TrainingError as error:
+            warnings.warn(f"no policy was cloned from the data: {error}", stacklevel=3)
+    return policies
 
 
 def _is_path(policy: Any) -> bool:
@@ -160,19 +220,42 @@ def _is_path(policy: Any) -> bool:
 
 def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
     """Return a function that makes the real environment as a policy of `view` sees it."""
-    if env is None and world.env_spec is None:
-        raise TransferError(
-            f"the world {world.name} does not name the real environment it was fitted to; pass "
-            "env= (an id, an EnvSpec, or a function that makes one)"
-        )
-    maker = world.real_env if env is None else _adapted(world, env_maker(env))
-    if view == "latent":
-        return lambda: LatentObservation(make_env(maker), world)
-    return lambda: make_env(maker)
+    maker = world_env_maker(world, env)
+    goal = _goal_of(world.model)
+
+    def make() -> gym.Env:
+        made = make_env(maker)
+        if goal is not None:
+            made = _MarkGoalStarts(made, goal)
+        return LatentObservation(made, world) if view == "latent" else made
+
+    return make
 
 
-def _adapted(world: World, maker: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
-    return lambda: world.adapted(make_env(maker))
+def _goal_of(model: WorldModel) -> GoalReward | None:
+    """Return the goal, with a threshold, of a model or of one inside its wrappers."""
+    inner: Any = model
+    while inner is not None and not isinstance(inner, GoalReward):
+        inner = getattr(inner, "inner", None)
+    return inner if inner is not None and inner.config.threshold is not None else None
+
+
+class _MarkGoalStarts(gym.Wrapper[Any, Any, Any, Any]):
+    """Adds to the info of a reset whether the episode begins within the threshold of a goal."""
+
+    def __init__(self, env: gym.Env, goal: GoalReward) -> None:
+        super().__init__(env)
+        self._goal = goal
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        batch = as_tensors(as_batch([observation]), self._goal.goal.device)
+        distance = (self._goal.encode_goals(batch) - self._goal.goal).norm()
+        threshold = self._goal.config.threshold
+        return observation, {**info, AT_GOAL: bool(distance <= threshold)}
 
 
 class _Limit(NamedTuple):

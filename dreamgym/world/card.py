@@ -19,7 +19,7 @@ import gymnasium as gym
 envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
 ```
 
-## Quality on held-out episodes
+{report}## Quality on held-out episodes
 
 {quality}
 
@@ -49,10 +49,38 @@ def write_card(folder: Path, name: str, description: dict[str, Any]) -> None:
         horizon=description["horizon"],
         termination=_termination(description.get("termination", "sample")),
         skip=_frame_skip(description.get("frame_skip")),
-        quality=_table(description["quality"]),
+        report=_report(description["quality"].get("report")),
+        quality=_table({k: v for k, v in description["quality"].items() if k != "report"}),
         provenance=_table(provenance),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _report(report: dict[str, Any] | None) -> str:
+    """Return the section of a report (`dreamgym.trust.Report.summary`); empty without one."""
+    if report is None:
+        return ""
+    lines = [
+        "## Report",
+        "",
+        f"**{report['verdict'].capitalize()}**, measured on {report['data']}.",
+    ]
+    lines += ["", *(f"- {finding}" for finding in report["findings"]), ""]
+    ranking = report["ranking"]
+    if ranking is not None:
+        if ranking.get("spearman") is not None:
+            low, high = ranking["spearman_interval"] or (None, None)
+            lines.append(
+                f"Dream and real return of {ranking['count']} policies: Spearman "
+                f"{ranking['spearman']:.2f} (95%: {_cell(low)} to {_cell(high)}), regret@1 "
+                f"{ranking['regret']:.4g}."
+            )
+        lines += ["", "| policy | dream return | real return |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {dream:.1f} | {real:.1f} |" for name, dream, real in ranking["policies"]
+        ]
+        lines.append("")
+    return "\n".join(lines) + "\n"
 
 
 def _termination(termination: str | float) -> str:

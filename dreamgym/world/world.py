@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from dreamgym._device import float32_by_default
-from dreamgym._files import atomic_folder, local_path
+from dreamgym._files import atomic_file, atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.images import image_layout
@@ -293,6 +293,35 @@ def as_world(world: World | str | Path) -> World:
         f"expected a World, the folder of one or the name of one that ships, got "
         f"{type(given).__name__}"
     )
+
+
+def add_report(
+    name_or_path: str | Path, report: dict[str, Any], limits: dict[str, Any] | None = None
+) -> Path:
+    """Write a report's summary into the description and the card of a saved world.
+
+    The weights and the start states are not touched.
+
+    Args:
+        name_or_path: the world, as `load` takes it.
+        report: `Report.summary()`, JSON-plain.
+        limits: limits of the data for the alarms (`Limits.to_json()`); None keeps what is there.
+
+    Returns:
+        The world's folder.
+
+    Raises:
+        WorldError: there is no such world, or it cannot be read.
+    """
+    folder = _find_folder(name_or_path)
+    description = serialization.read_description(folder)
+    description["quality"]["report"] = report
+    if limits is not None:
+        description["quality"]["limits"] = limits
+    with atomic_file(folder / zoo.WORLD_FILE) as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, folder.name, description)
+    return folder
 
 
 def _find_folder(name_or_path: str | Path) -> Path:

@@ -26,6 +26,9 @@ VERBS = (
     "fit",
     "train",
     "transfer",
+    "evaluate",
+    "report",
+    "export",
     "improve",
     "act",
     "learn",
@@ -331,6 +334,57 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
     )
 
 
+def test_transfer_shows_random_actions_and_those_of_the_data(run: Run, made: Path) -> None:
+    file = made / "baselines.json"
+    line = ("transfer", made / "ppo.zip", "--world", made / "world", "--episodes", 3)
+    done = run(*line, "--data", made / "cartpole.h5", "--json", file)
+    assert done.code == 0
+    for shown in ("In the same real episodes", "random", "behaviour cloning", "IQM"):
+        assert shown in done.out
+    baselines = json.loads(file.read_text())["baselines"]
+    assert list(baselines) == ["random", "behaviour cloning"]
+    done = run(*line, "--no-baselines", "--json", file)
+    assert json.loads(file.read_text())["baselines"] == {}
+    assert "behaviour cloning" not in done.out
+
+
+def test_evaluate_compares_policies_in_the_same_episodes(run: Run, made: Path) -> None:
+    file = made / "evaluated.json"
+    line = ("evaluate", made / "ppo.zip", "random", "--episodes", 4, "--json", file)
+    done = run(*line, "--env", "CartPole-v1")
+    assert done.code == 0
+    for shown in ("4 episodes", "ppo.zip", "random", "minus"):
+        assert shown in done.out
+    figures = json.loads(file.read_text())
+    assert list(figures["policies"]) == ["ppo.zip", "random"]
+    assert figures["differences"]["random"]["to"] == "ppo.zip"
+    again = run("evaluate", "random", "--world", made / "world", "--episodes", 4, "--json", file)
+    assert again.code == 0
+    assert json.loads(file.read_text())["policies"]["random"] == {
+        **figures["policies"]["random"],
+        "seconds": json.loads(file.read_text())["policies"]["random"]["seconds"],
+    }
+    refused = run("evaluate", "random")
+    assert refused.code == 2
+    assert "--env" in refused.err
+
+
+def test_export_writes_a_controller_that_is_evaluated(run: Run, made: Path) -> None:
+    pytest.importorskip("onnxscript")
+    folder = made / "robot"
+    done = run("export", "--policy", made / "ppo.zip", "--out", folder, "--json", made / "e.json")
+    assert done.code == 0
+    assert "controller.onnx" in done.out
+    assert "no guard" in done.out
+    assert json.loads((made / "e.json").read_text())["env_id"] == "CartPole-v1"
+    line = ("evaluate", folder, made / "ppo.zip", "--env", "CartPole-v1", "--episodes", 3)
+    done = run(*line, "--json", made / "same.json")
+    assert done.code == 0
+    assert json.loads((made / "same.json").read_text())["differences"]["ppo.zip"]["mean"] == 0.0
+    assert run("export", "--policy", made / "ppo.zip", "--out", folder).code == 1
+    assert run("export", "--policy", made / "ppo.zip").code == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -360,6 +414,10 @@ def test_transfer_measures_in_reality_and_in_the_dream(run: Run, made: Path) -> 
         ("train {made}/world --out {made}/ppo.zip", "--overwrite"),
         ("train {made}/world --view latnt --out {tmp}/p.zip", "latent"),
         ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
+        ("evaluate {tmp}/no.zip --env CartPole-v1", "no.zip"),
+        ("evaluate {made} --env CartPole-v1", "dreamgym export makes one"),
+        ("evaluate {made}/ppo.zip --env Pendulum-v1", "Pendulum"),
+        ("export --out {tmp}/x", "give a policy"),
         ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),
         ("transfer {made}/cartpole.h5 --world {made}/world", "cartpole.h5"),
         ("transfer {made}/ppo.zip --world {made}/world --env Pendulum-v1", "Pendulum"),
@@ -478,7 +536,7 @@ def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> 
 def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
     shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
     # These write figures only, keep the original, or continue.
-    if verb in ("check", "recover", "transfer", "improve", "act", "learn"):
+    if verb in ("check", "recover", "transfer", "evaluate", "improve", "act", "learn"):
         assert "--overwrite" not in shown
     else:
         assert re.search(

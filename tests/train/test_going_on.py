@@ -31,15 +31,6 @@ def weights(policy):
     return torch.cat([p.detach().flatten() for p in policy.network.parameters()])
 
 
-def test_a_training_of_no_learning_rate_leaves_the_initial_policy_as_it_was(discrete_world):
-    first = train_policy(discrete_world, steps=256, config=QUICK)
-    still = TrainConfig(num_envs=16, n_steps=8, batch_size=64, learning_rate=1e-30)
-    again = train_policy(discrete_world, steps=128, config=still, initial=first, seed=5)
-    assert torch.equal(weights(again), weights(first))
-    assert again.card.policy == first.card.policy
-    assert again.card.reward_scale == first.card.reward_scale
-
-
 @pytest.mark.parametrize("algo", ["SAC", "TD3"])
 def test_an_off_policy_algorithm_goes_on_from_a_file(box_world, algo, tmp_path):
     config = TrainConfig(**FEW)

@@ -9,7 +9,13 @@ import pytest
 from stable_baselines3 import PPO
 
 from dreamgym.errors import PolicyError
-from dreamgym.transfer import EpisodePlan, TransferError, evaluate, run_episodes
+from dreamgym.transfer import (
+    EpisodePlan,
+    TransferError,
+    compare_policies,
+    evaluate,
+    run_episodes,
+)
 
 
 def balance(observation):
@@ -289,3 +295,105 @@ def test_episodes_are_truncated_after_max_episode_steps():
     assert ends_itself.lengths.tolist() == [5] * 3
     falls = evaluate(lambda observation: 0, "CartPole-v1", episodes=3, max_episode_steps=400)
     assert not falls.truncated.any()
+
+
+def test_median_and_interquartile_mean_stand_beside_the_mean():
+    result = evaluate("random", "CartPole-v1", episodes=12)
+    ordered = np.sort(result.returns)
+    assert result.median == np.median(ordered)
+    assert result.iqm == pytest.approx(ordered[3:-3].mean())
+    figures = json.loads(json.dumps(result.as_dict()))
+    for name in ("median", "iqm"):
+        low, high = figures[f"return_{name}_interval"]
+        assert low <= figures[f"return_{name}"] <= high
+    assert "success_rate" not in figures
+
+
+class Reach(gym.Env):
+    """Succeeds if the action is 1; every third episode begins at the goal."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, key="is_success", only_success=False):
+        self.key, self.only_success = key, only_success
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), self._info(seed % 3 == 0)
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, True, False, self._info(bool(action))
+
+    def _info(self, success):
+        return {self.key: success} if success or not self.only_success else {}
+
+
+@pytest.mark.parametrize("key", ["is_success", "success"])
+@pytest.mark.parametrize("only_success", [False, True])
+def test_success_is_counted_where_the_environment_reports_it(key, only_success):
+    def make():
+        return Reach(key, only_success)
+
+    result = evaluate(lambda observation: 1, make, episodes=6, seed=0)
+    assert result.success_rate == 1.0
+    assert result.at_goal.tolist() == [True, False, False] * 2
+    turns = iter([1, 0, 1, 0, 1, 1])
+    plan = EpisodePlan(episodes=6, seed=0, num_envs=1)
+    mixed = run_episodes(lambda observation: next(turns), make, plan)
+    assert mixed.success.tolist() == [True, False, True, False, True, True]
+    assert mixed.success_rate == 0.75  # of episodes 1, 2, 4 and 5
+    figures = json.loads(json.dumps(mixed.as_dict()))
+    assert figures["episodes_at_goal"] == 2
+    low, high = figures["success_interval"]
+    assert 0 <= low <= 0.75 <= high <= 1
+
+
+def test_only_episodes_at_the_goal_have_no_success_rate():
+    result = evaluate(lambda observation: 1, Reach, episodes=1, seed=0)
+    assert result.success_rate is None
+    assert json.loads(json.dumps(result.as_dict()))["success_rate"] is None
+
+
+def test_several_policies_share_their_episodes_and_differences_are_paired():
+    plan, reported = EpisodePlan(episodes=20, seed=7), []
+    policies = {"balance": balance, "again": balance, "random": "random"}
+    result = compare_policies(
+        policies, "CartPole-v1", plan, progress=lambda *given: reported.append(given)
+    )
+    assert reported == [(done, 60) for done in range(1, 61)]
+    alone = evaluate(balance, "CartPole-v1", episodes=20, seed=7)
+    np.testing.assert_array_equal(result.evaluations["balance"].returns, alone.returns)
+    assert result.difference("again", "balance") == (0.0, (0.0, 0.0))
+    mean, (low, high) = result.difference("balance", "random")
+    assert mean == pytest.approx(alone.mean - result.evaluations["random"].mean)
+    assert 0 < low <= mean <= high
+    figures = json.loads(json.dumps(result.as_dict()))
+    assert figures["differences"]["random"]["to"] == "balance"
+    assert figures["policies"]["random"]["episodes"] == 20
+    with pytest.raises(TransferError, match="no policy"):
+        compare_policies({}, "CartPole-v1")
+
+
+def test_paired_differences_are_surer_than_independent_ones():
+    """What the start of an episode contributes to both returns cancels."""
+    from dreamgym.transfer.intervals import difference_interval
+
+    policies = {"still": lambda observation: np.float32([0]), "push": lambda _: np.float32([0.1])}
+    result = compare_policies(policies, "Pendulum-v1", EpisodePlan(episodes=20))
+    _, (low, high) = result.difference("push", "still")
+    loose = difference_interval(*(each.returns for each in result.evaluations.values()))
+    assert high - low < 0.5 * (loose[1] - loose[0])
+
+
+def test_videos_show_the_first_episodes(tmp_path):
+    pytest.importorskip("moviepy")
+    result = evaluate("random", "CartPole-v1", episodes=5, seed=3, videos=tmp_path / "videos")
+    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert names == [f"seed-{seed}-episode-0.mp4" for seed in (3, 4, 5)]
+    without = evaluate("random", "CartPole-v1", episodes=5, seed=3)
+    np.testing.assert_array_equal(result.returns, without.returns)
+    with pytest.raises(TransferError, match="render_mode='rgb_array'"):
+        evaluate("random", lambda: gym.make("CartPole-v1"), episodes=1, videos=tmp_path)
+    with pytest.raises(TransferError, match="video_episodes is 0"):
+        EpisodePlan(video_episodes=0)

@@ -7,10 +7,12 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 import dreamgym
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import WorldError
+from dreamgym.models import GoalReward
 from dreamgym.train import PolicyFileError, TrainConfig, train_policy
 from dreamgym.transfer import (
     Evaluation,
@@ -190,3 +192,47 @@ def test_an_environment_that_is_not_registered_names_what_to_pass(cartpole_world
         WorldError, match=r"OfMyOwnModule-v0.*import the module.*--env MODULE:OfMyOwnModule-v0"
     ):
         transfer_policy("random", world, episodes=1)
+
+
+def test_baselines_stand_beside_the_policy_in_the_same_episodes(cartpole_world, policy, tmp_path):
+    data = dreamgym.record("CartPole-v1", steps=2000, out=tmp_path / "d.h5", policy=lean, seed=1)
+    done = []
+    result = transfer_policy(
+        policy,
+        cartpole_world,
+        episodes=10,
+        data=data,
+        progress=lambda *given: done.append(given),
+    )
+    assert done == [(k, 30) for k in range(1, 31)]
+    assert list(result.baselines) == ["random", "behaviour cloning"]
+    expected = evaluate("random", "CartPole-v1", episodes=10)
+    np.testing.assert_array_equal(result.baselines["random"].returns, expected.returns)
+    assert result.baselines["behaviour cloning"].mean > 3 * expected.mean
+    figures = json.loads(json.dumps(result.as_dict()))
+    figure = figures["baselines"]["random"]
+    assert figure["gain"] == pytest.approx(result.real.mean - expected.mean)
+    low, high = figure["gain_interval"]
+    assert low <= figure["gain"] <= high
+    without = transfer_policy(policy, cartpole_world, episodes=2, baselines=False)
+    assert without.baselines == {}
+
+
+def lean(observation):
+    """Push to where the pole falls: balances for a while."""
+    return int(observation[2] + 0.5 * observation[3] + 0.1 * observation[1] > 0)
+
+
+def test_episodes_that_begin_at_the_goal_of_a_goal_world_are_marked(pendulum_world):
+    hanging = np.float32([-1, 0, 0])
+    model = GoalReward(pendulum_world.model, hanging, leaves=("z",), threshold=1.5)
+    world = pendulum_world.with_model(model)
+    result = transfer_policy("random", world, episodes=16, baselines=False)
+    env, near = world.real_env(), []
+    for seed in range(10_000, 10_016):
+        observation, _ = env.reset(seed=seed)
+        encoded = model.encode_goals(torch.from_numpy(observation)[None])
+        near.append(bool((encoded - model.goal).norm() <= 1.5))
+    assert result.real.at_goal.tolist() == near
+    assert 0 < sum(near) < 16
+    assert result.as_dict()["real"]["episodes_at_goal"] == sum(near)

@@ -127,8 +127,10 @@ def observation_rows(leaf: Leaf, values: Array) -> Array:
     flat = values.reshape(len(values), -1).astype(np.int64)
     if isinstance(leaf.space, spaces.Discrete):
         counts, starts = np.array([leaf.space.n]), np.array([leaf.space.start])
-    else:
+    elif isinstance(leaf.space, spaces.MultiDiscrete):
         counts, starts = leaf.space.nvec.reshape(-1), np.asarray(leaf.space.start).reshape(-1)
+    else:
+        raise TypeError(f"expected a space of numbers, got {leaf.space}")
     numbers = flat - starts
     if flat.shape[1] != len(counts) or (numbers < 0).any() or (numbers >= counts).any():
         raise DatasetError(f"its values do not fit {leaf.space}", key=leaf.key or "observations")

@@ -13,12 +13,13 @@ LEARNERS["cma"].require_installed()
 
 from dreamgym.train.cma.controller import Controller  # noqa: E402 - the library comes first
 from dreamgym.train.cma.evolution import Evolution, EvolutionConfig, check, train, unsupported  # noqa: E402
-from dreamgym.train.cma.policy_file import load, save  # noqa: E402
+from dreamgym.train.cma.policy_file import actor, load, save  # noqa: E402
 
 __all__ = [
     "Controller",
     "Evolution",
     "EvolutionConfig",
+    "actor",
     "adapter",
     "check",
     "load",

@@ -70,6 +70,10 @@ class Controller(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
         self.register_buffer("weights", torch.zeros(self.size))
 
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return raw actions (B, *shape) for raw observations (B, ...)."""
+        return self.act(self.weights.unsqueeze(0), observation.float().unsqueeze(0))[0]
+
     def act(self, weights: Tensor, observation: Tensor) -> Tensor:
         """Return raw actions (M, K, *shape) of M parameter vectors.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,38 +102,47 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     config = EvolutionConfig.of(run.config)
+    # A resumed evolution asks for the same candidates again, so its seed is that of the first run.
+    seed = run.seed if run.earlier is None else run.earlier.seed
     rows = config.popsize * config.rollouts
     options = {"output": "torch", "autoreset_mode": "SameStep"}
     dream = DreamVectorEnv(run.world, rows, **options, **run.dream_options)
-    scales = measure_scales(run.world, seed=run.seed, gamma=1.0, options=run.dream_options)
+    scales = measure_scales(run.world, seed=seed, gamma=1.0, options=run.dream_options)
     network: dict[str, Any] = {"hidden": list(config.hidden)}
     network |= {"mean": scales.mean, "std": scales.std}
     controller = Controller(dream.single_action_space, scales.mean, scales.std, config.hidden)
     controller.to(dream.device)
-    evolution = Evolution(controller.size, config, run.seed)
+    evolution = Evolution(controller.size, config, seed)
     curve: list[list[float]] = []
-    if config.resume is not None:
-        curve = _resume(evolution, config, run, network)
+    if run.initial is not None:
+        _tell_history(evolution, config, run.initial, seed, network)
+    elif config.resume is not None:
+        policy = load(Path(config.resume), algo=None, env=None)
+        _tell_history(evolution, config, policy, seed, network)
+        curve = [list(point) for point in policy.card.curve]
     done = int(curve[-1][0]) if curve else 0
-    steps = run.steps or _GENERATIONS * rows * dream.horizon
+    steps = run.steps_left(_GENERATIONS * rows * dream.horizon)
+    settings = {"popsize": config.popsize, "rollouts": config.rollouts, "sigma0": config.sigma0}
+
+    def policy_so_far() -> TrainedPolicy:
+        card = run.card(dream, settings=settings, steps=done, policy=network, curve=list(curve))
+        controller.weights.copy_(torch.as_tensor(evolution.mean))
+        evolved = Evolved(fitness=np.array(evolution.fitness).reshape(-1, config.popsize))
+        return TrainedPolicy(network=deepcopy(controller).cpu(), card=card, algorithm=evolved)
+
     finished = True
     try:
         while done < steps:
-            fitness, taken = generation(dream, controller, evolution, config, run.seed)
+            fitness, taken = generation(dream, controller, evolution, config, seed)
             evolution.tell(fitness)
             done += taken
             curve.append([float(done), float(fitness.mean())])
-            if run.progress is not None:
-                run.progress(min(done, steps), steps, {"dream return": curve[-1][1]})
+            run.report(done, steps, {"dream return": curve[-1][1]}, policy_so_far)
     except KeyboardInterrupt:
         finished = False
     finally:
-        settings = {"popsize": config.popsize, "rollouts": config.rollouts, "sigma0": config.sigma0}
-        card = run.card(dream, settings=settings, steps=done, policy=network, curve=curve)
         dream.close()
-    controller.weights.copy_(torch.as_tensor(evolution.mean))
-    evolved = Evolved(fitness=np.array(evolution.fitness).reshape(-1, config.popsize))
-    return TrainedPolicy(network=controller.cpu(), card=card, algorithm=evolved), finished
+    return policy_so_far(), finished
 
 
 class Evolution:
@@ -224,19 +234,21 @@ def generation(
     return np.nan_to_num(fitness, nan=-1e30, neginf=-1e30), (step + 1) * dream.num_envs
 
 
-def _resume(
-    evolution: Evolution, config: EvolutionConfig, run: TrainingRun, network: dict[str, Any]
-) -> list[list[float]]:
-    """Tell an evolution the history in a policy's file, and return its learning curve.
+def _tell_history(
+    evolution: Evolution,
+    config: EvolutionConfig,
+    policy: TrainedPolicy,
+    seed: int,
+    network: dict[str, Any],
+) -> None:
+    """Tell an evolution the history of a policy.
 
     Raises:
-        TrainingError: the file was made with other settings.
-        PolicyFileError: the file cannot be used.
+        TrainingError: it was made with other settings.
     """
-    policy = load(Path(str(config.resume)), algo=None, env=None)
-    card, history = policy.card, policy.algorithm.fitness
+    card = policy.card
     same = {
-        "seed": (card.seed, run.seed),
+        "seed": (card.seed, seed),
         "network": (card.policy, network),
         **{
             name: (card.hyperparameters.get(name), getattr(config, name))
@@ -246,9 +258,8 @@ def _resume(
     for name, (theirs, ours) in same.items():
         if theirs != ours:
             raise TrainingError(
-                f"the policy in {config.resume} was trained with another {name}; training goes on "
-                "with the world, the seed and the settings that it began with"
+                f"the policy to resume was trained with another {name}; training goes on with the "
+                "world, the seed and the settings that it began with"
             )
-    for fitness in history:
+    for fitness in policy.algorithm.fitness:
         evolution.tell(fitness)
-    return [list(point) for point in card.curve]

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import nn
 
 from dreamgym._files import atomic_file
 from dreamgym.data.spaces import space_from_json
@@ -39,6 +40,11 @@ class Evolved:
     """
 
     fitness: NDArray[np.float64]
+
+
+def actor(policy: TrainedPolicy) -> nn.Module:
+    """See `LearnerLibrary.actor`."""
+    return policy.network
 
 
 def save(policy: TrainedPolicy, path: Path) -> None:

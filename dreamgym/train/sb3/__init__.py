@@ -9,8 +9,13 @@ from dreamgym.train.registry import LEARNERS
 
 LEARNERS["sb3"].require_installed()
 
-from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402 - the library comes first
-from dreamgym.train.sb3.callbacks import BatchedTruncationValues, LearningCurve  # noqa: E402
+from dreamgym.train.sb3.actor import actor  # noqa: E402 - the library comes first
+from dreamgym.train.sb3.algorithms import ALGORITHMS, unsupported  # noqa: E402
+from dreamgym.train.sb3.callbacks import (  # noqa: E402
+    AlarmCallback,
+    BatchedTruncationValues,
+    LearningCurve,
+)
 from dreamgym.train.sb3.policy_file import load, save  # noqa: E402
 from dreamgym.train.sb3.training import check, train  # noqa: E402
 from dreamgym.train.sb3.values import values  # noqa: E402
@@ -20,9 +25,11 @@ adapter = SB3VecEnv
 
 __all__ = [
     "ALGORITHMS",
+    "AlarmCallback",
     "BatchedTruncationValues",
     "LearningCurve",
     "SB3VecEnv",
+    "actor",
     "adapter",
     "check",
     "load",

@@ -164,8 +164,8 @@ def settings_to_go_on(
     changed: dict[str, Any] = {}
     if not ALGORITHMS[name].on_policy:
         changed["learning_starts"] = min(settings["learning_starts"], settings["batch_size"])
-    if name == "DQN":
+    if "exploration_fraction" in settings:
         changed["exploration_initial_eps"] = settings.get("exploration_final_eps", 0.05)
-    if name == "SAC" and "ent_coef" in learned:
+    if "ent_coef" in learned:
         changed["ent_coef"] = f"auto_{learned['ent_coef']:.9g}"
     return {**settings, **changed}

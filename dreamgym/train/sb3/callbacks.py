@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from dreamgym.data.policies import as_batch
+from dreamgym.dream.watch import TrainingAlarm, WatchedVectorEnv, watch
 from dreamgym.errors import TrainingError
-from dreamgym.train.training import Progress
+from dreamgym.train.monitoring import Progress
+from dreamgym.train.sb3.vec_env import SB3VecEnv
 
 
 class BatchedTruncationValues(BaseCallback):
@@ -48,14 +53,97 @@ class BatchedTruncationValues(BaseCallback):
         if not rows:
             return True
         final = as_batch([infos[row]["terminal_observation"] for row in rows])
-        policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
-        with torch.no_grad():
-            values = policy.predict_values(policy.obs_to_tensor(final)[0])
         # in place: this array goes into the rollout buffer
-        self.locals["rewards"][rows] += self._gamma * values.cpu().numpy().ravel()
+        self.locals["rewards"][rows] += self._gamma * self.values(final)
         for row in rows:
             infos[row]["TimeLimit.truncated"] = False
         return True
+
+    def values(self, observation: Any) -> NDArray[np.float32]:
+        """Return the values (B,) of observations (B, ...)."""
+        policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
+        with torch.no_grad():
+            values = policy.predict_values(policy.obs_to_tensor(observation)[0])
+        return values.cpu().numpy().ravel()
+
+
+class AlarmCallback(BaseCallback):
+    """Watch the dream that an algorithm trains in, see `dreamgym.trust.watch`.
+
+    The dream inside the algorithm's `SB3VecEnv` is replaced by a watched one when the training
+    starts. At the response "stop", the training ends as if its steps were done.
+
+    Args:
+        evaluate: function of the algorithm's model that returns the real returns of some episodes,
+            which costs real steps; None for no comparison with the real environment.
+        evaluate_every: dream steps between two of its calls.
+        **options: options of `watch`.
+
+    Attributes:
+        watched: the watched dream; None before the training.
+
+    Raises:
+        TrainingError: at the start of training, if the algorithm does not train in a dream.
+    """
+
+    def __init__(
+        self,
+        *,
+        evaluate: Callable[[Any], Any] | None = None,
+        evaluate_every: int = 100_000,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.watched: WatchedVectorEnv | None = None
+        self._options, self._evaluate, self._every = options, evaluate, evaluate_every
+        self._next, self._stopped = evaluate_every, False
+        self._returns: list[float] = []
+        self._dream: list[tuple[float, float]] = []
+        self._real: list[tuple[float, float, float]] = []
+
+    @property
+    def alarms(self) -> list[TrainingAlarm]:
+        """Alarms raised so far."""
+        return [] if self.watched is None else self.watched.alarms
+
+    def _init_callback(self) -> None:
+        env = self.training_env.unwrapped if self.training_env is not None else None
+        if not isinstance(env, SB3VecEnv):
+            raise TrainingError(
+                f"AlarmCallback watches a dream, and the algorithm trains in "
+                f"{type(env).__name__}; give it SB3VecEnv(dream)"
+            )
+        options = dict(self._options)
+        if options.get("response") == "stop":  # here a callback can end the training
+            options["response"] = "warn"
+            options["on_alarm"] = self._stop
+        inner: Any = env.env
+        self.watched = inner if isinstance(inner, WatchedVectorEnv) else watch(inner, **options)
+        env.env = self.watched
+
+    def _stop(self, alarm: TrainingAlarm) -> None:
+        self._stopped = True
+        self._options.get("on_alarm", _print)(alarm)
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self._returns.append(info["episode"]["r"])
+        if self._evaluate is not None and self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self._every
+            real = np.asarray(self._evaluate(self.model), float).ravel()
+            error = float(real.std() / len(real) ** 0.5)
+            self._real.append((self.num_timesteps, float(real.mean()), error))
+            if self._returns:
+                self._dream.append((self.num_timesteps, float(np.mean(self._returns))))
+                self._returns.clear()
+            if self.watched is not None:
+                self.watched.check_returns(self._dream, self._real)
+        return not self._stopped
+
+
+def _print(alarm: TrainingAlarm) -> None:
+    warnings.warn(f"training stops: {alarm.name}: {alarm.sentence}", UserWarning, stacklevel=3)
 
 
 class LearningCurve(BaseCallback):

@@ -36,6 +36,7 @@ from dreamgym.train.policy import (
 from dreamgym.train.registry import LEARNERS, find_learner
 from dreamgym.train.sb3.agent_wrappers import UNKNOWN_STATISTICS
 from dreamgym.train.sb3.algorithms import find_algorithm
+from dreamgym.train.sb3.replay import MixedReplayBuffer
 
 CARD_MEMBER = "dreamgym.json"
 _WEIGHTS_MEMBER = "policy.pth"
@@ -46,6 +47,7 @@ _LOAD_IT_YOURSELF = (
     "wrappers, load it with its own library and pass that agent to dreamgym.evaluate or "
     "dreamgym.transfer_policy"
 )
+_BUFFER_ARGUMENTS = ("replay_buffer_class", "replay_buffer_kwargs")
 _CLIP = 10.0  # standard deviations
 _MAX_RATIO, _SPARE_BYTES = 20, 1 << 20
 """Bytes that a member of a zip may unpack to: by compressed byte, and in any case."""
@@ -90,7 +92,9 @@ def policy_arguments(network: dict[str, Any]) -> dict[str, Any]:
 def save(policy: TrainedPolicy, path: Path) -> None:
     """See `LearnerLibrary.save`."""
     buffer = io.BytesIO()
-    policy.algorithm.save(buffer)
+    # The real transitions of a mixed replay buffer are not part of a policy.
+    mixed = getattr(policy.algorithm, "replay_buffer_class", None) is MixedReplayBuffer
+    policy.algorithm.save(buffer, exclude=_BUFFER_ARGUMENTS if mixed else None)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(CARD_MEMBER, json.dumps(policy.card.as_dict(), indent=1))
     try:

@@ -40,7 +40,7 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     algorithm, settings = find_algorithm(run.algo), settings_for(run.algo, run.config)
-    num_envs, steps = run.config.num_envs or algorithm.num_envs, run.steps or algorithm.steps
+    num_envs, steps = run.config.num_envs or algorithm.num_envs, run.steps_left(algorithm.steps)
     if run.initial is not None:
         network, reward_scale = run.initial.card.policy, run.initial.card.reward_scale
         settings = settings_to_go_on(run.algo, settings, run.initial.card.learned)
@@ -55,7 +55,24 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     try:
         learner = _make_learner(run, env, network, settings)
         every = settings["n_steps"] * num_envs if algorithm.on_policy else steps // _CURVE_POINTS
-        curve = LearningCurve(steps, max(1, every), run.progress)
+
+        def policy_so_far() -> TrainedPolicy:
+            card = run.card(
+                dream,
+                settings=settings,
+                steps=int(learner.num_timesteps),
+                policy=network,
+                reward_scale=env.reward_scale,
+                learned=_learned(learner),
+                curve=[[float(done), value] for done, value in curve.points],
+            )
+            _forget_last_batch(learner.policy)
+            return TrainedPolicy(network=learner.policy, card=card, algorithm=learner)
+
+        def report(done: int, total: int, figures: dict[str, float]) -> None:
+            run.report(done, total, figures, policy_so_far)
+
+        curve = LearningCurve(steps, max(1, every), report)
         callbacks: list[BaseCallback] = [curve]
         if algorithm.on_policy:
             callbacks.append(BatchedTruncationValues())
@@ -64,20 +81,10 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             learner.learn(steps, callback=CallbackList(callbacks))
         except KeyboardInterrupt:
             finished = False
-        card = run.card(
-            dream,
-            settings=settings,
-            steps=int(learner.num_timesteps),
-            policy=network,
-            reward_scale=env.reward_scale,
-            learned=_learned(learner),
-            curve=[[float(done), value] for done, value in curve.points],
-        )
-        _forget_last_batch(learner.policy)
-        if run.real_data is not None:  # not part of the policy's file
-            learner.replay_buffer_class = learner.replay_buffer = None  # type: ignore[attr-defined]
-            learner.replay_buffer_kwargs = {}  # type: ignore[attr-defined]
-        return TrainedPolicy(network=learner.policy, card=card, algorithm=learner), finished
+        policy = policy_so_far()
+        if run.real_data is not None:
+            learner.replay_buffer = None  # type: ignore[attr-defined]
+        return policy, finished
     finally:
         env.close()
 

@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
-from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError, WorldError
 from dreamgym.train.actions import environment_actions, learner_action_space
 from dreamgym.train.dreams import dream_for
@@ -66,7 +66,7 @@ class SB3VecEnv(VecEnv):
 
     def __init__(
         self,
-        env: DreamVectorEnv,
+        env: VectorEnv[Any, Any, Any],
         *,
         reward_scale: float = 1.0,
         compute_reward: Callable[[Any, Any, Any], Any] | None = None,
@@ -93,7 +93,7 @@ class SB3VecEnv(VecEnv):
         env = dream_for(env, library="Stable-Baselines3", autoreset_mode="SameStep")
         if not reward_scale > 0 or not np.isfinite(reward_scale):
             raise TrainingError(f"reward_scale is {reward_scale}; expected a number above 0")
-        self.env = env
+        self.env: Any = env
         self.reward_scale = float(reward_scale)
         self._actions: NDArray[Any] | None = None
         self._creation_time = time.monotonic()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamgym.transfer.evaluation import bootstrap_means, difference_interval, mean_interval
+from dreamgym.transfer.intervals import difference_interval, interval, iqm, mean_interval
 
 
 def test_its_coverage_of_the_true_mean_is_about_its_confidence():
@@ -36,9 +36,16 @@ def test_one_value_and_equal_values_have_no_width():
 
 def test_large_samples_are_resampled_in_chunks():
     values = np.random.default_rng(5).normal(size=6000)
-    means = bootstrap_means(values, resamples=2000)
-    assert means.shape == (2000,)
-    assert means.std() == pytest.approx(values.std() / np.sqrt(6000), rel=0.1)
+    low, high = mean_interval(values)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(6000), rel=0.1)
+
+
+def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
+    values = np.array([-1000.0, 1, 2, 3, 4, 5, 6, 1e6])
+    assert iqm(values) == 3.5
+    low, high = interval(iqm, values[1:-1])
+    assert 1 <= low <= 3.5 <= high <= 6
+    np.testing.assert_array_equal(iqm(np.stack([values, -values])), [3.5, -3.5])
 
 
 def test_the_interval_of_a_difference():

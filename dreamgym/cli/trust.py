@@ -1,0 +1,134 @@
+"""The verb on trust: report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dreamgym._files import atomic_file, local_path
+from dreamgym.cli.errors import keeping
+from dreamgym.cli.options import JsonFile, Seed, options_from
+from dreamgym.cli.output import number, progress_bar, say
+from dreamgym.cli.policies import POLICY_HELP, planned_policy, policy_named
+from dreamgym.trust.config import RankingConfig
+
+
+@options_from(RankingConfig)
+def report(
+    worlds: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WORLD",
+            help="A folder of dreamgym fit, or a world that ships; several are laid side by side.",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="DATASET",
+            help="Data of the world's environment. Of the data that the world was fitted to, only "
+            "the held-out episodes are used.",
+        ),
+    ],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policies",
+            metavar="POLICY",
+            help=f"A policy to compare in dream and reality; may be repeated. {POLICY_HELP}",
+        ),
+    ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            "--env",
+            metavar="ENV",
+            help="The real environment, if the world does not name it: ID or MODULE:ID. Policies "
+            "are compared in it.",
+        ),
+    ] = None,
+    rank: Annotated[
+        bool,
+        typer.Option(
+            "--rank",
+            help="Train policies in the dream, from random to trained, and compare their returns "
+            "in dream and reality; takes minutes, and real steps.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The page. Default: WORLD-report.html in this folder."
+        ),
+    ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Write verdict, ranking and limits into the world's folder and card."
+        ),
+    ] = False,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    **settings: Any,
+) -> None:
+    """Say how far WORLD can be trusted, for what, and what data to record next.
+
+    Writes one self-contained HTML page. A ranking that was interrupted continues when the same
+    command is run again: what is done is kept in a folder beside the page.
+
+    Example: [bold]dreamgym report worlds/cartpole --data cartpole.h5 --rank --out report.html[/]
+    """
+    from dreamgym.trust import report as make_report
+    from dreamgym.trust.html_page import page
+    from dreamgym.world import load
+    from dreamgym.world.world import add_report
+
+    named = [local_path(each).name for each in worlds]
+    target = out or Path(f"{'-'.join(named)}-report.html")
+    work = target.with_name(f"{target.stem}.work")
+    config = RankingConfig(**settings)
+    ranked = rank or env is not None or bool(settings)
+    reports = []
+
+    def kept() -> str:
+        return (
+            f"what is ranked so far is in {work}; the same command continues from there"
+            if work.is_dir()
+            else "nothing was written"
+        )
+
+    for name in worlds:
+        world = load(name)
+        compared = None
+        if policies:
+            compared = [
+                planned_policy(each, world) if each.startswith("plan:") else policy_named(each)
+                for each in policies
+            ]
+        with keeping(kept), progress_bar(f"report {world.name}") as progress:
+            made = make_report(
+                world,
+                data,
+                compared,
+                env,
+                ranking=config if ranked or policies else False,
+                work=work / world.name,
+                seed=seed,
+                progress=progress,
+            )
+        reports.append(made)
+        say(str(made))
+        if card:
+            say(f"{add_report(name, made.summary(), made.figures.get('limits'))}: card written")
+    with atomic_file(target) as temporary:
+        temporary.write_text(page(reports), encoding="utf-8")
+    if json_file is not None:
+        plain = [each.as_dict() for each in reports]
+        text = json.dumps(plain[0] if len(plain) == 1 else plain, indent=2, default=float)
+        with atomic_file(json_file) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    say(f"{target}: {number(sum(each.seconds for each in reports))} s")

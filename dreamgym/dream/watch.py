@@ -1,0 +1,344 @@
+"""Alarms while a policy trains: a dream that leaves what the data has shown.
+
+`watch(env)` wraps a dream for any learner. The limits (`dreamgym.metrics.Limits`) are stored with
+the world; they were measured on its data when it was fitted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from torch import Tensor
+
+from dreamgym._device import own_torch_modes
+from dreamgym._settings import check_choice
+from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import AlarmStop
+from dreamgym.metrics.limits import Bank, Limits
+
+RESPONSES = ("warn", "penalise", "truncate", "stop")
+
+EVERY = 64
+"""Steps between two looks at the counts, which are a host sync, and between two measurements of the
+distances where they only warn."""
+
+SAMPLED = 8
+"""Measurements of the distances between two looks, where they only warn."""
+
+BEYOND = 2.0
+"""Multiple of the 99th percentile of the held-out data, above which a step is beyond the data."""
+
+LATE = 3.0
+"""Multiple of the longest episode of the data, above which an episode ends late."""
+
+SHARES = {"reward": 0.005, "uncertainty": 0.25, "features": 0.25, "length": 0.1}
+"""Share of the steps since the last look that raises each alarm; single ones do not."""
+
+LISTED = 8
+
+StepResult = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+class TrainingAlarm(NamedTuple):
+    """What went wrong in a dream while a policy trained.
+
+    Attributes:
+        name: "reward", "uncertainty", "features", "length" or "exploitation".
+        sentence: what was found, with figures, and what to do about it.
+        steps: first and last step of the look in which it was found, counted in steps of all rows
+            together.
+        rows: rows concerned, at most eight of them.
+    """
+
+    name: str
+    sentence: str
+    steps: tuple[int, int]
+    rows: tuple[int, ...] = ()
+
+
+def watch(env: VectorEnv, **options: Any) -> WatchedVectorEnv:
+    """Watch a dream while a policy trains in it, with any learner.
+
+    Args:
+        env: a dream, or a wrapper around one.
+        **options: see `WatchedVectorEnv`.
+
+    Returns:
+        The dream, which can be stepped as before; `alarms` has what was found.
+    """
+    return WatchedVectorEnv(env, **options)
+
+
+class WatchedVectorEnv(VectorWrapper):
+    """A dream that compares every step with what the data has shown.
+
+    Rewards outside the data's range, uncertainties and distances of the features from the data
+    beyond twice the 99th percentile of held-out steps, and episodes that last far longer than any
+    in the data are counted. Where their share is more than an accident, an alarm is raised, once
+    for each kind. The counts stay on the device, and are read every 64 steps.
+
+    Args:
+        env: a dream, or a wrapper around one.
+        limits: what the data has shown; None for the limits that are stored with the world. A world
+            that was fitted before there were limits has none, and only `dreamgym report` adds them.
+        response: what follows: "warn" calls `on_alarm`; "penalise" also gives steps beyond the
+            limits the lowest reward of the data; "truncate" also truncates their episodes, in
+            SameStep mode only; "stop" raises `AlarmStop` when an alarm is raised, a
+            `KeyboardInterrupt` as Ctrl-C is, at which learners keep the policy so far.
+        on_alarm: function of a `TrainingAlarm`; by default a `UserWarning` with its sentence.
+
+    Attributes:
+        alarms: alarms raised so far.
+        steps: steps so far, of all rows together.
+
+    Raises:
+        ValueError: an unknown response, or "truncate" in another mode.
+        TypeError: `env` does not wrap a dream.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        *,
+        limits: Limits | None = None,
+        response: str = "warn",
+        on_alarm: Callable[[TrainingAlarm], None] | None = None,
+    ) -> None:
+        super().__init__(env)
+        check_choice("response", response, RESPONSES)
+        dream = env.unwrapped
+        if not isinstance(dream, DreamVectorEnv):
+            raise TypeError(
+                f"expected a dream or a wrapper around one, got {type(env).__name__}; make one "
+                'with gym.make_vec("dreamgym/World-v0", world=..., num_envs=256)'
+            )
+        mode = env.metadata.get("autoreset_mode")
+        if response == "truncate" and mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "response='truncate' needs autoreset_mode='SameStep', in which a step that ends an "
+                "episode starts the next one"
+            )
+        self.dream, self.response = dream, response
+        self.limits = limits_of(dream) if limits is None else limits
+        self.alarms: list[TrainingAlarm] = []
+        self.steps = 0
+        self._on_alarm = on_alarm or _warn
+        self._waits = mode is AutoresetMode.NEXT_STEP
+        self._bank: Bank | None = None
+        if self.limits.distance is not None:
+            self._bank = Bank.of(dream.engine.plain, dream.world.starts.states)
+        every_step = response in ("penalise", "truncate")
+        self._stride = 1 if every_step else max(1, EVERY // SAMPLED)
+        self._calls = 0
+        self._done = torch.zeros(self.num_envs, dtype=torch.bool, device=dream.device)
+        self._clear(dream.device)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the dream."""
+        if name.startswith("_") or name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, and count episodes anew."""
+        self._done = torch.zeros_like(self._done)
+        return self.env.reset(**arguments)
+
+    def step(self, actions: Any) -> StepResult:
+        """Step, count what is beyond the limits, and respond to it."""
+        result = self.env.step(actions)
+        with own_torch_modes(), torch.no_grad():
+            beyond = self._count(result)
+            self._calls += 1
+            self.steps += self.num_envs
+            if self.response == "penalise":
+                result = self._penalised(result, beyond)
+            elif self.response == "truncate":
+                result = self._truncated(result, beyond)
+            if self._calls % EVERY == 0:
+                self._look()
+        return result
+
+    def check_returns(
+        self, dream: Sequence[tuple[float, float]], real: Sequence[tuple[float, float, float]]
+    ) -> None:
+        """Raise the alarm "exploitation" if dream returns rise while real ones fall.
+
+        Args:
+            dream: (steps, mean return) of dreams.
+            real: (steps, mean return, standard error) in the real environment.
+        """
+        sentence = diverging_returns(dream, real)
+        if sentence is not None:
+            self._raise("exploitation", sentence, ())
+
+    def _count(self, result: StepResult) -> Tensor:
+        """Count the steps beyond the limits, and return in which rows, (N,) bool."""
+        info = result[4]
+        device, limits = self.dream.device, self.limits
+        reward, terminated, truncated = (
+            torch.as_tensor(each, device=device).detach() for each in result[1:4]
+        )
+        ended = terminated | truncated
+        counted = ~self._done if self._waits else torch.ones_like(ended)
+        going = counted & ~ended
+        self._done = ended
+        beyond = torch.zeros_like(ended)
+        if limits.reward_low is not None and limits.reward_high is not None:
+            above = counted & (reward > limits.reward_high + limits.reward_margin)
+            # a dream that left the data ends with the worst return of all
+            below = going & (reward < limits.reward_low - limits.reward_margin)
+            beyond |= self._add("reward", above | below, counted, reward.abs())
+        if limits.uncertainty is not None:
+            unsure = torch.as_tensor(info["uncertainty"], device=device)
+            flags = counted & (unsure > BEYOND * limits.uncertainty)
+            beyond |= self._add("uncertainty", flags, counted, unsure)
+        dreams = self.dream.dreams
+        if self._bank is not None and dreams is not None and self._calls % self._stride == 0:
+            distance = self._bank.distance(self.dream.engine.plain.features(dreams.model))
+            distance = distance / max(limits.distance or 0.0, 1e-12)
+            beyond |= self._add("features", going & (distance > BEYOND), going, distance)
+        if limits.longest_episode is not None and dreams is not None:
+            age = dreams.age
+            late = going & (age > LATE * limits.longest_episode)
+            self._add("length", late, going, age.float())
+        return beyond
+
+    def _add(self, name: str, flags: Tensor, counted: Tensor, values: Tensor) -> Tensor:
+        """Add the flags of one step to the counts, and return them."""
+        rows, largest = self._rows[name], self._largest[name]
+        self._counts[name] += torch.stack([flags.sum(), counted.sum()])
+        self._rows[name] = rows | flags
+        self._largest[name] = torch.maximum(largest, torch.where(flags, values, 0.0).amax())
+        return flags
+
+    def _clear(self, device: torch.device) -> None:
+        """Count anew."""
+        self._counts = {name: torch.zeros(2, dtype=torch.int64, device=device) for name in SHARES}
+        self._rows = {
+            name: torch.zeros(self.num_envs, dtype=torch.bool, device=device) for name in SHARES
+        }
+        self._largest = {name: torch.zeros((), device=device) for name in SHARES}
+
+    def _look(self) -> None:
+        """Read the counts and raise alarms; this is a host sync."""
+        counts = torch.stack([self._counts[name] for name in SHARES]).tolist()
+        found = [
+            (name, flagged / steps)
+            for name, (flagged, steps) in zip(SHARES, counts, strict=True)
+            if steps and flagged > SHARES[name] * steps and flagged > 1
+        ]
+        for name, share in found:
+            rows = tuple(self._rows[name].nonzero().flatten()[:LISTED].tolist())
+            self._raise(name, self._sentence(name, share, float(self._largest[name])), rows)
+        self._clear(self.dream.device)
+
+    def _sentence(self, name: str, share: float, largest: float) -> str:
+        limits = self.limits
+        if name == "reward":
+            return (
+                f"{share:.1%} of the rewards are outside those of the data, "
+                f"{limits.reward_low:.4g} to {limits.reward_high:.4g} (up to {largest:.4g} in "
+                "size): the policy is paid for what no data has shown; record data with it and fit "
+                "again, or give the reward as a function (KnownReward)"
+            )
+        if name == "uncertainty":
+            return (
+                f"{share:.0%} of the steps are more than {BEYOND:g} times as uncertain as 99% of "
+                f"the held-out steps are ({limits.uncertainty:.3g}; up to {largest:.3g}): use "
+                "Pessimistic, or record data with this policy and fit again"
+            )
+        if name == "features":
+            return (
+                f"{share:.0%} of the states are more than {BEYOND:g} times as far from the data as "
+                f"99% of the held-out states are (up to {largest:.1f} times): the policy goes "
+                "where the data never went; record data with it and fit again"
+            )
+        return (
+            f"{share:.0%} of the steps are in episodes of up to {largest:.0f} steps, and the "
+            f"longest in the data has {limits.longest_episode}: dreams may miss how episodes end; "
+            "record data with this policy and fit again"
+        )
+
+    def _raise(self, name: str, sentence: str, rows: tuple[int, ...]) -> None:
+        if name in {alarm.name for alarm in self.alarms}:
+            return
+        first = max(0, self.steps - EVERY * self.num_envs) + 1
+        listed = f"; rows {', '.join(map(str, rows))}" if rows else ""
+        text = f"{sentence} (steps {first:,} to {self.steps:,}{listed})"
+        alarm = TrainingAlarm(name, text, (first, self.steps), rows)
+        self.alarms.append(alarm)
+        self._on_alarm(alarm)
+        if self.response == "stop":
+            raise AlarmStop(f"training was stopped by an alarm: {text}")
+
+    def _penalised(self, result: StepResult, beyond: Tensor) -> StepResult:
+        """Give the lowest reward of the data to the rows beyond the limits."""
+        observation, reward, terminated, truncated, info = result
+        lowest = self.limits.reward_low
+        if lowest is not None:
+            if isinstance(reward, Tensor):
+                reward = torch.where(beyond, reward.clamp(max=lowest), reward)
+            else:
+                reward = np.where(beyond.cpu().numpy(), np.minimum(reward, lowest), reward)
+        return observation, reward, terminated, truncated, info
+
+    def _truncated(self, result: StepResult, beyond: Tensor) -> StepResult:
+        """Truncate the episodes of the rows beyond the limits, and start new ones."""
+        observation, reward, terminated, truncated, info = result
+        as_tensor = isinstance(truncated, Tensor)
+        rows = beyond if as_tensor else beyond.cpu().numpy()
+        cut = rows & ~(terminated | truncated)
+        if not as_tensor and not cut.any():
+            return result
+        observation, _ = self.env.reset(options={"reset_mask": cut})
+        truncated = truncated | cut
+        info = {**info, "_final_obs": info["_final_obs"] | cut}
+        return observation, reward, terminated, truncated, info
+
+
+def limits_of(dream: DreamVectorEnv) -> Limits:
+    """Return the limits that are stored with a dream's world; all None where there are none."""
+    return Limits.from_json(dream.world.quality.get("limits"))
+
+
+def diverging_returns(
+    dream: Sequence[tuple[float, float]], real: Sequence[tuple[float, float, float]]
+) -> str | None:
+    """Return what to say if dream returns rise while real ones fall; None if they do not.
+
+    The real return has fallen if it is below its best by more than twice the standard error of the
+    difference, and the dream return has risen since.
+
+    Args:
+        dream: (steps, mean return) of dreams, in the order of steps.
+        real: (steps, mean return, standard error) in the real environment, in the same order.
+    """
+    if len(real) < 2 or not dream:
+        return None
+    best = max(range(len(real)), key=lambda i: real[i][1])
+    then, now = real[best], real[-1]
+    fallen = then[1] - now[1] > 2 * (then[2] ** 2 + now[2] ** 2) ** 0.5
+    dreamt = [_at(dream, steps) for steps in (then[0], now[0])]
+    if not fallen or dreamt[1] <= dreamt[0]:
+        return None
+    return (
+        f"the real return fell from {then[1]:.4g} to {now[1]:.4g} while the dream return rose from "
+        f"{dreamt[0]:.4g} to {dreamt[1]:.4g}: the policy exploits the dream; take the policy of "
+        f"step {then[0]:,.0f}, and record data with this one and fit again"
+    )
+
+
+def _at(curve: Sequence[tuple[float, float]], steps: float) -> float:
+    """Return the value of a curve at the last point up to some steps, or else at its first."""
+    before = [value for done, value in curve if done <= steps]
+    return before[-1] if before else curve[0][1]
+
+
+def _warn(alarm: TrainingAlarm) -> None:
+    warnings.warn(f"{alarm.name}: {alarm.sentence}", UserWarning, stacklevel=5)

@@ -1,0 +1,311 @@
+"""Ranking: whether the dream orders policies as the real environment does.
+
+The protocol is that of DOPE (Fu et al. 2021, arXiv 2103.16596): policies from random to trained,
+the rank correlation of estimated and real returns, and the regret of choosing by the estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamgym._files import atomic_file, sha256
+from dreamgym.data.policies import PolicyLike
+from dreamgym.errors import PolicyFileError
+from dreamgym.metrics import Limits
+from dreamgym.metrics.intervals import spearman
+from dreamgym.train.config import TrainConfig
+from dreamgym.train.policy import TrainedPolicy, load_policy, world_checksum
+from dreamgym.train.registry import find_learner
+from dreamgym.train.training import train_policy
+from dreamgym.transfer.evaluation import EVALUATION_SEED
+from dreamgym.transfer.real import EnvSource
+from dreamgym.transfer.transfer import transfer_policy
+from dreamgym.trust.config import RankingConfig
+from dreamgym.trust.visits import visit
+from dreamgym.world.world import World
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+Array = NDArray[np.float64]
+
+RESAMPLES = 2000
+ENOUGH = 10
+"""Policies of a correlation that can be relied on."""
+
+RESULTS_FILE = "ranking.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A policy to be ranked.
+
+    Attributes:
+        name: its name in the report.
+        make: function that returns the policy.
+        checksum: what tells it from another one of the same name; None if nothing does, and then
+            its results are not kept.
+        temperature: temperature of the dream that it is measured in.
+        swept: whether it belongs to the temperature sweep and not to the ranking.
+    """
+
+    name: str
+    make: Callable[[], PolicyLike]
+    checksum: str | None = ""
+    temperature: float = 1.0
+    swept: bool = False
+
+
+class Ranking:
+    """Measures policies in the real environment and in the dream, and remembers the results.
+
+    Args:
+        world: the world.
+        limits: what the data has shown.
+        config: how policies are made and measured.
+        env: the real environment, if it is not the one that the world names.
+        work: folder in which policies and results are kept, from which an interrupted ranking
+            continues; None to keep nothing.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        limits: Limits,
+        config: RankingConfig,
+        env: EnvSource | None = None,
+        work: Path | None = None,
+    ) -> None:
+        self.world, self.limits, self.config, self.env, self.work = world, limits, config, env, work
+        self.checksum = world_checksum(world)
+        self.results: dict[str, dict[str, Any]] = self._read()
+
+    def run(
+        self,
+        policies: Sequence[PolicyLike | Path] | None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Measure all policies, and return the figures of the ranking.
+
+        Args:
+            policies: the policies; None for those that the config describes. A random one is added.
+            progress: called with (policies done, policies, {"policy": its name}).
+        """
+        entries = list(self._made() if policies is None else _given(policies, self.world))
+        for number, entry in enumerate(entries):
+            if progress is not None:
+                progress(number, len(entries), {"policy": entry.name})
+            known = self.results.get(entry.name)
+            if known is None or entry.checksum is None or known["checksum"] != entry.checksum:
+                self.results[entry.name] = self._measure(entry)
+                self._write()
+        if progress is not None:
+            progress(len(entries), len(entries), {})
+        measured = [self.results[entry.name] for entry in entries]
+        ranked = [row for row in measured if not row["swept"]]
+        figures = {"policies": ranked, **agreement(ranked)}
+        swept = [row for row in measured if row["swept"]]
+        if swept:
+            middle = f"{self._label()}, seed 0, {self.config.stages[-1]:,} steps"
+            figures["sweep"] = sorted(
+                [*swept, self.results[middle]], key=lambda row: row["temperature"]
+            )
+        return figures
+
+    def _label(self) -> str:
+        learner = find_learner(self.config.algo, self.config.learner)
+        return self.config.algo or learner.algorithms[0]
+
+    def _made(self) -> Iterator[Entry]:
+        """Yield a random policy, those of all stages and seeds, and those of the sweep."""
+        yield Entry(name="random", make=partial(_same, "random"))
+        for seed in range(self.config.seeds):
+            for steps in self.config.stages:
+                yield Entry(
+                    name=f"{self._label()}, seed {seed}, {steps:,} steps",
+                    make=partial(self._train, seed, steps, 1.0),
+                )
+        for temperature in self.config.temperatures:
+            yield Entry(
+                name=f"{self._label()}, temperature {temperature:g}",
+                make=partial(self._train, 0, self.config.stages[-1], temperature),
+                temperature=temperature,
+                swept=True,
+            )
+
+    def _train(self, seed: int, steps: int, temperature: float) -> TrainedPolicy:
+        """Train a policy in the dream, or read it from the folder where that was done before."""
+        learner = find_learner(self.config.algo, self.config.learner)
+        path = None
+        if self.work is not None:
+            name = f"{self._label()}-seed{seed}-{steps}-tau{temperature:g}-{self.checksum[:8]}"
+            path = learner.policy_path(self.work / name)
+            if path.is_file():
+                try:
+                    return load_policy(path, world=self.world)
+                except PolicyFileError:
+                    pass  # written by another version: train it again
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return train_policy(
+            self.world,
+            learner=self.config.learner,
+            algo=self.config.algo,
+            seed=seed,
+            steps=steps,
+            out=path,
+            config=TrainConfig(temperature=temperature),
+        )
+
+    def _measure(self, entry: Entry) -> dict[str, Any]:
+        """Return the figures of one policy."""
+        policy = entry.make()
+        episodes = self.config.episodes
+        result = transfer_policy(
+            policy, self.world, episodes=episodes, env=self.env, baselines=False
+        )
+        dreamt = visit(
+            policy,
+            self.world,
+            limits=self.limits,
+            episodes=episodes,
+            max_episode_steps=result.step_limit,
+            temperature=entry.temperature,
+            seed=EVALUATION_SEED,
+        )
+        dream = result.dream.returns if entry.temperature == 1.0 else dreamt.returns
+        lengths = result.dream.lengths if entry.temperature == 1.0 else dreamt.lengths
+        return {
+            "name": entry.name,
+            "checksum": entry.checksum,
+            "swept": entry.swept,
+            "temperature": entry.temperature,
+            "real": [float(value) for value in result.real.returns],
+            "dream": [float(value) for value in dream],
+            "real_mean": result.real.mean,
+            "real_interval": list(result.real.interval),
+            "dream_mean": float(dream.mean()),
+            "gap": float(dream.mean()) - result.real.mean,
+            "real_length": float(result.real.lengths.mean()),
+            "dream_length": float(lengths.mean()),
+            "visit": dreamt.as_dict(),
+        }
+
+    def _key(self) -> dict[str, Any]:
+        """Return what must be the same for results to be used again."""
+        described = self.env if self.env is None or isinstance(self.env, str) else repr(self.env)
+        return {"world": self.checksum, "env": described, **asdict(self.config)}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Return the results in the folder, where they are of the same ranking."""
+        path = None if self.work is None else self.work / RESULTS_FILE
+        if path is None or not path.is_file():
+            return {}
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return {}
+        same = isinstance(saved, dict) and saved.get("key") == json.loads(json.dumps(self._key()))
+        results: dict[str, dict[str, Any]] = saved["results"] if same else {}
+        return results
+
+    def _write(self) -> None:
+        if self.work is None:
+            return
+        text = json.dumps({"key": self._key(), "results": self.results}, indent=1)
+        with atomic_file(self.work / RESULTS_FILE) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _given(policies: Sequence[PolicyLike | Path], world: World) -> Iterator[Entry]:
+    """Yield a random policy and those that the user gave."""
+    yield Entry(name="random", make=partial(_same, "random"))
+    seen = {"random"}
+    for number, policy in enumerate(policies):
+        if isinstance(policy, str) and policy == "random":
+            continue
+        name = _name(policy, number)
+        name = name if name not in seen else f"{name} ({number})"
+        seen.add(name)
+        if isinstance(policy, Path):
+            made: Callable[[], PolicyLike] = partial(load_policy, policy, world=world)
+            checksum = sha256(policy) if policy.is_file() else None
+        else:
+            made = partial(_same, policy)
+            named = isinstance(policy, str | TrainedPolicy)
+            checksum = _name(policy, number) if named else None
+        yield Entry(name=name, make=made, checksum=checksum)
+
+
+def _same(policy: PolicyLike) -> PolicyLike:
+    return policy
+
+
+def _name(policy: Any, number: int) -> str:
+    if isinstance(policy, Path):
+        return policy.name
+    if isinstance(policy, str):
+        return policy
+    return str(getattr(policy, "name", None) or getattr(policy, "__name__", f"policy {number}"))
+
+
+def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """Return how well dream returns order policies by their real returns.
+
+    `spearman` and `pearson` with 95% bootstrap intervals over policies, and over episodes within
+    each; `regret`: the real return of the best policy minus that of the one which is best in the
+    dream (DOPE's regret@1, arXiv 2103.16596, section 3.3), also as a share of the range of real
+    returns.
+
+    Args:
+        rows: policies with "real" and "dream" returns.
+        seed: seed of the resampling.
+    """
+    real, dream = (np.array([np.mean(row[key]) for row in rows]) for key in ("real", "dream"))
+    best, chosen = int(real.argmax()), int(dream.argmax())
+    span = float(np.ptp(real))
+    regret = float(real[best] - real[chosen])
+    figures: dict[str, Any] = {
+        "count": len(rows),
+        "regret": regret,
+        "regret_share": regret / span if span > 0 else 0.0,
+        "best_in_dream": rows[chosen]["name"],
+        "best_in_reality": rows[best]["name"],
+    }
+    if len(rows) < 3:
+        return figures
+    resampled = _resampled(rows, np.random.default_rng(seed))
+    for name, correlation in (("spearman", spearman), ("pearson", pearson)):
+        values = [correlation(*pair) for pair in resampled]
+        known = [value for value in values if value is not None]
+        figures[name] = correlation(real, dream)
+        figures[f"{name}_interval"] = (
+            [float(value) for value in np.percentile(known, [2.5, 97.5])] if known else None
+        )
+    return figures
+
+
+def _resampled(
+    rows: Sequence[dict[str, Any]], rng: np.random.Generator
+) -> list[tuple[Array, Array]]:
+    """Return real and dream returns of policies drawn with replacement, episodes too."""
+    returns = {key: [np.asarray(row[key], float) for row in rows] for key in ("real", "dream")}
+
+    def resample(values: Array) -> Array:
+        return values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
+
+    means = {key: np.stack([*map(resample, values)], 1) for key, values in returns.items()}
+    drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
+    return [(means["real"][i, chosen], means["dream"][i, chosen]) for i, chosen in enumerate(drawn)]
+
+
+def pearson(first: Array, second: Array) -> float | None:
+    """Return Pearson's correlation; None where one of both is constant."""
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
