@@ -140,7 +140,7 @@ def test_a_folder_from_before_a_setting_existed_is_continued(done, small, tmp_pa
         ({"family": "mdn-rn"}, ValueError, "mdn-rnn"),
         ({"family": "pets"}, OnlineError, "takes a PETSConfig"),
         ({"first_policy": "stiky:0.5"}, PolicyError, "sticky"),
-        ({"learner": "ppo"}, OnlineError, "fresh_policy=True"),
+        ({"learner": "cma", "algo": "CMA-ES"}, OnlineError, "fresh_policy=True"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_real_step(small, tmp_path, change, error, words):
