@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from packaging.version import Version
 
 from dreamgym.dream.memory import free_bytes
 from dreamgym.dream.vector_env import DreamVectorEnv
@@ -348,6 +349,8 @@ def test_record_video_works_on_the_vector_env(tmp_path):
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 def test_gymnasiums_own_wrapper_records_the_episodes_of_numpy_dreams(mode):
+    if mode == "SameStep" and Version(gym.__version__) < Version("1.3"):
+        pytest.skip("gymnasium 1.2 leaves the first step of an episode out of its return")
     options = {"output": "numpy", "autoreset_mode": mode, "max_episode_steps": 3}
     env = RecordEpisodeStatistics(make_env(termination=1.0, **options))
     own = make_env(termination=1.0, episode_statistics=True, **options)
