@@ -361,6 +361,7 @@ def _evaluate(policy: Any, *, world: str, episodes: int) -> dict[str, float]:
     result = transfer_policy(policy, world, episodes=episodes, baselines=False)
     return {
         "real return": result.real.mean,
+        "real return error": result.real.std / result.real.episodes**0.5,
         "gap": result.gap,
         "real steps": float(result.real.steps or 0),
     }

@@ -117,7 +117,8 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
     their mean return, None without any), `updates`, `held_out_loss`, `horizon` and `dream_steps` of
     its fit and training, `dream_return` (at the end of the training), `real_return`,
     `real_interval` (95%) and `real_length` (of the policy that it trained, None where nothing was
-    measured), `seconds` by stage, and `data`, `world` and `policy`, paths relative to `out`.
+    measured; the length counts steps of the dream), `seconds` by stage, and `data`, `world` and
+    `policy`, paths relative to `out`.
 
     Args:
         env: an id, an `EnvSpec` or its JSON, or a function that makes a `gym.Env`.

@@ -145,6 +145,7 @@ class Ranking:
         path = None
         if self.work is not None:
             name = f"{self._label()}-seed{seed}-{steps}-tau{temperature:g}-{self.checksum[:8]}"
+            name = name.replace(".", "_")  # a point would begin the suffix of the file
             path = learner.policy_path(self.work / name)
             if path.is_file():
                 try:
