@@ -152,7 +152,7 @@ def test_images_in_a_log_and_beside_it(write_log: Any, tmp_path: Path) -> None:
     with Dataset(path, foreign=ForeignOptions(columns=columns), on_bad="skip") as dataset:
         assert len(dataset) == 3
     outside = write_log(tmp_path / "bad", log_columns(camera=["../../etc/hostname.png"] * 24))
-    with pytest.raises(DatasetError, match=r"no such file|outside the dataset"):
+    with pytest.raises(DatasetError, match="is outside the dataset"):
         Dataset(outside, foreign=ForeignOptions(columns=columns))
 
 
