@@ -217,3 +217,19 @@ def test_protobuf_messages(tmp_path: Path) -> None:
     with Dataset(tmp_path / "run.mcap", foreign=named) as dataset:
         episode = dataset.episode(0)
         np.testing.assert_allclose(episode.actions[:, 0], np.arange(T - 1) / 10)
+
+
+def test_names_of_message_types_are_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rosbags makes Python code of message types, of names that its grammar allows."""
+    from rosbags.rosbag1 import Writer
+
+    monkeypatch.chdir(tmp_path)
+    odd = "a/msg/B:\n    pass\nopen('hacked', 'w').close()\nclass C"
+    with Writer(tmp_path / "run.bag") as writer:
+        connection = writer.add_connection("/t", odd, msgdef="float64 data\n", md5sum="0" * 32)
+        writer.write(connection, 1, bytes(8))
+    with pytest.raises(DatasetError, match="Could not parse"):
+        check(tmp_path / "run.bag", foreign=ForeignOptions(columns=COLUMNS))
+    assert not (tmp_path / "hacked").exists()
