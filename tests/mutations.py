@@ -353,7 +353,8 @@ def mutate(name: str, target: Target, seed: int, number: int, work: Path) -> Non
         shutil.copytree(path, copy)
     else:
         shutil.copy(path, copy)
-    damage(copy, random.Random(f"{name} {seed} {number}"))
+    with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, RuntimeError):
+        damage(copy, random.Random(f"{name} {seed} {number}"))  # not every change can be made
     with contextlib.suppress(DreamgymError, ImportError):  # a library that is not installed
         read(copy)
 
