@@ -301,6 +301,9 @@ def test_ha_and_schmidhuber(tmp_path: Path) -> None:
     assert flags(episodes) == [(8, False, False, False), (4, False, False, False)]
     np.testing.assert_array_equal(episodes[0].observations, frames)
     assert episodes[0].actions.dtype == np.float32
+    with Dataset(folder, foreign=ForeignOptions(repeat_last=True)) as dataset:
+        assert dataset.lengths.tolist() == [9, 5]
+        np.testing.assert_array_equal(dataset.episode(1).observations[-1], frames[4])
 
 
 def npz_episode(path: Path, rows: int, length: int, **more: Any) -> None:

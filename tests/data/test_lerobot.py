@@ -133,3 +133,14 @@ def test_a_description_that_cannot_be_read(
     info.write_text(json.dumps(json.loads(info.read_text()) | change))
     with pytest.raises(DatasetError, match=message):
         Dataset(copy)
+
+
+def test_a_playlist_is_not_followed(tmp_path: Path) -> None:
+    """FFmpeg would open the files and addresses that it names."""
+    pytest.importorskip("av")
+    copy = Path(shutil.copytree(FOREIGN / "lerobot_video_v21", tmp_path / "d"))
+    (video, *_) = sorted(copy.glob("videos/**/*.mp4"))
+    moved = video.rename(tmp_path / "elsewhere.mp4")
+    video.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{moved}\n")
+    with pytest.raises(DatasetError, match=r"episode_000000\.mp4.*not a readable video"):
+        Dataset(copy)

@@ -199,3 +199,37 @@ def test_a_cut_recording_is_skipped(recordings: Path) -> None:
     with Dataset(recordings, foreign=ForeignOptions(columns=COLUMNS), on_bad="skip") as dataset:
         assert len(dataset) == 1
         assert "run_1" in dataset.skipped[0]
+
+
+def test_protobuf_messages(tmp_path: Path) -> None:
+    writer = pytest.importorskip("mcap_protobuf.writer")
+    from google.protobuf.struct_pb2 import ListValue
+    from google.protobuf.wrappers_pb2 import DoubleValue
+
+    with (tmp_path / "run.mcap").open("wb") as file, writer.Writer(file) as made:
+        for t in range(T):
+            seen = ListValue()
+            seen.extend([float(t), 2.0])
+            made.write_message("/seen", seen, log_time=t * SECOND, publish_time=t * SECOND)
+            made.write_message("/taken", DoubleValue(value=t / 10), log_time=t * SECOND + 1)
+    columns = {"observation": "/seen.values", "action": "/taken.value"}
+    named = ForeignOptions(columns=columns, terminals="boundary")
+    with Dataset(tmp_path / "run.mcap", foreign=named) as dataset:
+        episode = dataset.episode(0)
+        np.testing.assert_allclose(episode.actions[:, 0], np.arange(T - 1) / 10)
+
+
+def test_names_of_message_types_are_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rosbags makes Python code of message types, of names that its grammar allows."""
+    from rosbags.rosbag1 import Writer
+
+    monkeypatch.chdir(tmp_path)
+    odd = "a/msg/B:\n    pass\nopen('hacked', 'w').close()\nclass C"
+    with Writer(tmp_path / "run.bag") as writer:
+        connection = writer.add_connection("/t", odd, msgdef="float64 data\n", md5sum="0" * 32)
+        writer.write(connection, 1, bytes(8))
+    with pytest.raises(DatasetError, match="Could not parse"):
+        check(tmp_path / "run.bag", foreign=ForeignOptions(columns=COLUMNS))
+    assert not (tmp_path / "hacked").exists()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     Outline,
@@ -61,13 +63,23 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     outlines = []
     for path in paths:
         try:
-            outlines.append(Outline(actions=_read_actions(path), last_is_lost=True))
+            outlines.append(
+                Outline(
+                    actions=_read_actions(path),
+                    last_is_lost=not options.repeat_last,
+                    repeats_last=options.repeat_last,
+                )
+            )
         except DatasetError:
             continue  # reading the episode reports why
 
     def read_episode(number: int) -> Episode:
         rows, taken = _read_arrays(paths[number], options)
-        return make_episode(rows, taken[:-1], None, (False, False), paths[number])
+        if options.repeat_last:
+            rows = np.concatenate([rows, rows[-1:]])
+        else:
+            taken = taken[:-1]
+        return make_episode(rows, taken, None, (False, False), paths[number])
 
     return ForeignDataset(
         format=NAME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,12 +49,14 @@ def find_file(root: Path, name: str, suffixes: Sequence[str] = ("",)) -> Path:
     Raises:
         DatasetError: there is none, or it is outside the folder.
     """
-    paths = [(root / f"{name}{suffix}").resolve() for suffix in suffixes]
+    # Links are followed: hubs keep the files of a dataset elsewhere, behind links.
+    folder = Path(os.path.abspath(root))
+    paths = [Path(os.path.abspath(folder / f"{name}{suffix}")) for suffix in suffixes]
+    if not all(path.is_relative_to(folder) for path in paths):
+        raise DatasetError(f"{name!r} is outside the dataset", path=root)
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise DatasetError("there is no such file", path=paths[0])
-    if not found.is_relative_to(root.resolve()):
-        raise DatasetError(f"{name!r} is outside the dataset", path=root)
     return found
 
 

@@ -119,7 +119,8 @@ class _Files:
         if not self.episodes:
             raise DatasetError("it has no episodes", path=root)
         self._videos = VideoFolder(self._rate)
-        self._column = functools.lru_cache(maxsize=32)(self._read_column)
+        self._images = functools.lru_cache(maxsize=4)(self._read_column)
+        self._numbers = functools.lru_cache(maxsize=8)(self._read_numbers)
         self._rows = functools.lru_cache(maxsize=4)(self._read_rows)
 
     def close(self) -> None:
@@ -148,8 +149,25 @@ class _Files:
             return values.reshape(len(rows), *shape) if shape != [1] else values.reshape(-1)
         return values
 
+    def _column(self, path: Path, name: str) -> Any:
+        if self._kinds.get(name) == "image":
+            return self._images(path, name)
+        table = self._numbers(path)
+        if name not in table.schema.names:
+            raise DatasetError("it is missing", path=path, key=name)
+        return table.column(name)
+
     def _read_column(self, path: Path, name: str) -> Any:
-        return read_parquet(path, [name]).column(0)
+        table = read_parquet(path, [name])
+        if not table.num_columns:
+            raise DatasetError("it is missing", path=path, key=name)
+        return table.column(0)
+
+    def _read_numbers(self, path: Path) -> Any:
+        """Read all columns of a file but its images at once: they are small, and all are needed."""
+        kinds = self._kinds.items()
+        names = [name for name, kind in kinds if kind not in ("image", "video", "string")]
+        return read_parquet(path, list({*names, "episode_index"}))
 
     def _read_rows(self, path: Path) -> dict[int, tuple[int, int]]:
         """Return the first row and the number of rows of each episode in a file."""

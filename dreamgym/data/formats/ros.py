@@ -343,6 +343,7 @@ def _messages(path: Path, topics: set[str]) -> Iterator[tuple[str, int, Callable
 def _open_bag(path: Path) -> Any:
     highlevel = import_extra("rosbags.highlevel", _USER)
     stores = import_extra("rosbags.typesys", _USER)
+    # rosbags makes Python classes of message types; its grammar allows nothing but names in them.
     default = stores.get_typestore(stores.Stores.LATEST)  # of bags without definitions
     try:
         return highlevel.AnyReader([path], default_typestore=default)

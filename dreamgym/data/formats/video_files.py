@@ -36,7 +36,9 @@ class VideoFile(ClosingContext):
         with open_regular(path):
             pass
         try:
-            self._container: Any = av.open(str(path))
+            # MP4 only: other containers of FFmpeg, such as playlists, open further files and URLs.
+            options = {"protocol_whitelist": "file"}
+            self._container: Any = av.open(str(path.resolve()), format="mp4", options=options)
             self._stream: Any = self._container.streams.video[0]
         except (av.FFmpegError, IndexError, ValueError, OSError) as error:
             raise DatasetError(f"it is not a readable video ({error})", path=path) from error

@@ -8,6 +8,7 @@ or a zip file of one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,26 @@ _METADATA = (".zarray", "zarr.json")  # of versions 2 and 3
 # An array takes at least a byte of storage for this many bytes, or it declares what is not there.
 _MOST_COMPRESSION = 4096
 _FREE_BYTES = 1 << 20
+# Codecs that turn bytes into numbers. Others, above all pickle, may do anything.
+_CODECS = frozenset(
+    {
+        "blosc",
+        "zlib",
+        "gzip",
+        "zstd",
+        "lz4",
+        "bz2",
+        "lzma",
+        "delta",
+        "shuffle",
+        "bytes",
+        "transpose",
+    }
+    | {"crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3", "sharding_indexed"}
+    | {"packbits", "fixedscaleoffset", "quantize", "bitround", "astype", "zfpy", "pcodec"}
+    | {"imagecodecs_jpegxl", "imagecodecs_jpeg2k", "imagecodecs_jpeg", "imagecodecs_png"}
+    | {"imagecodecs_webp"}
+)
 
 
 def detect(probe: Probe) -> bool:
@@ -98,8 +119,36 @@ def _ends(root: Any, path: Path) -> Array:
 
 
 def _require_stored(array: Any, path: Path, name: str) -> None:
+    """Raise `DatasetError` for an array of unknown codecs, or one that is mostly not stored."""
+    unknown = sorted(set(_codecs(_description(array))) - _CODECS)
+    if unknown:
+        raise DatasetError(
+            f"it is encoded with {unknown}; expected some of {sorted(_CODECS)}", path=path, key=name
+        )
     stored = int(array.nbytes_stored())
     if array.nbytes > _MOST_COMPRESSION * stored + _FREE_BYTES:
         raise DatasetError(
             f"it declares {array.nbytes:,} bytes and stores {stored:,}", path=path, key=name
         )
+
+
+def _description(array: Any) -> Any:
+    """Return the codecs of an array, JSON-plain."""
+    if hasattr(getattr(array, "metadata", None), "to_dict"):
+        description = array.metadata.to_dict()
+        return [description.get(name) for name in ("codecs", "compressor", "filters")]
+    return [each.get_config() for each in (array.compressor, *(array.filters or ())) if each]
+
+
+def _codecs(value: Any) -> Iterator[str]:
+    """Return the names of the codecs in a description, also of those inside others."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _codecs(inner)
+    elif isinstance(value, dict):
+        name = value.get("id", value.get("name"))
+        if isinstance(name, str):
+            yield name.removeprefix("numcodecs.").lower()
+        for inner in value.values():
+            if isinstance(inner, list | tuple | dict):
+                yield from _codecs(inner)
