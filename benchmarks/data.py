@@ -480,16 +480,16 @@ def many(folder: Path, size: Size) -> Iterator[Row]:
         file["actions"] = rng.uniform(-1, 1, (rows, 2)).astype(np.float32)
         file["rewards"] = rng.normal(size=rows).astype(np.float32)
         file["terminals"], file["timeouts"] = ends, ends & False
-    total = np.zeros(2)
+    wall = cpu = 0.0
     for what, work in (
         ("convert", lambda: convert(foreign, native)),
         ("check", lambda: check(native)),
     ):
         seconds = timed(work)
-        total += seconds
+        wall, cpu = wall + seconds[0], cpu + seconds[1]
         yield Row(name=f"{what} {size.many:,} episodes", value=seconds[0], unit="s")
-    yield below(f"convert and check {size.many:,} episodes", total[0], "s", 120)
-    yield below(f"convert and check {size.many:,} episodes, CPU time", total[1], "s", 120)
+    yield below(f"convert and check {size.many:,} episodes", wall, "s", 120)
+    yield below(f"convert and check {size.many:,} episodes, CPU time", cpu, "s", 120)
     few = max(200, size.many // 200)
     seconds = []
     for commit_every in (1, 100):

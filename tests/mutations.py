@@ -380,6 +380,9 @@ def work_through(
     targets = make_targets(folder)
     limit_memory()
     names = list(targets) if names is None else names
+    unknown = sorted(set(names) - set(targets))
+    if unknown:
+        raise SystemExit(f"there are no targets {unknown}; there are {list(targets)}")
     with tempfile.TemporaryDirectory() as work, state.open("w") as log:
         print(json.dumps(names), file=log, flush=True)
         for name in names:

@@ -15,7 +15,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import Dataset, DatasetError, DatasetMetadata, UnsupportedSpaceError, check
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    DatasetMetadata,
+    UnsupportedSpaceError,
+    check,
+    recover,
+)
 from dreamgym.data.hdf5 import schema
 from tests.data.samples import assert_same_episode, write_random
 
@@ -450,3 +457,31 @@ def test_damaged_headers_do_not_crash_the_process(good: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "refused" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", ["d.h5", "npz/1.npz", "shards/a.h5", "minari/main_data.hdf5"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    """Nobody writes to it: opening it would never end."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    code = (
+        "import signal, sys; signal.alarm(60)\n"
+        "from dreamgym.data import DatasetError, check\n"
+        "try: check(sys.argv[1])\n"
+        "except DatasetError as error: print(error)\n"
+    )
+    given = path if path.parent == tmp_path else path.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(given)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_recovered(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.h5.partial")
+    with pytest.raises(DatasetError, match="not a regular file"):
+        recover(tmp_path / "d.h5")
