@@ -67,6 +67,8 @@ def test_cameras_and_tasks_are_chosen_by_name(source: Path) -> None:
         assert dataset.lengths.tolist() == [8]
     with pytest.raises(DatasetError, match=r"no task \['fly'\]; it has \['pull', 'push'\]"):
         Dataset(source, foreign=ForeignOptions(tasks=("fly",)))
+    with pytest.raises(DatasetError, match="LeRobot has no column to name for episode"):
+        Dataset(source, foreign=ForeignOptions(columns={"episode": "episode_index"}))
     with pytest.raises(DatasetError, match=r"no column 'wrist', only \['action', 'next.done'"):
         Dataset(source, foreign=ForeignOptions(keys=("wrist",)))
 

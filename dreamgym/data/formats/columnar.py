@@ -68,8 +68,7 @@ class Table:
         last_is_observation: whether the last row of an episode holds its last observation only,
             and no action.
         tasks: tasks of each episode; `None` if the format has none.
-        notes: what else is worth knowing.
-        single: whether a single observation column is the observation, rather than a key of a Dict.
+        handles: roles that the format itself has read: `episode`, `time`.
     """
 
     path: Path
@@ -82,8 +81,7 @@ class Table:
     roles: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     last_is_observation: bool = False
     tasks: Sequence[frozenset[str]] | None = None
-    notes: tuple[str, ...] = ()
-    single: bool = True
+    handles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
     metadata = make_metadata(
         options, sample, good[0].actions, table.path, table.format, outlines=good
     )
-    notes = [*metadata.notes, *table.notes]
+    notes = [*metadata.notes]
     if options.image_size is not None:
         notes.append(
             f"images are resized to {options.image_size[0]} x {options.image_size[1]}; wrap the "
@@ -183,6 +181,11 @@ def find_roles(table: Table, options: ForeignOptions) -> Roles:
         DatasetError: a column that the user names does not exist, there are no observations or no
             actions, or a column seems to carry rewards or ends that would not be read.
     """
+    unread = sorted({"episode", "time"} & set(options.columns) - set(table.handles))
+    if unread:
+        raise DatasetError(
+            f"{table.format} has no column to name for {', '.join(unread)}", path=table.path
+        )
     named = {
         role: tuple(
             find_column(name, table.names, table.path) for name in options.columns_for(role)
@@ -388,7 +391,7 @@ class _Reader:
                 "joined under that key; choose some of them",
                 path=path,
             )
-        if len(keys) == 1 and self._table.single:
+        if len(keys) == 1:
             keys = {"": next(iter(keys.values()))}
         self._keys = keys
         return keys

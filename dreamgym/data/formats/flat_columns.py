@@ -82,6 +82,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         return read_column(number, str(action), slice(rows - 1, rows))
 
     table = Table(
+        handles=("episode", "time"),
         path=path,
         format=NAME,
         text=f"{len(counts)} episodes, by {describe_split(episode, flags)}",

@@ -66,6 +66,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
 
     names = [name for name in schema.names if name not in (*_INDEX, column)]
     table = Table(
+        handles=("episode",),
         path=path,
         format=NAME,
         text=f"{len(lengths)} episodes of a Lance table",

@@ -86,6 +86,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         return files.read(each, str(action), slice(each.count - 1, each.count))
 
     table = Table(
+        handles=("episode", "time"),
         path=probe.path,
         format=NAME,
         text=f"{len(rows)} episodes in {len(paths)} files, by {describe_split(episode, flags)}",

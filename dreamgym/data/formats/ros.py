@@ -94,6 +94,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         except DatasetError:
             lengths.append(UNREADABLE)
     table = Table(
+        handles=("time",),
         path=probe.path,
         format=NAME,
         text=f"{len(paths)} recordings, one row per message of {plan.clock}",
