@@ -93,7 +93,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         steps=100_000,
         num_envs=16,
         action_space=gym.spaces.Discrete,
-        settings={**_OFF_POLICY, "target_update_interval": 50, "exploration_fraction": 0.2},
+        settings={**_OFF_POLICY, "target_update_interval": 1000, "exploration_fraction": 0.2},
     ),
 }
 
