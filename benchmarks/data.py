@@ -30,13 +30,23 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 import numpy as np
 from gymnasium import spaces
 from support.reporting import Row, at_least, below, parser, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode, Recorder, record
+from dreamgym.data import (
+    Dataset,
+    DatasetMetadata,
+    DatasetWriter,
+    Episode,
+    Recorder,
+    check,
+    convert,
+    record,
+)
 from tests.data.killing import can_kill, kill_at, sample, survive, write_counting
 
 FRAME = (64, 64, 3)
@@ -55,10 +65,19 @@ class Size:
     turns: int
     kills: int
     large_bytes: int
+    checked_bytes: int
+    many: int
 
 
-QUICK = Size(episodes=40, turns=5, kills=60, large_bytes=0)
-FULL = Size(episodes=600, turns=15, kills=1200, large_bytes=10 * 10**9)
+QUICK = Size(episodes=40, turns=5, kills=60, large_bytes=0, checked_bytes=2 * 10**8, many=5_000)
+FULL = Size(
+    episodes=600,
+    turns=15,
+    kills=1200,
+    large_bytes=10 * 10**9,
+    checked_bytes=3 * 10**9,
+    many=200_000,
+)
 
 
 def main() -> None:
@@ -377,10 +396,119 @@ def large(folder: Path, size: Size) -> Iterator[Row]:
         yield below(name, int(done.stdout.split()[-1]) * 1024 / 1e9, "GB", 1.5)
 
 
+def checking(folder: Path, size: Size) -> Iterator[Row]:
+    """Measure how fast images are checked, and whether the time is linear in the episodes."""
+    path = folder / "checked.h5"
+    write(path, size.checked_bytes // ((STEPS + 1) * int(np.prod(FRAME))))
+    megabytes = path.stat().st_size / 1e6
+    disk = megabytes / cold_read(path)
+    yield Row(name="reading a file, out of the page cache", value=disk, unit="MB/s")
+    evict(path)
+    wall, cpu = timed(lambda: check(path))
+    bar = min(200.0, disk / 2)
+    yield at_least("check, images, out of the page cache", megabytes / wall, "MB/s", bar)
+    yield at_least("check, images, by CPU time", megabytes / cpu, "MB/s", 200)
+    path.unlink()
+    seconds = []
+    for count in (size.many // 20, size.many // 5):
+        path = small_images(folder / f"{count}.h5", count)
+        seconds.append(min(timed(lambda p=path: check(p))[1] for _ in range(3)))
+        path.unlink()
+    name = f"check, {size.many // 5:,} episodes of 16x16 images, CPU time"
+    yield Row(name=name, value=seconds[1], unit="s")
+    yield below("check, four times the episodes", seconds[1] / seconds[0], "ratio", 5)
+
+
+def small_images(path: Path, count: int) -> Path:
+    """Write `count` short episodes of small images, all of which begin with the same one."""
+    rng = np.random.default_rng(0)
+    metadata = DatasetMetadata(
+        observation_space=spaces.Box(0, 255, (16, 16), np.uint8),
+        action_space=spaces.Box(-1, 1, (3,)),
+    )
+    with DatasetWriter(path, metadata, commit_every=4096) as writer:
+        for _ in range(count):
+            images = rng.integers(0, 256, (11, 16, 16), dtype=np.uint8)
+            images[0] = 0
+            writer.add(
+                Episode(
+                    observations=images,
+                    actions=np.zeros((10, 3), np.float32),
+                    rewards=np.zeros(10, np.float32),
+                    terminated=False,
+                    truncated=True,
+                    complete=True,
+                )
+            )
+    return path
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds that a call took, and those of CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def evict(path: Path) -> None:
+    """Take a file out of the page cache, where the system can."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold_read(path: Path) -> float:
+    """Return the seconds of reading a file from one end to the other, out of the page cache."""
+    evict(path)
+    begin = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.read(16 << 20):
+            pass
+    return time.perf_counter() - begin
+
+
+def many(folder: Path, size: Size) -> Iterator[Row]:
+    """Convert and check many short episodes; record with one commit each, and with shared ones."""
+    rng = np.random.default_rng(0)
+    rows = size.many * 5
+    ends = np.arange(rows) % 5 == 4
+    foreign, native = folder / "d4rl.hdf5", folder / "native.h5"
+    with h5py.File(foreign, "w") as file:
+        for name in ("observations", "next_observations"):
+            file[name] = rng.normal(size=(rows, 4)).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (rows, 2)).astype(np.float32)
+        file["rewards"] = rng.normal(size=rows).astype(np.float32)
+        file["terminals"], file["timeouts"] = ends, ends & False
+    total = np.zeros(2)
+    for what, work in (
+        ("convert", lambda: convert(foreign, native)),
+        ("check", lambda: check(native)),
+    ):
+        seconds = timed(work)
+        total += seconds
+        yield Row(name=f"{what} {size.many:,} episodes", value=seconds[0], unit="s")
+    yield below(f"convert and check {size.many:,} episodes", total[0], "s", 120)
+    yield below(f"convert and check {size.many:,} episodes, CPU time", total[1], "s", 120)
+    few = max(200, size.many // 200)
+    seconds = []
+    for commit_every in (1, 100):
+        out = folder / f"recorded{commit_every}.h5"
+        env = gym.make("CartPole-v1", max_episode_steps=5)
+        work = lambda e=env, o=out, n=commit_every: record(  # noqa: E731
+            e, steps=5 * few, out=o, commit_every=n
+        )
+        seconds.append(timed(work)[0])
+        name = f"record {few:,} episodes, a commit every {commit_every}"
+        yield Row(name=name, value=seconds[-1], unit="s")
+
+
 SECTIONS: dict[str, Callable[[Path, Size], Iterator[Row]]] = {
     "recording": recording,
     "images": images,
     "vectors": vectors,
+    "checking": checking,
+    "many": many,
     "kills": kills,
     "large": large,
 }

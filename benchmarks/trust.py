@@ -28,7 +28,7 @@ from dreamgym.trust import report as trust_report
 ENOUGH = 100
 """Windows of a horizon at which coverage is judged: fewer leave several points to chance."""
 
-QUICK = RankingConfig(seeds=1, stages=(16_384,), episodes=2, temperatures=())
+QUICK = RankingConfig(seeds=1, steps=16_384, stages=1, episodes=2, temperatures=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,7 @@ TASKS = {
             "model": MDNRNNConfig(hidden=128, trunk=128, head=128),
             "segment_length": 32,
         },
-        ranking=RankingConfig(
-            stages=(16_384, 65_536, 262_144, 786_432), episodes=20, temperatures=()
-        ),
+        ranking=RankingConfig(steps=1_000_000, episodes=20, temperatures=()),
     ),
 }
 

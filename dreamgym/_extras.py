@@ -12,6 +12,7 @@ EXTRA_OF = {
     "lance": "lance",
     "matplotlib": "plot",
     "mcap": "ros",
+    "mcap_protobuf": "ros",
     "moviepy": "video",
     "onnx": "onnx",
     "onnxruntime": "onnx",

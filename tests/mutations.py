@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib.util
 import io
 import json
 import random
@@ -230,23 +232,36 @@ def damage(path: Path, rng: random.Random) -> None:
 # ---------------------------------------------------------------- what is read
 
 
-def read_dataset(path: Path, **options: Any) -> None:
-    """Check a dataset, and read it with nothing held in memory."""
-    from dreamgym.data import Dataset, ForeignOptions, check
+def read_dataset(path: Path, stays: bool = True, **options: Any) -> None:
+    """Check a dataset, and read it; it stays in its file if the format can."""
+    from dreamgym.data import ForeignOptions, check
 
     foreign = ForeignOptions(**options) if options else None
     problems: list[str] = []
     try:
         problems = check(path, foreign=foreign).problems
     finally:
-        with Dataset(path, memory=0, on_bad="skip", foreign=foreign) as dataset:
-            for index in range(len(dataset)):
-                try:
-                    dataset.episode(index)
-                except DreamgymError:
-                    if not problems:
-                        raise
-            dataset.segments(np.arange(len(dataset)), 4).draw(4, np.random.default_rng(0))
+        read_everything(path, problems, 0 if stays else 1 << 30, foreign)
+
+
+def read_everything(path: Path, problems: list[str], memory: int, foreign: Any) -> None:
+    """Read every episode, and some segments; a dataset without problems has no bad episode."""
+    from dreamgym.data import Dataset
+
+    with Dataset(path, memory=memory, on_bad="skip", foreign=foreign) as dataset:
+        for index in range(len(dataset)):
+            try:
+                dataset.episode(index)
+            except DreamgymError:
+                if not problems:
+                    raise
+        dataset.segments(np.arange(len(dataset)), 4).draw(4, np.random.default_rng(0))
+
+
+def read_without_library(path: Path) -> None:
+    """Read a dataset whose library is not installed: it is refused before, or named."""
+    with contextlib.suppress(ModuleNotFoundError):
+        read_dataset(path)
 
 
 def read_world(path: Path) -> None:
@@ -270,6 +285,11 @@ def read_policy(path: Path) -> None:
     policy.predict(np.zeros((2, *space.shape), space.dtype))
 
 
+WHOLE = ("robomimic", "OGBench", "Ha & Schmidhuber", "npz episodes")
+"""Formats of which only whole episodes can be read."""
+
+LOGS = ("CSV or Parquet log", "Parquet log")
+
 Target = tuple[Path, Callable[[Path], None]]
 
 
@@ -280,6 +300,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
     from dreamgym.data import DatasetMetadata
     from dreamgym.train import TrainConfig, train_policy
     from tests.data import test_formats as formats
+    from tests.data import test_logs as logs
+    from tests.data import test_ros as ros
     from tests.data.samples import write_random
     from tests.small_worlds import small_world
 
@@ -298,10 +320,17 @@ def make_targets(folder: Path) -> dict[str, Target]:
         if path not in samples.values() and (path.is_dir() or path.suffix == ".h5"):
             samples[path.name] = path
 
-    def read_foreign(path: Path) -> None:
-        read_dataset(path, terminals="termination")
-
-    targets |= {name: (path, read_foreign) for name, path in samples.items()}
+    if importlib.util.find_spec("pyarrow"):
+        samples["Parquet log"] = logs.write_parquet(folder / "log.parquet", logs.log_columns())
+    missing = () if importlib.util.find_spec("tensorflow_datasets") else ("RLDS", "rlds")
+    for name, path in samples.items():
+        options: dict[str, Any] = {"terminals": "termination", "stays": name not in WHOLE}
+        if name in LOGS:
+            options["columns"] = logs.COLUMNS
+        elif name == "MCAP or ROS bag":
+            options["columns"] = ros.COLUMNS
+        read = functools.partial(read_dataset, **options)
+        targets[name] = path, read_without_library if name in missing else read
     for kind in ("mdn-rnn", "ensemble", "nested"):
         targets[f"world {kind}"] = small_world(kind).save(folder / kind), read_world
     quick = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
@@ -324,8 +353,9 @@ def mutate(name: str, target: Target, seed: int, number: int, work: Path) -> Non
         shutil.copytree(path, copy)
     else:
         shutil.copy(path, copy)
-    damage(copy, random.Random(f"{name} {seed} {number}"))
-    with contextlib.suppress(DreamgymError):
+    with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, RuntimeError):
+        damage(copy, random.Random(f"{name} {seed} {number}"))  # not every change can be made
+    with contextlib.suppress(DreamgymError, ImportError):  # a library that is not installed
         read(copy)
 
 
@@ -337,15 +367,21 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
 
-def work_through(folder: Path, names: list[str], seed: int, numbers: range, state: Path) -> None:
-    """Read mutations of several targets; a line of `state` says what is read, and what was found.
+def work_through(
+    folder: Path, names: list[str] | None, seed: int, numbers: range, state: Path
+) -> None:
+    """Read mutations of several targets, all by default.
+
+    The first line of `state` has their names; each other one says what is read, and what was found.
 
     It is the child: a crash, a hang or the end of the memory ends it.
     """
     warnings.simplefilter("ignore")
     targets = make_targets(folder)
     limit_memory()
-    with tempfile.TemporaryDirectory() as work, state.open("a") as log:
+    names = list(targets) if names is None else names
+    with tempfile.TemporaryDirectory() as work, state.open("w") as log:
+        print(json.dumps(names), file=log, flush=True)
         for name in names:
             for number in numbers:
                 print(json.dumps([name, number]), file=log, flush=True)
@@ -365,15 +401,12 @@ def find_faults(
     names: list[str] | None, count: int, seed: int = 0, first: int = 0
 ) -> list[tuple[str, int, str]]:
     """Return what reading mutations gave that it must not: target, number and description."""
+    findings: list[tuple[str, int, str]] = []
+    waiting: list[tuple[list[str] | None, range]] = [(names, range(first, first + count))]
     with tempfile.TemporaryDirectory() as folder:
-        if names is None:
-            (Path(folder) / "names").mkdir()
-            names = list(make_targets(Path(folder) / "names"))
-        findings: list[tuple[str, int, str]] = []
-        waiting = [(names, range(first, first + count))]
+        state = Path(folder) / "state"
         while waiting:
             todo, numbers = waiting.pop(0)
-            state = Path(folder) / "state"
             state.unlink(missing_ok=True)
             made = Path(tempfile.mkdtemp(dir=folder))
             span = str(numbers.start), str(numbers.stop)
@@ -384,20 +417,20 @@ def find_faults(
                 capture_output=True,
                 text=True,
             )
-            content = state.read_text() if state.exists() else ""
-            lines = [json.loads(line) for line in content.splitlines()]
-            findings += [tuple(line) for line in lines if len(line) == 3]
             shutil.rmtree(made)
+            if not state.exists():
+                raise RuntimeError(child.stderr[-2000:])
+            todo, *lines = (json.loads(line) for line in state.read_text().splitlines())
+            findings += [tuple(line) for line in lines if len(line) == 3]
             if child.returncode:
                 if not lines:
                     raise RuntimeError(child.stderr[-2000:])
                 name, number = lines[-1][:2]
                 findings.append((name, number, f"it ended with {child.returncode}"))
-                waiting.insert(0, ([name], range(number + 1, numbers.stop)))
                 rest = todo[todo.index(name) + 1 :]
-                waiting.insert(1, (rest, numbers if len(todo) > 1 else range(0)))
-                waiting = [each for each in waiting if each[0] and len(each[1])]
-        return findings
+                left = [([name], range(number + 1, numbers.stop)), (rest, numbers)]
+                waiting = [each for each in left if each[0] and len(each[1])] + waiting
+    return findings
 
 
 def main() -> None:

@@ -71,8 +71,9 @@ def commands() -> Iterator[Any]:
     for page in PAGES:
         for line, text in blocks(page, "console"):
             joined = text.replace("\\\n", " ")
-            for typed in re.findall(r"^\$ (.*)$", joined, re.MULTILINE):
-                yield pytest.param(typed, id=f"{page_name(page)}:{line}:{typed}")
+            for several in re.findall(r"^\$ (.*)$", joined, re.MULTILINE):
+                for typed in several.split(" && "):
+                    yield pytest.param(typed, id=f"{page_name(page)}:{line}:{typed}")
 
 
 def anchors(page: Path) -> set[str]:

@@ -16,8 +16,10 @@ from dreamgym.cli.options import (
     Columns,
     HtmlFile,
     Ignored,
+    ImageSize,
     JsonFile,
     Keys,
+    NumActions,
     OverwriteDataset,
     RepeatLast,
     Seed,
@@ -29,7 +31,10 @@ from dreamgym.cli.options import (
 from dreamgym.cli.output import number, progress_bar, say, show_table, write_json
 from dreamgym.cli.policies import POLICY_HELP, recording_policy
 
-FORMATS = "Minari, D4RL, robomimic, stable-worldmodel, OGBench or npz"
+FORMATS = (
+    "LeRobot, stable-worldmodel, Minari, D4RL, robomimic, ALOHA, RLDS, Zarr, MCAP, ROS bags, CSV, "
+    "Parquet, Dreamer, npz"
+)
 
 
 def record(
@@ -203,6 +208,8 @@ def check(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
+    num_actions: NumActions = None,
     family: CheckedFamily = None,
     algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
@@ -225,6 +232,8 @@ def check(
         ignore=ignore,
         columns=columns,
         tasks=tasks,
+        image_size=image_size,
+        num_actions=num_actions,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )
@@ -297,6 +306,8 @@ def convert(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
+    num_actions: NumActions = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -318,6 +329,8 @@ def convert(
         ignore=ignore,
         columns=columns,
         tasks=tasks,
+        image_size=image_size,
+        num_actions=num_actions,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )

@@ -172,6 +172,26 @@ Columns = Annotated[
     ),
 ]
 
+NumActions = Annotated[
+    int | None,
+    typer.Option(
+        "--num-actions",
+        min=1,
+        metavar="N",
+        help="The actions of a foreign file are numbers from 0 to N - 1 (Discrete), which it does "
+        "not say.",
+    ),
+]
+
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Resize the images of a foreign file, e.g. 64x64. Default: their own size.",
+    ),
+]
+
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
@@ -195,6 +215,8 @@ def foreign_options(
     ignore: list[str] | None = None,
     columns: list[str] | None = None,
     tasks: list[str] | None = None,
+    image_size: str | None = None,
+    num_actions: int | None = None,
     allow_loss: bool = False,
     repeat_last: bool = False,
 ) -> Any:
@@ -207,6 +229,8 @@ def foreign_options(
         ignore: keys not to read.
         columns: texts such as `observation=x,y action=u`.
         tasks: tasks whose episodes to read.
+        image_size: height and width that images are resized to, such as `64x64`.
+        num_actions: number of discrete actions.
         allow_loss: whether all terminations or rewards may be lost.
         repeat_last: whether the last observation of an episode is repeated, if one lacks.
 
@@ -226,16 +250,28 @@ def foreign_options(
             "action_space": made.action_space,
         }
         made.close()
+    if num_actions is not None:
+        from gymnasium.spaces import Discrete
+
+        known["action_space"] = Discrete(num_actions)
     return ForeignOptions(
         terminals=terminals,  # type: ignore[arg-type]  # checked there
         keys=tuple(keys) if keys else None,
         ignore=tuple(ignore or ()),
         columns=parse_columns(columns or ()),
         tasks=tuple(tasks or ()),
+        image_size=None if image_size is None else _parse_size(image_size),
         allow_loss=allow_loss,
         repeat_last=repeat_last,
         **known,
     )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, by, width = text.partition("x")
+    if not by or not height.isdecimal() or not width.isdecimal():
+        raise ValueError(f"--image-size is {text!r}; expected HEIGHTxWIDTH, for instance 64x64")
+    return int(height), int(width)
 
 
 def parse_columns(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -19,8 +19,10 @@ from dreamgym.cli.options import (
     AllowLoss,
     Columns,
     Ignored,
+    ImageSize,
     JsonFile,
     Keys,
+    NumActions,
     OverwritePolicy,
     OverwriteWorld,
     RepeatLast,
@@ -91,6 +93,8 @@ def fit(
     repeat_last: RepeatLast = False,
     columns: Columns = None,
     tasks: Tasks = None,
+    image_size: ImageSize = None,
+    num_actions: NumActions = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -129,6 +133,8 @@ def fit(
             ignore=ignore,
             columns=columns,
             tasks=tasks,
+            image_size=image_size,
+            num_actions=num_actions,
             allow_loss=allow_loss,
             repeat_last=repeat_last,
         ),
@@ -355,6 +361,7 @@ def _evaluate(policy: Any, *, world: str, episodes: int) -> dict[str, float]:
     result = transfer_policy(policy, world, episodes=episodes, baselines=False)
     return {
         "real return": result.real.mean,
+        "real return error": result.real.std / result.real.episodes**0.5,
         "gap": result.gap,
         "real steps": float(result.real.steps or 0),
     }

@@ -1,5 +1,6 @@
 """Datasets: record, check, convert and read logged experience. NumPy only, without torch."""
 
+from dreamgym.data.buffers import convert_buffer
 from dreamgym.data.checking import DatasetCard, check
 from dreamgym.data.conversion import Conversion, convert, pack
 from dreamgym.data.dataset import Dataset
@@ -46,6 +47,7 @@ __all__ = [
     "VectorRecorder",
     "check",
     "convert",
+    "convert_buffer",
     "frame_skip_of",
     "open_dataset",
     "pack",

@@ -140,7 +140,7 @@ def check(path: str | os.PathLike[str], *, foreign: ForeignOptions | None = None
             listed in the card's `problems` instead.
         UnsupportedSpaceError: the dataset has a space that this version does not support.
     """
-    source, skipped = open_source(local_path(path), _MEMORY, foreign, "skip")
+    source, skipped = open_source(local_path(path), _MEMORY, foreign, "skip", spill=True)
     try:
         if foreign is not None and foreign.keys is not None and source.convention == "native":
             raise DatasetError(

@@ -60,3 +60,27 @@ def _require_plausible_size(pixels: int, kind: str, size: int) -> None:
             f"its image claims {pixels:,} pixels in {size:,} bytes of {kind}; expected at most "
             f"{most:,}"
         )
+
+
+def resize_images(images: Array, size: tuple[int, int]) -> Array:
+    """Resize images by averaging the pixels of an area.
+
+    Args:
+        images: uint8 `(N, H, W, C)` of 1, 3 or 4 channels.
+        size: new height and width.
+
+    Raises:
+        DatasetError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DatasetError(
+            "resizing images needs Pillow, which is not installed", remedy="pip install pillow"
+        ) from None
+    resized = np.empty((len(images), *size, images.shape[-1]), np.uint8)
+    for image, target in zip(images, resized, strict=True):
+        grey = image[:, :, 0] if image.shape[-1] == 1 else image
+        small = Image.fromarray(grey).resize(size[::-1], Image.Resampling.BOX)
+        target[...] = np.asarray(small).reshape(target.shape)
+    return resized

@@ -27,8 +27,8 @@ EVERY = 64
 """Steps between two looks at the counts, which are a host sync, and between two measurements of the
 distances where they only warn."""
 
-SAMPLED = 8
-"""Measurements of the distances between two looks, where they only warn."""
+SAMPLED, SAMPLED_ROWS = 4, 256
+"""Measurements of the distances between two looks, and rows of each, where they only warn."""
 
 BEYOND = 2.0
 """Multiple of the 99th percentile of the held-out data, above which a step is beyond the data."""
@@ -77,7 +77,7 @@ def watch(env: VectorEnv, **options: Any) -> WatchedVectorEnv:
 class WatchedVectorEnv(VectorWrapper):
     """A dream that compares every step with what the data has shown.
 
-    Rewards outside the data's range, uncertainties and distances of the features from the data
+    Rewards above the data's largest one, uncertainties and distances of the features from the data
     beyond twice the 99th percentile of held-out steps, and episodes that last far longer than any
     in the data are counted. Where their share is more than an accident, an alarm is raised, once
     for each kind. The counts stay on the device, and are read every 64 steps.
@@ -189,32 +189,46 @@ class WatchedVectorEnv(VectorWrapper):
         going = counted & ~ended
         self._done = ended
         beyond = torch.zeros_like(ended)
-        if limits.reward_low is not None and limits.reward_high is not None:
+        if limits.reward_high is not None:
+            # Only above: low rewards attract no policy, and a dream that leaves the data, or a
+            # pessimistic one, pays lower ones than the data by design.
             above = counted & (reward > limits.reward_high + limits.reward_margin)
-            # a dream that left the data ends with the worst return of all
-            below = going & (reward < limits.reward_low - limits.reward_margin)
-            beyond |= self._add("reward", above | below, counted, reward.abs())
+            beyond |= self._add("reward", above, counted, reward)
         if limits.uncertainty is not None:
             unsure = torch.as_tensor(info["uncertainty"], device=device)
             flags = counted & (unsure > BEYOND * limits.uncertainty)
             beyond |= self._add("uncertainty", flags, counted, unsure)
         dreams = self.dream.dreams
         if self._bank is not None and dreams is not None and self._calls % self._stride == 0:
-            distance = self._bank.distance(self.dream.engine.plain.features(dreams.model))
-            distance = distance / max(limits.distance or 0.0, 1e-12)
-            beyond |= self._add("features", going & (distance > BEYOND), going, distance)
+            rows = self._sampled_rows()
+            state = {key: leaf[rows] for key, leaf in dreams.model.items()}
+            distance = torch.zeros(self.num_envs, device=device)
+            distance[rows] = self._bank.distance(self.dream.engine.plain.features(state))
+            distance /= max(limits.distance or 0.0, 1e-12)
+            measured = torch.zeros_like(going)
+            measured[rows] = going[rows]
+            far = measured & (distance > BEYOND)
+            beyond |= self._add("features", far, measured, distance)
         if limits.longest_episode is not None and dreams is not None:
             age = dreams.age
             late = going & (age > LATE * limits.longest_episode)
             self._add("length", late, going, age.float())
         return beyond
 
+    def _sampled_rows(self) -> slice:
+        """Return the rows whose distances are measured: others each time, or all of them."""
+        if self._stride == 1:
+            return slice(None)
+        every = max(1, self.num_envs // SAMPLED_ROWS)
+        return slice(self._calls // self._stride % every, None, every)
+
     def _add(self, name: str, flags: Tensor, counted: Tensor, values: Tensor) -> Tensor:
         """Add the flags of one step to the counts, and return them."""
         rows, largest = self._rows[name], self._largest[name]
         self._counts[name] += torch.stack([flags.sum(), counted.sum()])
         self._rows[name] = rows | flags
-        self._largest[name] = torch.maximum(largest, torch.where(flags, values, 0.0).amax())
+        largest = torch.maximum(largest, torch.where(flags, values, -torch.inf).amax())
+        self._largest[name] = largest
         return flags
 
     def _clear(self, device: torch.device) -> None:
@@ -223,7 +237,7 @@ class WatchedVectorEnv(VectorWrapper):
         self._rows = {
             name: torch.zeros(self.num_envs, dtype=torch.bool, device=device) for name in SHARES
         }
-        self._largest = {name: torch.zeros((), device=device) for name in SHARES}
+        self._largest = {name: torch.tensor(-torch.inf, device=device) for name in SHARES}
 
     def _look(self) -> None:
         """Read the counts and raise alarms; this is a host sync."""
@@ -242,9 +256,9 @@ class WatchedVectorEnv(VectorWrapper):
         limits = self.limits
         if name == "reward":
             return (
-                f"{share:.1%} of the rewards are outside those of the data, "
-                f"{limits.reward_low:.4g} to {limits.reward_high:.4g} (up to {largest:.4g} in "
-                "size): the policy is paid for what no data has shown; record data with it and fit "
+                f"{share:.1%} of the rewards exceed those of the data, "
+                f"{limits.reward_low:.4g} to {limits.reward_high:.4g} (up to {largest:.4g}): the "
+                "policy is paid for what no data has shown; record data with it and fit "
                 "again, or give the reward as a function (KnownReward)"
             )
         if name == "uncertainty":

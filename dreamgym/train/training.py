@@ -17,8 +17,8 @@ from dreamgym._files import atomic_file
 from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.dream.watch import TrainingAlarm, limits_of, watch
-from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
+from dreamgym.dream.watch import TrainingAlarm, diverging_returns, limits_of, watch
+from dreamgym.errors import AlarmStop, PolicyFileError, TrainingError, TrainingInterrupted
 from dreamgym.fitting.loop import tensorboard_log
 from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
@@ -45,6 +45,7 @@ class TrainingRun:
             `initial` is the checkpoint then, `steps` are those of all runs together.
         monitor: what `report` reports to.
         alarms: alarms raised so far, see `dreamgym.dream.watch`.
+        dreamt: pairs (steps, dream return) of the reports so far.
     """
 
     world: World
@@ -58,6 +59,7 @@ class TrainingRun:
     earlier: PolicyCard | None = None
     monitor: Monitor = field(default_factory=Monitor)
     alarms: list[TrainingAlarm] = field(default_factory=list)
+    dreamt: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def view(self) -> str:
@@ -95,6 +97,25 @@ class TrainingRun:
             policy: returns the policy so far, with its card.
         """
         self.monitor.report(self._done + steps, self._done + total, figures, policy)
+        if "dream return" in figures:
+            self.dreamt.append((float(self._done + steps), figures["dream return"]))
+        if self.config.alarms != "off":
+            self._compare_returns()
+
+    def _compare_returns(self) -> None:
+        """Raise an alarm where the dream return rose while the measured real one fell."""
+        real = [
+            (each["steps"], each["real return"], each["real return error"])
+            for each in self.monitor.evaluations
+            if {"real return", "real return error"} <= each.keys()
+        ]
+        sentence = diverging_returns(self.dreamt, real)
+        if sentence is None or any(alarm.name == "exploitation" for alarm in self.alarms):
+            return
+        steps = int(real[-1][0])
+        self.alarms.append(TrainingAlarm("exploitation", sentence, (steps, steps)))
+        if self.config.alarms == "stop":
+            raise AlarmStop(f"training was stopped by an alarm: {sentence}")
 
     @property
     def dream_options(self) -> dict[str, Any]:

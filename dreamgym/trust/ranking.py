@@ -97,25 +97,30 @@ class Ranking:
             policies: the policies; None for those that the config describes. A random one is added.
             progress: called with (policies done, policies, {"policy": its name}).
         """
-        entries = list(self._made() if policies is None else _given(policies, self.world))
-        for number, entry in enumerate(entries):
+        config = self.config
+        entries: list[Entry] = []
+        if policies is None:
+            expected = 1 + config.seeds * (1 + config.stages) + len(config.temperatures)
+        else:
+            policies = list(policies)
+            expected = 1 + len(policies)
+        for entry in self._made() if policies is None else _given(policies, self.world):
             if progress is not None:
-                progress(number, len(entries), {"policy": entry.name})
+                progress(len(entries), expected, {"policy": entry.name})
+            entries.append(entry)
             known = self.results.get(entry.name)
             if known is None or entry.checksum is None or known["checksum"] != entry.checksum:
                 self.results[entry.name] = self._measure(entry)
                 self._write()
         if progress is not None:
-            progress(len(entries), len(entries), {})
+            progress(expected, expected, {})
         measured = [self.results[entry.name] for entry in entries]
         ranked = [row for row in measured if not row["swept"]]
         figures = {"policies": ranked, **agreement(ranked)}
         swept = [row for row in measured if row["swept"]]
         if swept:
-            middle = f"{self._label()}, seed 0, {self.config.stages[-1]:,} steps"
-            figures["sweep"] = sorted(
-                [*swept, self.results[middle]], key=lambda row: row["temperature"]
-            )
+            middle = self.results[self._name(0, config.steps)]
+            figures["sweep"] = sorted([*swept, middle], key=lambda row: row["temperature"])
         return figures
 
     def _label(self) -> str:
@@ -125,19 +130,23 @@ class Ranking:
     def _made(self) -> Iterator[Entry]:
         """Yield a random policy, those of all stages and seeds, and those of the sweep."""
         yield Entry(name="random", make=partial(_same, "random"))
-        for seed in range(self.config.seeds):
-            for steps in self.config.stages:
+        config = self.config
+        for seed in range(config.seeds):
+            whole = self._train(seed, config.steps, 1.0)
+            for steps in [*spread_steps(whole.curve, config.stages), config.steps]:
                 yield Entry(
-                    name=f"{self._label()}, seed {seed}, {steps:,} steps",
-                    make=partial(self._train, seed, steps, 1.0),
+                    name=self._name(seed, steps), make=partial(self._train, seed, steps, 1.0)
                 )
-        for temperature in self.config.temperatures:
+        for temperature in config.temperatures:
             yield Entry(
                 name=f"{self._label()}, temperature {temperature:g}",
-                make=partial(self._train, 0, self.config.stages[-1], temperature),
+                make=partial(self._train, 0, config.steps, temperature),
                 temperature=temperature,
                 swept=True,
             )
+
+    def _name(self, seed: int, steps: int) -> str:
+        return f"{self._label()}, seed {seed}, {steps:,} steps"
 
     def _train(self, seed: int, steps: int, temperature: float) -> TrainedPolicy:
         """Train a policy in the dream, or read it from the folder where that was done before."""
@@ -145,6 +154,7 @@ class Ranking:
         path = None
         if self.work is not None:
             name = f"{self._label()}-seed{seed}-{steps}-tau{temperature:g}-{self.checksum[:8]}"
+            name = name.replace(".", "_")  # a point would begin the suffix of the file
             path = learner.policy_path(self.work / name)
             if path.is_file():
                 try:
@@ -159,7 +169,7 @@ class Ranking:
             seed=seed,
             steps=steps,
             out=path,
-            config=TrainConfig(temperature=temperature),
+            config=TrainConfig(temperature=temperature, num_envs=self.config.num_envs),
         )
 
     def _measure(self, entry: Entry) -> dict[str, Any]:
@@ -220,6 +230,26 @@ class Ranking:
         text = json.dumps({"key": self._key(), "results": self.results}, indent=1)
         with atomic_file(self.work / RESULTS_FILE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def spread_steps(curve: Sequence[tuple[int, float]], count: int) -> list[int]:
+    """Return steps of a training at which its returns are spread evenly, ascending.
+
+    Args:
+        curve: (steps, dream return), ascending in steps; the last point is the whole training.
+        count: number of steps to return; fewer where the curve has fewer points.
+    """
+    steps = [done for done, _ in curve[:-1]]
+    if not steps:
+        return []
+    best = np.maximum.accumulate([value for _, value in curve])
+    targets = best[0] + (best[-1] - best[0]) * np.arange(count) / count
+    chosen = {steps[min(int(np.argmax(best >= target)), len(steps) - 1)] for target in targets}
+    for done in steps:  # a steep curve passes several targets at once
+        if len(chosen) >= min(count, len(steps)):
+            break
+        chosen.add(done)
+    return sorted(chosen)
 
 
 def _given(policies: Sequence[PolicyLike | Path], world: World) -> Iterator[Entry]:

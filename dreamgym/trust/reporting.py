@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dreamgym._device import float32_by_default
 from dreamgym._files import atomic_file, local_path
-from dreamgym.data import AnyDataset, DatasetSource, open_dataset
+from dreamgym.data import AnyDataset
 from dreamgym.data.bounds import covers
+from dreamgym.data.mixture import DatasetSource
 from dreamgym.data.policies import PolicyLike
 from dreamgym.data.teaching import teaching_findings
 from dreamgym.errors import WorldError
@@ -41,6 +41,7 @@ from dreamgym.trust.html_page import page
 from dreamgym.trust.names import names_of
 from dreamgym.trust.ranking import Ranking
 from dreamgym.trust.visits import visit
+from dreamgym.world.held_out import open_for
 from dreamgym.world.world import World, as_world
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -209,10 +210,12 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
     """
     started = time.perf_counter()
     world = as_world(world)
+    if env is not None:
+        _check_env(world, env)
     with ExitStack() as stack:
-        dataset: AnyDataset = stack.enter_context(open_dataset(_with_frame_skip(world, data)))
-        _check_spaces(world, dataset, env)
-        fitted, training, held_out = _episodes(world, dataset)
+        opened = stack.enter_context(open_for(world, data))
+        dataset, fitted, held_out = opened.dataset, opened.is_fitted_data, opened.held_out
+        training = opened.training if fitted else None
         say = _Steps(progress, len(REPORT_METRICS) + 2)
         context = metric_context(
             world.model,
@@ -276,54 +279,23 @@ def _policy_progress(progress: Progress | None) -> Progress | None:
     return progress
 
 
-def _with_frame_skip(world: World, data: Any) -> Any:
-    """Return the data read with the world's frame skip, where it is a path."""
-    from dreamgym.data import Dataset, with_frame_skip
-
-    if world.frame_skip.steps == 1 or not isinstance(data, str | os.PathLike | Dataset):
-        return data
-    opened = data if isinstance(data, Dataset) else Dataset(data)
-    return with_frame_skip(opened, world.frame_skip)
-
-
-def _check_spaces(world: World, dataset: AnyDataset, env: EnvSource | None) -> None:
-    """Raise `WorldError` if data or real environment are not of the world's spaces."""
-    spaces: dict[str, tuple[gym.Space, gym.Space]] = {
-        f"the data ({_env_id(dataset) or Path(dataset.path).name})": (
-            dataset.observation_space,
-            dataset.action_space,
+def _check_env(world: World, env: EnvSource) -> None:
+    """Raise `WorldError` if a real environment has other spaces than the world."""
+    made = world.adapted(make_env(env_maker(env)))
+    name = made.spec.id if made.spec is not None else str(made)
+    spaces = made.observation_space, made.action_space
+    made.close()
+    if not (covers(world.observation_space, spaces[0]) and world.action_space == spaces[1]):
+        raise WorldError(
+            f"the real environment {name} has the spaces {spaces}, and the world {world.name!r} "
+            f"(of {world.env_id}) has {(world.observation_space, world.action_space)}: it is a "
+            "world of another environment; give the one that it was fitted to"
         )
-    }
-    if env is not None:
-        made = world.adapted(make_env(env_maker(env)))
-        name = made.spec.id if made.spec is not None else str(made)
-        spaces[f"the real environment ({name})"] = made.observation_space, made.action_space
-        made.close()
-    for what, (observation, action) in spaces.items():
-        fits = covers(world.observation_space, observation) and world.action_space == action
-        if not fits:
-            raise WorldError(
-                f"{what} has the spaces {observation} and {action}, and the world {world.name!r} "
-                f"(of {world.env_id}) has {world.observation_space} and {world.action_space}: it "
-                "is a world of another environment; give data of its own, or the world of this one"
-            )
 
 
 def _env_id(dataset: AnyDataset) -> str | None:
     """Return the id of the environment of a dataset, or of a mixture of several."""
     return json.loads(dataset.env_spec).get("id") if dataset.env_spec else None
-
-
-def _episodes(
-    world: World, dataset: AnyDataset
-) -> tuple[bool, NDArray[np.integer] | None, NDArray[np.integer]]:
-    """Return whether the world was fitted to the data, and the training and held-out episodes."""
-    fit = world.provenance.get("fit", {})
-    known = world.provenance.get("dataset_checksum")
-    if known is not None and known == dataset.checksum and "held_out" in fit:
-        training, held_out = dataset.split(fit["held_out"], fit["seed"])
-        return True, training, held_out
-    return False, None, np.arange(dataset.num_episodes)
 
 
 def _world_figures(world: World) -> dict[str, Any]:

@@ -52,8 +52,9 @@ class Visit:
         unsure: share of the steps beyond the limit of uncertainty; None where there is none.
         reward_low: smallest reward of a step that did not end the dream.
         reward_high: largest reward of a step.
-        paid_outside: share of the steps with a reward above the data's largest one, or below the
-            smallest where the dream goes on, by more than the margin.
+        paid_outside: share of the steps with a reward above the data's largest one by more than
+            the margin. Lower ones than the data's attract no policy, and dreams that leave the
+            data pay them by design.
         examples: the farthest states.
     """
 
@@ -175,11 +176,9 @@ class _Watch:
         # the last reward of a dream that left the data is the worst return of all
         self.low = min(self.low, float(reward[going].min(initial=np.inf)))
         limits = self.limits
-        if limits.reward_low is None or limits.reward_high is None:
-            return
-        above = reward > limits.reward_high + limits.reward_margin
-        below = reward < limits.reward_low - limits.reward_margin
-        self.outside += int((above & counted).sum() + (below & going).sum())
+        if limits.reward_high is not None:
+            above = reward > limits.reward_high + limits.reward_margin
+            self.outside += int((above & counted).sum())
 
     def _add_states(self, env: DreamVectorEnv, going: Any) -> None:
         model, bank, limit = env.engine.plain, self.bank, self.limits.distance

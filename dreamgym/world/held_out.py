@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.data import AnyDataset, Dataset, open_dataset, with_frame_skip
+from dreamgym.data.bounds import covers
 from dreamgym.data.mixture import DatasetSource
-from dreamgym.data.spaces import same_spaces
 from dreamgym.errors import WorldError
 from dreamgym.world.world import World
 
@@ -59,7 +59,9 @@ def open_for(world: World, source: DatasetSource) -> Iterator[WorldData]:
         data = data.in_blocks()
         if isinstance(data, Dataset):
             data = with_frame_skip(data, world.frame_skip)
-        if not same_spaces(data, world):
+        # A world's bounds are wider where values of its data were outside those of the space.
+        fits = covers(world.observation_space, data.observation_space)
+        if not (fits and world.action_space == data.action_space):
             raise WorldError(
                 f"the dataset {data.path} has the spaces "
                 f"{(data.observation_space, data.action_space)}, world {world.name!r} has "

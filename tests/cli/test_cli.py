@@ -307,6 +307,34 @@ def test_train_writes_a_policy_and_its_figures(made: Path) -> None:
     assert figures["steps"] >= 4096
 
 
+@pytest.mark.slow
+def test_train_measures_and_resumes_and_takes_several_seeds(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    line = (
+        f"train {made}/world --learner ppo --num-envs 4 --n-steps 4 --net-arch 8 --steps 64 "
+        f"--seed 5 --seeds 2 --out {tmp_path}/p --evaluate-every 32 --evaluate-episodes 1 "
+        f"--tensorboard {tmp_path}/logs --json {tmp_path}/j"
+    ).split()
+    done = run(*line)
+    assert done.code == 0, done.err
+    assert "real ones" in done.out
+    policies = json.loads((tmp_path / "j").read_text())["policies"]
+    assert [each["seed"] for each in policies] == [5, 6]
+    for each in policies:
+        assert each["policy"] == str(tmp_path / f"p-seed{each['seed']}.safetensors")
+        assert [point["steps"] for point in each["evaluations"]] == [32, 64]
+        assert all(point["real steps"] > 0 for point in each["evaluations"])
+        assert any((tmp_path / "logs" / f"seed{each['seed']}").iterdir())
+    assert "--overwrite" in run(*line).err
+    (tmp_path / "p-seed6.safetensors").unlink()
+    assert run(*line, "--resume").code == 0
+    again = json.loads((tmp_path / "j").read_text())["policies"]
+    assert again[0]["evaluations"] == policies[0]["evaluations"]
+    assert again[1]["curve"] == policies[1]["curve"]
+    assert run(*line, "--resume", "--overwrite").code == 2
+
+
 def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
     line = f"train {made}/world --steps 512 --num-envs 8 --out {tmp_path}/p --json {tmp_path}/j"
     done = run(*line.split())
@@ -702,6 +730,30 @@ def test_ctrl_c_while_training_says_what_was_kept(made: Path, tmp_path: Path) ->
     assert done.code == 130, done.err
     assert "interrupted: " in done.err
     assert not (tmp_path / "ppo.zip").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently there")
+def test_ctrl_c_while_training_several_seeds_keeps_them_and_resume_goes_on(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    line = (
+        f"train {made}/world --learner ppo --num-envs 16 --n-steps 16 --seeds 2 --out {tmp_path}/p"
+    )
+    checkpoints = [tmp_path / f"p-seed{seed}.interrupted.safetensors" for seed in (0, 1)]
+    done = interrupt(
+        f"{line} --steps 100000000 --checkpoint-every 256",
+        lambda: all(path.exists() for path in checkpoints),
+        cwd=tmp_path,
+    )
+    assert done.code == 130, done.err
+    assert all(str(path) in done.err for path in checkpoints)
+    assert all(path.exists() for path in checkpoints)
+    assert run(*f"{line} --steps 256 --resume".split()).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "p-seed0.safetensors",
+        "p-seed1.safetensors",
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no resource limits there")

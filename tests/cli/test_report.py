@@ -72,9 +72,9 @@ def test_several_worlds_are_laid_side_by_side(world, data, tmp_path, monkeypatch
     [
         ("nowhere --data {data}", "nowhere"),
         ("CartPole-MDNRNN-v0 --data nothing.h5", "nothing.h5"),
-        ("Pendulum-MDNRNN-v0 --data {data}", "another environment"),
+        ("Pendulum-MDNRNN-v0 --data {data}", "has the spaces"),
         ("CartPole-MDNRNN-v0 --data {data} --env Pendulum-v1", "another environment"),
-        ("CartPole-MDNRNN-v0 --data {data} --rank --seeds 0", "at least one seed"),
+        ("CartPole-MDNRNN-v0 --data {data} --rank --seeds 0", "seeds=0"),
         ("CartPole-MDNRNN-v0 --data {data} --policies no.zip", "no.zip"),
     ],
 )

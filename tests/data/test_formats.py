@@ -7,8 +7,11 @@ stable-worldmodel 0.1.1.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +35,7 @@ from dreamgym.data import (
 )
 from dreamgym.data.formats import ForeignDataset, Probe, detect_format, registry
 from dreamgym.data.formats.common import make_episode, make_metadata
-from tests.data.samples import assert_same_episode, write_random
+from tests.data.samples import assert_same_batch, assert_same_episode, write_random
 
 FOREIGN = Path(__file__).parent / "foreign"
 RNG = np.random.default_rng(0)
@@ -390,9 +393,126 @@ def test_actions_outside_the_given_space(tmp_path: Path) -> None:
 
 
 def test_whole_episodes_that_exceed_the_memory_are_refused(tmp_path: Path) -> None:
-    path = d4rl(tmp_path / "d.hdf5", timeouts=np.arange(40) % 10 == 9)
+    path = ogbench(tmp_path / "o.npz", [9, 39])
     with pytest.raises(DatasetError, match="dreamgym convert"):
         Dataset(path, memory=100)
+
+
+def test_check_takes_whole_episodes_that_exceed_the_memory(tmp_path: Path, monkeypatch) -> None:
+    path = ogbench(tmp_path / "o.npz", [9, 39])
+    card = check(path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr("dreamgym.data.checking._MEMORY", 100)
+    changing = {"windows_per_second": 0, "created": ""}
+    assert dataclasses.replace(check(path), **changing) == dataclasses.replace(card, **changing)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("following", [False, True])
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize("keys", [False, True])
+def test_d4rl_stays_in_its_file(tmp_path: Path, following: bool, repeat: bool, keys: bool) -> None:
+    columns = {"observations": OBS, "next_observations": OBS + np.uint8(1)}
+    if not following:
+        del columns["next_observations"]
+    if keys:
+        columns = {f"{name}/{k}": v for name, v in columns.items() for k in "ab"}
+    ends = np.isin(np.arange(40), [0, 9, 29])
+    more = {"actions": ACT, "rewards": REW, "terminals": ends, "timeouts": ends & False}
+    path = tmp_path / "d.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, values in {**columns, **more}.items():
+            file[name] = values
+    options = ForeignOptions(repeat_last=repeat, allow_loss=True)
+    with (
+        Dataset(path, foreign=options) as held,
+        Dataset(path, foreign=options, memory=0) as stays,
+    ):
+        assert held.in_memory
+        assert not stays.in_memory
+        assert held.checksum == stays.checksum
+        assert len(held) == len(stays)
+        for index in range(len(held)):
+            assert_same_episode(held.episode(index), stays.episode(index))
+        one, other = (d.segments(np.arange(len(d)), 4) for d in (held, stays))
+        rows = np.arange(one.num_transitions)
+        assert_same_batch(one.at(rows), other.at(rows))
+
+
+PEAK = """
+import resource, sys, warnings
+from dreamgym.data import Dataset, DatasetError, check, checking
+warnings.simplefilter("ignore")
+checking._MEMORY = 16 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    check(sys.argv[1])
+except DatasetError as error:
+    print(error, file=sys.stderr)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource usage")
+@pytest.mark.parametrize("kind", ["D4RL", "D4RL as npz", "OGBench", "robomimic"])
+def test_a_small_file_of_large_contents_is_read_in_parts(tmp_path: Path, kind: str) -> None:
+    """245 MB of black images, compressed to little."""
+    count, shape = 20_000, (64, 64, 3)
+    ends = np.arange(count) % 100 == 99
+    path = tmp_path / ("x.npz" if kind in ("D4RL as npz", "OGBench") else "x.hdf5")
+    actions = np.zeros((count, 2), np.float32)
+    if path.suffix == ".npz":
+        columns = {"actions": actions, "terminals": ends}
+        columns |= {"rewards": ends * 1.0} if kind != "OGBench" else {}
+        images = np.broadcast_to(np.zeros((), np.uint8), (count, *shape))
+        np.savez_compressed(path, observations=images, **columns)
+    else:
+        with h5py.File(path, "w") as file:
+            group = file
+            demos = 200 if kind == "robomimic" else 1
+            for demo in range(demos):
+                if kind == "robomimic":
+                    group = file.create_group(f"data/demo_{demo}")
+                rows = count // demos
+                name = "obs/image" if kind == "robomimic" else "observations"
+                images = group.create_dataset(
+                    name, (rows, *shape), np.uint8, chunks=(50, *shape), compression="gzip"
+                )
+                for first in range(0, rows, 100):
+                    images[first : first + 100] = np.zeros((100, *shape), np.uint8)
+                group["actions"], group["rewards"] = actions[:rows], np.zeros(rows)
+                group["dones" if kind == "robomimic" else "terminals"] = ends[:rows]
+                if kind != "robomimic":
+                    group["timeouts"] = ends[:rows] & False
+    assert path.stat().st_size < 4 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 130, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "npz"])
+def test_one_episode_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch, kind: str
+) -> None:
+    images = np.zeros((41, 64, 64, 3), np.uint8)
+    path = tmp_path / "d.hdf5"
+    if kind == "npz":
+        np.savez_compressed(tmp_path / "1.npz", observations=images, actions=ACT, rewards=REW)
+        path = tmp_path
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("observations", data=images[:40], compression="gzip")
+            file["actions"], file["rewards"] = ACT, REW
+            file["terminals"] = file["timeouts"] = np.zeros(40, bool)
+    check(path)
+    for module in ("formats.interface", "hdf5.guard"):
+        monkeypatch.setattr(f"dreamgym.data.{module}.MAX_UNPACKED", 100_000)
+    with pytest.raises(DatasetError, match=r"it unpacks to \S+ bytes"):
+        check(path)
 
 
 def test_links_in_foreign_files_are_not_followed(tmp_path: Path) -> None:
@@ -474,7 +594,7 @@ def test_a_damaged_heap_does_not_hang(tmp_path: Path, which: int) -> None:
 def make_samples(folder: Path) -> dict[str, Path]:
     """Make a small dataset of each format, by its name."""
     timeouts = np.arange(40) % 10 == 9
-    from tests.data import test_logs  # which imports this module
+    from tests.data import test_logs, test_ros  # which import this module
 
     for name in ("rollouts", "mine"):
         (folder / name).mkdir()
@@ -485,6 +605,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "robomimic": robomimic(folder / "r.hdf5", dones=False, following=True),
         "stable-worldmodel": FOREIGN / "stable_worldmodel.h5",
         "LeRobot": FOREIGN / "lerobot_image_v3",
+        "d3rlpy": FOREIGN / "d3rlpy.h5",
         "Lance": FOREIGN / "worldmodel.lance",
         "D4RL": d4rl(folder / "d.hdf5", timeouts=timeouts),
         "OGBench": ogbench(folder / "o.npz", [39]),
@@ -493,6 +614,9 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "ALOHA/ACT": test_logs.write_aloha(folder / "aloha", "raw"),
         "Zarr replay buffer": test_logs.write_zarr(folder / "z.zarr", 2),
         "Dreamer": test_logs.write_dreamer(folder / "dreamer", 2),
+        "RLDS": FOREIGN / "rlds",
+        "flat columns": hdf5(folder / "f.hdf5", state=OBS, control=ACT),
+        "MCAP or ROS bag": test_ros.write_mcap(folder / "run.mcap", 0),
         "CSV or Parquet log": test_logs.write_csv(folder / "log.csv", test_logs.log_columns()),
     }
 
@@ -619,7 +743,7 @@ def test_links_are_not_followed_while_detecting(tmp_path: Path) -> None:
 def test_a_stray_npz_file_in_a_folder_of_episodes(tmp_path: Path) -> None:
     npz_episode(tmp_path / "ep_1.npz", 6, 5)
     np.savez(tmp_path / "ep_2.npz", statistics=OBS)
-    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: it is missing"):
+    with pytest.raises(DatasetError, match=r"ep_2\.npz: observations: episode 1: it is missing"):
         Dataset(tmp_path)
 
 
@@ -641,7 +765,7 @@ def test_minari_without_observations(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "m" / "main_data.hdf5", "r+") as file:
         del file["episode_1/observations"]
         file.create_group("episode_1/observations")
-    with pytest.raises(DatasetError, match="/episode_1/observations: it has no observations"):
+    with pytest.raises(DatasetError, match=r"/episode_1/observations: .*it has no observations"):
         Dataset(tmp_path / "m")
 
 
@@ -649,5 +773,46 @@ def test_robomimic_with_other_next_observations(tmp_path: Path) -> None:
     path = robomimic(tmp_path / "r.hdf5", dones=False, following=True)
     with h5py.File(path, "r+") as file:
         del file["data/demo_2/next_obs/pos"]
-    with pytest.raises(DatasetError, match=r"/data/demo_2/next_obs: it has the keys \['img'\]"):
+    with pytest.raises(
+        DatasetError, match=r"/data/demo_2/next_obs: episode 1: it has the keys \['img'\]"
+    ):
         Dataset(path)
+
+
+def cut_npz(folder: Path, **columns: np.ndarray) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        np.savez(folder / f"{number}.npz", **columns)
+    middle = folder / "1.npz"
+    middle.write_bytes(middle.read_bytes()[:200])
+    return folder
+
+
+def short_robomimic(path: Path, name: str) -> Path:
+    robomimic(path, dones=False, following=True)
+    with h5py.File(path, "r+") as file:
+        rows = file[f"data/demo_2/{name}"][:-2]
+        del file[f"data/demo_2/{name}"]
+        file[f"data/demo_2/{name}"] = rows
+    return path
+
+
+@pytest.mark.parametrize(
+    "which", ["npz episodes", "Ha & Schmidhuber", "actions", "obs/img", "rewards"]
+)
+def test_an_episode_that_cannot_be_read_is_skipped(tmp_path: Path, which: str) -> None:
+    if which == "npz episodes":
+        path = cut_npz(tmp_path / "d", observations=OBS[:6], actions=ACT[:5], rewards=REW[:5])
+    elif which == "Ha & Schmidhuber":
+        path = cut_npz(tmp_path / "d", obs=OBS[:6], action=ACT[:6])
+    else:
+        path = short_robomimic(tmp_path / "r.hdf5", which)
+    with pytest.raises(DatasetError, match="episode 1"):
+        Dataset(path)
+    done = convert(path, tmp_path / "native.h5", on_bad="skip")
+    assert done.episodes == 2
+    assert len(done.skipped) == 1
+    with Dataset(path, on_bad="skip") as dataset:
+        assert len(dataset) == 2
+        assert "episode 1" in dataset.skipped[0]
+    assert len(check(path).problems) == 1

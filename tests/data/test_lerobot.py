@@ -71,6 +71,15 @@ def test_cameras_and_tasks_are_chosen_by_name(source: Path) -> None:
         Dataset(source, foreign=ForeignOptions(keys=("wrist",)))
 
 
+def test_images_are_resized(source: Path) -> None:
+    small = ForeignOptions(keys=("top",), image_size=(16, 16), allow_loss=True)
+    with Dataset(source, foreign=small) as dataset:
+        assert dataset.observation_space == spaces.Box(0, 255, (16, 16, 3), np.uint8)
+        red = dataset.episode(2).observations[:, :, :, 0].astype(int)
+        assert np.abs(red - level(2)[:, None, None]).max() <= 3
+    assert any("ResizeObservation" in note for note in check(source, foreign=small).notes)
+
+
 def test_a_loss_is_said_and_success_may_be_the_reward(source: Path) -> None:
     card = check(source)
     assert any("all 2 terminations are lost" in problem for problem in card.problems)

@@ -226,11 +226,13 @@ def test_rewards_that_may_arrive_later_are_refused(tmp_path: Path) -> None:
 def test_a_later_file_with_other_keys_is_refused(tmp_path: Path) -> None:
     path = LAYOUTS["npz episodes"](tmp_path / "d")
     np.savez(path / "5.npz", obs=OBS[:T], action=ACT[:T], reward=REW[:T])
-    with pytest.raises(DatasetError, match=r"5\.npz: its keys \['reward'\] seem to carry rewards"):
+    with pytest.raises(
+        DatasetError, match=r"5\.npz: episode 4: its keys \['reward'\] seem to carry rewards"
+    ):
         Dataset(path)
     path = LAYOUTS["npz, long names"](tmp_path / "e", rewards=REW)
     np.savez(path / "5.npz", observations=OBS[:T], actions=ACT[:T])
-    with pytest.raises(DatasetError, match=r"5\.npz: it has no rewards, unlike the first file"):
+    with pytest.raises(DatasetError, match=r"5\.npz: episode 4: it has no rewards, unlike"):
         Dataset(path)
     path = demos(tmp_path / "r.hdf5", obs__pos=OBS, actions=ACT, rewards=REW)
     with h5py.File(path, "r+") as file:

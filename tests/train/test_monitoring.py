@@ -157,6 +157,7 @@ def test_monitoring_that_cannot_be_done_is_refused():
         Monitoring(evaluate_every=10)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_trained_as_one_after_another(tmp_path):
     world = "CartPole-MDNRNN-v0"
     arguments = {"learner": "ppo", "steps": 32, "config": CONFIG}

@@ -14,6 +14,7 @@ import pytest
 import dreamgym
 from dreamgym.train import LEARNERS, Learner, TrainingError, find_learner, load_policy, train_policy
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
+from dreamgym.train.registry import format_owner
 from dreamgym.train.sb3 import ALGORITHMS
 
 
@@ -128,3 +129,4 @@ def test_the_table_is_consistent():
         library = learner.library()
         for name in ("adapter", "check", "train", "save", "load"):
             assert callable(getattr(library, name))
+        assert callable(format_owner(learner.name).library().actor)

@@ -15,10 +15,11 @@ import torch
 
 import dreamgym
 from dreamgym.errors import PolicyFileError, TransferError
+from dreamgym.models import ModelSpec
 from dreamgym.models.base import zero_action
 from dreamgym.train import TrainConfig, clone_policy, load_policy
 from dreamgym.transfer import ExportedPolicy, LatentObservation, TensorPolicy, export_policy
-from dreamgym.transfer.export.graphs import FilterGraph, StepGraph
+from dreamgym.transfer.export.graphs import FilterGraph, StepGraph, observation_name
 from dreamgym.transfer.export.guard import Guard
 from dreamgym.transfer.export.onnx_file import open_onnx, write_onnx
 from tests.small_worlds import (
@@ -57,31 +58,53 @@ class Linear(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "action"), ONE_EACH)
 def test_every_family_filters_acts_and_is_guarded_as_in_torch(kind, action, tmp_path):
-    """Over an episode, the ONNX keeps its own state."""
     model = small_model(kind, action)
     torch.manual_seed(1)
     actor = Linear(model.feature_dim, ACTION_SPACES[action]).eval()
+    check_episode(FilterGraph(model, actor, "latent", Guard(model)).eval(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mdn-rnn", "rssm", "jepa"])
+def test_so_does_every_family_of_images_and_vectors(family, tmp_path):
+    camera = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    joints = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+    space = gym.spaces.Dict(camera=camera, joints=joints)
+    torch.manual_seed(1)
+    model = ModelSpec(family=family).build(space, gym.spaces.Discrete(3)).eval()
+    actor = Linear(model.feature_dim, model.action_space).eval()
     graph = FilterGraph(model, actor, "latent", Guard(model)).eval()
-    write_onnx(graph, tmp_path / "controller.onnx", optional=("noise",))
-    run = open_onnx(tmp_path / "controller.onnx")
+    assert graph.guard.compares == "features"
+    check_episode(graph, tmp_path, steps=6)
+
+
+@pytest.mark.slow
+def test_a_policy_of_observations_is_guarded_by_a_world(tmp_path):
+    model = small_model("mdn-rnn", "box")
+    actor = Linear(4, ACTION_SPACES["box"]).eval()
+    check_episode(FilterGraph(model, actor, "observation", Guard(model)).eval(), tmp_path)
+
+
+def check_episode(graph, folder, steps=25):
+    """Compare an episode of the ONNX, which keeps its own state, with one in torch."""
+    model, actor = graph.model, graph.actor
+    write_onnx(graph, folder / "controller.onnx", optional=("noise",))
+    run = open_onnx(folder / "controller.onnx")
     generator = torch.Generator().manual_seed(3)
     state, taken = model.initial(1), zero_action(model.action_space, 1, "cpu")
     memory = {name: leaf.numpy() for name, leaf in graph.examples.items() if "state." in name}
     memory["previous_action"] = np.ones_like(taken.numpy())  # of an episode before: ignored
-    for step in range(25):
+    for step in range(steps):
         observation = random_observations(model.observation_space, 1, seed=step)
+        parts = observation if isinstance(observation, dict) else {"": observation}
         noise = torch.rand((1, model.noise_dim), generator=generator)
-        outputs = run(
-            {
-                **memory,
-                "observation": observation.numpy(),
-                "start": np.array([step == 0]),
-                "noise": noise.numpy(),
-            }
-        )
+        inputs = {observation_name(key): part.numpy() for key, part in parts.items()}
+        inputs |= {"start": np.array([step == 0]), "noise": noise.numpy()}
+        outputs = run({**memory, **inputs})
         with torch.no_grad():
             after = model.observe(state, taken, observation, noise)
-            expected = actor(model.features(after))
+            seen = model.features(after) if graph.view == "latent" else observation
+            expected = actor(seen)
             judged = graph.guard(state, taken, observation, after)
         np.testing.assert_allclose(outputs["action"], expected.numpy(), rtol=1e-4, atol=1e-4)
         surprise = 0.0 if step == 0 else float(judged.surprise)
@@ -192,6 +215,8 @@ def test_it_is_evaluated_like_any_policy_and_named_in_datasets(folder, cartpole_
     result = dreamgym.evaluate(exported, "CartPole-v1", episodes=4)
     original = dreamgym.transfer_policy(latent, cartpole_world, episodes=4, baselines=False)
     np.testing.assert_array_equal(result.returns, original.real.returns)
+    moved = dreamgym.transfer_policy(folder, cartpole_world, episodes=2, baselines=False)
+    np.testing.assert_array_equal(moved.real.returns, result.returns[:2])
     assert exported.name.startswith(f"onnx:{latent.name}@")
 
 
@@ -254,20 +279,21 @@ def test_the_example_runs_without_torch_and_without_dreamgym(folder):
 
 @pytest.mark.slow
 def test_the_example_runs_where_only_numpy_and_onnxruntime_are_installed(folder, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*line):
+        options = {"capture_output": True, "text": True, "check": False, "timeout": 300}
+        return subprocess.run([*map(str, line)], env=environment, **options)
+
+    assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "numpy", "onnxruntime"]
-    if subprocess.run(install, capture_output=True, check=False).returncode:
+    if run(python, "-m", "pip", "install", "--quiet", "numpy", "onnxruntime").returncode:
         pytest.skip("no package index can be reached")
-    listed = [str(python), "-m", "pip", "list"]
-    packages = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    packages = run(python, "-m", "pip", "list").stdout
+    assert "onnxruntime" in packages
     assert "torch" not in packages
     assert "dreamgym" not in packages
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    line = [str(python), str(ROBOT), str(folder), "--rate", "200", "--steps", "40"]
-    done = subprocess.run(
-        line, capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
+    done = run(python, ROBOT, folder, "--rate", "200", "--steps", "40")
     assert done.returncode == 0, done.stderr
     assert "40 steps" in done.stdout
 

@@ -14,7 +14,7 @@ from dreamgym.errors import AlarmStop, TrainingError, TrainingInterrupted
 from dreamgym.fitting import FitConfig, fit
 from dreamgym.metrics import Limits
 from dreamgym.models.wrappers.base import Wrapper
-from dreamgym.train import TrainConfig, load_policy, train_policy
+from dreamgym.train import Monitoring, TrainConfig, load_policy, train_policy
 from dreamgym.trust import diverging_returns, watch
 from tests.small_worlds import small_world, world_of
 from tests.trust import planted
@@ -156,6 +156,29 @@ def test_training_puts_its_alarms_on_the_policys_card(learner, algo, tmp_path):
     assert load_policy(saved).card.alarms == [alarm]
     settings["config"] = replace(config, alarms="off")
     assert train_policy(world, **settings).card.alarms == []
+
+
+def test_a_training_that_is_measured_in_reality_is_stopped_where_it_exploits_the_dream():
+    returns = iter([10.0, 20.0, 1.0])
+    seen = []
+
+    def measure(policy):
+        seen.append(next(returns))
+        return {"real return": seen[-1], "real return error": 0.1}
+
+    monitoring = Monitoring(evaluate_every=128, evaluate=measure)
+    world = small_world(horizon=20)
+    config = TrainConfig(num_envs=4, n_steps=32, batch_size=64, alarms="stop")
+    with pytest.MonkeyPatch.context() as patch:  # what an unfitted world pays, says nothing
+        patch.setattr(
+            "dreamgym.train.training.diverging_returns",
+            lambda dream, real: (
+                "it fell" if diverging_returns([(0, 0.0), (300, 1.0)], real) else None
+            ),
+        )
+        with pytest.raises(TrainingInterrupted, match="it fell"):
+            train_policy(world, steps=10_000, config=config, monitoring=monitoring)
+    assert seen == [10.0, 20.0, 1.0]
 
 
 @pytest.mark.parametrize("learner", ["ppo", "sb3"])

@@ -9,10 +9,10 @@ from gymnasium.wrappers import TimeLimit
 from dreamgym.metrics import Limits
 from dreamgym.metrics.intervals import spearman
 from dreamgym.trust import RankingConfig
-from dreamgym.trust.ranking import Ranking, agreement
+from dreamgym.trust.ranking import Ranking, agreement, spread_steps
 from tests.metrics.small_fits import LIMIT, Swing
 
-SMALL = RankingConfig(seeds=1, stages=(512, 1024), episodes=2, temperatures=(1.5,))
+SMALL = RankingConfig(seeds=1, steps=1024, stages=1, num_envs=8, episodes=2, temperatures=(1.5,))
 
 
 def rows(dream, real):
@@ -42,6 +42,15 @@ def test_agreement_has_correlations_and_regret():
     assert bad["regret"] == 40
     assert bad["regret_share"] == 1
     assert (bad["best_in_dream"], bad["best_in_reality"]) == ("policy 4", "policy 3")
+
+
+def test_stages_are_spread_over_the_returns_of_a_training():
+    slow = [(100 * i, float(i)) for i in range(1, 11)]
+    assert spread_steps(slow, 3) == [100, 400, 700]
+    steep = [(100, 0.0), (200, 90.0), (300, 80.0), (400, 100.0), (500, 100.0)]
+    assert spread_steps(steep, 3) == [100, 200, 300]
+    assert spread_steps(steep[:2], 4) == [100]
+    assert spread_steps([(100, 1.0)], 4) == []
 
 
 def test_an_interrupted_ranking_continues(sound, tmp_path, monkeypatch):

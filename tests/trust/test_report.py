@@ -62,7 +62,7 @@ def test_an_action_that_the_model_ignores_is_named(two_actions):
 
 def test_a_world_of_another_environment_is_named(sound, tmp_path):
     cartpole = dreamgym.record("CartPole-v1", steps=200, out=tmp_path / "cartpole.h5", seed=0)
-    with pytest.raises(WorldError, match="of another environment"):
+    with pytest.raises(WorldError, match="has the spaces"):
         report(sound, cartpole)
     with pytest.raises(WorldError, match="real environment"):
         report(sound, planted.record(Swing(), tmp_path / "s.h5", steps=200), env="CartPole-v1")

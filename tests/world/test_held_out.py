@@ -83,3 +83,27 @@ def test_only_the_keys_of_the_world_are_read(tmp_path):
     with open_for(world, path) as opened:
         assert list(opened.dataset.observation_space.spaces) == ["b"]
         assert opened.is_fitted_data
+
+
+class Beyond(Two):
+    """Observations beyond the bounds of their space, as sensors give them."""
+
+    observation_space = gym.spaces.Box(-0.1, 0.1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.steps = 0
+        return self.np_random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        seen = self.np_random.normal(size=2).astype(np.float32)
+        return seen, 0.0, self.steps == 10, False, {}
+
+
+def test_a_world_of_data_beyond_its_bounds_takes_its_own_data(tmp_path):
+    with pytest.warns(UserWarning, match="bounds"):
+        path = dreamgym.record(Beyond(), steps=60, out=tmp_path / "d.h5")
+    world = dreamgym.fit(path, config=dreamgym.FitConfig(updates=2))
+    with open_for(world, path) as opened:
+        assert opened.is_fitted_data

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
 from dreamgym.data.formats.common import sort_by_number
 from dreamgym.data.formats.encoded_rows import is_encoded, read_encoded_rows
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
@@ -115,13 +115,13 @@ class _Files:
         raise failure or DatasetError("it has no files")
 
     def count_rows(self, number: int, names: dict[str, str]) -> int:
-        """Return the number of rows of an episode; 2 if it cannot be read, which `read` reports."""
+        """Return the number of rows of an episode, `UNREADABLE` if it cannot be read."""
         actions = find_fields(names).actions
         path = self._paths[number]
         try:
             return len(get_dataset(self._file(path), actions or "action", path))
         except DatasetError:
-            return 2
+            return UNREADABLE
 
     def read(self, number: int, name: str, part: slice) -> Array:
         """Read rows of a column, see `Table.read`."""

@@ -18,13 +18,17 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
-from dreamgym.data.formats.common import FlaggedOutline, make_metadata
+from dreamgym.data.formats.common import (
+    FlaggedOutline,
+    first_readable,
+    make_metadata,
+    read_outlines,
+)
 from dreamgym.data.formats.interface import (
     Array,
     ForeignDataset,
     ForeignOptions,
     each_episode,
-    reading_errors,
 )
 from dreamgym.data.formats.keys import (
     Fields,
@@ -33,12 +37,16 @@ from dreamgym.data.formats.keys import (
     require_nothing_lost,
     resolve_ends,
 )
+from dreamgym.data.image_decoding import resize_images
 from dreamgym.errors import DatasetError
 
 END_ROLES: tuple[str, ...] = ("terminated", "truncated", "done", "success")
 
 JOINED_KEY = "vector"
 """Observation key of the columns of single numbers, which are joined to one vector."""
+
+UNREADABLE = 2
+"""Length that a format gives for an episode it cannot open: reading the episode reports why."""
 
 _SAMPLE_ROWS = 16
 
@@ -127,20 +135,15 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
     numbers = [number for number in numbers if reader.num_actions(number) > 0]
     if not numbers:
         raise DatasetError("it has no episode with an action", path=table.path)
-    parts: dict[int, FlaggedOutline | DatasetError] = {}
-    for number in numbers:
-        try:
-            with reading_errors(table.path):
-                parts[number] = reader.outline(number)
-        except DatasetError as error:
-            parts[number] = error
-    good = [part for part in parts.values() if isinstance(part, FlaggedOutline)]
-    if not good:
-        raise next(part for part in parts.values() if isinstance(part, DatasetError))
-    sample = _first_readable(reader, parts)
+    parts, good = read_outlines(
+        len(numbers), lambda index: reader.outline(numbers[index]), table.path
+    )
+    outlined = zip(numbers, parts, strict=True)
+    readable = [number for number, part in outlined if isinstance(part, FlaggedOutline)]
+    sample = first_readable(lambda number: reader.observations(number, slice(0, 1)), readable)
 
     def read_episode(index: int) -> Episode:
-        part = parts[numbers[index]]
+        part = parts[index]
         if isinstance(part, DatasetError):
             raise part
         rows = reader.observations(numbers[index], slice(0, reader.num_rows(numbers[index])))
@@ -154,6 +157,11 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
         options, sample, good[0].actions, table.path, table.format, outlines=good
     )
     notes = [*metadata.notes, *table.notes]
+    if options.image_size is not None:
+        notes.append(
+            f"images are resized to {options.image_size[0]} x {options.image_size[1]}; wrap the "
+            "real environment in gymnasium.wrappers.ResizeObservation"
+        )
     return ForeignDataset(
         format=table.format,
         convention=f"{table.format}: {table.text}; {roles.describe()}; {good[0].meaning}"
@@ -394,14 +402,22 @@ class _Reader:
                     path=self._table.path,
                     key=name,
                 )
-            return cast
+            return self._resized(cast)
         if values.dtype == np.uint8 and values.ndim >= 3:
-            return values
+            return self._resized(values)
         if values.dtype.kind in "biu" or values.dtype == np.float16:
             values = values.astype(np.float32)
         return (
             values.reshape(-1, 1) if values.ndim == 1 and len(self._joined(name)) == 1 else values
         )
+
+    def _resized(self, images: Array) -> Array:
+        """Return images of the size that the user wants."""
+        size = self._options.image_size
+        is_picture = images.ndim == 4 and images.shape[-1] in (1, 3, 4)
+        if size is None or not is_picture or images.shape[1:3] == size:
+            return images
+        return resize_images(images, size)
 
     def _joined(self, name: str) -> tuple[str, ...]:
         return next((columns for columns in self._keys.values() if name in columns), (name,))
@@ -479,18 +495,3 @@ def _as_numbers(values: Array, name: str, path: Path) -> Array:
             f"it has rows of shape {values.shape[1:]}; expected one number", path=path, key=name
         )
     return values.reshape(-1).astype(np.float32)
-
-
-def _first_readable(
-    reader: _Reader, parts: Mapping[int, FlaggedOutline | DatasetError]
-) -> Observations:
-    """Return the first observation of the first episode that can be read."""
-    failure: DatasetError | None = None
-    for number, part in parts.items():
-        if isinstance(part, DatasetError):
-            continue
-        try:
-            return reader.observations(number, slice(0, 1))
-        except DatasetError as error:
-            failure = failure or error
-    raise failure or DatasetError("it has no episode that can be read")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import h5py
@@ -13,17 +14,20 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamgym.data.episodes import Episode, Observations
-from dreamgym.data.formats.interface import Array, ForeignOptions, Probe
+from dreamgym.data.formats.interface import Array, ForeignOptions, Probe, reading_errors
 from dreamgym.data.formats.keys import Fields
 from dreamgym.data.hdf5.guard import (
     get_dataset,
     get_group,
     hdf5_errors,
     is_group,
+    require_plausible_read,
     require_stored,
 )
 from dreamgym.data.metadata import DatasetMetadata, spec_of_id
 from dreamgym.errors import DatasetError
+
+Rows = TypeVar("Rows")
 
 
 def read_column(probe: Probe, name: str) -> Array:
@@ -53,6 +57,9 @@ def read_rows(parent: h5py.Group, name: str, path: Path, part: slice = slice(Non
     if dataset.ndim == 0:
         raise DatasetError("it is a single value; expected rows", path=path, key=dataset.name)
     require_stored(dataset, len(dataset), path)
+    start, stop, _ = part.indices(len(dataset))
+    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    require_plausible_read(dataset, max(0, stop - start) * row_bytes, path)
     with hdf5_errors(path, str(dataset.name)):
         values: Array = dataset[part]
     return values
@@ -140,6 +147,52 @@ class FlaggedOutline(Outline):
         return make_episode(observations, actions, rewards, ended, path)
 
 
+def read_outlines(
+    count: int, read: Callable[[int], FlaggedOutline], path: Path
+) -> tuple[list[FlaggedOutline | DatasetError], list[FlaggedOutline]]:
+    """Read the outlines of all episodes.
+
+    Args:
+        count: number of episodes.
+        read: returns the outline of an episode, or raises what reading its rows raises.
+        path: path for error messages.
+
+    Returns:
+        The outline of each episode, or the error; and the outlines alone.
+
+    Raises:
+        DatasetError: no episode can be read; it is the error of the first one.
+    """
+    parts: list[FlaggedOutline | DatasetError] = []
+    for number in range(count):
+        try:
+            with reading_errors(path):
+                parts.append(read(number))
+        except DatasetError as error:
+            parts.append(error)
+    good = [part for part in parts if isinstance(part, FlaggedOutline)]
+    if not good:
+        raise next((p for p in parts if isinstance(p, DatasetError)), None) or DatasetError(
+            "it has no episodes", path=path
+        )
+    return parts, good
+
+
+def first_readable(read: Callable[[int], Rows], numbers: Iterable[int]) -> Rows:
+    """Return what `read` gives for the first number for which it raises no `DatasetError`.
+
+    Raises:
+        DatasetError: it raises for all of them; it is the error of the first one.
+    """
+    failure: DatasetError | None = None
+    for number in numbers:
+        try:
+            return read(number)
+        except DatasetError as error:
+            failure = failure or error
+    raise failure or DatasetError("it has no episode that can be read")
+
+
 def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Space[Any], str]:
     """Return a Box for float actions, with bounds from the actions of all episodes, and a note.
 
@@ -154,8 +207,8 @@ def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Spa
         raise DatasetError(
             f"its actions are integers ({first.dtype}), and it does not say how many actions exist",
             path=path,
-            remedy="pass the action space, for instance action_space=Discrete(4), or name its "
-            "environment with env (`--env ENV`)",
+            remedy="pass the action space, for instance action_space=Discrete(4) (`--num-actions "
+            "4`), or name its environment with env (`--env ENV`)",
         )
     dtype = _float_type(first.dtype)
     shape = first.shape[1:]

@@ -9,6 +9,7 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from dreamgym.data.formats.keys import (
     require_nothing_lost,
     resolve_ends,
 )
+from dreamgym.data.formats.stored_rows import open_columns
 from dreamgym.errors import DatasetError
 
 NAME = "D4RL"
@@ -58,10 +60,10 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     require_no_arrivals(found, path)
     require_nothing_lost(found, path)
     require_agreement(found, lambda key: read_columns(probe, key), path)
-    observations = select_keys(read_columns(probe, found.observations), options.keys, path)
+    observations = select_keys(open_columns(probe, found.observations), options.keys, path)
     following = None
     if found.next_observations is not None:
-        following = select_keys(read_columns(probe, found.next_observations), options.keys, path)
+        following = select_keys(open_columns(probe, found.next_observations), options.keys, path)
     names = (found.actions, found.rewards, found.terminated, found.truncated, found.ends)
     columns = {name: read_column(probe, name) for name in names if name is not None}
     actions = columns[found.actions]
@@ -103,6 +105,22 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
                 kept = None if rewards is None else rewards[start:stop]
                 yield make_episode(rows, actions[start:stop], kept, flags, path)
 
+    # Number of the first row, and the row after the last, of each episode that is yielded.
+    places = [
+        (start, stop)
+        for start, stop in bounds
+        if stop - start > (following is None and not options.repeat_last)
+    ]
+
+    def read_observation_rows(number: int, key: str | None, part: slice) -> Array:
+        start, stop = places[number]
+        rows, after = sources if key is None else (each and each[key] for each in sources)
+        chosen = rows.read(start + part.start, min(start + part.stop, stop))
+        if start + part.stop <= stop:
+            return chosen
+        return np.concatenate([chosen, (rows if after is None else after).read(stop - 1, stop)])
+
+    sources: Any = observations, following
     return ForeignDataset(
         format=NAME,
         convention=f"{NAME}: one row per transition, {meaning}, episodes have {last}"
@@ -110,6 +128,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         metadata=make_metadata(options, observations, actions, path, NAME, outlines=outlines),
         episodes=episodes,
         close=probe.close,
+        # Rows of an npz archive can only be read in order.
+        read_rows=None if probe.hdf5 is None else read_observation_rows,
     )
 
 

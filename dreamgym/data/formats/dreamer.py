@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
 from dreamgym.data.formats.keys import find_fields, meaning
 from dreamgym.errors import DatasetError
@@ -87,7 +87,7 @@ def _episodes(path: Path) -> list[tuple[Path, int, int]]:
         with NpzFile(path) as file:
             first = file.read_rows(_FIRST).reshape(-1) != 0
     except DatasetError:
-        return [(path, 0, 2)]  # reading it reports why
+        return [(path, 0, UNREADABLE)]
     starts = np.flatnonzero(first)
     if not len(starts) or starts[0] != 0:
         starts = np.concatenate([[0], starts])  # a chunk may begin within an episode

@@ -7,12 +7,24 @@ have rewards or end flags as well are read by `npz_folder`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from dreamgym.data.episodes import Episode
-from dreamgym.data.formats.common import Outline, make_episode, make_metadata, require_keys
-from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
+from dreamgym.data.formats.common import (
+    Outline,
+    first_readable,
+    make_episode,
+    make_metadata,
+    require_keys,
+)
+from dreamgym.data.formats.interface import (
+    Array,
+    ForeignDataset,
+    ForeignOptions,
+    NpzFile,
+    Probe,
+    each_episode,
+)
 from dreamgym.data.formats.keys import find_fields, require_nothing_lost
 from dreamgym.errors import DatasetError
 
@@ -43,14 +55,19 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     options.require_roles((), probe.path, NAME)
     require_keys(options.keys, None, probe.path)
     paths = probe.files("*.npz") or (probe.path,)
-    observations, actions = _read_arrays(paths[0], options)
-    outlines = [Outline(actions=_read_actions(path), last_is_lost=True) for path in paths]
+    observations, actions = first_readable(
+        lambda number: _read_arrays(paths[number], options), range(len(paths))
+    )
+    outlines = []
+    for path in paths:
+        try:
+            outlines.append(Outline(actions=_read_actions(path), last_is_lost=True))
+        except DatasetError:
+            continue  # reading the episode reports why
 
-    def episodes() -> Iterator[Episode]:
-        for path in paths:
-            rows, actions = _read_arrays(path, options)
-            if len(actions) > 1:
-                yield make_episode(rows, actions[:-1], None, (False, False), path)
+    def read_episode(number: int) -> Episode:
+        rows, taken = _read_arrays(paths[number], options)
+        return make_episode(rows, taken[:-1], None, (False, False), paths[number])
 
     return ForeignDataset(
         format=NAME,
@@ -64,7 +81,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             NAME,
             outlines=outlines,
         ),
-        episodes=episodes,
+        episodes=each_episode(len(paths), read_episode, probe.path),
         close=probe.close,
     )
 

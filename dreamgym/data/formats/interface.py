@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from dreamgym._files import ClosingContext
 from dreamgym.data.episodes import Episode
 from dreamgym.data.hdf5.guard import (
+    MAX_UNPACKED,
     describe_file,
     get_group,
     hdf5_errors,
@@ -32,6 +33,7 @@ from dreamgym.data.hdf5.guard import (
     open_file,
     open_regular,
     require_regular,
+    too_large_error,
 )
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.errors import DatasetError, file_errors
@@ -77,6 +79,8 @@ class ForeignOptions:
             `{"observation": ("x", "y"), "action": "u"}`. `previous_action` and `previous_reward`
             are those that led to the observation of their row. `observation` is the same as `keys`.
         tasks: tasks whose episodes are read, by name; all by default.
+        image_size: height and width that images are resized to; their own by default. Formats of
+            named columns do so (`columnar.Table`).
     """
 
     terminals: Terminals | None = None
@@ -89,6 +93,7 @@ class ForeignOptions:
     repeat_last: bool = False
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         unknown = [role for role in self.columns if role not in COLUMN_ROLES]
@@ -101,6 +106,8 @@ class ForeignOptions:
             raise ValueError("keys and columns both name observations; give one of them")
         if observed:
             object.__setattr__(self, "keys", observed)
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}; expected at least (1, 1)")
         if self.terminals not in (None, "termination", "boundary"):
             raise ValueError(
                 f"terminals is {self.terminals!r}; it must be 'termination' or 'boundary'"
@@ -119,10 +126,13 @@ class ForeignOptions:
             path: path for the error message.
             name: name of the format.
         """
-        unread = [role for role in self.columns if role not in roles]
-        if unread or self.tasks:
-            asked = [*unread, *(["task"] if self.tasks else [])]
-            raise DatasetError(f"{name} has no column to name for {', '.join(asked)}", path=path)
+        asked = [role for role in self.columns if role not in roles]
+        asked += ["task"] if self.tasks else []
+        asked += ["image size"] if self.image_size else []
+        if asked:
+            raise DatasetError(
+                f"these options are not for datasets of {name}: {', '.join(asked)}", path=path
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,16 +327,21 @@ class NpzFile(ClosingContext):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.resources = contextlib.ExitStack()  # the file, and members that are open
         require_regular(path)
         try:
-            self._file = np.load(path, allow_pickle=False)
+            # Of a damaged archive, NumPy would leave the file open.
+            stream = self.resources.enter_context(path.open("rb"))
+            self._file = np.load(stream, allow_pickle=False)
             self.names: list[str] = list(self._file.files)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            self.resources.close()
             raise DatasetError(f"it is not a readable npz file ({error})", path=path) from error
 
     def close(self) -> None:
         """Close the archive."""
         self._file.close()
+        self.resources.close()
 
     def read(self, name: str) -> Array:
         """Read one array of numbers.
@@ -335,6 +350,7 @@ class NpzFile(ClosingContext):
             DatasetError: the array is missing or damaged, or holds objects, which only pickle could
                 read.
         """
+        self._require_plausible_size(name)
         try:
             values: Array = self._file[name]
         except KeyError:
@@ -347,6 +363,29 @@ class NpzFile(ClosingContext):
             )
         return values
 
+    def _require_plausible_size(self, name: str) -> None:
+        """Refuse to unpack far more bytes at once than are stored."""
+        if f"{name}.npy" in self._file.zip.namelist():
+            info = self._file.zip.getinfo(f"{name}.npy")
+            if info.file_size > max(MAX_UNPACKED, 4 * info.compress_size):
+                raise too_large_error(info.file_size, self.path, name)
+
+    def read_header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+        """Return shape and dtype of an array of numbers with rows in C's order; else `None`."""
+        try:
+            with self._file.zip.open(f"{name}.npy") as file:
+                shape, fortran, dtype = _read_header(file)
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+            return None
+        numbers = dtype.kind in "biuf" and all(size >= 0 for size in shape)
+        return (shape, dtype) if shape and numbers and not fortran else None
+
+    def open_data(self, name: str) -> Any:
+        """Open an array at its first byte after the header."""
+        file = self.resources.enter_context(self._file.zip.open(f"{name}.npy"))
+        _read_header(file)
+        return file
+
     def count_rows(self, name: str) -> int:
         """Return the number of rows of one array, from its header alone.
 
@@ -355,13 +394,7 @@ class NpzFile(ClosingContext):
         """
         try:
             with self._file.zip.open(f"{name}.npy") as file:
-                version = np.lib.format.read_magic(file)
-                read_header = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape = read_header(file)[0]
+                shape = _read_header(file)[0]
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
             return len(self.read_rows(name))  # which says what is wrong
         if not shape:
@@ -378,6 +411,18 @@ class NpzFile(ClosingContext):
         if values.ndim == 0:
             raise DatasetError("it is a single value; expected rows", path=self.path, key=name)
         return values
+
+
+def _read_header(file: Any) -> Any:
+    """Return shape, order (whether Fortran's) and dtype of an npy file, which is then at its data.
+
+    Raises:
+        ValueError: it is not an npy file.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def _describe_folder(path: Path) -> str:

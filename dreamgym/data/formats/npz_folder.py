@@ -8,7 +8,6 @@ as `obs` and `reward` (`keys.find_fields`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,22 @@ import numpy as np
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats.common import (
     FlaggedOutline,
+    first_readable,
     make_metadata,
+    read_outlines,
     require_as_many,
     require_keys,
     sort_by_number,
 )
 from dreamgym.data.formats.ha_schmidhuber import has_no_outcomes
-from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
+from dreamgym.data.formats.interface import (
+    Array,
+    ForeignDataset,
+    ForeignOptions,
+    NpzFile,
+    Probe,
+    each_episode,
+)
 from dreamgym.data.formats.keys import (
     Fields,
     find_fields,
@@ -57,32 +65,38 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     require_keys(options.keys, None, probe.path)
     by_name = {path.stem: path for path in probe.files("*.npz")}
     paths = [by_name[name] for name in sort_by_number(by_name)]
-    with NpzFile(paths[0]) as file:
-        model = find_named_fields(file.names, options, paths[0], NAME)
-    parts = [_read_part(path, options, model) for path in paths]
-    first = _read_episode(paths[0], parts[0])
+    model = first_readable(lambda number: _read_fields(paths[number], options), range(len(paths)))
+    parts, good = read_outlines(
+        len(paths), lambda number: _read_part(paths[number], options, model), probe.path
+    )
 
-    def episodes() -> Iterator[Episode]:
-        for path, part in zip(paths, parts, strict=True):
-            episode = _read_episode(path, part)
-            if episode.length:
-                yield episode
+    def read_episode(number: int) -> Episode:
+        part = parts[number]
+        if isinstance(part, DatasetError):
+            raise part
+        return _read_episode(paths[number], part)
 
+    first = first_readable(read_episode, range(len(paths)))
     return ForeignDataset(
         format=NAME,
         convention=f"{NAME}: {len(paths)} files, one per episode, in the order of their numbers, "
-        f"{parts[0].meaning}{model.describe()}",
+        f"{good[0].meaning}{model.describe()}",
         metadata=make_metadata(
             options,
             first.observations,
             first.actions,
             probe.path,
             NAME,
-            outlines=parts,
+            outlines=good,
         ),
-        episodes=episodes,
+        episodes=each_episode(len(paths), read_episode, probe.path),
         close=probe.close,
     )
+
+
+def _read_fields(path: Path, options: ForeignOptions) -> Fields:
+    with NpzFile(path) as file:
+        return find_named_fields(file.names, options, path, NAME)
 
 
 def _read_part(path: Path, options: ForeignOptions, model: Fields) -> FlaggedOutline:

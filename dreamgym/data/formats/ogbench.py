@@ -21,6 +21,7 @@ from dreamgym.data.formats.common import (
 )
 from dreamgym.data.formats.interface import ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
+from dreamgym.data.formats.stored_rows import open_columns
 from dreamgym.errors import DatasetError
 
 NAME = "OGBench"
@@ -43,7 +44,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     """
     options.require_roles((), probe.path, NAME)
     require_keys(options.keys, None, probe.path)
-    observations, actions = read_column(probe, "observations"), read_column(probe, "actions")
+    observations, actions = open_columns(probe, "observations"), read_column(probe, "actions")
     ends = np.flatnonzero(read_column(probe, "terminals").reshape(-1) != 0)
     if len(observations) != len(actions) or len(ends) == 0 or ends[-1] != len(actions) - 1:
         raise DatasetError(

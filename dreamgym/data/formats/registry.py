@@ -14,8 +14,10 @@ import h5py
 from dreamgym.data.episodes import Episode
 from dreamgym.data.formats import (
     aloha,
+    d3rlpy,
     d4rl,
     dreamer,
+    flat_columns,
     ha_schmidhuber,
     lance,
     lerobot,
@@ -23,7 +25,9 @@ from dreamgym.data.formats import (
     minari,
     npz_folder,
     ogbench,
+    rlds,
     robomimic,
+    ros,
     stable_worldmodel,
     zarr_buffer,
 )
@@ -47,14 +51,18 @@ FORMATS: tuple[Format, ...] = (
     robomimic,  # HDF5: groups data/demo_<n>
     stable_worldmodel,  # HDF5, or a folder of npz files: columns ep_len, ep_offset, action
     lance,  # a folder: _versions
+    d3rlpy,  # HDF5: num_episodes, actions_0
     d4rl,  # HDF5 or npz: columns observations, actions, rewards, terminals
     ogbench,  # npz: the same without rewards
     ha_schmidhuber,  # npz files: obs, action
     aloha,  # a folder of HDF5 files: action, group observations
     zarr_buffer,  # Zarr: meta/episode_ends
     lerobot,  # a folder: meta/info.json
+    rlds,  # a folder: features.json with steps
     dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
+    flat_columns,  # HDF5 or npz: arrays of as many rows
+    ros,  # MCAP or ROS bag, or a folder of them
     logs,  # Parquet or text, or a folder of such files
 )
 

@@ -7,7 +7,6 @@ which the file does not say; there are no truncations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -16,8 +15,10 @@ from dreamgym.data.episodes import Episode, Observations
 from dreamgym.data.formats.common import (
     FlaggedOutline,
     append_row,
+    first_readable,
     make_metadata,
     read_observations,
+    read_outlines,
     read_rows,
     require_as_many,
     select_keys,
@@ -28,6 +29,7 @@ from dreamgym.data.formats.interface import (
     ForeignDataset,
     ForeignOptions,
     Probe,
+    each_episode,
     list_names,
 )
 from dreamgym.data.formats.keys import (
@@ -60,35 +62,42 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         raise DatasetError("it is not an HDF5 file", path=probe.path)
     data, path = get_group(probe.hdf5, "data", probe.path), probe.path
     names = sort_by_number(_demo_names(data, probe))
-    parts = [_read_part(get_group(data, name, path), probe, options) for name in names]
-    with_rewards = [part.rewards is not None for part in parts]
-    if any(with_rewards) and not all(with_rewards):
-        raise DatasetError(
-            "it has no rewards, unlike other demonstrations; expected rewards in all or in none",
-            path=path,
-            key=f"/data/{names[with_rewards.index(False)]}",
-        )
-    first = _read_episode(data, names[0], parts[0], probe, options)
 
-    def episodes() -> Iterator[Episode]:
-        for name, part in zip(names, parts, strict=True):
-            episode = _read_episode(data, name, part, probe, options)
-            if episode.length:
-                yield episode
+    def read_part(number: int) -> FlaggedOutline:
+        return _read_part(get_group(data, names[number], path), probe, options)
+
+    parts, good = read_outlines(len(names), read_part, path)
+    for name, part in zip(names, parts, strict=True):
+        unlike = isinstance(part, FlaggedOutline) and part.rewards is None
+        if unlike and any(other.rewards is not None for other in good):
+            raise DatasetError(
+                "it has no rewards, unlike other demonstrations; expected rewards in all or in "
+                "none",
+                path=path,
+                key=f"/data/{name}",
+            )
+
+    def read_episode(number: int) -> Episode:
+        part = parts[number]
+        if isinstance(part, DatasetError):
+            raise part
+        return _read_episode(data, names[number], part, probe, options)
+
+    first = first_readable(read_episode, range(len(names)))
 
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(names)} demonstrations, {parts[0].meaning}, "
-        f"the splits under mask/ are not used{parts[0].found.describe()}",
+        convention=f"{NAME}: {len(names)} demonstrations, {good[0].meaning}, "
+        f"the splits under mask/ are not used{good[0].found.describe()}",
         metadata=make_metadata(
             options,
             first.observations,
             first.actions,
             path,
             NAME,
-            outlines=parts,
+            outlines=good,
         ),
-        episodes=episodes,
+        episodes=each_episode(len(names), read_episode, path),
         close=probe.close,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOption
 from dreamgym.data.formats.registry import read_foreign
 from dreamgym.data.hdf5.reader import open_native, open_shards
 from dreamgym.data.hdf5.schema import episode_columns
+from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.storage import Column, EpisodeColumn, EpisodeTable, MemoryColumn, Source
 from dreamgym.errors import DatasetError
+
+_SPILLED_AT_ONCE = 4096  # episodes
 
 
 def open_source(
@@ -27,6 +31,8 @@ def open_source(
     memory: int,
     foreign: ForeignOptions | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
+    *,
+    spill: bool = False,
 ) -> tuple[Source, list[str]]:
     """Open a dataset of any format: a native file, a folder of shards, or a foreign dataset.
 
@@ -38,6 +44,8 @@ def open_source(
             demand, if the format can read single rows. Actions and rewards are always in memory.
         foreign: what the user knows about a foreign dataset and the dataset does not say.
         on_bad: what to do with a bad episode of a foreign dataset: `"raise"`, or `"skip"` it.
+        spill: whether to write observations that need more than `memory` to a temporary file, where
+            the format can only read whole episodes, instead of refusing them.
 
     Returns:
         The source, which the caller closes, and a message for each skipped episode (native episodes
@@ -54,7 +62,7 @@ def open_source(
     try:
         dataset = read_foreign(probe, foreign or ForeignOptions())
         if dataset is not None:
-            source, skipped = _read_foreign(dataset, path, memory, on_bad)
+            source, skipped = _read_foreign(dataset, path, memory, on_bad, spill)
             if source.in_memory:
                 dataset.close()
             return source, skipped
@@ -84,7 +92,7 @@ def _with_observation_space(source: Source, space: gym.Space[Any]) -> Source:
 
 
 def _read_foreign(
-    foreign: ForeignDataset, path: Path, memory: int, on_bad: str
+    foreign: ForeignDataset, path: Path, memory: int, on_bad: str, spill: bool
 ) -> tuple[Source, list[str]]:
     parts: dict[str, list[Array]] = {}
     headers: list[dict[str, int]] = []
@@ -104,6 +112,8 @@ def _read_foreign(
             continue
         observations = [name for name in columns if name.startswith(layout.OBSERVATION_GROUP)]
         observation_bytes += sum(columns[name].nbytes for name in observations)
+        if observation_bytes > memory and foreign.read_rows is None and spill:
+            return _spilled(foreign, path)
         if observation_bytes > memory and foreign.read_rows is None:
             raise DatasetError(
                 f"its observations need more than the {memory:,} bytes of memory allowed",
@@ -125,6 +135,57 @@ def _read_foreign(
     if observation_bytes > memory and foreign.read_rows is not None:
         source = _read_on_demand(source, foreign.read_rows, foreign.close, numbers)
     return source, skipped
+
+
+def _spilled(foreign: ForeignDataset, path: Path) -> tuple[Source, list[str]]:
+    """Write the good episodes to a temporary native dataset, and return that as the source.
+
+    Raises:
+        DatasetError: there is no room for it.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="dreamgym-", ignore_cleanup_errors=True)
+    skipped: list[str] = []
+    copy = Path(folder.name) / "copy.h5"
+    try:
+        with DatasetWriter(copy, foreign.metadata, commit_every=_SPILLED_AT_ONCE) as writer:
+            for number, episode in enumerate(foreign.episodes()):
+                try:
+                    if isinstance(episode, DatasetError):
+                        raise episode
+                    writer.add(episode)
+                except DatasetError as error:
+                    if isinstance(error.__cause__, OSError):  # from the disk
+                        raise
+                    skipped.append(str(_moved(error, path, number)))
+        source = open_native(copy, 0)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+    def close() -> None:
+        source.close()
+        folder.cleanup()
+        foreign.close()
+
+    return replace(
+        source,
+        path=path,
+        metadata=foreign.metadata,
+        convention=foreign.convention,
+        close=close,
+    ), skipped
+
+
+def _moved(error: DatasetError, path: Path, episode: int) -> DatasetError:
+    """Return an error of the temporary copy as one of the dataset itself."""
+    return DatasetError(
+        error.problem,
+        path=path,
+        key=error.key,
+        episode=episode,
+        row=error.row,
+        remedy=error.remedy,
+    )
 
 
 def _make_header(episode: Episode, start: int, columns: dict[str, Array]) -> dict[str, int]:

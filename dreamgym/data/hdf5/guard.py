@@ -33,6 +33,9 @@ except ImportError:  # Windows
 
 _MAX_RANK = 8
 
+MAX_UNPACKED = 1 << 30
+"""Bytes that a compressed array may have when they are read at once."""
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HEAD_BYTES = 96  # more than the longest superblock
 
@@ -58,7 +61,12 @@ _KNOWN_FILES = (
     (b"<!doctype", "an HTML page", "the download gave a web page; download the file itself"),
     (b"<html", "an HTML page", "the download gave a web page; download the file itself"),
     (b"{", "a JSON file", "give the HDF5 file that it belongs to"),
-    (b"\x80\x04", "a Python pickle", "dreamgym never loads pickles; save arrays as npz or HDF5"),
+    (
+        b"\x80\x04",
+        "a Python pickle",
+        "dreamgym never loads pickles; save arrays as npz or HDF5, or load a replay buffer with "
+        "the library that wrote it and convert it with dreamgym.data.convert_buffer",
+    ),
 )
 
 
@@ -431,6 +439,32 @@ def require_stored(dataset: h5py.Dataset, rows: int, path: Path) -> None:
             key=key,
             remedy="the file was damaged or never finished: copy or download it again",
         )
+
+
+def require_plausible_read(dataset: h5py.Dataset, size: int, path: Path) -> None:
+    """Refuse to unpack far more bytes at once than are stored.
+
+    Args:
+        dataset: an open dataset.
+        size: bytes to read at once.
+        path: path of the file, for the error message.
+
+    Raises:
+        DatasetError: it is over 1 GiB, and over four times what the dataset stores.
+    """
+    if size > max(MAX_UNPACKED, 4 * int(dataset.id.get_storage_size())):
+        raise too_large_error(size, path, str(dataset.name))
+
+
+def too_large_error(size: int, path: Path, key: str) -> DatasetError:
+    """Return the error for an array that unpacks to more than can be read at once."""
+    return DatasetError(
+        f"it unpacks to {size:,} bytes that have to be read at once; expected at most "
+        f"{MAX_UNPACKED:,}",
+        path=path,
+        key=key,
+        remedy="store it without compression, or in shorter episodes",
+    )
 
 
 def read_plain_attributes(group: h5py.Group, path: Path) -> dict[str, Any]:

@@ -46,6 +46,8 @@ _MAX_RATIO = 1032
 
 _HARMLESS_BYTES = 1 << 20
 
+_SEQUENTIAL_BYTES = 8 << 20
+
 SHARD_PATTERN = "*.h5"
 PREADV_AVAILABLE = hasattr(os, "preadv")
 
@@ -410,6 +412,13 @@ class PositionedColumn:
         """See `Column.read`."""
         if stop <= start:
             return np.empty((0, *self._shape), dtype=self._dtype)
+        size = (stop - start) * self._row_bytes
+        if size >= _SEQUENTIAL_BYTES and hasattr(os, "posix_fadvise"):
+            # A pass over the file: the disk reads the next block while this one is used.
+            chunk, within = divmod(stop, self._chunk_rows)
+            if chunk < len(self._offsets):
+                offset = int(self._offsets[chunk]) + within * self._row_bytes
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
         return self.take(np.arange(start, stop)[None])[0]
 
     def close(self) -> None:

@@ -71,9 +71,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "A2C": Algorithm(
         learner=A2C,
-        steps=1_000_000,
-        num_envs=256,
-        settings={"n_steps": 16, "gamma": 0.98, "gae_lambda": 0.95, "learning_rate": 1e-3},
+        # One gradient step a rollout: many small rollouts, not few large ones.
+        steps=600_000,
+        num_envs=32,
+        settings={"n_steps": 8, "gamma": 0.95, "gae_lambda": 0.95, "learning_rate": 1e-3},
     ),
     "SAC": Algorithm(
         learner=SAC, steps=60_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY

@@ -42,7 +42,12 @@ def write_onnx(graph: Graph, path: Path, *, optional: tuple[str, ...] = ()) -> N
         with _quiet():
             program = torch.export.export(graph, tuple(graph.examples.values()), strict=False)
             program = program.run_decompositions(
-                {**torch.export.default_decompositions(), **decompositions()}
+                {
+                    **torch.export.default_decompositions(),
+                    **decompositions(),
+                    # ONNX has no strides.
+                    torch.ops.prims.copy_strided.default: lambda x, strides: x.clone(),
+                }
             )
             exported = torch.onnx.export(
                 program,

@@ -1,0 +1,68 @@
+"""RLlib's vector environment around a dream, in this process and in a runner."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from dreamgym.dream import DreamVectorEnv
+from dreamgym.errors import TrainingError
+from tests.train.counting import HORIZON, LAST, counting_world
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.rllib")
+
+from dreamgym.train.rllib import RLlibEnv, make_dream  # noqa: E402 - the library comes first
+
+BOX = gym.spaces.Box(-2.0, 6.0, (2,), np.float32)
+
+
+def test_it_is_a_vector_environment_in_next_step_mode_of_scaled_actions_and_rewards():
+    env = RLlibEnv(DreamVectorEnv(counting_world(BOX), 3, output="torch"), reward_scale=0.5)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert env.single_action_space == gym.spaces.Box(-1.0, 1.0, (2,))
+    assert env.action_space.shape == (3, 2)
+    observation, info = env.reset(seed=0)
+    assert isinstance(observation, np.ndarray)
+    assert info == {}
+    for _ in range(HORIZON):
+        observation, reward, terminated, truncated, info = env.step(np.full((3, 2), 5.0))
+    assert truncated.all()
+    assert not terminated.any()
+    assert reward.tolist() == [0.5] * 3
+    assert info == {}
+    wrapped = gym.wrappers.vector.ClipReward(
+        DreamVectorEnv(counting_world(BOX), 2, autoreset_mode="SameStep"), 0, 1
+    )
+    with pytest.raises(TrainingError, match="NextStep"):
+        RLlibEnv(wrapped)
+
+
+@pytest.mark.slow
+def test_runners_in_other_processes_make_their_own_dreams(monkeypatch):
+    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.tune.registry import register_env
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        register_env("dream", make_dream)
+        config = (
+            PPOConfig()
+            .environment("dream", env_config={"world": "CartPole-MDNRNN-v0"})
+            .env_runners(
+                num_env_runners=1,
+                num_envs_per_env_runner=8,
+                gym_env_vectorize_mode="vector_entry_point",
+            )
+            .training(train_batch_size_per_learner=256, minibatch_size=64, num_epochs=1)
+        )
+        algorithm = config.build_algo()
+        result = algorithm.train()
+        assert result["num_env_steps_sampled_lifetime"] >= 256
+        assert result["env_runners"]["episode_return_mean"] > LAST
+        algorithm.stop()
+    finally:
+        ray.shutdown()
