@@ -125,8 +125,8 @@ class Last:
         return self.model.value(state)
 
 
-def lewm(quick: bool) -> list[Row]:
-    """Time one plan of LeWM: 300 samples, 30 iterations, 5 blocks."""
+def lewm(iterations: int, quick: bool) -> list[Row]:
+    """Time one plan of LeWM: 300 samples, 30 iterations, 5 blocks; iterations are alike."""
     theirs = stable_worldmodel()
     if theirs is None:
         return []
@@ -136,8 +136,7 @@ def lewm(quick: bool) -> list[Row]:
     goal = GoalReward(model, image[1].numpy())
     noise = torch.zeros(1, model.noise_dim)
     state = model.observe(model.initial(1), torch.zeros(1, 10), image[:1], noise)
-    # One iteration is like another.
-    config = replace(PLANNER_PRESETS["lewm"], iterations=1 if quick else 30)
+    config = replace(PLANNER_PRESETS["lewm"], iterations=iterations)
     planner = make_planner(goal, config, value=goal)
     solver = theirs.CEMSolver(their_lewm(theirs, model), n_steps=config.iterations)
     options = types.SimpleNamespace(horizon=config.horizon, action_block=1)
@@ -183,18 +182,20 @@ def controller(quick: bool) -> list[Row]:
     evolution = Evolution(policy.size, config, seed=0)
     actions, fitness = worlds.actions(rows), torch.zeros(config.popsize).numpy()
 
-    def bare() -> None:
+    def bare() -> int:
         env.reset(seed=0)
         for _ in range(steps):
             env.step(actions)
+        return steps * rows
 
-    def evolve() -> None:
-        generation(env, policy, evolution, config, 0)
+    def evolve() -> int:
+        return generation(env, policy, evolution, config, 0)[1]
 
     def seconds(call: Any) -> float:
+        """Return the seconds of a step: a generation ends when all of its episodes have."""
         start = time.process_time()
-        call()
-        return time.process_time() - start
+        count = call()
+        return (time.process_time() - start) / count
 
     evolution.ask()
     taken: dict[str, list[float]] = {"bare": [], "evolve": []}
@@ -202,7 +203,10 @@ def controller(quick: bool) -> list[Row]:
         taken["bare"].append(seconds(bare))
         taken["evolve"].append(seconds(evolve))
     ratio = median(taken["evolve"]) / median(taken["bare"])
-    own = seconds(lambda: (evolution.tell(fitness), evolution.ask()))
+    start = time.process_time()
+    evolution.tell(fitness)
+    evolution.ask()
+    own = time.process_time() - start
     name = f"V-M-C Car, a generation of {config.popsize} x {config.rollouts} x {steps}"
     return [
         below(f"{name}: time of the bare dream", ratio, "ratio", 1.15),
@@ -215,12 +219,13 @@ def main() -> None:
     parts = ("pendulum", "value", "lewm", "controller")
     arguments.add_argument("--parts", nargs="+", choices=parts, default=parts)
     arguments.add_argument("--episodes", type=int, default=100)
+    arguments.add_argument("--iterations", type=int, default=30, help="of LeWM's plan")
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
     episodes = 1 if chosen.quick else chosen.episodes
     rows: list[Row] = []
     if "lewm" in chosen.parts:
-        rows += lewm(chosen.quick)
+        rows += lewm(1 if chosen.quick else chosen.iterations, chosen.quick)
     if "controller" in chosen.parts:
         rows += controller(chosen.quick)
     if "value" in chosen.parts:

@@ -258,6 +258,12 @@ def read_everything(path: Path, problems: list[str], memory: int, foreign: Any) 
         dataset.segments(np.arange(len(dataset)), 4).draw(4, np.random.default_rng(0))
 
 
+def read_without_library(path: Path) -> None:
+    """Read a dataset whose library is not installed: it is refused before, or named."""
+    with contextlib.suppress(ModuleNotFoundError):
+        read_dataset(path)
+
+
 def read_world(path: Path) -> None:
     """Load a world and dream two steps."""
     import dreamgym
@@ -314,17 +320,17 @@ def make_targets(folder: Path) -> dict[str, Target]:
         if path not in samples.values() and (path.is_dir() or path.suffix == ".h5"):
             samples[path.name] = path
 
-    if not importlib.util.find_spec("tensorflow_datasets"):
-        del samples["RLDS"]
     if importlib.util.find_spec("pyarrow"):
         samples["Parquet log"] = logs.write_parquet(folder / "log.parquet", logs.log_columns())
+    missing = () if importlib.util.find_spec("tensorflow_datasets") else ("RLDS", "rlds")
     for name, path in samples.items():
         options: dict[str, Any] = {"terminals": "termination", "stays": name not in WHOLE}
         if name in LOGS:
             options["columns"] = logs.COLUMNS
         elif name == "MCAP or ROS bag":
             options["columns"] = ros.COLUMNS
-        targets[name] = path, functools.partial(read_dataset, **options)
+        read = functools.partial(read_dataset, **options)
+        targets[name] = path, read_without_library if name in missing else read
     for kind in ("mdn-rnn", "ensemble", "nested"):
         targets[f"world {kind}"] = small_world(kind).save(folder / kind), read_world
     quick = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
@@ -347,7 +353,8 @@ def mutate(name: str, target: Target, seed: int, number: int, work: Path) -> Non
         shutil.copytree(path, copy)
     else:
         shutil.copy(path, copy)
-    damage(copy, random.Random(f"{name} {seed} {number}"))
+    with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, RuntimeError):
+        damage(copy, random.Random(f"{name} {seed} {number}"))  # not every change can be made
     with contextlib.suppress(DreamgymError, ImportError):  # a library that is not installed
         read(copy)
 

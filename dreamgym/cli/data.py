@@ -19,6 +19,7 @@ from dreamgym.cli.options import (
     ImageSize,
     JsonFile,
     Keys,
+    NumActions,
     OverwriteDataset,
     RepeatLast,
     Seed,
@@ -208,6 +209,7 @@ def check(
     columns: Columns = None,
     tasks: Tasks = None,
     image_size: ImageSize = None,
+    num_actions: NumActions = None,
     family: CheckedFamily = None,
     algo: CheckedAlgorithm = None,
     html_file: HtmlFile = None,
@@ -231,6 +233,7 @@ def check(
         columns=columns,
         tasks=tasks,
         image_size=image_size,
+        num_actions=num_actions,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )
@@ -304,6 +307,7 @@ def convert(
     columns: Columns = None,
     tasks: Tasks = None,
     image_size: ImageSize = None,
+    num_actions: NumActions = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave invalid episodes out, and list them.")
     ] = False,
@@ -326,6 +330,7 @@ def convert(
         columns=columns,
         tasks=tasks,
         image_size=image_size,
+        num_actions=num_actions,
         allow_loss=allow_loss,
         repeat_last=repeat_last,
     )

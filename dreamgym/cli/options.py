@@ -172,6 +172,17 @@ Columns = Annotated[
     ),
 ]
 
+NumActions = Annotated[
+    int | None,
+    typer.Option(
+        "--num-actions",
+        min=1,
+        metavar="N",
+        help="The actions of a foreign file are numbers from 0 to N - 1 (Discrete), which it does "
+        "not say.",
+    ),
+]
+
 ImageSize = Annotated[
     str | None,
     typer.Option(
@@ -205,6 +216,7 @@ def foreign_options(
     columns: list[str] | None = None,
     tasks: list[str] | None = None,
     image_size: str | None = None,
+    num_actions: int | None = None,
     allow_loss: bool = False,
     repeat_last: bool = False,
 ) -> Any:
@@ -218,6 +230,7 @@ def foreign_options(
         columns: texts such as `observation=x,y action=u`.
         tasks: tasks whose episodes to read.
         image_size: height and width that images are resized to, such as `64x64`.
+        num_actions: number of discrete actions.
         allow_loss: whether all terminations or rewards may be lost.
         repeat_last: whether the last observation of an episode is repeated, if one lacks.
 
@@ -237,6 +250,10 @@ def foreign_options(
             "action_space": made.action_space,
         }
         made.close()
+    if num_actions is not None:
+        from gymnasium.spaces import Discrete
+
+        known["action_space"] = Discrete(num_actions)
     return ForeignOptions(
         terminals=terminals,  # type: ignore[arg-type]  # checked there
         keys=tuple(keys) if keys else None,

@@ -22,6 +22,7 @@ from dreamgym.cli.options import (
     ImageSize,
     JsonFile,
     Keys,
+    NumActions,
     OverwritePolicy,
     OverwriteWorld,
     RepeatLast,
@@ -93,6 +94,7 @@ def fit(
     columns: Columns = None,
     tasks: Tasks = None,
     image_size: ImageSize = None,
+    num_actions: NumActions = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -132,6 +134,7 @@ def fit(
             columns=columns,
             tasks=tasks,
             image_size=image_size,
+            num_actions=num_actions,
             allow_loss=allow_loss,
             repeat_last=repeat_last,
         ),

@@ -329,7 +329,8 @@ def compare_policies(
 
 def _file_name(name: str) -> str:
     """Return a policy's name without characters that a folder's name cannot have."""
-    return "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+    plain = "".join(each if each.isalnum() or each in "-_." else "-" for each in name)
+    return plain.strip(".") or "policy"
 
 
 def run_episodes(

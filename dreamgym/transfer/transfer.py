@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym._files import local_path
 from dreamgym.data.mixture import DatasetSource
 from dreamgym.data.policies import (
     POLICY_NAMES,
@@ -24,7 +25,7 @@ from dreamgym.data.policies import (
 )
 from dreamgym.data.recording import Progress
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TrainingError
+from dreamgym.errors import PolicyFileError, TrainingError
 from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
@@ -36,6 +37,7 @@ from dreamgym.transfer.evaluation import (
     Evaluation,
     evaluate,
 )
+from dreamgym.transfer.export import ExportedPolicy
 from dreamgym.transfer.intervals import difference_interval
 from dreamgym.transfer.latent import LatentObservation
 from dreamgym.transfer.real import EnvSource, make_env, world_env_maker
@@ -135,7 +137,8 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
     observation view acts in it as it is.
 
     Args:
-        policy: a `TrainedPolicy`, the path of a policy's file, or anything that `evaluate` takes.
+        policy: a `TrainedPolicy`, the path of a policy's file or of an exported controller's
+            folder, or anything that `evaluate` takes.
             A policy without an attribute `view` is taken to see the world's default view.
         world: the world that it was trained in: a world, its folder, or the name of one that ships.
         episodes: number of episodes in the real environment, and in the dream.
@@ -162,7 +165,9 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
     """
     world = as_world(world)
     if isinstance(policy, Path) or _is_path(policy):
-        policy = load_policy(str(policy), world=world)
+        folder = local_path(str(policy), PolicyFileError)
+        exported = folder.is_dir()
+        policy = ExportedPolicy(folder) if exported else load_policy(folder, world=world)
     view = getattr(policy, "view", None) or world.default_view
     maker = _real_env_maker(world, env, view)
     probe = make_env(maker)

@@ -95,7 +95,10 @@ def _check_values(path: Path, description: dict[str, Any]) -> None:
         if description["env_spec"] is not None:
             check_env_spec(description["env_spec"])
     except DatasetError as error:
-        raise WorldError(f"{path}: {error.problem}; restore it or fit the world again") from error
+        raise WorldError(
+            f"{path}: env_spec is not an environment's spec ({error.problem}); restore it or fit "
+            "the world again"
+        ) from error
     limit = description["provenance"].get("dataset_time_limit")
     if limit is not None and not _is_count(limit):
         raise WorldError(

@@ -19,12 +19,16 @@ from dreamgym.data.images import image_layout
 from dreamgym.data.spaces import same_spaces, space_to_json
 from dreamgym.errors import WorldError, file_errors
 from dreamgym.models import ModelSpec, State, WorldModel
+from dreamgym.models.base import zero_action
 from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.spec import check_is_model
 from dreamgym.models.weights import not_finite, shape_mismatch
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import write_card
 from dreamgym.world.start_states import StartStates
+
+_TRIED_STARTS = 16
+"""Start states from which loading takes a step."""
 
 
 @dataclass(kw_only=True)
@@ -263,10 +267,12 @@ def load(name_or_path: str | Path) -> World:
 def _read_world(folder: Path) -> World:
     description = serialization.read_description(folder)
     model = _load_model(folder, description)
+    starts = _load_starts(folder, model, description[serialization.NUM_EPISODE_STARTS])
+    _try_a_step(folder, model, starts)
     env_spec = description["env_spec"]
     return World(
         model=model,
-        starts=_load_starts(folder, model, description[serialization.NUM_EPISODE_STARTS]),
+        starts=starts,
         env_spec=json.dumps(env_spec) if env_spec else None,
         horizon=description["horizon"],
         termination=serialization.parse_termination(folder, description),
@@ -404,6 +410,31 @@ def _load_starts(folder: Path, model: WorldModel, num_episode_starts: int) -> St
                 "world again"
             )
     return starts
+
+
+@torch.no_grad()
+def _try_a_step(folder: Path, model: WorldModel, starts: StartStates) -> None:
+    """Take one step from a few start states: integers in the files may be no valid indices.
+
+    Raises:
+        WorldError: it fails, or predicts what is not a number.
+    """
+    state = {key: leaf[:_TRIED_STARTS] for key, leaf in starts.states.items()}
+    count = min(starts.size, _TRIED_STARTS)
+    noise = torch.full((count, model.noise_dim), 0.5)
+    try:
+        action = zero_action(model.action_space, count, "cpu")
+        _, prediction = model.step(state, action, noise)
+    except Exception as error:
+        raise WorldError(
+            f"{folder}: a step from its start states fails ({type(error).__name__}: "
+            f"{str(error)[:200]}); its weights or start states are damaged: fit the world again"
+        ) from error
+    if not all(leaf.isfinite().all() for leaf in prediction):
+        raise WorldError(
+            f"{folder}: a step from its start states predicts NaN or an infinity; its weights or "
+            "start states are damaged: fit the world again"
+        )
 
 
 def _state_mismatch(model: WorldModel, states: State) -> str:

@@ -60,6 +60,7 @@ def test_columns_and_tasks_on_the_command_line(
     assert check(tmp_path / "log.h5").ended["terminated"] == 4
     run(f"check {FOREIGN / 'lerobot_image_v3'} --task push --allow-loss --key state")
     assert "2 (0 terminated" in capsys.readouterr().out
+    run(f"check {FOREIGN / 'd3rlpy.h5'} --num-actions 3 --repeat-last")
     with pytest.raises(SystemExit) as leave:
         main(["check", "log.csv", "--columns", "reward"])
     assert leave.value.code == 1

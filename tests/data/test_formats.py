@@ -615,6 +615,7 @@ def make_samples(folder: Path) -> dict[str, Path]:
         "Zarr replay buffer": test_logs.write_zarr(folder / "z.zarr", 2),
         "Dreamer": test_logs.write_dreamer(folder / "dreamer", 2),
         "RLDS": FOREIGN / "rlds",
+        "flat columns": hdf5(folder / "f.hdf5", state=OBS, control=ACT),
         "MCAP or ROS bag": test_ros.write_mcap(folder / "run.mcap", 0),
         "CSV or Parquet log": test_logs.write_csv(folder / "log.csv", test_logs.log_columns()),
     }

@@ -196,6 +196,50 @@ def test_scattered_episodes_are_refused(tmp_path: Path) -> None:
         Dataset(path, foreign=ForeignOptions(columns=COLUMNS))
 
 
+# ---------------------------------------------------------------- HDF5 and npz
+
+
+@pytest.fixture(params=["hdf5", "npz"])
+def write_flat(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    def write(**columns: Any) -> Path:
+        path = tmp_path / f"flat.{request.param}"
+        if request.param == "npz":
+            np.savez(path, **columns)
+            return path
+        with h5py.File(path, "w") as file:
+            for name, values in columns.items():
+                file[name] = values
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("how", ["numbers", "lengths", "ends", "flags"])
+def test_flat_columns_whose_names_are_not_usual(write_flat: Any, tmp_path: Path, how: str) -> None:
+    episodes = {"numbers": EPISODES, "lengths": np.full(4, T), "ends": np.arange(1, 5) * T}
+    columns = {"x": OBS, "u": ACT, "score": REW, "fell": ENDS, "camera": IMAGES}
+    named: dict[str, Any] = {"observation": "x", "action": "u", "reward": "score"}
+    named["terminated"] = "fell"
+    if how != "flags":
+        columns["where"], named["episode"] = episodes[how], "where"
+    path = write_flat(**columns)
+    with pytest.raises(DatasetError, match=r"not known which.*'camera'.*--columns"):
+        Dataset(path)
+    check_log(read_both_ways(path, tmp_path, columns=named, repeat_last=True))
+    both = ForeignOptions(columns=named | {"observation": ("x", "camera")}, repeat_last=True)
+    with Dataset(path, foreign=both, memory=0) as dataset:
+        np.testing.assert_array_equal(
+            dataset.episode(2).observations["camera"][:-1], IMAGES[2 * T : 3 * T]
+        )
+
+
+def test_episodes_that_do_not_fit_the_rows(write_flat: Any) -> None:
+    path = write_flat(x=OBS, u=ACT, where=np.array([5, 6]))
+    columns = {"observation": "x", "action": "u", "episode": "where"}
+    with pytest.raises(DatasetError, match="where: it has 2 values for 24 rows"):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+
+
 # ---------------------------------------------------------------- ALOHA
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dreamgym.train import PolicyFileError, TrainConfig, load_policy, train_policy
 
-SECONDS, BYTES = 5, 256 << 20
+SECONDS, BYTES = 20, 256 << 20  # of CPU time; a bomb takes hours
 QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
 
 
@@ -40,10 +40,10 @@ def peak_memory() -> int:
 
 
 def refused(path: Path, message: str) -> None:
-    begin, memory = time.monotonic(), peak_memory()
+    begin, memory = time.process_time(), peak_memory()
     with pytest.raises(PolicyFileError, match=message):
         load_policy(path)
-    assert time.monotonic() - begin < SECONDS
+    assert time.process_time() - begin < SECONDS
     assert peak_memory() - memory < BYTES
 
 

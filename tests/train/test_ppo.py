@@ -11,23 +11,23 @@ from torch import nn
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.train.network import ActorCritic, tanh_mlp
-from dreamgym.train.ppo import PPO, PPOSettings, _mlp
+from dreamgym.train.ppo import PPO, PPOSettings, _backward, _forward
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (8, 7)])
 def test_the_gradients_of_a_network_are_those_of_autograd(hidden):
     torch.manual_seed(0)
     network, x = tanh_mlp(3, hidden, 2, gain=1.0).double(), torch.randn(9, 3).double()
-    target = torch.randn(9, 2).double()
-    outputs = network(x), _mlp(network, x)
-    torch.testing.assert_close(*outputs)
-    expected, gradients = (
-        torch.autograd.grad((output - target).square().sum(), list(network.parameters()))
-        for output in outputs
-    )
-    torch.testing.assert_close(gradients, expected)
+    by_outputs = torch.randn(9, 2).double()
+    expected = network(x)
+    gradients = torch.autograd.grad(expected, list(network.parameters()), by_outputs)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
     with torch.no_grad():
-        torch.testing.assert_close(_mlp(network, x), outputs[0])
+        outputs, inputs = _forward(network, x)
+        torch.testing.assert_close(outputs, expected)
+        _backward(network, inputs, by_outputs)
+    torch.testing.assert_close([each.grad for each in network.parameters()], list(gradients))
 
 
 def learner(world, *, max_grad_norm: float = 0.5) -> PPO:

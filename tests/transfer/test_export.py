@@ -215,6 +215,8 @@ def test_it_is_evaluated_like_any_policy_and_named_in_datasets(folder, cartpole_
     result = dreamgym.evaluate(exported, "CartPole-v1", episodes=4)
     original = dreamgym.transfer_policy(latent, cartpole_world, episodes=4, baselines=False)
     np.testing.assert_array_equal(result.returns, original.real.returns)
+    moved = dreamgym.transfer_policy(folder, cartpole_world, episodes=2, baselines=False)
+    np.testing.assert_array_equal(moved.real.returns, result.returns[:2])
     assert exported.name.startswith(f"onnx:{latent.name}@")
 
 

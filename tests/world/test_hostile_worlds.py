@@ -18,7 +18,7 @@ from dreamgym.errors import WorldError
 from dreamgym.models.weights import shape_mismatch
 from tests.small_worlds import KINDS, small_model, small_world
 
-SECONDS, BYTES = 5, 256 << 20
+SECONDS, BYTES = 20, 256 << 20  # of CPU time; a bomb takes hours
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def peak_memory() -> int:
 
 
 def refused(folder: Path, message: str) -> None:
-    begin, memory = time.monotonic(), peak_memory()
+    begin, memory = time.process_time(), peak_memory()
     with pytest.raises(WorldError, match=message):
         dreamgym.load(folder)
-    assert time.monotonic() - begin < SECONDS
+    assert time.process_time() - begin < SECONDS
     assert peak_memory() - memory < BYTES
 
 
@@ -129,3 +129,20 @@ def test_every_family_is_compared_without_memory(kind, action):
     name = max(shapes)
     assert name in shape_mismatch(build, shapes | {name: (3, 1, 4)})
     assert "unknown" in shape_mismatch(build, shapes | {"other": (1,)})
+
+
+def test_integers_that_are_no_indices_are_refused(folder):
+    def spoil(_: str, leaf: torch.Tensor) -> torch.Tensor:
+        return leaf if leaf.is_floating_point() else torch.full_like(leaf, -(2**62))
+
+    change_tensors(folder, "model.safetensors", spoil)
+    refused(folder, "a step from its start states fails")
+
+
+def test_weights_that_predict_no_number_are_refused(folder):
+    change_tensors(
+        folder,
+        "model.safetensors",
+        lambda _, leaf: leaf * 1e30 if leaf.is_floating_point() and leaf.ndim == 2 else leaf,
+    )
+    refused(folder, "predicts NaN")

@@ -207,8 +207,8 @@ def infer_action_space(outlines: Sequence[Outline], path: Path) -> tuple[gym.Spa
         raise DatasetError(
             f"its actions are integers ({first.dtype}), and it does not say how many actions exist",
             path=path,
-            remedy="pass the action space, for instance action_space=Discrete(4), or name its "
-            "environment with env (`--env ENV`)",
+            remedy="pass the action space, for instance action_space=Discrete(4) (`--num-actions "
+            "4`), or name its environment with env (`--env ENV`)",
         )
     dtype = _float_type(first.dtype)
     shape = first.shape[1:]

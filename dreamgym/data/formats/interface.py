@@ -327,18 +327,21 @@ class NpzFile(ClosingContext):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.resources = contextlib.ExitStack()  # members that are open
+        self.resources = contextlib.ExitStack()  # the file, and members that are open
         require_regular(path)
         try:
-            self._file = np.load(path, allow_pickle=False)
+            # Of a damaged archive, NumPy would leave the file open.
+            stream = self.resources.enter_context(path.open("rb"))
+            self._file = np.load(stream, allow_pickle=False)
             self.names: list[str] = list(self._file.files)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            self.resources.close()
             raise DatasetError(f"it is not a readable npz file ({error})", path=path) from error
 
     def close(self) -> None:
         """Close the archive."""
-        self.resources.close()
         self._file.close()
+        self.resources.close()
 
     def read(self, name: str) -> Array:
         """Read one array of numbers.

@@ -26,18 +26,22 @@ from dreamgym.data.formats.arrow_columns import (
     to_images,
     to_numbers,
 )
-from dreamgym.data.formats.columnar import (
-    END_ROLES,
-    UNREADABLE,
-    Table,
-    find_column,
-    open_table,
-    runs,
-)
+from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
 from dreamgym.data.formats.common import sort_by_number
 from dreamgym.data.formats.image_files import SUFFIXES, find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
-from dreamgym.data.formats.keys import field_of, find_fields, normalise
+from dreamgym.data.formats.log_rows import (
+    describe_split,
+    ends_without_action,
+    episode_column,
+    flag_columns,
+    named_column,
+    require_order,
+    split_by_ends,
+    split_by_numbers,
+    usual_actions,
+    usual_observations,
+)
 from dreamgym.data.hdf5.guard import open_regular
 from dreamgym.errors import DatasetError
 
@@ -45,13 +49,6 @@ NAME = "CSV or Parquet log"
 _PARQUET = b"PAR1"
 _PATTERNS = ("*.parquet", "*.csv", "*.tsv")
 _SNIFFED_BYTES = 1 << 16
-_EPISODES = (
-    *("episode", "episode_id", "episode_index", "episode_idx", "episode_number", "ep"),
-    *("traj", "traj_id", "trajectory", "trajectory_id", "run", "run_id"),
-)
-# Beginnings of the names of columns that are observations, or actions, where none is named.
-_OBSERVATION_PARTS = frozenset({"observation", "observations", "obs", "state"})
-_ACTION_PARTS = frozenset({"action", "actions", "act"})
 
 
 def detect(probe: Probe) -> bool:
@@ -71,29 +68,33 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     paths = _paths(probe) if probe.is_folder else [probe.path]
     files = _Files(paths, probe.path if probe.is_folder else probe.path.parent)
     kinds = files.kinds()
-    known = {normalise(name): name for name in kinds}
-    episode = _named_column("episode", options, list(kinds), probe.path) or next(
-        (known[name] for name in _EPISODES if name in known), None
-    )
+    episode = episode_column(options, list(kinds), probe.path)
     names = [name for name, kind in kinds.items() if kind != "text" and name != episode]
-    actions = [name for name in names if _first_part(name) in _ACTION_PARTS]
-    flags = _flags(names, options, probe.path)
+    flags = flag_columns(options, names, probe.path)
     rows = files.episodes(episode, flags)
-    time = _named_column("time", options, list(kinds), probe.path)
+    time = named_column("time", options, list(kinds), probe.path)
     if time is not None:
-        files.require_order(rows, time)
         names.remove(time)
-    action = options.columns_for("action") or tuple(actions[:1])
+        for number, each in enumerate(rows):
+            times = files.read(each, time, slice(0, each.count))
+            require_order(times, probe.path, time, number)
+    actions = usual_actions(names)
+    action = named_column("action", options, names, probe.path) or next(iter(actions), None)
+
+    def read_last_action(number: int) -> Array:
+        each = rows[number]
+        return files.read(each, str(action), slice(each.count - 1, each.count))
+
     table = Table(
         path=probe.path,
         format=NAME,
-        text=f"{len(rows)} episodes in {len(paths)} files, by {_splitting(episode, flags)}",
+        text=f"{len(rows)} episodes in {len(paths)} files, by {describe_split(episode, flags)}",
         names=names,
         lengths=[each.count for each in rows],
         read=lambda number, name, part: files.read(rows[number], name, part),
-        observations=[name for name in names if _first_part(name) in _OBSERVATION_PARTS],
-        roles={"action": tuple(actions)} if actions else {},
-        last_is_observation=bool(action) and files.ends_without(rows, action, names),
+        observations=usual_observations(names),
+        roles={"action": actions} if actions else {},
+        last_is_observation=action is not None and ends_without_action(len(rows), read_last_action),
     )
     return open_table(table, options, probe.close)
 
@@ -160,50 +161,17 @@ class _Files:
 
     def _split(self, path: Path, column: str | None, flags: Sequence[str]) -> tuple[Array, Array]:
         if column is not None:
-            values = self._column(path, column)
-            _, codes = np.unique(np.asarray(values.to_pylist()), return_inverse=True)
-            starts, counts = runs(codes)
-            if len(np.unique(codes)) != len(starts):
-                raise DatasetError(
-                    "the rows of an episode are not together", path=path, key=column,
-                    remedy="sort the log by it",
-                )  # fmt: skip
-            return starts, counts
+            values = np.asarray(self._column(path, column).to_pylist())
+            return split_by_numbers(values, path, column)
         if flags:
-            ends = np.any([to_numbers(self._column(path, f), path, f) != 0 for f in flags], axis=0)
-            stops = np.flatnonzero(ends) + 1
-            if not len(stops) or stops[-1] != len(ends):
-                stops = np.append(stops, len(ends))
-            starts = np.concatenate([[0], stops[:-1]])
-            return starts, stops - starts
+            columns = [to_numbers(self._column(path, name), path, name) for name in flags]
+            return split_by_ends(np.any([values != 0 for values in columns], axis=0))
         return np.zeros(1, int), np.array([self._count(path)])
 
     def _count(self, path: Path) -> int:
         if _is_parquet(path):
             return int(pyarrow("pyarrow.parquet").read_metadata(path).num_rows)
         return int(self._text(path).num_rows)
-
-    def ends_without(self, rows: list[_Rows], columns: Sequence[str], names: list[str]) -> bool:
-        """Return whether the last row of every episode has no action."""
-        column = find_column(columns[0], names, self._root)
-        for each in rows:
-            try:
-                last = self.read(each, column, slice(each.count - 1, each.count))
-            except DatasetError:
-                return False
-            if last.dtype.kind != "f" or not np.isnan(last).all():
-                return False
-        return True
-
-    def require_order(self, rows: list[_Rows], column: str) -> None:
-        """Raise `DatasetError` if the time of an episode goes back."""
-        for number, each in enumerate(rows):
-            back = np.flatnonzero(np.diff(self.read(each, column, slice(0, each.count))) < 0)
-            if len(back):
-                raise DatasetError(
-                    "it goes back", path=self._paths[each.file], key=column, episode=number,
-                    row=int(back[0]) + 1, remedy="sort the log by it",
-                )  # fmt: skip
 
     def read(self, rows: _Rows, name: str, part: slice) -> Array:
         """Read rows of a column of an episode, see `Table.read`."""
@@ -232,32 +200,6 @@ class _Files:
     def _read_image(self, path: Path, name: str) -> bytes:
         folder = path.parent if (path.parent / name).exists() else self._root
         return read_file(find_file(folder, name))
-
-
-def _flags(names: list[str], options: ForeignOptions, path: Path) -> list[str]:
-    """Return the columns that say where episodes end."""
-    given = {
-        field_of(role): column
-        for role in END_ROLES
-        if (column := _named_column(role, options, names, path)) is not None
-    }
-    found = find_fields(names, options.ignore, given)
-    return [name for name in (found.terminated, found.truncated, found.ends) if name is not None]
-
-
-def _named_column(role: str, options: ForeignOptions, names: list[str], path: Path) -> str | None:
-    named = options.columns_for(role)
-    return find_column(named[0], names, path) if named else None
-
-
-def _splitting(episode: str | None, flags: Sequence[str]) -> str:
-    if episode is not None:
-        return f"column {episode!r}"
-    return f"end flags {list(flags)}" if flags else "file"
-
-
-def _first_part(name: str) -> str:
-    return normalise(name).replace("/", "_").split("_")[0]
 
 
 def _paths(probe: Probe) -> list[Path]:

@@ -17,6 +17,7 @@ from dreamgym.data.formats import (
     d3rlpy,
     d4rl,
     dreamer,
+    flat_columns,
     ha_schmidhuber,
     lance,
     lerobot,
@@ -60,6 +61,7 @@ FORMATS: tuple[Format, ...] = (
     rlds,  # a folder: features.json with steps
     dreamer,  # a folder of npz files: is_first, action
     npz_folder,  # a folder of npz files: observations, actions
+    flat_columns,  # HDF5 or npz: arrays of as many rows
     ros,  # MCAP or ROS bag, or a folder of them
     logs,  # Parquet or text, or a folder of such files
 )

@@ -60,7 +60,7 @@ _MEANINGS = {
     "deterministic",
     ACTION: "the action to carry out, in the environment's units",
     SURPRISE: "mean squared error of the prediction of this observation, in units of the variance "
-    "that was expected of it: about 1 where the world is as in the data",
+    "that was expected of it; 1 in the mean over held-out data",
     DISAGREEMENT: "how much the members of the model disagree about this step",
     TEMPERATURE: "1 samples the model as it was fitted",
     "reward": "predicted reward of the step",

@@ -3,7 +3,8 @@
 Surprise is the normalised innovation squared of a filter's consistency test (Bar-Shalom, Li and
 Kirubarajan 2001, "Estimation with applications to tracking and navigation", section 5.4): the
 squared difference between an observation and its prediction, in units of the variance that was
-expected of it, mean over the numbers. It is about one while the world is as the model knows it.
+expected of it, mean over the numbers. It is scaled to a mean of one on held-out data, because a
+model may expect more or less variance than there is.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Judgement(NamedTuple):
     """Outputs of a guard, each (B,).
 
     Attributes:
-        surprise: mean squared error of the prediction in units of its expected variance.
+        surprise: mean squared error of the prediction in units of its expected variance, one in
+            the mean over held-out data.
         disagreement: the model's epistemic uncertainty about this step; zeros where it has none.
     """
 
@@ -67,10 +69,12 @@ class Guard(nn.Module):
     Attributes:
         variance: (D,) variance of each compared number that the imagined samples do not show: that
             of decoding, and of errors of the model. `calibrate` sets it.
+        scale: () mean of the unscaled surprise on held-out data, likewise.
     """
 
     uniforms: Tensor
     variance: Tensor
+    scale: Tensor
 
     def __init__(self, model: WorldModel) -> None:
         super().__init__()
@@ -85,6 +89,7 @@ class Guard(nn.Module):
         )
         size = sum(int(np.prod(boxes[key].shape)) for key in self.keys) or model.feature_dim
         self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("scale", torch.ones(()))
 
     @property
     def compares(self) -> str:
@@ -104,7 +109,7 @@ class Guard(nn.Module):
         """
         mean, variance, disagreement = self.expect(state, action)
         error = self.compared(observation, after) - mean
-        surprise = (error.square() / (variance + self.variance)).mean(-1)
+        surprise = (error.square() / (variance + self.variance)).mean(-1) / self.scale
         return Judgement(surprise.float(), disagreement)
 
     def expect(self, state: State, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +152,7 @@ class Calibration(NamedTuple):
 @float32_by_default()
 @torch.no_grad()
 def calibrate(guard: Guard, opened: WorldData, *, seed: int = 0) -> Calibration:
-    """Set a guard's variance on held-out episodes, and measure its outputs there.
+    """Set a guard's variance and scale on held-out episodes, and measure its outputs there.
 
     Episodes are filtered from their beginning, as a controller does.
 
@@ -179,7 +184,8 @@ def calibrate(guard: Guard, opened: WorldData, *, seed: int = 0) -> Calibration:
     smallest = (_SMALLEST_SHARE * values.std(0) + rounding).square()
     guard.variance.copy_(torch.maximum((squares - variance).mean(0), smallest))
     surprise = (squares / (variance + guard.variance)).mean(-1).float()
-    judged = Judgement(surprise, torch.cat(disagreements))
+    guard.scale.copy_(surprise.mean().clamp(min=1e-12))
+    judged = Judgement(surprise / guard.scale, torch.cat(disagreements))
     return Calibration(
         thresholds=Judgement(*(leaf.quantile(QUANTILE) for leaf in judged)),
         medians=Judgement(*(leaf.median() for leaf in judged)),

@@ -1,0 +1,151 @@
+"""Flat columns of any names in one HDF5 file or npz archive, of which the user names the columns.
+
+All columns that are used have one row per step. Episodes are told apart by a column of their
+numbers, else by the end flags; the column that is named for `episode` may also hold the lengths of
+the episodes, or the row after the last one of each. Files whose observations and actions have usual
+names are read as D4RL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+
+from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import read_column as read_whole
+from dreamgym.data.formats.common import read_rows
+from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.keys import find_fields
+from dreamgym.data.formats.log_rows import (
+    describe_split,
+    ends_without_action,
+    episode_column,
+    flag_columns,
+    named_column,
+    require_order,
+    split_by_ends,
+    split_by_numbers,
+    usual_actions,
+    usual_observations,
+)
+from dreamgym.data.hdf5.guard import get_dataset
+from dreamgym.errors import DatasetError
+
+NAME = "flat columns"
+# Keys of formats that have columns in the root, too.
+_OTHERS = frozenset({"ep_len", "num_episodes", "is_first"})
+
+
+def detect(probe: Probe) -> bool:
+    """Return whether there are several arrays of as many rows, without usual names for both."""
+    if probe.is_folder or set(probe.names) & _OTHERS:
+        return False
+    found = find_fields(probe.names)
+    if None not in (found.observations, found.actions):
+        return False
+    lengths = [length for length in _lengths(probe).values() if length > 1]
+    return len(lengths) > len(set(lengths))
+
+
+def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
+    """Open the dataset; rows of an HDF5 file are read episode by episode.
+
+    Raises:
+        DatasetError: its columns are not named or differ in length, or an episode is scattered.
+    """
+    path, lengths = probe.path, _lengths(probe)
+    episode = episode_column(options, list(lengths), path)
+    names = [name for name in lengths if name != episode]
+    actions = usual_actions(names)
+    action = named_column("action", options, names, path) or next(iter(actions), None)
+    action = action or named_column("previous_action", options, names, path)
+    count = lengths[action] if action is not None else max(lengths.values())
+    names = [name for name in names if lengths[name] == count]
+    flags = flag_columns(options, names, path)
+    starts, counts = _split(probe, episode, flags, count)
+    read_part = _reader(probe)
+
+    def read_column(number: int, name: str, part: slice) -> Array:
+        start = int(starts[number])
+        return read_part(name, slice(start + part.start, start + part.stop))
+
+    time = named_column("time", options, names, path)
+    if time is not None:
+        names.remove(time)
+        for number, rows in enumerate(counts.tolist()):
+            require_order(read_column(number, time, slice(0, rows)), path, time, number)
+
+    def read_last_action(number: int) -> Array:
+        rows = int(counts[number])
+        return read_column(number, str(action), slice(rows - 1, rows))
+
+    table = Table(
+        path=path,
+        format=NAME,
+        text=f"{len(counts)} episodes, by {describe_split(episode, flags)}",
+        names=names,
+        lengths=counts.tolist(),
+        read=read_column,
+        observations=usual_observations(names),
+        roles={"action": actions} if actions else {},
+        last_is_observation=action is not None
+        and ends_without_action(len(counts), read_last_action),
+    )
+    return open_table(table, options, probe.close)
+
+
+def _lengths(probe: Probe) -> dict[str, int]:
+    """Return the number of rows of each array of numbers in the root."""
+    lengths = {}
+    for name in probe.names:
+        try:
+            if probe.npz is not None:
+                lengths[name] = probe.npz.count_rows(name)
+            elif probe.hdf5 is not None and isinstance(
+                probe.hdf5.get(name, getlink=True), h5py.HardLink
+            ):
+                dataset = get_dataset(probe.hdf5, name, probe.path)
+                if dataset.ndim:
+                    lengths[name] = len(dataset)
+        except DatasetError:
+            continue  # a group, text, or a single value
+    return lengths
+
+
+def _reader(probe: Probe) -> Callable[[str, slice], Array]:
+    """Return a function that reads rows of a column."""
+    if probe.hdf5 is not None:
+        file = probe.hdf5
+        return lambda name, part: read_rows(file, name, probe.path, part)
+    whole: dict[str, Array] = {}
+
+    def read_part(name: str, part: slice) -> Array:
+        if name not in whole:
+            whole[name] = read_whole(probe, name)
+        return whole[name][part]
+
+    return read_part
+
+
+def _split(probe: Probe, episode: str | None, flags: list[str], count: int) -> tuple[Array, Array]:
+    """Return the first row and the number of rows of each episode."""
+    if episode is None:
+        if not flags:
+            return np.zeros(1, np.int64), np.array([count])
+        ends = [read_whole(probe, name).reshape(-1) != 0 for name in flags]
+        return split_by_ends(np.any(ends, axis=0))
+    values = read_whole(probe, episode).reshape(-1)
+    if len(values) == count:
+        return split_by_numbers(values, probe.path, episode)
+    lengths = values.astype(np.int64) if values.sum() == count else np.diff(values, prepend=0)
+    if (lengths < 1).any() or lengths.sum() != count:
+        raise DatasetError(
+            f"it has {len(values)} values for {count} rows; expected a number for each row, or the "
+            "lengths or the ends of the episodes",
+            path=probe.path,
+            key=episode,
+        )
+    stops = np.cumsum(lengths.astype(np.int64))
+    return stops - lengths.astype(np.int64), lengths.astype(np.int64)
