@@ -210,15 +210,18 @@ def test_the_callback_watches_stops_and_compares_with_the_real_returns():
     assert learner.num_timesteps < 2000
     assert [alarm.name for alarm in callback.alarms] == ["reward"]
 
-    falling = iter(range(100, 0, -10))
+    measured = []
     compared = AlarmCallback(
         limits=GENEROUS,
-        evaluate=lambda model: [next(falling)] * 2,
-        evaluate_every=128,
+        evaluate=lambda model: measured.append(model) or [100.0 / len(measured)] * 2,
+        evaluate_every=256,
         on_alarm=lambda alarm: None,
     )
-    agent(small_world(horizon=20)).learn(1000, callback=compared)
-    assert [alarm.name for alarm in compared.alarms] in (["exploitation"], [])
+    learner = agent(small_world(horizon=20))
+    learner.learn(1024, callback=compared)
+    assert measured == [learner] * 4
+    compared.watched.check_returns([(1, 1.0), (2, 2.0)], [(1, 5.0, 0.1), (2, 1.0, 0.1)])
+    assert compared.alarms[-1].name == "exploitation"
     with pytest.raises(TrainingError, match="SB3VecEnv"):
         PPO("MlpPolicy", "CartPole-v1").learn(10, callback=AlarmCallback())
 
