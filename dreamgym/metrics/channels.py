@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from dreamgym.metrics.context import Figures, MetricContext
+from dreamgym.metrics.context import FORECAST_HORIZONS, Figures, MetricContext
 from dreamgym.metrics.forecasts import channel_names, joined
+from dreamgym.metrics.open_loop import open_loop_errors
+from dreamgym.models import Decodes
+from dreamgym.models.observations import is_image, observation_boxes
 
 MIN_WINDOWS = 32
 """Fewer windows say little: a horizon that fewer reach is shown in grey and judged by nothing."""
+
+MAX_FRAME_HORIZON = 50
+"""Furthest horizon at which frames are decoded and compared."""
 
 
 def channel_errors(context: MetricContext) -> Figures:
@@ -44,6 +50,41 @@ def channel_errors(context: MetricContext) -> Figures:
             "varies": np.isfinite(forecasts.spread).tolist(),
             "horizons": forecasts.horizons.tolist(),
             "windows": forecasts.alive.sum(1).tolist(),
+            **table,
+        }
+    }
+
+
+def frame_errors(context: MetricContext) -> Figures:
+    """Return the errors of forecasts of each image in the observations, by horizon.
+
+    As `channel_errors`, in units of the spread of all pixels, and without a linear model.
+    """
+    model = context.model
+    boxes = observation_boxes(model.observation_space)
+    images = [key for key, box in boxes.items() if is_image(box)]
+    if not images or not isinstance(model, Decodes):
+        return {}
+    errors = open_loop_errors(
+        model,
+        context.dataset,
+        context.episodes,
+        horizons=[k for k in FORECAST_HORIZONS if k <= min(context.horizon, MAX_FRAME_HORIZON)],
+        seed=context.seed,
+    )
+    parts = [errors[key] if isinstance(errors, dict) else errors for key in images]
+    if not len(parts[0].horizons):
+        return {}
+    table = {
+        key: np.stack([getattr(part, key) for part in parts], 1).tolist()
+        for key in ("sampled", "mean", "repeat_last")
+    }
+    return {
+        "frames": {
+            "names": [key or "image" for key in images],
+            "varies": [True] * len(images),
+            "horizons": parts[0].horizons.tolist(),
+            "windows": parts[0].windows.tolist(),
             **table,
         }
     }

@@ -18,7 +18,7 @@ from dreamgym.data import AnyDataset
 from dreamgym.metrics.action_effect import STEPS, action_effect
 from dreamgym.metrics.action_use import action_detail
 from dreamgym.metrics.calibration import calibration
-from dreamgym.metrics.channels import channel_errors
+from dreamgym.metrics.channels import channel_errors, frame_errors
 from dreamgym.metrics.context import Figures, Metric, MetricContext
 from dreamgym.metrics.intervals import interval_calibration, spread_and_error
 from dreamgym.metrics.limits import limits
@@ -109,6 +109,7 @@ METRICS: dict[str, Metric] = {
 
 REPORT_METRICS: dict[str, Metric] = {
     "channels": channel_errors,
+    "frames": frame_errors,
     "reward": reward_detail,
     "termination": termination_detail,
     "intervals": interval_calibration,

@@ -82,7 +82,7 @@ class Drawing:
             f"<span><i style='background:{_colour(line.colour)}'></i>"
             f"{html.escape(line.label)}</span>"
             for line in self.lines
-            if line.label
+            if line.label and line.points
         )
         return (
             f"<figure><figcaption>{html.escape(self.title)}</figcaption>"

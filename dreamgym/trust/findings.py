@@ -123,7 +123,7 @@ def usable_steps(table: Figures, longest: int) -> int:
 
 def horizon(figures: Figures) -> Iterator[Finding]:
     """Say to which horizon dreams are better than repeating the last observation."""
-    table = figures.get("channels")
+    table = figures.get("channels") or figures.get("frames")
     if table is None:
         return
     steps = figures["world"]["horizon"]

@@ -148,17 +148,19 @@ def _grey_from(horizons: Sequence[int], windows: Sequence[int]) -> float | None:
 
 
 def _open_loop(figures: dict[str, Any]) -> str:
-    table = figures.get("channels")
+    tables = [figures[key] for key in ("channels", "frames") if key in figures]
     shown = _examples(figures)
-    if table is None:
+    if not tables:
         return shown
     text = (
         "<p>Root mean square error of forecasts under the actions of held-out episodes, in units "
         "of each number's standard deviation. Grey: fewer than "
         f"{MIN_WINDOWS} windows.</p>"
     )
-    windows = _table(["steps ahead", *table["horizons"]], [["windows", *table["windows"]]])
-    return text + _drawings(_channel_drawings(table)) + windows + shown
+    first = tables[0]
+    windows = _table(["steps ahead", *first["horizons"]], [["windows", *first["windows"]]])
+    drawings = (each for table in tables for each in _channel_drawings(table))
+    return text + _drawings(drawings) + windows + shown
 
 
 def _channel_drawings(table: dict[str, Any]) -> Iterator[Drawing]:
@@ -170,6 +172,7 @@ def _channel_drawings(table: dict[str, Any]) -> Iterator[Drawing]:
         columns = {
             key: [(k, row[i]) for k, row in zip(horizons, table[key], strict=True)]
             for key in ("mean", "sampled", "repeat_last", "linear")
+            if key in table
         }
         top = 1.25 * max(y for key in ("mean", "sampled", "repeat_last") for _, y in columns[key])
         yield Drawing(
@@ -182,7 +185,7 @@ def _channel_drawings(table: dict[str, Any]) -> Iterator[Drawing]:
                 Line(label="mean of dreams", points=columns["mean"], colour=0, width=2.4),
                 Line(label="one dream (dashed)", points=columns["sampled"], colour=0, dashed=True),
                 Line(label="repeat the last", points=columns["repeat_last"], colour=7),
-                Line(label="linear model", points=columns["linear"], colour=1),
+                Line(label="linear model", points=columns.get("linear", []), colour=1),
             ],
         )
 
@@ -541,7 +544,7 @@ def _comparison(reports: Sequence[Report]) -> str:
 def _compared_drawings(reports: Sequence[Report]) -> Iterator[Drawing]:
     lines = []
     for number, each in enumerate(reports):
-        table = each.figures.get("channels")
+        table = each.figures.get("channels") or each.figures.get("frames")
         if table is None:
             continue
         lines.append(
@@ -587,7 +590,7 @@ def _mean_error(table: dict[str, Any], key: str) -> list[float]:
 
 def _error_at(steps: int) -> Callable[[Report], Any]:
     def value(report: Report) -> Any:
-        table = report.figures.get("channels")
+        table = report.figures.get("channels") or report.figures.get("frames")
         if table is None or steps not in table["horizons"]:
             return None
         return _mean_error(table, "mean")[table["horizons"].index(steps)]

@@ -91,7 +91,7 @@ class Report:
     @property
     def advice(self) -> dict[str, str]:
         """How far dreams reach, what not to trust and what to record next, in words."""
-        table = self.figures.get("channels")
+        table = self.figures.get("channels") or self.figures.get("frames")
         steps = self.figures["world"]["horizon"]
         told: dict[str, str] = {}
         if table is not None:

@@ -78,6 +78,8 @@ def test_a_report_is_made(seen, action_space, family, model, tmp_path):
     assert len(figures["actions"]["each"]) == int(np.prod(action_space.shape or ()))
     if seen in ("image", "both"):
         assert "data:image/png;base64," in html
+        assert figures["frames"]["horizons"][0] == 1
+        assert "Usable to" in made.advice
     if family == "pets":
         assert figures["limits"]["uncertainty"] > 0
         assert figures["visits"][0]["visit"]["unsure"] is not None
