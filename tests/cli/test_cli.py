@@ -564,7 +564,7 @@ def test_record_replaces_a_dataset_only_on_request(run: Run, tmp_path: Path) -> 
 def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
     shown = " ".join(run(verb, "--help").out.replace("│", " ").split())
     # These write figures only, keep the original, or continue.
-    if verb in ("check", "recover", "transfer", "evaluate", "improve", "act", "learn"):
+    if verb in ("check", "recover", "transfer", "evaluate", "report", "improve", "act", "learn"):
         assert "--overwrite" not in shown
     else:
         assert re.search(

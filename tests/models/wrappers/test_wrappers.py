@@ -255,7 +255,7 @@ INVALID = [
     (inner() | {"function": 5}, "not callable"),
     (inner(family="mdn"), "did you mean 'mdn-rnn'"),
     (inner(config={"hiden": 2}), "did you mean 'hidden'"),
-    (inner(config={"hidden": 10**12}), "cannot be understood"),
+    (inner(config={"hidden": 10**12}), "does not fit the config"),
     (inner(config={"hidden": 8}), "does not fit the config"),
     ({"function": "CartPole-v1"}, "inner"),
     ({"inner": "mdn-rnn", "function": "CartPole-v1"}, "expected a config"),
