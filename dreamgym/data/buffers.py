@@ -28,6 +28,7 @@ from dreamgym.data.formats.common import (
     slice_rows,
 )
 from dreamgym.data.formats.keys import Fields, require_terminals
+from dreamgym.data.formats.log_rows import split_by_ends
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata, spec_of_id
 from dreamgym.errors import DatasetError
@@ -74,7 +75,7 @@ def convert_buffer(
     options, out = options or ForeignOptions(), local_path(out)
     parts = list(_parts(buffer, options, out, scaled_actions))
     if not parts:
-        raise DatasetError("the buffer is empty")
+        raise DatasetError("the buffer is empty; convert it after the training has taken steps")
     outlines = [outline for outline, _ in parts]
     notes, problems = find_losses(outlines, options.allow_loss)
     metadata = DatasetMetadata(
@@ -109,6 +110,8 @@ def _parts(
     """Return outline and observations of each episode, environment by environment."""
     size, pos = len(buffer.rewards), int(buffer.pos)
     order = np.arange(pos)
+    if not pos and not buffer.full:
+        return
     if buffer.full:
         order = (np.arange(size) + pos) % size
     dense = not hasattr(buffer, "next_observations")  # optimize_memory_usage
@@ -171,13 +174,10 @@ def _bounds(
 ) -> Iterator[tuple[int, int]]:
     """Return the first row of each episode, and the row after its last one."""
     ends = dones.copy()
-    if following is not None:
+    if following is not None and len(ends) > 1:
         ends[:-1] |= ~_continues(rows, following)
-    stops = np.flatnonzero(ends) + 1
-    if len(ends) and (not len(stops) or stops[-1] != len(ends)):
-        stops = np.append(stops, len(ends))
-    starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
-    yield from zip(starts.tolist(), stops.tolist(), strict=True)
+    starts, counts = split_by_ends(ends)
+    yield from zip(starts.tolist(), (starts + counts).tolist(), strict=True)
 
 
 def _continues(rows: Observations, following: Observations) -> Array:

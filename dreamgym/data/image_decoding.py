@@ -32,8 +32,8 @@ def decode_image(data: bytes, mode: Literal["RGB", "L"] | None = None) -> Array:
         uint8 pixels, `(H, W, 3)`, or `(H, W)` for a grey image.
 
     Raises:
-        DatasetError: it is not such an image, it is damaged, it is larger than `MAX_PIXELS` or than
-            its bytes can hold, or Pillow is not installed.
+        DatasetError: it is not such an image, it is damaged, it has more than 8 bits a channel, it
+            is larger than `MAX_PIXELS` or than its bytes can hold, or Pillow is not installed.
     """
     try:
         from PIL import Image
@@ -44,7 +44,12 @@ def decode_image(data: bytes, mode: Literal["RGB", "L"] | None = None) -> Array:
     try:
         with Image.open(io.BytesIO(data), formats=list(_PIXELS_PER_BYTE)) as image:
             _require_plausible_size(image.width * image.height, str(image.format), len(data))
-            wanted = mode or ("L" if image.mode in ("1", "L", "LA", "I;16", "I") else "RGB")
+            if image.mode.startswith(("I", "F")):  # a conversion to bytes would cut most values off
+                raise DatasetError(
+                    f"its image has more than 8 bits a channel ({image.mode}), as depth has",
+                    remedy="leave it out (keys, --key), or store it as an array of floats",
+                )
+            wanted = mode or ("L" if image.mode in ("1", "L", "LA") else "RGB")
             return np.asarray(image.convert(wanted))
     except DatasetError:
         raise

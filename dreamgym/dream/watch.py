@@ -24,11 +24,16 @@ from dreamgym.metrics.limits import Bank, Limits
 RESPONSES = ("warn", "penalise", "truncate", "stop")
 
 EVERY = 64
-"""Steps between two looks at the counts, which are a host sync, and between two measurements of the
-distances where they only warn."""
+"""Steps between two looks at the counts, which are a host sync."""
+
+COUNTED = 8
+"""Steps between two looks that are compared with the limits, where nothing follows but an alarm."""
+
+MIN_ROWS = 512
+"""Fewest rows that are compared between two looks: dreams of few rows are compared more often."""
 
 SAMPLED, SAMPLED_ROWS = 4, 256
-"""Measurements of the distances between two looks, and rows of each, where they only warn."""
+"""Of these, steps whose distances are measured, and rows of each: distances cost the most."""
 
 BEYOND = 2.0
 """Multiple of the 99th percentile of the held-out data, above which a step is beyond the data."""
@@ -37,7 +42,7 @@ LATE = 3.0
 """Multiple of the longest episode of the data, above which an episode ends late."""
 
 SHARES = {"reward": 0.005, "uncertainty": 0.25, "features": 0.25, "length": 0.1}
-"""Share of the steps since the last look that raises each alarm; single ones do not."""
+"""Share of the compared steps since the last look that raises each alarm; single ones do not."""
 
 LISTED = 8
 
@@ -75,12 +80,14 @@ def watch(env: VectorEnv, **options: Any) -> WatchedVectorEnv:
 
 
 class WatchedVectorEnv(VectorWrapper):
-    """A dream that compares every step with what the data has shown.
+    """A dream whose steps are compared with what the data has shown.
 
     Rewards above the data's largest one, uncertainties and distances of the features from the data
     beyond twice the 99th percentile of held-out steps, and episodes that last far longer than any
     in the data are counted. Where their share is more than an accident, an alarm is raised, once
-    for each kind. The counts stay on the device, and are read every 64 steps.
+    for each kind. The counts stay on the device, and are read every 64 steps. Every eighth step is
+    compared, or every one where the response changes steps ("penalise" and "truncate"), or where
+    there are few dreams.
 
     Args:
         env: a dream, or a wrapper around one.
@@ -133,7 +140,10 @@ class WatchedVectorEnv(VectorWrapper):
         if self.limits.distance is not None:
             self._bank = Bank.of(dream.engine.plain, dream.world.starts.states)
         every_step = response in ("penalise", "truncate")
-        self._stride = 1 if every_step else max(1, EVERY // SAMPLED)
+        self._every = 1 if every_step else EVERY // COUNTED
+        while self._every > 1 and self.num_envs * EVERY // self._every < MIN_ROWS:
+            self._every //= 2
+        self._stride = 1 if every_step else EVERY // SAMPLED
         self._calls = 0
         self._done = torch.zeros(self.num_envs, dtype=torch.bool, device=dream.device)
         self._clear(dream.device)
@@ -153,13 +163,16 @@ class WatchedVectorEnv(VectorWrapper):
         """Step, count what is beyond the limits, and respond to it."""
         result = self.env.step(actions)
         with own_torch_modes(), torch.no_grad():
-            beyond = self._count(result)
+            if self._is_due(self._every):
+                beyond = self._count(result)
+                if self.response == "penalise":
+                    result = self._penalised(result, beyond)
+                elif self.response == "truncate":
+                    result = self._truncated(result, beyond)
+            elif self._waits and self._is_due(self._every, ahead=1):
+                self._done = self._ended(result)  # rows that only restart in the next step
             self._calls += 1
             self.steps += self.num_envs
-            if self.response == "penalise":
-                result = self._penalised(result, beyond)
-            elif self.response == "truncate":
-                result = self._truncated(result, beyond)
             if self._calls % EVERY == 0:
                 self._look()
         return result
@@ -181,10 +194,8 @@ class WatchedVectorEnv(VectorWrapper):
         """Count the steps beyond the limits, and return in which rows, (N,) bool."""
         info = result[4]
         device, limits = self.dream.device, self.limits
-        reward, terminated, truncated = (
-            torch.as_tensor(each, device=device).detach() for each in result[1:4]
-        )
-        ended = terminated | truncated
+        reward = torch.as_tensor(result[1], device=device).detach()
+        ended = self._ended(result)
         counted = ~self._done if self._waits else torch.ones_like(ended)
         going = counted & ~ended
         self._done = ended
@@ -199,7 +210,7 @@ class WatchedVectorEnv(VectorWrapper):
             flags = counted & (unsure > BEYOND * limits.uncertainty)
             beyond |= self._add("uncertainty", flags, counted, unsure)
         dreams = self.dream.dreams
-        if self._bank is not None and dreams is not None and self._calls % self._stride == 0:
+        if self._bank is not None and dreams is not None and self._is_due(self._stride):
             rows = self._sampled_rows()
             state = {key: leaf[rows] for key, leaf in dreams.model.items()}
             distance = torch.zeros(self.num_envs, device=device)
@@ -214,6 +225,22 @@ class WatchedVectorEnv(VectorWrapper):
             late = going & (age > LATE * limits.longest_episode)
             self._add("length", late, going, age.float())
         return beyond
+
+    def _is_due(self, every: int, ahead: int = 0) -> bool:
+        """Return whether this step, or one some steps ahead, is one of every so many.
+
+        They move by one from look to look, so that dreams of a short horizon that run in step are
+        not always compared at the same age.
+        """
+        call = self._calls + ahead
+        return (call + call // EVERY) % every == 0
+
+    def _ended(self, result: StepResult) -> Tensor:
+        """Return whose episodes a step ended, (N,) bool."""
+        terminated, truncated = (
+            torch.as_tensor(each, device=self.dream.device) for each in result[2:4]
+        )
+        return terminated | truncated
 
     def _sampled_rows(self) -> slice:
         """Return the rows whose distances are measured: others each time, or all of them."""

@@ -20,7 +20,7 @@ from dreamgym.metrics.action_use import action_detail
 from dreamgym.metrics.calibration import calibration
 from dreamgym.metrics.channels import channel_errors, frame_errors
 from dreamgym.metrics.context import Figures, Metric, MetricContext
-from dreamgym.metrics.intervals import interval_calibration, spread_and_error
+from dreamgym.metrics.coverage import interval_calibration, spread_and_error
 from dreamgym.metrics.limits import limits
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.rewards import reward_detail

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.metrics.context import Figures, MetricContext
-from dreamgym.metrics.intervals import spearman
+from dreamgym.metrics.correlation import pearson, spearman
 
 RARE = 0.1
 """Rewards that differ from the most frequent one are events where at most this share do."""
@@ -37,7 +37,7 @@ def reward_detail(context: MetricContext) -> Figures:
         "rmse": float(np.sqrt(np.square(guess - real).mean())),
         "bias": float((guess - real).mean()),
         "predicted_spread": float(guess.std()),
-        "correlation": _correlation(guess, real),
+        "correlation": pearson(guess, real),
         "rank_correlation": spearman(guess, real),
         "scatter": _scatter(guess, real, context.seed),
     }
@@ -45,14 +45,6 @@ def reward_detail(context: MetricContext) -> Figures:
     if events is not None:
         figures["events"] = events
     return {"reward": figures}
-
-
-def _correlation(guess: Array, real: Array) -> float | None:
-    """Return Pearson's correlation, None where one of both varies by rounding only."""
-    for values in (guess, real):
-        if values.std() <= 1e-6 * np.abs(values).max():
-            return None
-    return float(np.corrcoef(guess, real)[0, 1])
 
 
 def _events(guess: Array, real: Array) -> Figures | None:

@@ -20,7 +20,7 @@ from dreamgym._files import atomic_file, sha256
 from dreamgym.data.policies import PolicyLike
 from dreamgym.errors import PolicyFileError
 from dreamgym.metrics import Limits
-from dreamgym.metrics.intervals import spearman
+from dreamgym.metrics.correlation import pearson, spearman
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.policy import TrainedPolicy, load_policy, world_checksum
 from dreamgym.train.registry import find_learner
@@ -332,10 +332,3 @@ def _resampled(
     means = {key: np.stack([*map(resample, values)], 1) for key, values in returns.items()}
     drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
     return [(means["real"][i, chosen], means["dream"][i, chosen]) for i, chosen in enumerate(drawn)]
-
-
-def pearson(first: Array, second: Array) -> float | None:
-    """Return Pearson's correlation; None where one of both is constant."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])

@@ -251,7 +251,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
         config = ranking if isinstance(ranking, RankingConfig) else RankingConfig()
         folder = None if work is None else local_path(work, WorldError)
         made = Ranking(world, limits, config, env, folder)
-        figures["ranking"] = made.run(policies, _policy_progress(progress))
+        figures["ranking"] = made.run(policies, progress)
         figures["visits"] = [
             {"name": row["name"], "visit": row["visit"]} for row in figures["ranking"]["policies"]
         ]
@@ -273,10 +273,6 @@ class _Steps:
         if self.progress is not None:
             self.progress(self.done, self.total, {"measuring": what})
         self.done += 1
-
-
-def _policy_progress(progress: Progress | None) -> Progress | None:
-    return progress
 
 
 def _check_env(world: World, env: EnvSource) -> None:

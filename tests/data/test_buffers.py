@@ -7,6 +7,7 @@ the second did not terminate.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -132,3 +133,23 @@ def test_other_objects_are_refused(tmp_path: Path) -> None:
     (tmp_path / "buffer.pkl").write_bytes(b"\x80\x04\x95" + bytes(40))
     with pytest.raises(DatasetError, match=r"pickle; .*convert_buffer"):
         check(tmp_path / "buffer.pkl")
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_buffer_of_hardly_any_rows(rows: int, tmp_path: Path) -> None:
+    buffer = SimpleNamespace(
+        **{name: np.zeros((8, 1, 4), np.float32) for name in ("observations", "next_observations")},
+        **{name: np.zeros((8, 1)) for name in ("rewards", "dones", "timeouts")},
+        actions=np.zeros((8, 1, 1)),
+        pos=rows,
+        full=False,
+        n_envs=1,
+        handle_timeout_termination=True,
+        observation_space=spaces.Box(-1, 1, (4,)),
+        action_space=spaces.Discrete(2),
+    )
+    if rows:
+        assert convert_buffer(buffer, tmp_path / "d.h5").steps == rows
+        return
+    with pytest.raises(DatasetError, match="the buffer is empty"):
+        convert_buffer(buffer, tmp_path / "d.h5")

@@ -37,6 +37,12 @@ def test_the_mode_can_be_chosen() -> None:
     assert decode_image(encoded(np.zeros((4, 4, 3), np.uint8), "PNG"), "L").shape == (4, 4)
 
 
+def test_depth_of_16_bits_is_not_cut_to_bytes() -> None:
+    depth = encoded(np.arange(16, dtype=np.uint16).reshape(4, 4) * 1000, "PNG")
+    with pytest.raises(DatasetError, match=r"more than 8 bits a channel.*--key"):
+        decode_image(depth)
+
+
 def jpeg_that_claims(side: int) -> bytes:
     data = bytearray(encoded(np.zeros((8, 8), np.uint8), "JPEG"))
     frame = data.index(b"\xff\xc0")

@@ -6,8 +6,10 @@ tensorflow_datasets, which is large and no dependency of the tests: those that n
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,5 +57,22 @@ def test_classes_of_others_are_never_imported(tmp_path: Path) -> None:
     features.write_text(
         text.replace("tensorflow_datasets.core.features.text_feature", "antigravity")
     )
+    with pytest.raises(DatasetError, match=r"names the class 'antigravity\.Text'"):
+        Dataset(copy)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"python_class_name": "antigravity.Text"},
+        {"type": "antigravity.Text", "content": {}},
+        {"jsonFeature": {"json": json.dumps({"x": {"type": "antigravity.Text", "content": {}}})}},
+    ],
+)
+def test_classes_are_found_under_every_key(tmp_path: Path, hidden: dict[str, Any]) -> None:
+    copy = Path(shutil.copytree(SOURCE, tmp_path / "d"))
+    features = copy / "features.json"
+    description = json.loads(features.read_text())
+    features.write_text(json.dumps({**description, "more": hidden}))
     with pytest.raises(DatasetError, match=r"names the class 'antigravity\.Text'"):
         Dataset(copy)

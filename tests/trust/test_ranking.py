@@ -7,7 +7,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 
 from dreamgym.metrics import Limits
-from dreamgym.metrics.intervals import spearman
+from dreamgym.metrics.correlation import spearman
 from dreamgym.trust import RankingConfig
 from dreamgym.trust.ranking import Ranking, agreement, spread_steps
 from tests.metrics.small_fits import LIMIT, Swing

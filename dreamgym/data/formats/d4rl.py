@@ -34,6 +34,7 @@ from dreamgym.data.formats.keys import (
     require_nothing_lost,
     resolve_ends,
 )
+from dreamgym.data.formats.log_rows import split_by_ends
 from dreamgym.data.formats.stored_rows import open_columns
 from dreamgym.errors import DatasetError
 
@@ -151,9 +152,5 @@ def _require_equal_lengths(
 
 def _bounds(ends: Array) -> Iterator[tuple[int, int]]:
     """Return the first row of each episode, and the row after its last one."""
-    count = len(ends)
-    stops = np.flatnonzero(ends) + 1
-    if not len(stops) or stops[-1] != count:
-        stops = np.append(stops, count)
-    starts = np.concatenate([[0], stops[:-1]])
-    yield from zip(starts.tolist(), stops.tolist(), strict=True)
+    starts, counts = split_by_ends(ends)
+    yield from zip(starts.tolist(), (starts + counts).tolist(), strict=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from dreamgym.errors import DatasetError
 
 NAME = "RLDS"
 _FILES = ("features.json", "dataset_info.json")
-# tensorflow_datasets imports the classes that features.json names.
+# tensorflow_datasets imports the classes that features.json names, under any of these keys: that of
+# Protobuf's JSON, its field name, and "type" beside "content", which old versions wrote.
 _CLASSES = "tensorflow_datasets.core.features."
+_CLASS_KEYS = ("pythonClassName", "python_class_name")
 _STEPS = "steps"
 _TASKS = ("language_instruction", "natural_language_instruction", "instruction")
 
@@ -168,14 +171,20 @@ def _require_own_classes(path: Path) -> None:
         value = stack.pop()
         if isinstance(value, list):
             stack += value
+        elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            with suppress(ValueError, RecursionError):
+                stack.append(json.loads(value))  # a description inside a text
         elif isinstance(value, dict):
-            name = value.get("pythonClassName", _CLASSES)
-            if not isinstance(name, str) or not name.startswith(_CLASSES):
-                raise DatasetError(
-                    f"it names the class {name!r}, which reading would import; expected classes of "
-                    f"{_CLASSES.rstrip('.')}",
-                    path=path,
-                )
+            names = [value[key] for key in _CLASS_KEYS if key in value]
+            if "content" in value and isinstance(value.get("type"), str):
+                names.append(value["type"])
+            for name in names:
+                if not isinstance(name, str) or not name.startswith(_CLASSES):
+                    raise DatasetError(
+                        f"it names the class {name!r}, which reading would import; expected "
+                        f"classes of {_CLASSES.rstrip('.')}",
+                        path=path,
+                    )
             stack += value.values()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym.metrics.context import Figures, MetricContext
+from dreamgym.metrics.correlation import spearman
 from dreamgym.metrics.forecasts import Forecasts, joined
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -138,20 +139,6 @@ def spread_and_error(context: MetricContext) -> Figures:
     if context.model.has_uncertainty:
         figures["uncertainty_error"] = rows["uncertainty"]
     return {"spread_and_error": figures}
-
-
-def spearman(first: Array, second: Array) -> float | None:
-    """Return Spearman's rank correlation, ties given their mean rank; None where one is constant.
-
-    Args:
-        first: (n,) numbers.
-        second: (n,) numbers.
-    """
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    from scipy.stats import rankdata  # it takes half a second to import
-
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
 
 
 def _share(values: NDArray[np.bool_]) -> float:
