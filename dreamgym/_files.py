@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
 
@@ -266,3 +269,22 @@ def refuse_unfinished(path: Path) -> None:
             remedy="read the committed episodes with Dataset.snapshot, or save them with "
             f"`dreamgym recover {partial}`",
         )
+
+
+def json_text(value: Any) -> str:
+    """Return figures as JSON; one that is not finite, which JSON does not know, becomes null.
+
+    Args:
+        value: JSON-plain values; NumPy's numbers become plain ones.
+    """
+    return json.dumps(_finite(value), indent=2, allow_nan=False, default=float) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, Real) and not isinstance(value, int):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from dreamgym._files import atomic_file
+from dreamgym._files import atomic_file, json_text
 
 Report = Callable[..., None]  # (done, total) or (done, total, figures)
 
@@ -150,16 +149,5 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     """
     if path is None:
         return
-    text = json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n"
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        temporary.write_text(json_text(figures), encoding="utf-8")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dreamgym._files import atomic_file, local_path
+from dreamgym._files import atomic_file, json_text, local_path
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import JsonFile, Seed, options_from
 from dreamgym.cli.output import number, progress_bar, say
@@ -128,7 +127,6 @@ def report(
         temporary.write_text(page(reports), encoding="utf-8")
     if json_file is not None:
         plain = [each.as_dict() for each in reports]
-        text = json.dumps(plain[0] if len(plain) == 1 else plain, indent=2, default=float)
         with atomic_file(json_file) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(json_text(plain[0] if len(plain) == 1 else plain), "utf-8")
     say(f"{target}: {number(sum(each.seconds for each in reports))} s")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dreamgym._device import float32_by_default
-from dreamgym._files import atomic_file, local_path
+from dreamgym._files import atomic_file, json_text, local_path
 from dreamgym.data import AnyDataset
 from dreamgym.data.bounds import covers
 from dreamgym.data.mixture import DatasetSource
@@ -157,9 +157,7 @@ class Report:
         """
         path = local_path(path, WorldError)
         text = (
-            page([self])
-            if path.suffix.lower() in (".html", ".htm")
-            else json.dumps(self.as_dict(), indent=2, default=float) + "\n"
+            page([self]) if path.suffix.lower() in (".html", ".htm") else json_text(self.as_dict())
         )
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
