@@ -3,7 +3,8 @@
     python robot_loop.py FOLDER --rate 50 --steps 500
 
 FOLDER is what `dreamgym export WORLD --policy FILE --data DATASET --out FOLDER` wrote. Replace
-`read_sensors`, `send` and `fall_back` by your robot's; everything else stays.
+`read_sensors`, `send` and `fall_back` by your robot's; everything else stays. Until then, sensors
+are random numbers, which the guard of a controller with a world refuses in nearly every step.
 """
 
 import argparse
