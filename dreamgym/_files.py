@@ -13,10 +13,11 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 from dreamgym.errors import DatasetError, DiskFullError, DreamgymError
 
@@ -285,6 +286,6 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
-    if isinstance(value, Real) and not isinstance(value, int):
+    if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
