@@ -149,7 +149,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def require_new(path: Path, *, overwrite: bool) -> None:
     """Raise `FileExistsError` if `path` exists and may not be overwritten."""
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; give another path or overwrite=True")
+        raise FileExistsError(
+            f"{path} exists already; give another path, or overwrite=True (--overwrite)"
+        )
 
 
 def replace_path(new: Path, path: Path) -> None:
@@ -245,7 +247,9 @@ def refuse_existing(path: Path) -> None:
     """Raise `DatasetError` if `path` exists, or a recording that was to become it."""
     if path.exists():
         raise DatasetError(
-            "it exists already", path=path, remedy="choose another name, or move it away"
+            "it exists already",
+            path=path,
+            remedy="give another path, or overwrite=True (--overwrite)",
         )
     _refuse_partial(path)
 

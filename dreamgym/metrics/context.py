@@ -102,6 +102,10 @@ class MetricContext:
         )
         return OneStepPredictions(predicted, reward, terminated)
 
+    def distinct(self, count: int) -> int:
+        """Return how many of `count` drawn steps are different ones at most: windows overlap."""
+        return min(count, int(self.dataset.lengths[self.episodes].sum()))
+
     @cached_property
     def forecasts(self) -> list[Forecasts]:
         """Forecasts of the vector observations, in two halves that share no episode.

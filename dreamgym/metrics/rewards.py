@@ -29,7 +29,7 @@ def reward_detail(context: MetricContext) -> Figures:
     if not len(real):
         return {}
     figures: Figures = {
-        "count": len(real),
+        "count": context.distinct(len(real)),
         "mean": float(real.mean()),
         "spread": float(real.std()),
         "low": float(real.min()),

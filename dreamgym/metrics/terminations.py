@@ -32,7 +32,7 @@ def termination_detail(context: MetricContext) -> Figures:
     happened = terminated.cpu().numpy()
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     figures: Figures = {
-        "count": len(happened),
+        "count": context.distinct(len(happened)),
         **result._asdict(),
         **precision_recall(probability >= 0.5, happened),
         "reliability": [

@@ -417,3 +417,12 @@ def test_dreamer_actions_that_may_belong_to_either_row(tmp_path: Path) -> None:
     assert (
         check(folder, foreign=ForeignOptions(columns={"previous_action": "action"})).episodes == 4
     )
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", log_columns(trial=EPISODES))
+    some = ForeignOptions(columns={"observation": ("x", "y"), "action": "left", "reward": "score"})
+    (note,) = (note for note in check(path, foreign=some).notes if "not read" in note)
+    assert "'angle', 'right', 'fell', 'trial'" in note
+    every = ForeignOptions(columns=COLUMNS | {"episode": "trial"})
+    assert not any("not read" in note for note in check(path, foreign=every).notes)

@@ -10,7 +10,7 @@ usual spellings of its name (`keys.find_fields`), or because the user says so
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,15 @@ class Roles:
     rewards_arrive: bool
     found: Fields
 
+    def unread(self, table: Table, options: ForeignOptions) -> list[str]:
+        """Return the columns of a table that nothing is read from."""
+        found = (getattr(self.found, each.name) for each in fields(self.found))
+        named: list[Any] = [*options.columns.values(), *table.roles.values(), *found]
+        read = {*self.observations, *self.following, *self.actions, *options.ignore}
+        for each in named:
+            read |= {each} if isinstance(each, str) else set(each or ())
+        return [name for name in table.names if name not in read]
+
     def describe(self) -> str:
         """Return which columns are read as what."""
         after = "led to its observation" if self.actions_arrive else "is taken at its observation"
@@ -159,6 +168,12 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
         notes.append(
             f"images are resized to {options.image_size[0]} x {options.image_size[1]}; wrap the "
             "real environment in gymnasium.wrappers.ResizeObservation"
+        )
+    unread = roles.unread(table, options)
+    if unread and not table.observations:  # else the format knows what its other columns are
+        notes.append(
+            f"columns that are not read: {', '.join(map(repr, unread))}; name those that are "
+            "rewards, ends or episodes in columns= (--columns)"
         )
     return ForeignDataset(
         format=table.format,
