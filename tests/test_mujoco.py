@@ -42,8 +42,11 @@ def test_a_dream_of_a_double_pendulum_is_about_as_long_as_its_episodes(tmp_path:
 @pytest.mark.slow
 def test_joints_that_meet_their_stops_do_not_end_the_dreams_of_a_pusher(tmp_path: Path) -> None:
     """Its space is unbounded, and a model that passed a stop by a little ended the dream."""
-    data = dreamgym.record("Pusher-v5", steps=5000, out=tmp_path / "d.h5", policy="random", seed=0)
-    config = dreamgym.default_config("mdn-rnn", updates=500)
+    # a hundred episodes: only what many of them reach counts as a stop
+    data = dreamgym.record(
+        "Pusher-v5", steps=10_000, out=tmp_path / "d.h5", policy="random", seed=0
+    )
+    config = dreamgym.default_config("mdn-rnn", updates=1000)
     world = dreamgym.fit(data, family="mdn-rnn", config=config)
     episode = dreamgym.check(data).lengths["mean"]
     assert length_of_dreams(world, 300) > 0.6 * episode
