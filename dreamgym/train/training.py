@@ -132,6 +132,12 @@ class TrainingRun:
         self, num_envs: int, *, output: str = "numpy", autoreset_mode: str = "SameStep"
     ) -> Any:
         """Make the dream that is trained in, watched for alarms unless these are off."""
+        response = self.config.alarms
+        if response == "truncate" and autoreset_mode != "SameStep":
+            raise TrainingError(
+                f"alarms='truncate' does not work with {LEARNERS[self.learner].title}, which "
+                "resets rows by itself; use 'warn', 'penalise' or 'stop', or another learner"
+            )
         dream = DreamVectorEnv(
             self.world,
             num_envs,
@@ -139,7 +145,6 @@ class TrainingRun:
             autoreset_mode=autoreset_mode,
             **self.dream_options,
         )
-        response = self.config.alarms
         if response == "off" or limits_of(dream) == Limits():
             return dream
         return watch(dream, response=response, on_alarm=self.alarms.append)

@@ -522,6 +522,16 @@ RULES: dict[str, Rule] = {
 def findings_of(figures: Figures) -> list[Finding]:
     """Return the findings of all rules, the worst first."""
     found = [finding for rule in RULES.values() for finding in rule(figures)]
+    if all(finding.level == NOTE for finding in found):
+        found.append(
+            Finding(
+                CAUTION,
+                "data",
+                "Nothing could be measured.",
+                "no held-out episode was long enough, or the model does not decode observations",
+                "record more and longer episodes, or rank policies (--rank)",
+            )
+        )
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 

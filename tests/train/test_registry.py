@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 
 import dreamgym
-from dreamgym.train import LEARNERS, Learner, TrainingError, find_learner, load_policy, train_policy
+from dreamgym.train import (
+    LEARNERS,
+    Learner,
+    TrainConfig,
+    TrainingError,
+    find_learner,
+    load_policy,
+    train_policy,
+)
 from dreamgym.train.policy import PolicyCard, TrainedPolicy
 from dreamgym.train.registry import format_owner
 from dreamgym.train.sb3 import ALGORITHMS
+from dreamgym.world.world import World
 
 
 def installed() -> list[Learner]:
@@ -130,3 +139,9 @@ def test_the_table_is_consistent():
         for name in ("adapter", "check", "train", "save", "load"):
             assert callable(getattr(library, name))
         assert callable(format_owner(learner.name).library().actor)
+
+
+def test_alarms_cannot_truncate_where_the_library_resets_rows(box_world: World) -> None:
+    pytest.importorskip("torchrl")
+    with pytest.raises(TrainingError, match="alarms='truncate' does not work with TorchRL"):
+        train_policy(box_world, learner="torchrl", config=TrainConfig(alarms="truncate"))
