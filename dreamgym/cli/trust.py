@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,9 @@ def report(
     card: Annotated[
         bool,
         typer.Option(
-            "--card", help="Write verdict, ranking and limits into the world's folder and card."
+            "--card",
+            help="Write verdict, ranking and limits into the world's folder and card; with "
+            "matplotlib also a picture.",
         ),
     ] = False,
     seed: Seed = 0,
@@ -84,7 +87,7 @@ def report(
     from dreamgym.trust import report as make_report
     from dreamgym.trust.html_page import page
     from dreamgym.world import load
-    from dreamgym.world.world import add_report
+    from dreamgym.world.world import annotate
 
     named = [local_path(each).name for each in worlds]
     target = out or Path(f"{'-'.join(named)}-report.html")
@@ -122,7 +125,13 @@ def report(
         reports.append(made)
         say(str(made))
         if card:
-            say(f"{add_report(name, made.summary(), made.figures.get('limits'))}: card written")
+            quality = {"report": made.summary(), "limits": made.figures.get("limits")}
+            written = annotate(
+                name,
+                quality={key: value for key, value in quality.items() if value is not None},
+                picture=_picture(made.figures),
+            )
+            say(f"{written}: card written")
     with atomic_file(target) as temporary:
         temporary.write_text(page(reports), encoding="utf-8")
     if json_file is not None:
@@ -130,3 +139,10 @@ def report(
         with atomic_file(json_file) as temporary:
             temporary.write_text(json_text(plain[0] if len(plain) == 1 else plain), "utf-8")
     say(f"{target}: {number(sum(each.seconds for each in reports))} s")
+
+
+def _picture(figures: dict[str, Any]) -> bytes | None:
+    """Return the picture for a card; None where matplotlib, an extra, is not installed."""
+    from dreamgym.trust.picture import card_picture
+
+    return card_picture(figures) if find_spec("matplotlib") else None

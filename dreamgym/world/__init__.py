@@ -12,9 +12,22 @@ if TYPE_CHECKING:
     from dreamgym.world.replays import replay as replay
     from dreamgym.world.start_states import StartStates as StartStates
     from dreamgym.world.world import World as World
+    from dreamgym.world.world import annotate as annotate
     from dreamgym.world.world import load as load
+    from dreamgym.world.zoo import ShippedWorld as ShippedWorld
+    from dreamgym.world.zoo import worlds as worlds
 
-__all__ = ["Replay", "StartStates", "World", "WorldError", "load", "replay"]
+__all__ = [
+    "Replay",
+    "ShippedWorld",
+    "StartStates",
+    "World",
+    "WorldError",
+    "annotate",
+    "load",
+    "replay",
+    "worlds",
+]
 
 # `import dreamgym` reads the names of shipped worlds, so only using a world may import torch.
 __getattr__ = lazy_names(
@@ -22,7 +35,7 @@ __getattr__ = lazy_names(
     {
         "replays": ["Replay", "replay"],
         "start_states": ["StartStates"],
-        "world": ["World", "load"],
-        "zoo": [],
+        "world": ["World", "annotate", "load"],
+        "zoo": ["ShippedWorld", "worlds"],
     },
 )

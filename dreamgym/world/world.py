@@ -24,7 +24,7 @@ from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.spec import check_is_model
 from dreamgym.models.weights import not_finite, shape_mismatch
 from dreamgym.world import serialization, zoo
-from dreamgym.world.card import write_card
+from dreamgym.world.card import PICTURE_FILE, write_card
 from dreamgym.world.start_states import StartStates
 
 _TRIED_STARTS = 16
@@ -301,17 +301,27 @@ def as_world(world: World | str | Path) -> World:
     )
 
 
-def add_report(
-    name_or_path: str | Path, report: dict[str, Any], limits: dict[str, Any] | None = None
+def annotate(
+    name_or_path: str | Path,
+    *,
+    quality: dict[str, Any] | None = None,
+    card: dict[str, Any] | None = None,
+    picture: bytes | None = None,
 ) -> Path:
-    """Write a report's summary into the description and the card of a saved world.
+    """Write further figures into the description of a saved world, and write its card again.
 
     The weights and the start states are not touched.
 
     Args:
         name_or_path: the world, as `load` takes it.
-        report: `Report.summary()`, JSON-plain.
-        limits: limits of the data for the alarms (`Limits.to_json()`); None keeps what is there.
+        quality: JSON-plain figures to add, which replace those of the same name: "report"
+            (`Report.summary()`), "limits" (`Limits.to_json()`), and "transfer", the real returns of
+            policies that were trained in the world: `how` they were, `episodes` of each, `policies`
+            and `baselines` (lists of `name`, `real`, `interval` and perhaps `dream`), `mean` and
+            `interval` over all episodes of all policies, and a `bar`, or None.
+        card: what else the card says: `notes` on known failures, `commands` that make the world
+            again, and its `licence`; None keeps what is there.
+        picture: a PNG for the top of the card; None keeps what is there.
 
     Returns:
         The world's folder.
@@ -321,11 +331,14 @@ def add_report(
     """
     folder = _find_folder(name_or_path)
     description = serialization.read_description(folder)
-    description["quality"]["report"] = report
-    if limits is not None:
-        description["quality"]["limits"] = limits
+    description["quality"] |= quality or {}
+    if card is not None:
+        description["provenance"]["card"] = card
     with atomic_file(folder / zoo.WORLD_FILE) as temporary:
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if picture is not None:
+        with atomic_file(folder / PICTURE_FILE) as temporary:
+            temporary.write_bytes(picture)
     write_card(folder, folder.name, description)
     return folder
 
