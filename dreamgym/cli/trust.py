@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dreamgym._files import atomic_file, json_text, local_path
+from dreamgym._files import atomic_file, json_text
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import JsonFile, Seed, options_from
 from dreamgym.cli.output import number, progress_bar, say
@@ -22,7 +22,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="WORLD",
-            help="A folder of dreamgym fit, or a world that ships; several are laid side by side.",
+            help="A folder, a world that ships or hf://owner/name; several are laid side by side.",
         ),
     ],
     data: Annotated[
@@ -87,10 +87,13 @@ def report(
     from dreamgym.trust import report as make_report
     from dreamgym.trust.html_page import page
     from dreamgym.world import load
+    from dreamgym.world.hub import is_hub_name
     from dreamgym.world.world import annotate
 
-    named = [local_path(each).name for each in worlds]
-    target = out or Path(f"{'-'.join(named)}-report.html")
+    if card and any(map(is_hub_name, worlds)):
+        raise typer.BadParameter("--card writes into the world's folder; give one, not hf://...")
+    loaded = [load(each) for each in worlds]
+    target = out or Path(f"{'-'.join(each.name for each in loaded)}-report.html")
     work = target.with_name(f"{target.stem}.work")
     config = RankingConfig(**settings)
     ranked = rank or env is not None or bool(settings)
@@ -103,8 +106,7 @@ def report(
             else "nothing was written"
         )
 
-    for name in worlds:
-        world = load(name)
+    for name, world in zip(worlds, loaded, strict=True):
         compared = None
         if policies:
             compared = [

@@ -39,33 +39,36 @@ def write_card(folder: Path, name: str, description: Description) -> None:
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
-def card_text(name: str, description: Description, *, picture: bool = False) -> str:
+def card_text(
+    name: str, description: Description, *, picture: bool = False, source: str | None = None
+) -> str:
     """Return the card of a world as Markdown.
 
     Args:
         name: name of the world.
         description: content of world.json.
         picture: whether there is a picture beside the card.
+        source: what to load it by; None for its name.
     """
     parts = [f"# {name}"]
     if picture:
         parts.append(f"![The real environment and dreams of the same actions]({PICTURE_FILE})")
-    sections = (_summary, _use, _returns, _trust, _limits, _figures, _again)
-    parts += [_safely(section, name, description) for section in sections]
+    parts += [_safely(_summary, description), USE.format(name=source or name)]
+    sections = (_returns, _trust, _limits, _figures, _again)
+    parts += [_safely(section, description) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _safely(section: Callable[[str, Description], str], name: str, description: Description) -> str:
+def _safely(section: Callable[[Description], str], description: Description) -> str:
     """Return a section, or nothing where a file has figures of another form: saving goes on."""
     try:
-        return section(name, description)
+        return section(description)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError):
         return ""
 
 
-def _summary(name: str, description: Description) -> str:
+def _summary(description: Description) -> str:
     """Return the verdict, and what the world is."""
-    del name
     report = description["quality"].get("report")
     provenance = description["provenance"]
     env_id = (description["env_spec"] or {}).get("id", "an unnamed environment")
@@ -86,14 +89,8 @@ def _summary(name: str, description: Description) -> str:
     return " ".join(lines)
 
 
-def _use(name: str, description: Description) -> str:
-    del description
-    return USE.format(name=name)
-
-
-def _returns(name: str, description: Description) -> str:
+def _returns(description: Description) -> str:
     """Return the table of real returns (`dreamgym.world.annotate`, "transfer")."""
-    del name
     transfer = description["quality"].get("transfer")
     if transfer is None:
         return ""
@@ -116,14 +113,14 @@ def _returns(name: str, description: Description) -> str:
     return "\n".join(lines)
 
 
-def _trust(name: str, description: Description) -> str:
+def _trust(description: Description) -> str:
     """Return horizon, temperature, termination, and what the ranking of policies says."""
-    del name
+    skip = _frame_skip(description.get("frame_skip"))
     lines = [
         "## How far to trust it",
         "",
-        f"- Horizon {description['horizon']} steps{_frame_skip(description.get('frame_skip'))}; "
-        f"temperature 1. {_termination(description.get('termination', 'sample'))}",
+        f"- Horizon {description['horizon']} steps{skip}; temperature {_temperature(description)}. "
+        + _termination(description.get("termination", "sample")),
     ]
     report = description["quality"].get("report") or {}
     ranking = report.get("ranking")
@@ -161,9 +158,8 @@ def _ranking_lines(ranking: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _limits(name: str, description: Description) -> str:
+def _limits(description: Description) -> str:
     """Return what does not hold: findings that are not good, and the maker's own notes."""
-    del name
     report = description["quality"].get("report") or {}
     notes = list((description["provenance"].get("card") or {}).get("notes", []))
     notes += [text for level, text in map(_split, report.get("findings", [])) if level != "good"]
@@ -179,9 +175,8 @@ def _split(finding: str) -> tuple[str, str]:
     return level, text
 
 
-def _figures(name: str, description: Description) -> str:
+def _figures(description: Description) -> str:
     """Return the figures of the fit, where no report stands on the card."""
-    del name
     quality = description["quality"]
     if "report" in quality or "open_loop" not in quality:
         return ""
@@ -203,9 +198,8 @@ def _figures(name: str, description: Description) -> str:
     return "\n".join(lines)
 
 
-def _again(name: str, description: Description) -> str:
+def _again(description: Description) -> str:
     """Return how to make the world again, and its licence."""
-    del name
     card = description["provenance"].get("card") or {}
     lines = ["## Make it again", ""]
     if card.get("commands"):
@@ -223,6 +217,11 @@ def _termination(termination: str | float) -> str:
     if termination == "sample":
         return "Terminations are sampled."
     return f"A dream ends where the probability of termination is at least {termination}."
+
+
+def _temperature(description: Description) -> str:
+    """Return the temperature of the dreams that policies were trained in."""
+    return f"{(description['quality'].get('transfer') or {}).get('temperature', 1.0):g}"
 
 
 def _frame_skip(frame_skip: dict[str, Any] | None) -> str:
