@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_test"
 
@@ -145,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repositories:
             return {"url": f"{self.hub.url}/{name}"}, {}, 409
-        self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private")
+        private = asked.get("private") or asked.get("visibility") == "private"  # before 2 and since
+        self.hub.repositories[name] = Repository(private=bool(private))
         return ({"url": f"{self.hub.url}/{name}"},)
 
     def validate(self, body: bytes) -> Any:
@@ -210,8 +214,28 @@ ROUTES: list[tuple[str, Any]] = [
 
 
 @contextmanager
-def hub_server() -> Iterator[Hub]:
-    """Yield a hub that listens on a port of this machine."""
+def local_hub(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, token: str | None = None
+) -> Iterator[Hub]:
+    """Yield a hub on a port of this machine, which huggingface_hub takes for the real one."""
+    from huggingface_hub import constants
+
+    with _serving() as hub:
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        # The server has no chunk store (Xet); large files go by Git LFS.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        if token is not None:
+            monkeypatch.setenv("HF_TOKEN", token)
+        yield hub
+
+
+@contextmanager
+def _serving() -> Iterator[Hub]:
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

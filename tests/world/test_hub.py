@@ -21,7 +21,7 @@ import dreamgym
 from dreamgym.errors import WorldError
 from dreamgym.world.hub import FILES, HubWorld, is_hub_name, parse_name
 from dreamgym.world.world import as_world
-from tests.hub_server import TOKEN, Hub, Repository, hub_server
+from tests.hub_server import TOKEN, Hub, Repository, local_hub
 from tests.small_worlds import small_world
 
 hugging = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
@@ -31,17 +31,7 @@ EVIL = {"pickle.pkl": b"cos\nsystem\n", "sub/world.json": b"{}", "setup.py": b"r
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    with hub_server() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        # The server has no chunk store (Xet); large files go by Git LFS.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with local_hub(tmp_path / "cache", monkeypatch) as hub:
         yield hub
 
 
