@@ -41,6 +41,9 @@ ENOUGH = 10
 
 RESULTS_FILE = "ranking.json"
 
+FORMAT = 2
+"""Format of the results; those of another one are measured again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -209,7 +212,8 @@ class Ranking:
     def _key(self) -> dict[str, Any]:
         """Return what must be the same for results to be used again."""
         described = self.env if self.env is None or isinstance(self.env, str) else repr(self.env)
-        return {"world": self.checksum, "env": described, **asdict(self.config)}
+        own = {"format": FORMAT, "world": self.checksum, "env": described}
+        return {**own, **asdict(self.config)}
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """Return the results in the folder, where they are of the same ranking."""
