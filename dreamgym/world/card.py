@@ -74,7 +74,8 @@ def _summary(description: Description) -> str:
     """Return the verdict, and what the world is."""
     report = description["quality"].get("report")
     provenance = description["provenance"]
-    env_id = (description["env_spec"] or {}).get("id", "an unnamed environment")
+    spec = description["env_spec"]
+    env = "an unnamed environment" if spec is None else f"`{spec['id']}`"
     lines = []
     if report is not None:
         lines.append(f"**{report['verdict'].capitalize()}**, measured on {report['data']}.")
@@ -86,7 +87,7 @@ def _summary(description: Description) -> str:
             f" of the policy {policy}" if policy else ""
         )
     lines.append(
-        f"A world model of `{env_id}`, made by dreamgym: family `{description['family']}`, "
+        f"A world model of {env}, made by dreamgym: family `{description['family']}`, "
         f"observations: {observations}{data}."
     )
     return " ".join(lines)

@@ -62,7 +62,7 @@ def test_the_verdict_and_real_returns_come_before_the_rest(folder):
         'world="pole"',
         "Horizon 7 steps; temperature 1.15. Terminations are sampled.",
         "10% of the range from random to best on average, and by 25% at most",
-        "- Dreams follow actions. (x)",
+        "- Dreams follow the actions. (x)",
         "| PPO | 90.0 | 100.0 |",
         "## Known failures\n\n- It falls.\n- Rewards are wrong. (far off)",
         "$ python make.py",
