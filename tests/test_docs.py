@@ -158,7 +158,8 @@ def parse_command(arguments: list[str]) -> None:
         assert any(verb in option.opts for option in group.params) or verb == "--help"
         return
     command = group.commands[verb]
-    command.make_context(verb, [argument for argument in rest if argument != "--help"] or ["x"])
+    needed = ["x"] if any(each.required for each in command.params) else []
+    command.make_context(verb, [argument for argument in rest if argument != "--help"] or needed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
