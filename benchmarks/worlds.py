@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +34,6 @@ def load_makers() -> ModuleType:
 
 def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]:
     """Return the figures of a world."""
-    began = time.perf_counter()
     made = makers.maker(name, work=work / name)
     # random actions stand beside; cloning needs the data, which is not needed otherwise
     made.recipe["evaluate"] = made.recipe.get("evaluate", {}) | {"cloning": False}
@@ -63,7 +61,6 @@ def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]
         (record,) = [each for each in dreamgym.worlds() if each.name == name]
         rows.append(Row(name=f"{name}: mean on the card", value=record.real_return, unit="return"))
         rows.append(Row(name=f"{name}: mean here", value=returns["mean"], unit="return"))
-    rows.append(Row(name=f"{name}: time", value=time.perf_counter() - began, unit="s"))
     return rows
 
 
