@@ -6,10 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 import dreamgym
-from dreamgym.data import Dataset
+from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode
 from dreamgym.train import TrainConfig
 from dreamgym.world import zoo
 
@@ -101,6 +103,38 @@ def test_the_data_of_the_online_loop_is_that_of_its_rounds(monkeypatch, tmp_path
     make.make("test", tmp_path / "data")
     with Dataset(tmp_path / "data") as data:
         assert data.num_steps == 500
+
+
+@pytest.mark.parametrize(("length", "count"), [(40, 3), (700, 2)])
+def test_a_sample_of_images_is_small_and_has_two_episodes_at_least(
+    monkeypatch, tmp_path, length, count
+):
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    (tmp_path / "pixels").mkdir()
+    metadata = DatasetMetadata(
+        observation_space=gym.spaces.Box(0, 255, (32, 32, 3), np.uint8),
+        action_space=gym.spaces.Discrete(2),
+    )
+    rng = np.random.default_rng(0)
+    with DatasetWriter(tmp_path / "all.h5", metadata) as writer:
+        for _ in range(3):
+            episode = Episode(
+                observations=rng.integers(0, 256, (length + 1, 32, 32, 3), np.uint8),
+                actions=np.zeros(length, np.int64),
+                rewards=np.ones(length, np.float32),
+                terminated=True,
+                truncated=False,
+                complete=True,
+            )
+            writer.add(episode)
+    sample = make.write_sample("pixels", tmp_path / "all.h5")
+    assert sample.stat().st_size < 2e6
+    assert list((tmp_path / "pixels").iterdir()) == [sample]
+    with Dataset(sample) as data, Dataset(tmp_path / "all.h5") as whole:
+        assert data.num_episodes == count
+        first, same = data.episode(0), whole.episode(0)
+        assert (first.observations == same.observations[: first.length + 1]).all()
+        assert first.terminated == first.complete == (first.length == length)
 
 
 def test_an_unknown_part_is_refused_with_the_nearest_name(monkeypatch, tmp_path):
