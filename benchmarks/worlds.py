@@ -64,9 +64,9 @@ def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]
     return rows
 
 
-def arguments(makers: ModuleType) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parsed = parser(__doc__.splitlines()[0])
-    names = sorted(makers.recipes())
+    names = [each.name for each in dreamgym.worlds()]
     parsed.add_argument("--worlds", nargs="+", default=names, choices=names)
     parsed.add_argument("--work", type=Path, help="folder to keep everything in")
     return parsed.parse_args()
@@ -74,7 +74,7 @@ def arguments(makers: ModuleType) -> argparse.Namespace:
 
 def main() -> None:
     makers = load_makers()
-    chosen = arguments(makers)
+    chosen = arguments()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in chosen.worlds[:1] if chosen.quick else chosen.worlds:
