@@ -240,14 +240,14 @@ class Conversation:
 
     def _figures(self, moment: Moment) -> Answer:
         values = self._values(moment.observation)
-        action = None if moment.action is None else self.session.controls.values(moment.action)
+        stepped = moment.action is not None  # the start has no predictions
         return {
             "step": moment.step,
-            "action": action,
-            "reward": moment.reward,
+            "action": self.session.controls.values(moment.action) if stepped else None,
+            "reward": moment.reward if stepped else None,
             "return": moment.episode_return,
-            "termination": moment.termination,
-            "uncertainty": moment.uncertainty,
+            "termination": moment.termination if stepped else None,
+            "uncertainty": moment.uncertainty if stepped else None,
             "done": _end(moment),
             "edited": moment.edited,
             "values": values,
@@ -256,7 +256,7 @@ class Conversation:
 
     def _real_figures(self, real: RealMoment) -> Answer:
         return {
-            "reward": real.reward,
+            "reward": None if real.trace.before is None else real.reward,
             "return": real.episode_return,
             "done": _end(real),
             "values": self._values(real.observation),

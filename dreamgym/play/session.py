@@ -607,7 +607,8 @@ class PlaySession:
 def _editable_leaves(world: World) -> dict[str, Leaf]:
     """Return the floating-point leaves of a world's states, with their range in its bank."""
     leaves = {}
-    for name, leaf in world.starts.states.items():
+    for name in world.model.initial(1):
+        leaf = world.starts.states[name]
         if leaf.is_floating_point():
             flat: Tensor = leaf.reshape(len(leaf), -1).float()
             low, high = flat.amin(0).numpy(), flat.amax(0).numpy()

@@ -92,7 +92,8 @@ async function begin() {
   at("real-key").hidden = !about.has_reality;
   at("real-pane").hidden = !about.has_reality;
   document.querySelector(".stage").classList.toggle("alone", !about.has_reality);
-  if (!about.has_reality) at("about").title = about.without_reality;
+  at("alone").hidden = about.has_reality;
+  at("alone").textContent = `No real environment beside it: ${about.without_reality}.`;
   buildControls();
   buildPlots();
   settle();
@@ -173,9 +174,9 @@ function take(moment) {
   note.textContent = real
     ? "Nothing here can draw the real environment; its observations are in the plots."
     : "The real environment cannot begin where this dream begins. Choose the start “real” to see both.";
-  at("dream-figures").textContent = `step ${moment.step} · return ${short(moment.return)}`;
+  at("dream-figures").textContent = `return ${short(moment.return)}`;
   at("real-figures").textContent = real ? `return ${short(real.return)}` : "";
-  over("dream-over", moment.done, `${moment.done} after ${moment.step} steps`);
+  over("dream-over", moment.done, `${moment.done} after ${moment.step} ${moment.step === 1 ? "step" : "steps"}`);
   over("real-over", real?.done, `${real?.done}, return ${short(real?.return ?? 0)}`);
   at("reward-out").textContent = short(moment.reward);
   at("termination-out").textContent = short(moment.termination);
@@ -194,7 +195,10 @@ function take(moment) {
 function picture(image, url) {
   image.hidden = !url;
   if (!url) return;
-  image.onload = () => image.classList.toggle("pixels", image.naturalWidth <= 160);
+  image.onload = () => {
+    image.classList.toggle("pixels", image.naturalWidth <= 160);
+    image.parentElement.style.aspectRatio = image.naturalWidth / image.naturalHeight;
+  };
   image.src = url;
 }
 
@@ -461,7 +465,7 @@ function buildPlots() {
   addEventListener("resize", draw);
   drawn.push(() => plot(at("reward"), [
     ["real", (each) => each.real?.reward, true], ["dream", (each) => each.reward],
-  ]));
+  ])); // the start has no reward: null
   drawn.push(() => plot(at("termination"), [["dream", (each) => each.termination]], [0, 1]));
   drawn.push(() => plot(at("uncertainty"), [["dream", (each) => each.uncertainty]]));
   if (!about.has_picture) return void drawn.push(() => strips(at("dream-strips")));
@@ -544,6 +548,12 @@ function curves(context, [left, top, width, height], lines, range) {
       drawing = true;
     });
     context.stroke();
+    const last = value(shown[shown.length - 1]);
+    if (!Number.isFinite(last)) continue;
+    context.fillStyle = colours[colour];
+    context.beginPath();
+    context.arc(x(shown.length - 1), y(last), 2.5, 0, 2 * Math.PI);
+    context.fill();
   }
 }
 
@@ -665,8 +675,8 @@ at("branch").onclick = async () => {
   const row = document.createElement("div");
   row.className = "row";
   row.append(
-    button("other", "Go on from here with new chances: another future", back(false)),
-    button("same", "Go on from here: the same actions have the same future", back(true)),
+    button("Other future", "Go on from here with new chances: another future", back(false)),
+    button("Same", "Go on from here: the same actions have the same future", back(true)),
     button("×", "Forget this branch", async () => {
       if (await show({ do: "drop", branch: number() })) card.remove();
       at("branches-panel").hidden = !at("branches").children.length;
