@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from dreamgym._extras import import_extra
 from dreamgym._files import atomic_file
+from dreamgym.data.dataset import Dataset
 from dreamgym.data.episodes import EpisodeBuilder
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata
+from dreamgym.data.spaces import same_spaces
 from dreamgym.errors import DatasetError
 from dreamgym.play.session import Moment, PlaySession
 
@@ -67,18 +69,18 @@ def save_clip(session: PlaySession, folder: str | Path, *, fps: float = 20.0) ->
 
 
 def save_episodes(session: PlaySession, folder: str | Path) -> list[Path]:
-    """Write what was played, from the start or the last edit to the present, as datasets.
+    """Add what was played, from the start or the last edit to the present, to datasets.
 
-    The dream and the real environment are a dataset each: dreamt steps are no real data, and the
-    metadata says which is which. The real one is left out where the environment was set to an
-    observation, which no reset of it leads to.
+    The dream and the real environment are a dataset each, to which every call adds an episode:
+    dreamt steps are no real data, and the metadata says which is which. The real one is left out
+    where the environment was set to an observation, which no reset of it leads to.
 
     Args:
         session: what was played.
-        folder: folder of the files, which get names of their own.
+        folder: folder of the datasets, `<world>-dream.h5` and `<world>-real.h5`.
 
     Returns:
-        The files.
+        The datasets.
 
     Raises:
         ValueError: there is no step to save, or the world decodes no observations.
@@ -88,18 +90,15 @@ def save_episodes(session: PlaySession, folder: str | Path) -> list[Path]:
     edits = [index for index, moment in enumerate(moments) if moment.edited]
     unedited = moments[edits[-1] :] if edits else moments
     if len(unedited) > 1 and unedited[0].observation is not None:
-        path = _new_path(Path(folder), session.world.name, "-dream.h5")
-        _write(path, _dream_metadata(session), [(each, each) for each in unedited])
-        paths.append(path)
+        target = Path(folder) / f"{session.world.name}-dream.h5"
+        steps = [(each, each) for each in unedited]
+        paths.append(_add(target, _dream_metadata(session), steps))
     real = [(moment.real, moment) for moment in moments if moment.real is not None]
     real = [each for index, each in enumerate(real) if not index or not real[index - 1][0].done]
     if len(real) > 1 and session.reality is not None and _from_a_reset(real[-1][0]):
-        path = _new_path(Path(folder), session.world.name, "-real.h5")
-        metadata = DatasetMetadata.of_env(
-            session.reality.env, policy=f"play:{session.player}", seed=session.seed
-        )
-        _write(path, metadata, real)
-        paths.append(path)
+        target = Path(folder) / f"{session.world.name}-real.h5"
+        metadata = DatasetMetadata.of_env(session.reality.env, policy="play")
+        paths.append(_add(target, metadata, real, session.seed))
     if not paths:
         raise ValueError(
             "there is no step to save: nothing was played since the start or the last edit, or "
@@ -122,22 +121,27 @@ def _dream_metadata(session: PlaySession) -> DatasetMetadata:
         observation_space=world.observation_space,
         action_space=world.action_space,
         env_name=f"dream of {world.name}",
-        policy=f"play:{session.player}",
-        seed=session.seed,
+        policy="play",
         notes=(f"dreamt in the world {world.name!r}: these are predictions, not real steps",),
     )
 
 
-def _write(path: Path, metadata: DatasetMetadata, steps: Sequence[tuple[Any, Moment]]) -> None:
-    """Write one episode.
+def _add(
+    path: Path,
+    metadata: DatasetMetadata,
+    steps: Sequence[tuple[Any, Moment]],
+    seed: int | None = None,
+) -> Path:
+    """Add one episode to a dataset, or to a new one where there is none of this kind.
 
     Args:
-        path: file to write.
-        metadata: where it comes from.
+        path: dataset; where one of other spaces has its name, a number is added to the name.
+        metadata: where the episode comes from.
         steps: the dream's or the real moment, and the dream's moment with the action.
+        seed: seed of its reset.
     """
     builder = EpisodeBuilder(metadata.observation_space, metadata.action_space)
-    builder.begin(steps[0][0].observation, metadata.seed)
+    builder.begin(steps[0][0].observation, seed)
     for shown, moment in steps[1:]:
         builder.append(builder.check_action(moment.action), shown.observation, shown.reward)
     last = steps[-1][0]
@@ -145,9 +149,16 @@ def _write(path: Path, metadata: DatasetMetadata, steps: Sequence[tuple[Any, Mom
     episode = builder.finish(terminated=last.terminated, truncated=truncated)
     if episode is None:
         raise DatasetError("there is no step to save", path=path, remedy="take a step first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with DatasetWriter(path, metadata) as writer:
+    if path.exists() and not _same_spaces(path, metadata):
+        path = _new_path(path.parent, path.stem, path.suffix)
+    with DatasetWriter.extend(path) if path.exists() else DatasetWriter(path, metadata) as writer:
         writer.add(episode)
+    return path
+
+
+def _same_spaces(path: Path, metadata: DatasetMetadata) -> bool:
+    with Dataset(path) as dataset:
+        return same_spaces(dataset.metadata, metadata)
 
 
 def _new_path(folder: Path, name: str, suffix: str) -> Path:

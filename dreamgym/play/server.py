@@ -113,7 +113,7 @@ class PlayServer:
         if urlsplit(f"//{host}").hostname not in HOSTS:
             return connection.respond(403, "This server answers on this machine only.\n")
         token, _, name = urlsplit(request.path).path.removeprefix("/").partition("/")
-        if not secrets.compare_digest(token.encode(), self._token.encode()):
+        if not secrets.compare_digest(token.encode(errors="replace"), self._token.encode()):
             return connection.respond(
                 403, "The address lacks the token; use the one that dreamgym play has printed.\n"
             )

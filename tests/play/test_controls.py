@@ -119,5 +119,5 @@ def test_values_that_are_no_action_are_refused(values):
     ids=str,
 )
 def test_a_space_that_cannot_be_played_is_refused_with_what_to_do(space):
-    with pytest.raises(UnsupportedSpaceError, match="cannot be played.*(Wrap|Fit)"):
+    with pytest.raises(UnsupportedSpaceError, match=r"cannot be played.*(Wrap|Fit)"):
         Controls(space)
