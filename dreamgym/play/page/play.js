@@ -366,9 +366,10 @@ function unpress(key) {
 document.addEventListener("keydown", (event) => {
   if (about === null || event.ctrlKey || event.metaKey || event.altKey) return;
   const target = event.target;
-  if (target.matches("select, input[type=number], input[type=range]") && event.key !== "Escape") return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const onButton = target.matches("button, summary, input");
+  if (target.matches("select, input[type=number]") && key !== "Escape") return;
+  if (target.matches("input[type=range]") && /^(Arrow|Home|End|Page)/.test(key)) return; // its own keys
+  const onButton = target.matches("button, summary, input[type=checkbox]");
   const does = {
     " ": () => (playing ? pause() : play()),
     ".": () => { pause(); step(); },
