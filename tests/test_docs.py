@@ -36,6 +36,7 @@ PACKAGES = (
     "transfer",
     "trust",
     "online",
+    "play",
 )
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -44,7 +45,17 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 RESULTS = ROOT / "benchmarks" / "results"
 README_LINES = 20
-QUICK_PAGES = ("check", "cli", "concepts", "dreams", "install", "new-family", "record", "results")
+QUICK_PAGES = (
+    "check",
+    "cli",
+    "concepts",
+    "dreams",
+    "install",
+    "new-family",
+    "play",
+    "record",
+    "results",
+)
 """Pages of docs/ whose Python blocks take a few seconds at most."""
 NEEDS = {"jax": "jax", "offline": "d3rlpy", "ray": "ray"}
 """Libraries that the Python blocks of a page need and `dev` does not install."""

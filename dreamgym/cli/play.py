@@ -50,7 +50,12 @@ def play(
     port: Annotated[
         int,
         typer.Option(
-            "--port", min=0, max=65535, metavar="N", help="Port of the page. Default: a free one."
+            "--port",
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Port of the page. Default: a free one.",
+            show_default=False,
         ),
     ] = 0,
     device: Annotated[

@@ -170,7 +170,7 @@ def test_the_end_is_shown_and_can_be_undone(cartpole_server, open_page):
     page.locator("#fps").fill("60")
     page.keyboard.press("Space")
     page.wait_for_selector("#dream-over:visible")
-    assert "truncated after 10 steps" in page.locator("#dream-over").inner_text()
+    assert "truncated at step 10" in page.locator("#dream-over").inner_text()
     page.keyboard.press("Backspace")
     at_step(page, 9)
     assert not page.locator("#dream-over").is_visible()

@@ -176,8 +176,8 @@ function take(moment) {
     : "The real environment cannot begin where this dream begins. Choose the start “real” to see both.";
   at("dream-figures").textContent = `return ${short(moment.return)}`;
   at("real-figures").textContent = real ? `return ${short(real.return)}` : "";
-  over("dream-over", moment.done, `${moment.done} after ${moment.step} ${moment.step === 1 ? "step" : "steps"}`);
-  over("real-over", real?.done, `${real?.done}, return ${short(real?.return ?? 0)}`);
+  over("dream-over", moment.done, `${moment.done} at step ${moment.step}`);
+  over("real-over", real?.done, real?.done);
   at("reward-out").textContent = short(moment.reward);
   at("termination-out").textContent = short(moment.termination);
   at("uncertainty-out").textContent = short(moment.uncertainty);
@@ -522,7 +522,9 @@ function curves(context, [left, top, width, height], lines, range) {
   const numbers = lines.flatMap(([, value]) => shown.map(value)).filter(Number.isFinite);
   if (!numbers.length) return;
   let [low, high] = range ?? [Math.min(...numbers), Math.max(...numbers)];
-  if (high - low < 1e-6) [low, high] = [low - 0.5, high + 0.5];
+  // A small ripple on a large number stays small.
+  const span = Math.max(high - low, Math.max(Math.abs(low), Math.abs(high)) / 5, 1e-6);
+  [low, high] = [(low + high - span) / 2, (low + high + span) / 2];
   const pad = 4;
   const x = (index) => left + pad + (index / Math.max(shown.length - 1, 60)) * (width - 2 * pad);
   const y = (value) => top + height - pad - ((value - low) / (high - low)) * (height - 2 * pad);
