@@ -83,11 +83,17 @@ def report(
     """
     from dreamgym.trust import report as make_report
     from dreamgym.trust.html_page import page
+    from dreamgym.trust.reporting import PAGE_SUFFIXES
     from dreamgym.world import load
     from dreamgym.world.world import add_report
 
     named = [local_path(each).name for each in worlds]
     target = out or Path(f"{'-'.join(named)}-report.html")
+    if target.suffix.lower() not in PAGE_SUFFIXES:
+        raise typer.BadParameter(
+            f"--out {target}: the page is HTML; give a name that ends in .html, and --json FILE "
+            "for the figures"
+        )
     work = target.with_name(f"{target.stem}.work")
     config = RankingConfig(**settings)
     ranked = rank or env is not None or bool(settings)

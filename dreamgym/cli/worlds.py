@@ -308,6 +308,7 @@ def train(
             raise FileExistsError(f"{path} exists already; give another path or --overwrite")
         if overwrite and several:
             path.unlink(missing_ok=True)
+    finished = [str(path) for path in several or [target] if path.exists()]
     evaluate = None
     if evaluate_every is not None:
         say(
@@ -333,16 +334,19 @@ def train(
     seconds = time.perf_counter() - start
     figures = [_trained(path) for path in several or [target]]
     for each in figures:
+        done = f"{each['policy']}: {algo}, {number(each['steps'])} dream steps"
+        if resume and each["policy"] in finished:
+            say(f"{done}: it was finished, and nothing was trained; --overwrite trains it again")
+            continue
         each |= {"seconds": seconds, "steps_per_second": each["steps"] / seconds}
+        if steps is not None and each["steps"] > steps:
+            done += f" ({number(steps)} were asked for; rollouts are whole)"
         last = ""
         if each["curve"]:
             last = f", dream return {number(each['curve'][-1][1])} at the end"
         for alarm in each["alarms"]:
             say(f"alarm: {alarm}")
-        say(
-            f"{each['policy']}: {algo}, {number(each['steps'])} dream steps, "
-            f"{number(seconds)} s{last}"
-        )
+        say(f"{done}, {number(seconds)} s{last}")
     write_json(json_file, {"policies": figures} if several else figures[0])
 
 

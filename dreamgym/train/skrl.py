@@ -156,7 +156,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
 
         agent = _make_agent(env, network, settings)
         agent.on_update = lambda updates: training.after_update(updates * frames, agent)
-        rollouts = -(-training.steps // frames)
+        rollouts = training.steps // frames
         trainer = {"timesteps": rollouts * settings.n_steps, "disable_progressbar": True}
         trainer["close_environment_at_exit"] = False
         finished = True

@@ -158,7 +158,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             env,
             learner.actor,
             frames_per_batch=training.frames,
-            total_frames=-(-training.steps // training.frames) * training.frames,
+            total_frames=training.steps,
             device=training.network.device,
             auto_register_policy_transforms=False,
         )

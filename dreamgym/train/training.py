@@ -70,13 +70,15 @@ class TrainingRun:
     def _done(self) -> int:
         return 0 if self.earlier is None else self.earlier.steps
 
-    def steps_left(self, default: int) -> int:
-        """Return the dream steps to train for, at least 1.
+    def steps_left(self, default: int, rollout: int = 1) -> int:
+        """Return the dream steps to train for, at least one rollout.
 
         Args:
             default: the algorithm's own number of dream steps.
+            rollout: steps that all copies take together between two updates; the number is rounded
+                up to whole ones.
         """
-        return max(1, (self.steps or default) - self._done)
+        return -(-max(1, (self.steps or default) - self._done) // rollout) * rollout
 
     def report(
         self,

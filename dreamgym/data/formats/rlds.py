@@ -19,6 +19,7 @@ import numpy as np
 
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.image_files import with_channels
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
@@ -61,7 +62,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=probe.path,
         format=NAME,
-        text=f"{len(episodes.lengths)} episodes; the last step is "
+        text=f"{plural(len(episodes.lengths), 'episode')}; the last step is "
         + ("a transition: some of its rewards are not zero" if paid else "the last observation"),
         names=names,
         lengths=episodes.lengths,
