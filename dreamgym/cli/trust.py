@@ -114,7 +114,7 @@ def report(
                 planned_policy(each, world) if each.startswith("plan:") else policy_named(each)
                 for each in policies
             ]
-        with keeping(kept), progress_bar(f"report {world.name}") as progress:
+        with keeping(kept, own=False), progress_bar(f"report {world.name}") as progress:
             made = make_report(
                 world,
                 data,

@@ -294,6 +294,7 @@ def train(
     """
     from dreamgym.train import Monitoring, train_policy, train_seeds
     from dreamgym.train.seeds import seed_path
+    from dreamgym.train.training import checkpoint_path
     from dreamgym.world import load
 
     if resume and overwrite:
@@ -306,6 +307,12 @@ def train(
     for path in several or [target]:
         if path.exists() and not (overwrite or resume):
             raise FileExistsError(f"{path} exists already; give another path or --overwrite")
+        unfinished = checkpoint_path(path)
+        if unfinished.exists() and not (overwrite or resume):
+            raise FileExistsError(
+                f"{unfinished} is a training that was stopped; --resume goes on from it, "
+                "--overwrite starts again"
+            )
         if overwrite and several:
             path.unlink(missing_ok=True)
     finished = [str(path) for path in several or [target] if path.exists()]

@@ -53,7 +53,7 @@ class SkrlEnv(Wrapper):
 
     Args:
         env: a dream, or a wrapper on tensors around one; a dream that is not on tensors in NextStep
-            mode is made anew.
+            mode is recreated in that mode.
 
     Raises:
         TrainingError: `env` wraps a dream in another mode, or its actions have no finite bounds.

@@ -52,7 +52,7 @@ class TorchRLEnv(EnvBase):
 
     Args:
         env: a dream, or a wrapper on tensors around one; a dream that is not on tensors in Disabled
-            mode is made anew.
+            mode is recreated in that mode.
         reward_scale: factor on the rewards.
 
     Raises:

@@ -163,7 +163,7 @@ class Ranking:
                 try:
                     return load_policy(path, world=self.world)
                 except PolicyFileError:
-                    pass  # written by another version: train it again
+                    path.unlink()  # written by another version: train it again
             path.parent.mkdir(parents=True, exist_ok=True)
         return train_policy(
             self.world,
@@ -173,6 +173,7 @@ class Ranking:
             steps=steps,
             out=path,
             config=TrainConfig(temperature=temperature, num_envs=self.config.num_envs),
+            resume=path is not None and (learner.goes_on or learner.resumes),
         )
 
     def _measure(self, entry: Entry) -> dict[str, Any]:

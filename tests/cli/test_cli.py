@@ -349,10 +349,14 @@ def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path
     assert json.loads((tmp_path / "j").read_text())["policy"] == f"{tmp_path}/p.zip"
     assert (tmp_path / "p.zip").is_file()
     assert run(*line.split()).code == 1
+    (tmp_path / "p.zip").rename(tmp_path / "p.interrupted.zip")
+    assert "--resume goes on from it" in run(*line.split()).err
+    assert run(*line.split(), "--resume").code == 0
+    assert json.loads((tmp_path / "j").read_text())["steps"] == 512 + 256
     again = run(*line.split(), "--resume")
     assert again.code == 0
     assert "it was finished, and nothing was trained" in again.out
-    assert json.loads((tmp_path / "j").read_text())["steps"] == 512
+    assert json.loads((tmp_path / "j").read_text())["steps"] == 512 + 256
     assert run(*line.split(), "--overwrite").code == 0
 
 
@@ -765,6 +769,7 @@ def test_ctrl_c_while_training_several_seeds_keeps_them_and_resume_goes_on(
     )
     assert done.code == 130, done.err
     assert all(str(path) in done.err for path in checkpoints)
+    assert "--resume" in done.err
     assert all(path.exists() for path in checkpoints)
     assert run(*f"{line} --steps 256 --resume".split()).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
