@@ -84,8 +84,8 @@ def improve(
         if not out.exists():
             return "nothing was written"
         return (
-            f"the rounds so far are in {out}; the same command continues from there, and a training "
-            "that was under way starts again"
+            f"the rounds so far are in {out}; the same command continues from there, and a "
+            "training that was under way starts again"
         )
 
     with keeping(kept), _stage_bars() as stage_progress:

@@ -321,8 +321,8 @@ class FunctionPolicy:
         if state is not None:
             raise PolicyError(
                 "the policy is a function that returned (action, state), and a function is not "
-                "given its state at the next step, nor informed of the start of an episode; pass the "
-                "object with predict(observations, state, episode_start, deterministic) itself"
+                "given its state at the next step, nor informed of the start of an episode; pass "
+                "the object with predict(observations, state, episode_start, deterministic) itself"
             )
         return _without_gradient(action)
 

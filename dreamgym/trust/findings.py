@@ -476,7 +476,7 @@ def ranking(figures: Figures) -> Iterator[Finding]:
 
 
 def coverage(figures: Figures) -> Iterator[Finding]:
-    """Say where policies go in dreams that the data never went, and which rewards they get there."""
+    """Say where policies go in dreams and the data never went, and which rewards they get there."""
     known = figures["data"]["fitted"] or figures["world"]["has_limits"]
     for row in figures.get("visits", []):
         seen = row["visit"]

@@ -1,4 +1,4 @@
-"""Where a policy goes in a dream, and which rewards it gets there, beside what the data has shown."""
+"""Where a policy goes in dreams and which rewards it gets, beside what the data has shown."""
 
 from __future__ import annotations
 
