@@ -340,7 +340,8 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     `spearman` and `pearson` with 95% bootstrap intervals over policies, and over episodes within
     each; `regret`: the real return of the best policy minus that of the one which is best in the
     dream (DOPE's regret@1, arXiv 2103.16596, section 3.3), also as a share of the range of real
-    returns.
+    returns; `gap_mean` and `gap_max`: dream minus real return, absolute, of all policies but the
+    best, as shares of the range from the random policy to the best.
 
     Args:
         rows: policies with "real" and "dream" returns.
@@ -356,6 +357,7 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         "regret_share": regret / span if span > 0 else 0.0,
         "best_in_dream": rows[chosen]["name"],
         "best_in_reality": rows[best]["name"],
+        **_gaps(rows, real, dream),
     }
     if len(rows) < 3:
         return figures
@@ -368,6 +370,23 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
             [float(value) for value in np.percentile(known, [2.5, 97.5])] if known else None
         )
     return figures
+
+
+def _gaps(rows: Sequence[dict[str, Any]], real: Array, dream: Array) -> dict[str, float]:
+    """Return the gaps of all policies but the best, in units of the range from random to best.
+
+    Args:
+        rows: policies by name.
+        real: (policies,) mean real returns.
+        dream: (policies,) mean dream returns.
+    """
+    best = int(real.argmax())
+    random = next((i for i, row in enumerate(rows) if row.get("name") == "random"), real.argmin())
+    span = float(real[best] - real[random])
+    gaps = np.abs(np.delete(dream - real, best))
+    if not span > 0 or not len(gaps):
+        return {}
+    return {"gap_mean": float(gaps.mean() / span), "gap_max": float(gaps.max() / span)}
 
 
 def _resampled(
