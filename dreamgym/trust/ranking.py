@@ -46,7 +46,7 @@ ENOUGH = 10
 SNAPSHOTS = 32
 """Times that a training keeps its policy and measures it in the dream."""
 
-MEASURED = "return from the beginnings"
+MEASURED = "return from episode starts"
 """Name of that measurement: the learner's own curve is a mean over what older policies did."""
 
 RESULTS_FILE = "ranking.json"
