@@ -193,14 +193,14 @@ class Maker:
                     baselines=number == 0,
                     progress=bar,
                 )
-            _write(path, result.as_dict())
+            _write(path, {**result.as_dict(), "real_returns": result.real.returns.tolist()})
         return _read(path)
 
     def returns(self) -> dict[str, Any]:
         """Return what the card says of the real returns; see `dreamgym.world.annotate`."""
         names = self.policies()
         results = [self.transferred(number) for number in range(len(names))]
-        every = np.concatenate([each["real"]["returns"] for each in results])
+        every = np.concatenate([each["real_returns"] for each in results])
         train = self.recipe.get("train", {})
         return {
             "how": self._how(),
@@ -237,6 +237,7 @@ class Maker:
         made = self.report()
         limits = made["figures"].get("limits")
         recipe = self.recipe["dataset"]
+        extra = datasets.recipes()[recipe].get("extra")
         annotate(
             self.out,
             quality={
@@ -247,6 +248,7 @@ class Maker:
             card={
                 "notes": self.recipe.get("notes", []),
                 "commands": [
+                    *([] if extra is None else [f"pip install '.[{extra}]'"]),
                     f"python datasets/make.py {recipe}",
                     f"python pretrained/make.py {self.name} --out worlds/{self.name}",
                 ],

@@ -446,14 +446,14 @@ def stack(states: list[State]) -> State:
 
 
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
-    """Convert a batch of the data reader to tensors on a device."""
+    """Convert a batch of `Dataset.segments` or `Dataset.windows` to tensors on a device."""
     rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
     return Segment(as_tensors(batch.observation, device), *rest)
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters."""
-    return next(model.parameters()).device
+    """Return the device of a model's parameters; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:

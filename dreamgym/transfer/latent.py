@@ -20,7 +20,7 @@ from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.frame_skip import frame_skip_of
 from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
-from dreamgym.models.base import State, select, zero_action
+from dreamgym.models.base import State, model_device, select, zero_action
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.world.world import World, as_world
@@ -60,9 +60,9 @@ class LatentObservation(
         gym.utils.RecordConstructorArgs.__init__(self, world=world, _disable_deepcopy=True)
         env = world.adapted(env)
         gym.Wrapper.__init__(self, env)
-        _check_spaces(env, world)
+        check_env_spaces(env, world)
         self.model = world.model.eval()
-        self._device = _device_of(self.model)
+        self._device = model_device(self.model)
         self.observation_space = gym.spaces.Box(
             -np.inf, np.inf, (self.model.feature_dim,), np.float32
         )
@@ -147,7 +147,7 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
         """
         super().__init__(env)
         world = as_world(world)
-        _check_spaces(env, world, "single_")
+        check_env_spaces(env, world, "single_")
         _check_frame_skips(env, world)
         self._mode = env.metadata.get("autoreset_mode")
         if not isinstance(self._mode, AutoresetMode):
@@ -156,7 +156,7 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
                 "gymnasium.vector.AutoresetMode, which says where episodes begin"
             )
         self.model = world.model.eval()
-        self._device = _device_of(self.model)
+        self._device = model_device(self.model)
         width = self.model.feature_dim
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.observation_space = gym.vector.utils.batch_space(
@@ -271,11 +271,6 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
         return zero_action(self.model.action_space, self.num_envs, self._device)
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
-    """Return the device of a model; the CPU where it has no parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _noise_seed(seed: int) -> int:
     """Return the seed of the filter's noise for the seed of an episode."""
     return int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
@@ -295,7 +290,17 @@ def _check_frame_skips(env: gym.vector.VectorEnv[Any, Any, Any], world: World) -
             )
 
 
-def _check_spaces(env: Any, world: World, prefix: str = "") -> None:
+def check_env_spaces(env: Any, world: World, prefix: str = "") -> None:
+    """Check that a real environment has the spaces of a world; bounds of the world may be wider.
+
+    Args:
+        env: single environment, or a vector environment with the prefix "single_".
+        world: world to compare with.
+        prefix: what the names of the spaces begin with.
+
+    Raises:
+        TransferError: a space is another one.
+    """
     for role in ("observation_space", "action_space"):
         real, expected = getattr(env, prefix + role), getattr(world, role)
         if not covers(expected, real):
@@ -395,7 +400,7 @@ class LatentAgent:
 
     @property
     def _device(self) -> torch.device:
-        return _device_of(self._model)
+        return model_device(self._model)
 
     def __getstate__(self) -> dict[str, Any]:
         # for processes that record: their episodes start with a reset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,22 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym._files import local_path
+from dreamgym._settings import closest
 from dreamgym.data.mixture import DatasetSource
-from dreamgym.data.policies import (
-    POLICY_NAMES,
-    Policy,
-    PolicyLike,
-    as_batch,
-    check_action,
-    make_policy,
-)
+from dreamgym.data.policies import POLICY_NAMES, PolicyLike, as_batch
 from dreamgym.data.recording import Progress
-from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import PolicyFileError, TrainingError
 from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
 from dreamgym.train.policy import load_policy
+from dreamgym.transfer.dream_episodes import run_dream_episodes
 from dreamgym.transfer.evaluation import (
     AT_GOAL,
     EVALUATION_SEED,
@@ -164,10 +157,7 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         WorldError: there is no such world.
     """
     world = as_world(world)
-    if isinstance(policy, Path) or _is_path(policy):
-        folder = local_path(str(policy), PolicyFileError)
-        exported = folder.is_dir()
-        policy = ExportedPolicy(folder) if exported else load_policy(folder, world=world)
+    policy = open_policy(policy, world)
     view = getattr(policy, "view", None) or world.default_view
     maker = _real_env_maker(world, env, view)
     probe = make_env(maker)
@@ -196,7 +186,7 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         for index, (name, each) in enumerate(others.items(), 1)
     }
     limits, reason = _dream_limits(real, limit)
-    dream = _dream_episodes(policy, world, view=view, seed=seed, limits=limits)
+    dream = run_dream_episodes(policy, world, limits=limits, seed=seed)
     return Transfer(
         real=real,
         dream=dream,
@@ -219,8 +209,27 @@ def _baselines(world: World, data: DatasetSource | None) -> dict[str, Any]:
     return policies
 
 
-def _is_path(policy: Any) -> bool:
-    return isinstance(policy, str) and policy.partition(":")[0] not in POLICY_NAMES
+def open_policy(policy: PolicyLike | Path, world: World) -> PolicyLike:
+    """Return the policy of a path, and anything else as it is.
+
+    Args:
+        policy: the path of a policy's file or of an exported controller's folder; or a policy.
+        world: the world that it was trained in.
+
+    Raises:
+        PolicyFileError: the file or folder cannot be used.
+    """
+    if isinstance(policy, str) and policy.partition(":")[0] in POLICY_NAMES:
+        return policy
+    if not isinstance(policy, str | Path):
+        return policy
+    path = local_path(str(policy), PolicyFileError)
+    near = closest(str(policy).partition(":")[0], POLICY_NAMES)
+    if near is not None and not path.exists():
+        raise PolicyFileError(
+            f"there is no file and no policy of the name {str(policy)!r}; did you mean {near!r}?"
+        )
+    return ExportedPolicy(path) if path.is_dir() else load_policy(path, world=world)
 
 
 def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
@@ -315,62 +324,3 @@ def _dream_limits(real: Evaluation, known: _Limit | None) -> tuple[NDArray[np.in
     return np.full(real.episodes, longest), (
         f"no time limit is known, and the longest real episode has {longest} steps"
     )
-
-
-def _dream_episodes(
-    policy: PolicyLike, world: World, *, view: str, seed: int, limits: NDArray[np.int64]
-) -> Evaluation:
-    """Run exactly one episode a row: the first ones that end would favour short ones.
-
-    Args:
-        policy: policy to run.
-        world: world to dream in.
-        view: view that the policy sees.
-        seed: seed of the dream.
-        limits: (episodes,) steps after which each episode is truncated.
-    """
-    episodes = len(limits)
-    start = time.perf_counter()
-    env = DreamVectorEnv(
-        world,
-        episodes,
-        view=view,
-        output="numpy",
-        starts="beginnings",
-        max_episode_steps=int(limits.max()),
-        autoreset_mode="SameStep",
-    )
-    returns = np.zeros(episodes)
-    lengths = np.zeros(episodes, np.int64)
-    running, truncations = np.ones(episodes, bool), np.zeros(episodes, bool)
-    rows = list(range(episodes))
-    try:
-        made = make_policy(policy, env, deterministic=True)
-        observation, _ = env.reset(seed=seed)
-        made.reset(rows, [seed + row for row in rows])
-        while running.any():
-            actions = [
-                check_action(action, env.single_action_space)
-                for action in made.act(observation, rows)
-            ]
-            observation, reward, terminated, truncated, _ = env.step(np.stack(actions))
-            returns += np.where(running, reward, 0.0)
-            lengths += running
-            ended = np.asarray(terminated) | np.asarray(truncated)
-            truncations |= running & ~np.asarray(terminated) & (ended | (lengths == limits))
-            running &= ~ended & (lengths < limits)
-            _restart(made, np.flatnonzero(ended).tolist(), seed)
-    finally:
-        env.close()
-    return Evaluation(
-        returns=returns,
-        lengths=lengths,
-        truncated=truncations,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _restart(policy: Policy, rows: list[int], seed: int) -> None:
-    """Reset rows whose dream restarted; their further episodes are not counted."""
-    if rows:
-        policy.reset(rows, [seed + row for row in rows])

@@ -19,7 +19,9 @@ PICTURE_FILE = "card.png"
 
 Description = dict[str, Any]
 
-USE = """```python
+USE = """## Use it
+
+```python
 import gymnasium as gym
 
 envs = gym.make_vec("dreamgym:dreamgym/World-v0", world="{name}", num_envs=256)
@@ -53,8 +55,9 @@ def card_text(
     parts = [f"# {name}"]
     if picture:
         parts.append(f"![The real environment and dreams of the same actions]({PICTURE_FILE})")
-    parts += [_safely(_summary, description), USE.format(name=source or name)]
-    sections = (_returns, _trust, _limits, _figures, _again)
+    parts += [_safely(_summary, description), _safely(_returns, description)]
+    parts.append(USE.format(name=source or name))
+    sections = (_trust, _limits, _figures, _again)
     parts += [_safely(section, description) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -71,7 +74,8 @@ def _summary(description: Description) -> str:
     """Return the verdict, and what the world is."""
     report = description["quality"].get("report")
     provenance = description["provenance"]
-    env_id = (description["env_spec"] or {}).get("id", "an unnamed environment")
+    spec = description["env_spec"]
+    env = "an unnamed environment" if spec is None else f"`{spec['id']}`"
     lines = []
     if report is not None:
         lines.append(f"**{report['verdict'].capitalize()}**, measured on {report['data']}.")
@@ -83,7 +87,7 @@ def _summary(description: Description) -> str:
             f" of the policy {policy}" if policy else ""
         )
     lines.append(
-        f"A world model of `{env_id}`, made by dreamgym: family `{description['family']}`, "
+        f"A world model of {env}, made by dreamgym: family `{description['family']}`, "
         f"observations: {observations}{data}."
     )
     return " ".join(lines)
@@ -143,13 +147,10 @@ def _trust(description: Description) -> str:
 
 
 def _ranking_lines(ranking: dict[str, Any]) -> Iterator[str]:
-    if ranking.get("spearman") is not None:
-        yield (
-            f"- Dreams order {ranking['count']} policies as reality does with a Spearman "
-            f"correlation of {ranking['spearman']:.2f} "
-            f"(95%: {_interval(ranking['spearman_interval'], '.2f')}); choosing by the dream costs "
-            f"{ranking['regret']:.4g} of return."
-        )
+    yield (
+        f"- Choosing the best of {ranking['count']} policies by their dream returns costs "
+        f"{ranking['regret']:.4g} of real return."
+    )
     if ranking.get("gap_mean") is not None:
         yield (
             "- Gap: the dream return of a policy that is not the best differs from its real one by "
@@ -231,11 +232,9 @@ def _frame_skip(frame_skip: dict[str, Any] | None) -> str:
     return f", each of {frame_skip['steps']} steps of the environment ({actions})"
 
 
-def _interval(bounds: Any, form: str = ".1f") -> str:
-    if bounds is None:
-        return "unknown"
+def _interval(bounds: Any) -> str:
     low, high = bounds
-    return f"{low:{form}} to {high:{form}}"
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -139,7 +139,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool, message: str | Non
                 hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=content)
                 for file, content in contents.items()
             ],
-            commit_message=message or f"A world of {_env_id(description)}",
+            commit_message=message or " ".join(["World model", *_env_id(description)]),
         )
     return Pushed(commit.commit_url, str(wanted._replace(revision=commit.oid)))
 
@@ -151,14 +151,16 @@ def _front_matter(hub: Any, description: dict[str, Any]) -> str:
         library_name="dreamgym",
         license=None if licence is None else licence.lower(),
         pipeline_tag="reinforcement-learning",
-        tags=["world-model", "gymnasium", description["family"], _env_id(description)],
+        tags=["world-model", "gymnasium", description["family"], *_env_id(description)],
     )
     text: str = data.to_yaml()
     return text
 
 
-def _env_id(description: dict[str, Any]) -> str:
-    return str((description["env_spec"] or {}).get("id", "an unnamed environment"))
+def _env_id(description: dict[str, Any]) -> list[str]:
+    """Return the id of the real environment, or nothing."""
+    spec = description["env_spec"]
+    return [] if spec is None else [str(spec["id"])]
 
 
 @contextmanager
