@@ -19,6 +19,7 @@ from dreamgym.models.pets import PETS, PETSConfig
 from dreamgym.models.registry import FAMILIES
 from dreamgym.models.rssm import RSSM, RSSMConfig
 from dreamgym.models.spec import ModelSpec
+from dreamgym.models.storm import STORM, STORMConfig
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -34,6 +35,7 @@ __all__ = [
     "MDNRNN",
     "PETS",
     "RSSM",
+    "STORM",
     "Acts",
     "Decodes",
     "Ensemble",
@@ -48,6 +50,7 @@ __all__ = [
     "Pessimistic",
     "Prediction",
     "RSSMConfig",
+    "STORMConfig",
     "Segment",
     "State",
     "Values",
