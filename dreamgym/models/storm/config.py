@@ -30,6 +30,8 @@ class STORMConfig:
         blocks: transformer blocks.
         heads: attention heads.
         mlp: width of the hidden layer in each block.
+        pre_norm: whether blocks normalise their inputs, which can be fitted with larger learning
+            rates, and not their sums, as published.
         dropout: dropout rate in attention and blocks, in fitting only.
         stoch: number of categoricals in a latent.
         classes: classes of each categorical, at most 256.
@@ -50,6 +52,7 @@ class STORMConfig:
     blocks: int = 2
     heads: int = 4
     mlp: int = 256
+    pre_norm: bool = True
     dropout: float = 0.0
     stoch: int = 16
     classes: int = 16
@@ -89,6 +92,7 @@ PRESETS: Mapping[str, STORMConfig] = {
         blocks=2,
         heads=8,
         mlp=1024,
+        pre_norm=False,
         dropout=0.1,
         stoch=32,
         classes=32,

@@ -239,7 +239,7 @@ def at(window: Tensor, place: Tensor) -> Tensor:
 
 
 def newest(state: State, leaf: str) -> Tensor:
-    """Return the newest entries (B, n) of a leaf (B, context, n); those of an empty window are 0."""
+    """Return the newest entries (B, n) of a leaf (B, context, n); zeros for an empty window."""
     return at(state[leaf], state["length"].clamp(min=1) - 1)
 
 
@@ -265,15 +265,13 @@ def push(state: State, classes: Tensor, h: Tensor) -> State:
     """
     latents, actions, length = state["latents"], state["actions"], state["length"]
     context = latents.shape[1]
-    kept = context // 2
     full = length == context
-    place = torch.where(full, kept, length)
-    here, rows = _is_at(place, latents), full.view(-1, 1, 1)
-    pushed = []
-    for leaf, new in (
-        (latents, classes.to(latents.dtype)),
-        (actions, torch.zeros_like(actions[:, 0])),
-    ):
-        shorter = F.pad(leaf[:, context - kept :], (0, 0, 0, context - kept))
-        pushed.append(torch.where(here, new.unsqueeze(1), torch.where(rows, shorter, leaf)))
-    return {"latents": pushed[0], "actions": pushed[1], "length": place + 1, "h": h}
+    place = torch.where(full, context // 2, length)
+    news = {"latents": classes.to(latents.dtype), "actions": torch.zeros_like(actions[:, 0])}
+    pushed = {}
+    for key, new in news.items():
+        dropped = context - context // 2
+        shorter = F.pad(state[key][:, dropped:], (0, 0, 0, dropped))
+        kept = torch.where(full.view(-1, 1, 1), shorter, state[key])
+        pushed[key] = torch.where(_is_at(place, latents), new.unsqueeze(1), kept)
+    return {**pushed, "length": place + 1, "h": h}

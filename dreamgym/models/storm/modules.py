@@ -32,11 +32,12 @@ def head(outputs: int, config: STORMConfig) -> nn.Sequential:
 
 
 class Attention(nn.Module):
-    """Causal self-attention without biases, residual, and normalised after the sum."""
+    """Causal self-attention without biases, residual and normalised."""
 
     def __init__(self, config: STORMConfig) -> None:
         super().__init__()
         width, self.heads, self.dropout = config.width, config.heads, config.dropout
+        self.pre_norm = config.pre_norm
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -46,20 +47,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within x (B, T, width) to tokens that are not later."""
+        normed = self.norm(x) if self.pre_norm else x
         query, key, value = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, None, dropout, is_causal=True)
-        return self.norm(x + self.drop(self.out(mixed.transpose(1, 2).flatten(2))))
+        total = x + self.drop(self.out(mixed.transpose(1, 2).flatten(2)))
+        return total if self.pre_norm else self.norm(total)
 
 
 class Block(nn.Module):
-    """A transformer block whose norms come after the residual sums (Vaswani et al. 2017)."""
+    """A transformer block: norms after the residual sums (Vaswani et al. 2017), or before."""
 
     def __init__(self, config: STORMConfig) -> None:
         super().__init__()
+        self.pre_norm = config.pre_norm
         self.attention = Attention(config)
         self.widen = nn.Linear(config.width, config.mlp)
         self.narrow = nn.Linear(config.mlp, config.width)
@@ -69,6 +73,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to x (B, T, width)."""
         x = self.attention(x)
+        if self.pre_norm:
+            return x + self.drop(self.narrow(F.relu(self.widen(self.norm(x)))))
         return self.norm(x + self.drop(self.narrow(F.relu(self.widen(x)))))
 
 
