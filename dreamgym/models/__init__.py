@@ -20,6 +20,7 @@ from dreamgym.models.registry import FAMILIES
 from dreamgym.models.rssm import RSSM, RSSMConfig
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.storm import STORM, STORMConfig
+from dreamgym.models.tdmpc2 import TDMPC2, TDMPC2Config
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -36,6 +37,7 @@ __all__ = [
     "PETS",
     "RSSM",
     "STORM",
+    "TDMPC2",
     "Acts",
     "Decodes",
     "Ensemble",
@@ -51,6 +53,7 @@ __all__ = [
     "Prediction",
     "RSSMConfig",
     "STORMConfig",
+    "TDMPC2Config",
     "Segment",
     "State",
     "Values",

@@ -8,6 +8,7 @@ from dreamgym.models.pets import PETS
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.spec import FAMILIES
 from dreamgym.models.storm import STORM
+from dreamgym.models.tdmpc2 import TDMPC2
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -24,6 +25,7 @@ FAMILIES.update(
         "jepa": JEPA,
         "pets": PETS,
         "storm": STORM,
+        "tdmpc2": TDMPC2,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,
