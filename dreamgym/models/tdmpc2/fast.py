@@ -38,4 +38,5 @@ class FastTDMPC2(FastForm):
         both = torch.cat([state["z"], model.encode_action(action)], -1)
         z = self._dynamics(both)
         vectors = None if self._probe is None else self._probe(z)
-        return {"z": z}, model.to_prediction(self._reward(both), self._termination(z), vectors)
+        termination = self._termination(torch.cat([both, z], -1))
+        return {"z": z}, model.to_prediction(self._reward(both), termination, vectors)

@@ -140,7 +140,8 @@ class TDMPC2(WorldModel):
         self.dynamics = mlp(both, config.mlp, last)
         zero = config.zero_init
         self.reward = head(both, config.mlp, config.bins, zero=zero)
-        self.termination = head(config.latent, config.mlp, 1, zero=False)
+        # The authors' head sees the next latent alone, which must then learn what ends an episode.
+        self.termination = head(both + config.latent, config.mlp, 1, zero=False)
         self.policy_net = Policy(config.latent, config.mlp, self.encode_action)
         self.q = QFunctions(
             [
@@ -188,7 +189,8 @@ class TDMPC2(WorldModel):
         both = torch.cat([state["z"], self._encode_action(action)], -1)
         z = self.dynamics(both)
         vectors = None if self.probe is None else self.probe(z)
-        return {"z": z}, self.to_prediction(self.reward(both), self.termination(z), vectors)
+        termination = self.termination(torch.cat([both, z], -1))
+        return {"z": z}, self.to_prediction(self.reward(both), termination, vectors)
 
     def to_prediction(
         self, reward: Tensor, termination: Tensor, vectors: Tensor | None
@@ -260,15 +262,15 @@ class TDMPC2(WorldModel):
             return masked_mean(weight[: term.shape[1]] * term, segment.mask)
 
         before, after = rollout.latents[:, :-1], rollout.latents[:, 1:]
-        reward = self.reward(torch.cat([before, rollout.actions], -1))
+        both = torch.cat([before, rollout.actions], -1)
         target = self._value_target(segment, rollout, drawn[:, 1:, :lanes])
-        logit = self.termination(after).squeeze(-1)
+        logit = self.termination(torch.cat([both, after], -1)).squeeze(-1)
         cross_entropy = F.binary_cross_entropy_with_logits(
             logit, segment.terminated.to(logit.dtype), reduction="none"
         )
         terms = {
             "consistency": mean((after - rollout.encoded).square().mean(-1)),
-            "reward": mean(self.two_hot.loss(reward, segment.reward / self.unit)),
+            "reward": mean(self.two_hot.loss(self.reward(both), segment.reward / self.unit)),
             "value": mean(self.two_hot.loss(self.q(before, rollout.actions), target).mean(0)),
             "termination": mean(cross_entropy),
         }
