@@ -91,7 +91,7 @@ def test_a_weight_average_follows_and_swaps():
 
 
 def test_a_parameter_may_have_a_share_of_the_learning_rate():
-    weights = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    weights = parameters((2,), (2,), (2,))
     weights[1].learning_rate_scale = 0.3
     groups = optimizer_for(weights, OptimizerConfig()).param_groups
     scales = {id(each): group["rate_scale"] for group in groups for each in group["params"]}

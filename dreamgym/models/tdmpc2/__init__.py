@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dreamgym.models.tdmpc2.config import TDMPC2Config
-from dreamgym.models.tdmpc2.fast import FastTDMPC2
 from dreamgym.models.tdmpc2.model import TDMPC2
-
-TDMPC2.fast_form = FastTDMPC2
 
 __all__ = ["TDMPC2", "TDMPC2Config"]

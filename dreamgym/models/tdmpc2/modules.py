@@ -119,7 +119,8 @@ class Policy(nn.Module):
         self.space, self.is_box = encoder.space, isinstance(encoder.space, gym.spaces.Box)
         self.sizes: list[int] = []
         if not self.is_box:
-            self.sizes = encoder.choice.bincount().tolist()
+            counts = getattr(encoder.space, "nvec", None)
+            self.sizes = np.ravel(encoder.space.n if counts is None else counts).tolist()
         self.uniforms = encoder.dim if self.is_box else len(self.sizes)
         self.net = head(latent, width, encoder.dim * (1 + self.is_box), zero=False)
 
