@@ -118,9 +118,10 @@ class Policy(nn.Module):
         super().__init__()
         self.space, self.is_box = encoder.space, isinstance(encoder.space, gym.spaces.Box)
         self.sizes: list[int] = []
-        if not self.is_box:
-            counts = getattr(encoder.space, "nvec", None)
-            self.sizes = np.ravel(encoder.space.n if counts is None else counts).tolist()
+        if isinstance(encoder.space, gym.spaces.MultiDiscrete):
+            self.sizes = np.ravel(encoder.space.nvec).tolist()
+        elif isinstance(encoder.space, gym.spaces.Discrete):
+            self.sizes = [int(encoder.space.n)]
         self.uniforms = encoder.dim if self.is_box else len(self.sizes)
         self.net = head(latent, width, encoder.dim * (1 + self.is_box), zero=False)
 
