@@ -18,6 +18,7 @@ from dreamgym.cli.errors import Interrupted, explain
 from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.reality import evaluate, export, transfer
+from dreamgym.cli.sharing import push, worlds
 from dreamgym.cli.trust import report
 from dreamgym.cli.worlds import fit, import_checkpoint, train
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 _VERBS = (
     *(record, check, fit, train, transfer, evaluate, report, export),
     *(improve, act, learn),
+    *(worlds, push),
     *(recover, convert, pack, import_checkpoint),
 )
 for _verb in _VERBS:

@@ -199,7 +199,7 @@ def train(
     world: Annotated[
         str,
         typer.Argument(
-            metavar="WORLD", help="A folder of dreamgym fit, or a world that ships with dreamgym."
+            metavar="WORLD", help="A folder, a world that ships with dreamgym, or hf://owner/name."
         ),
     ],
     algo: Annotated[

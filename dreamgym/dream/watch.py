@@ -155,8 +155,12 @@ class WatchedVectorEnv(VectorWrapper):
         return getattr(self.env, name)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """Reset, and count episodes anew."""
-        self._done = torch.zeros_like(self._done)
+        """Reset all rows, or those of `options={"reset_mask": ...}`; see `DreamVectorEnv.reset`."""
+        mask = (arguments.get("options") or {}).get("reset_mask")
+        if mask is None:
+            self._done = torch.zeros_like(self._done)
+        else:  # the other rows may still wait for their reset in the next step
+            self._done = self._done & ~torch.as_tensor(mask, device=self._done.device)
         return self.env.reset(**arguments)
 
     def step(self, actions: Any) -> StepResult:
@@ -186,9 +190,7 @@ class WatchedVectorEnv(VectorWrapper):
             dream: (steps, mean return) of dreams.
             real: (steps, mean return, standard error) in the real environment.
         """
-        sentence = diverging_returns(dream, real)
-        if sentence is not None:
-            self._raise("exploitation", sentence, ())
+        compare_returns(dream, real, self.alarms, self.response, self._on_alarm)
 
     def _count(self, result: StepResult) -> Tensor:
         """Count the steps beyond the limits, and return in which rows, (N,) bool."""
@@ -259,7 +261,7 @@ class WatchedVectorEnv(VectorWrapper):
         return flags
 
     def _clear(self, device: torch.device) -> None:
-        """Count anew."""
+        """Set all counts to zero."""
         self._counts = {name: torch.zeros(2, dtype=torch.int64, device=device) for name in SHARES}
         self._rows = {
             name: torch.zeros(self.num_envs, dtype=torch.bool, device=device) for name in SHARES
@@ -307,16 +309,11 @@ class WatchedVectorEnv(VectorWrapper):
         )
 
     def _raise(self, name: str, sentence: str, rows: tuple[int, ...]) -> None:
-        if name in {alarm.name for alarm in self.alarms}:
-            return
         first = max(0, self.steps - EVERY * self.num_envs) + 1
         listed = f"; rows {', '.join(map(str, rows))}" if rows else ""
         text = f"{sentence} (steps {first:,} to {self.steps:,}{listed})"
         alarm = TrainingAlarm(name, text, (first, self.steps), rows)
-        self.alarms.append(alarm)
-        self._on_alarm(alarm)
-        if self.response == "stop":
-            raise AlarmStop(f"training was stopped by an alarm: {text}")
+        _raise_once(alarm, self.alarms, self.response, self._on_alarm)
 
     def _penalised(self, result: StepResult, beyond: Tensor) -> StepResult:
         """Give the lowest reward of the data to the rows beyond the limits."""
@@ -373,6 +370,48 @@ def diverging_returns(
         f"{dreamt[0]:.4g} to {dreamt[1]:.4g}: the policy exploits the dream; take the policy of "
         f"step {then[0]:,.0f}, and record data with this one and fit again"
     )
+
+
+def compare_returns(
+    dream: Sequence[tuple[float, float]],
+    real: Sequence[tuple[float, float, float]],
+    alarms: list[TrainingAlarm],
+    response: str,
+    on_alarm: Callable[[TrainingAlarm], None] | None = None,
+) -> None:
+    """Raise the alarm "exploitation", once, if dream returns rise while real ones fall.
+
+    Args:
+        dream: see `diverging_returns`.
+        real: see `diverging_returns`.
+        alarms: alarms raised so far; this one is added.
+        response: see `WatchedVectorEnv`.
+        on_alarm: function of the alarm; None for none.
+
+    Raises:
+        AlarmStop: the alarm was raised, and the response is "stop".
+    """
+    sentence = diverging_returns(dream, real)
+    if sentence is not None:
+        steps = int(real[-1][0])
+        alarm = TrainingAlarm("exploitation", sentence, (steps, steps))
+        _raise_once(alarm, alarms, response, on_alarm)
+
+
+def _raise_once(
+    alarm: TrainingAlarm,
+    alarms: list[TrainingAlarm],
+    response: str,
+    on_alarm: Callable[[TrainingAlarm], None] | None,
+) -> None:
+    """Add an alarm to those raised so far and respond to it, unless there is one of its name."""
+    if alarm.name in {each.name for each in alarms}:
+        return
+    alarms.append(alarm)
+    if on_alarm is not None:
+        on_alarm(alarm)
+    if response == "stop":
+        raise AlarmStop(f"training was stopped by an alarm: {alarm.sentence}")
 
 
 def _at(curve: Sequence[tuple[float, float]], steps: float) -> float:

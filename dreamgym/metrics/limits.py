@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.windows import as_float, draw_windows, uniform_noise, window_shape
 from dreamgym.models import Segment, State, WorldModel, filter_states
+from dreamgym.models.base import model_device
 
 QUANTILE = 0.99
 """Share of held-out steps that are within the limits of uncertainty and distance."""
@@ -154,7 +155,7 @@ class Bank:
             model: the model, on the device that the bank is to be on.
             starts: leaves (S, ...).
         """
-        device = next(model.parameters()).device
+        device = model_device(model)
         features = as_float(model.features({k: leaf.to(device) for k, leaf in starts.items()}))
         mean, scale = features.mean(0), features.std(0)
         scale = torch.where(scale > 1e-6, scale, 1.0)

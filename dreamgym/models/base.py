@@ -461,8 +461,8 @@ def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters."""
-    return next(model.parameters()).device
+    """Return the device of a model's parameters; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def zero_action(space: gym.Space, batch_size: int, device: torch.device | str) -> Tensor:

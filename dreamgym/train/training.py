@@ -17,8 +17,8 @@ from dreamgym._files import atomic_file
 from dreamgym.data import AnyDataset, DatasetSource, open_dataset
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.dream.watch import TrainingAlarm, diverging_returns, limits_of, watch
-from dreamgym.errors import AlarmStop, PolicyFileError, TrainingError, TrainingInterrupted
+from dreamgym.dream.watch import TrainingAlarm, compare_returns, limits_of, watch
+from dreamgym.errors import PolicyFileError, TrainingError, TrainingInterrupted
 from dreamgym.fitting.loop import tensorboard_log
 from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
@@ -109,13 +109,7 @@ class TrainingRun:
             for each in self.monitor.evaluations
             if {"real return", "real return error"} <= each.keys()
         ]
-        sentence = diverging_returns(self.dreamt, real)
-        if sentence is None or any(alarm.name == "exploitation" for alarm in self.alarms):
-            return
-        steps = int(real[-1][0])
-        self.alarms.append(TrainingAlarm("exploitation", sentence, (steps, steps)))
-        if self.config.alarms == "stop":
-            raise AlarmStop(f"training was stopped by an alarm: {sentence}")
+        compare_returns(self.dreamt, real, self.alarms, self.config.alarms)
 
     @property
     def dream_options(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.frame_skip import frame_skip_of
 from dreamgym.data.policies import as_batch, as_rows
 from dreamgym.errors import TransferError
-from dreamgym.models.base import State, select, zero_action
+from dreamgym.models.base import State, model_device, select, zero_action
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.world.world import World, as_world
@@ -62,7 +62,7 @@ class LatentObservation(
         gym.Wrapper.__init__(self, env)
         _check_spaces(env, world)
         self.model = world.model.eval()
-        self._device = _device_of(self.model)
+        self._device = model_device(self.model)
         self.observation_space = gym.spaces.Box(
             -np.inf, np.inf, (self.model.feature_dim,), np.float32
         )
@@ -156,7 +156,7 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
                 "gymnasium.vector.AutoresetMode, which says where episodes begin"
             )
         self.model = world.model.eval()
-        self._device = _device_of(self.model)
+        self._device = model_device(self.model)
         width = self.model.feature_dim
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.observation_space = gym.vector.utils.batch_space(
@@ -269,11 +269,6 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
 
     def _zero_actions(self) -> torch.Tensor:
         return zero_action(self.model.action_space, self.num_envs, self._device)
-
-
-def _device_of(model: torch.nn.Module) -> torch.device:
-    """Return the device of a model; the CPU where it has no parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _noise_seed(seed: int) -> int:
@@ -395,7 +390,7 @@ class LatentAgent:
 
     @property
     def _device(self) -> torch.device:
-        return _device_of(self._model)
+        return model_device(self._model)
 
     def __getstate__(self) -> dict[str, Any]:
         # for processes that record: their episodes start with a reset

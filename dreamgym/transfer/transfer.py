@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,21 +14,14 @@ from numpy.typing import NDArray
 
 from dreamgym._files import local_path
 from dreamgym.data.mixture import DatasetSource
-from dreamgym.data.policies import (
-    POLICY_NAMES,
-    Policy,
-    PolicyLike,
-    as_batch,
-    check_action,
-    make_policy,
-)
+from dreamgym.data.policies import POLICY_NAMES, PolicyLike, as_batch
 from dreamgym.data.recording import Progress
-from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import PolicyFileError, TrainingError
 from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
 from dreamgym.train.policy import load_policy
+from dreamgym.transfer.dream_episodes import run_dream_episodes
 from dreamgym.transfer.evaluation import (
     AT_GOAL,
     EVALUATION_SEED,
@@ -196,7 +188,7 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         for index, (name, each) in enumerate(others.items(), 1)
     }
     limits, reason = _dream_limits(real, limit)
-    dream = _dream_episodes(policy, world, view=view, seed=seed, limits=limits)
+    dream = run_dream_episodes(policy, world, limits=limits, seed=seed)
     return Transfer(
         real=real,
         dream=dream,
@@ -315,62 +307,3 @@ def _dream_limits(real: Evaluation, known: _Limit | None) -> tuple[NDArray[np.in
     return np.full(real.episodes, longest), (
         f"no time limit is known, and the longest real episode has {longest} steps"
     )
-
-
-def _dream_episodes(
-    policy: PolicyLike, world: World, *, view: str, seed: int, limits: NDArray[np.int64]
-) -> Evaluation:
-    """Run exactly one episode a row: the first ones that end would favour short ones.
-
-    Args:
-        policy: policy to run.
-        world: world to dream in.
-        view: view that the policy sees.
-        seed: seed of the dream.
-        limits: (episodes,) steps after which each episode is truncated.
-    """
-    episodes = len(limits)
-    start = time.perf_counter()
-    env = DreamVectorEnv(
-        world,
-        episodes,
-        view=view,
-        output="numpy",
-        starts="beginnings",
-        max_episode_steps=int(limits.max()),
-        autoreset_mode="SameStep",
-    )
-    returns = np.zeros(episodes)
-    lengths = np.zeros(episodes, np.int64)
-    running, truncations = np.ones(episodes, bool), np.zeros(episodes, bool)
-    rows = list(range(episodes))
-    try:
-        made = make_policy(policy, env, deterministic=True)
-        observation, _ = env.reset(seed=seed)
-        made.reset(rows, [seed + row for row in rows])
-        while running.any():
-            actions = [
-                check_action(action, env.single_action_space)
-                for action in made.act(observation, rows)
-            ]
-            observation, reward, terminated, truncated, _ = env.step(np.stack(actions))
-            returns += np.where(running, reward, 0.0)
-            lengths += running
-            ended = np.asarray(terminated) | np.asarray(truncated)
-            truncations |= running & ~np.asarray(terminated) & (ended | (lengths == limits))
-            running &= ~ended & (lengths < limits)
-            _restart(made, np.flatnonzero(ended).tolist(), seed)
-    finally:
-        env.close()
-    return Evaluation(
-        returns=returns,
-        lengths=lengths,
-        truncated=truncations,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _restart(policy: Policy, rows: list[int], seed: int) -> None:
-    """Reset rows whose dream restarted; their further episodes are not counted."""
-    if rows:
-        policy.reset(rows, [seed + row for row in rows])

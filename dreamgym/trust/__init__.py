@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from dreamgym._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from dreamgym.trust.alarms import TrainingAlarm as TrainingAlarm
-    from dreamgym.trust.alarms import WatchedVectorEnv as WatchedVectorEnv
-    from dreamgym.trust.alarms import diverging_returns as diverging_returns
-    from dreamgym.trust.alarms import watch as watch
+    from dreamgym.dream.watch import TrainingAlarm as TrainingAlarm
+    from dreamgym.dream.watch import WatchedVectorEnv as WatchedVectorEnv
+    from dreamgym.dream.watch import diverging_returns as diverging_returns
+    from dreamgym.dream.watch import watch as watch
     from dreamgym.trust.config import RankingConfig as RankingConfig
     from dreamgym.trust.findings import Finding as Finding
     from dreamgym.trust.html_page import page as page
@@ -32,7 +32,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "alarms": ["TrainingAlarm", "WatchedVectorEnv", "diverging_returns", "watch"],
+        ".dream.watch": ["TrainingAlarm", "WatchedVectorEnv", "diverging_returns", "watch"],
         "findings": ["Finding"],
         "html_page": ["page"],
         "config": ["RankingConfig"],

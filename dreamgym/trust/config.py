@@ -16,8 +16,8 @@ class RankingConfig:
         algo: its algorithm; None for the first one.
         seeds: number of seeds.
         steps: dream steps of a whole training.
-        stages: policies of each seed that are trained for less, up to steps at which the dream
-            returns of the whole training are spread evenly.
+        stages: policies of each seed as they were earlier in their training, where their dream
+            returns are spread evenly.
         num_envs: dreams side by side in a training; the fewer, the finer the stages.
         episodes: episodes of each policy in the real environment, and in the dream.
         temperatures: temperatures of the dreams in which one more policy each is trained, to

@@ -48,7 +48,7 @@ MATTERS = 50.0
 MIN_SHIFT = 0.2
 """Smallest distance between distribution functions that counts as other behaviour."""
 
-PAID_OUTSIDE = 0.005
+REWARDS_OUTSIDE = 0.005
 """Share of dream steps with rewards outside the data's range that is no accident."""
 
 FAR = 0.5
@@ -481,12 +481,12 @@ def coverage(figures: Figures) -> Iterator[Finding]:
     for row in figures.get("visits", []):
         seen = row["visit"]
         limits = figures.get("limits", {})
-        if seen["paid_outside"] > PAID_OUTSIDE:
+        if seen["rewards_outside"] > REWARDS_OUTSIDE:
             yield Finding(
                 DO_NOT_USE if known else CAUTION,
                 "reward",
                 f"Under {row['name']}, dreams pay rewards that no data has shown.",
-                f"{seen['paid_outside']:.1%} of the steps, from {seen['reward_low']:.4g} to "
+                f"{seen['rewards_outside']:.1%} of the steps, from {seen['reward_low']:.4g} to "
                 f"{seen['reward_high']:.4g}; the data has {limits['reward_low']:.4g} to "
                 f"{limits['reward_high']:.4g}",
                 "record data where the policy goes, or give the reward as a function (KnownReward)",

@@ -460,7 +460,7 @@ def _coverage(figures: dict[str, Any]) -> str:
             None if row["visit"]["far"] is None else f"{row['visit']['far']:.0%}",
             None if row["visit"]["unsure"] is None else f"{row['visit']['unsure']:.0%}",
             f"{row['visit']['reward_low']:.4g} to {row['visit']['reward_high']:.4g}",
-            f"{row['visit']['paid_outside']:.1%}",
+            f"{row['visit']['rewards_outside']:.1%}",
         ]
         for row in visits
     ]

@@ -7,6 +7,7 @@ the rank correlation of estimated and real returns, and the regret of choosing b
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,9 +23,11 @@ from dreamgym.errors import PolicyFileError
 from dreamgym.metrics import Limits
 from dreamgym.metrics.correlation import pearson, spearman
 from dreamgym.train.config import TrainConfig
+from dreamgym.train.monitoring import Monitoring
 from dreamgym.train.policy import TrainedPolicy, load_policy, world_checksum
 from dreamgym.train.registry import find_learner
 from dreamgym.train.training import train_policy
+from dreamgym.transfer.dream_episodes import run_dream_episodes
 from dreamgym.transfer.evaluation import EVALUATION_SEED
 from dreamgym.transfer.real import EnvSource
 from dreamgym.transfer.transfer import transfer_policy
@@ -39,7 +42,16 @@ RESAMPLES = 2000
 ENOUGH = 10
 """Policies of a correlation that can be relied on."""
 
+SNAPSHOTS = 32
+"""Times that a training keeps its policy and measures it in the dream."""
+
+MEASURED = "return from the beginnings"
+"""Name of that measurement: the learner's own curve is a mean over what older policies did."""
+
 RESULTS_FILE = "ranking.json"
+
+FORMAT = 3
+"""Format of the results; those of another one are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +94,13 @@ class Ranking:
         env: EnvSource | None = None,
         work: Path | None = None,
     ) -> None:
-        self.world, self.limits, self.config, self.env, self.work = world, limits, config, env, work
+        self.world, self.limits, self.config, self.env = world, limits, config, env
         self.checksum = world_checksum(world)
+        if work is None:
+            self._temporary = tempfile.TemporaryDirectory()  # removed with this object
+            work = Path(self._temporary.name)
+        work.mkdir(parents=True, exist_ok=True)
+        self.work = work
         self.results: dict[str, dict[str, Any]] = self._read()
 
     def run(
@@ -132,15 +149,12 @@ class Ranking:
         yield Entry(name="random", make=partial(_same, "random"))
         config = self.config
         for seed in range(config.seeds):
-            whole = self._train(seed, config.steps, 1.0)
-            for steps in [*spread_steps(whole.curve, config.stages), config.steps]:
-                yield Entry(
-                    name=self._name(seed, steps), make=partial(self._train, seed, steps, 1.0)
-                )
+            for steps in [*self._train_stages(seed), config.steps]:
+                yield Entry(name=self._name(seed, steps), make=partial(self._load, seed, steps))
         for temperature in config.temperatures:
             yield Entry(
                 name=f"{self._label()}, temperature {temperature:g}",
-                make=partial(self._train, 0, config.steps, temperature),
+                make=partial(self._train, 0, temperature),
                 temperature=temperature,
                 swept=True,
             )
@@ -148,28 +162,59 @@ class Ranking:
     def _name(self, seed: int, steps: int) -> str:
         return f"{self._label()}, seed {seed}, {steps:,} steps"
 
-    def _train(self, seed: int, steps: int, temperature: float) -> TrainedPolicy:
-        """Train a policy in the dream, or read it from the folder where that was done before."""
+    def _path(self, seed: int, steps: int, temperature: float = 1.0) -> Path:
+        """Return the file of a policy."""
         learner = find_learner(self.config.algo, self.config.learner)
-        path = None
-        if self.work is not None:
-            name = f"{self._label()}-seed{seed}-{steps}-tau{temperature:g}-{self.checksum[:8]}"
-            name = name.replace(".", "_")  # a point would begin the suffix of the file
-            path = learner.policy_path(self.work / name)
-            if path.is_file():
-                try:
-                    return load_policy(path, world=self.world)
-                except PolicyFileError:
-                    pass  # written by another version: train it again
-            path.parent.mkdir(parents=True, exist_ok=True)
+        name = f"{self._label()}-seed{seed}-{steps}-tau{temperature:g}-{self.checksum[:8]}"
+        return learner.policy_path(self.work / name.replace(".", "_"))  # a point begins a suffix
+
+    def _load(self, seed: int, steps: int) -> TrainedPolicy:
+        return load_policy(self._path(seed, steps), world=self.world)
+
+    def _train_stages(self, seed: int) -> list[int]:
+        """Train a policy in the dream, and keep it as it is at several stages.
+
+        Returns:
+            Dream steps of the stages, ascending, the whole training not among them.
+        """
+        config = self.config
+        limits = np.full(config.episodes, self.results["random"]["step_limit"])
+
+        def measure(policy: TrainedPolicy) -> dict[str, float]:
+            policy.save(self._path(seed, policy.card.steps))
+            dreams = run_dream_episodes(policy, self.world, limits=limits, seed=EVALUATION_SEED)
+            return {MEASURED: dreams.mean}
+
+        monitoring = Monitoring(
+            checkpoint_every=None,
+            evaluate_every=max(1, config.steps // SNAPSHOTS),
+            evaluate=measure,
+        )
+        whole = self._train(seed, 1.0, monitoring if config.stages else None)
+        curve = [(int(each["steps"]), each[MEASURED]) for each in whole.card.evaluations]
+        return spread_steps([each for each in curve if each[0] < whole.card.steps], config.stages)
+
+    def _train(
+        self, seed: int, temperature: float, monitoring: Monitoring | None = None
+    ) -> TrainedPolicy:
+        """Train a policy in the dream, or read it from the folder where that was done before."""
+        path = self._path(seed, self.config.steps, temperature)
+        if path.is_file():
+            try:
+                kept = load_policy(path, world=self.world)
+            except PolicyFileError:
+                kept = None  # written by another version: train it again
+            if kept is not None and (monitoring is None or kept.card.evaluations):
+                return kept
         return train_policy(
             self.world,
             learner=self.config.learner,
             algo=self.config.algo,
             seed=seed,
-            steps=steps,
+            steps=self.config.steps,
             out=path,
             config=TrainConfig(temperature=temperature, num_envs=self.config.num_envs),
+            monitoring=monitoring,
         )
 
     def _measure(self, entry: Entry) -> dict[str, Any]:
@@ -201,6 +246,7 @@ class Ranking:
             "real_interval": list(result.real.interval),
             "dream_mean": float(dream.mean()),
             "gap": float(dream.mean()) - result.real.mean,
+            "step_limit": result.step_limit,
             "real_length": float(result.real.lengths.mean()),
             "dream_length": float(lengths.mean()),
             "visit": dreamt.as_dict(),
@@ -209,12 +255,13 @@ class Ranking:
     def _key(self) -> dict[str, Any]:
         """Return what must be the same for results to be used again."""
         described = self.env if self.env is None or isinstance(self.env, str) else repr(self.env)
-        return {"world": self.checksum, "env": described, **asdict(self.config)}
+        own = {"format": FORMAT, "world": self.checksum, "env": described}
+        return {**own, **asdict(self.config)}
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """Return the results in the folder, where they are of the same ranking."""
-        path = None if self.work is None else self.work / RESULTS_FILE
-        if path is None or not path.is_file():
+        path = self.work / RESULTS_FILE
+        if not path.is_file():
             return {}
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
@@ -225,8 +272,6 @@ class Ranking:
         return results
 
     def _write(self) -> None:
-        if self.work is None:
-            return
         text = json.dumps({"key": self._key(), "results": self.results}, indent=1)
         with atomic_file(self.work / RESULTS_FILE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -236,19 +281,17 @@ def spread_steps(curve: Sequence[tuple[int, float]], count: int) -> list[int]:
     """Return steps of a training at which its returns are spread evenly, ascending.
 
     Args:
-        curve: (steps, dream return), ascending in steps; the last point is the whole training.
+        curve: (steps, dream return) of each policy that was kept.
         count: number of steps to return; fewer where the curve has fewer points.
     """
-    steps = [done for done, _ in curve[:-1]]
-    if not steps:
+    if not curve:
         return []
-    best = np.maximum.accumulate([value for _, value in curve])
-    targets = best[0] + (best[-1] - best[0]) * np.arange(count) / count
-    chosen = {steps[min(int(np.argmax(best >= target)), len(steps) - 1)] for target in targets}
-    for done in steps:  # a steep curve passes several targets at once
-        if len(chosen) >= min(count, len(steps)):
-            break
-        chosen.add(done)
+    left, chosen = dict(curve), []
+    low, high = min(left.values()), max(left.values())
+    for target in np.linspace(low, high, count + 1)[:-1]:  # the whole training stands for the best
+        if left:
+            chosen.append(min(left, key=lambda steps: abs(left[steps] - target)))
+            del left[chosen[-1]]
     return sorted(chosen)
 
 
@@ -290,7 +333,8 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     `spearman` and `pearson` with 95% bootstrap intervals over policies, and over episodes within
     each; `regret`: the real return of the best policy minus that of the one which is best in the
     dream (DOPE's regret@1, arXiv 2103.16596, section 3.3), also as a share of the range of real
-    returns.
+    returns; `gap_mean` and `gap_max`: dream minus real return, absolute, of all policies but the
+    best, as shares of the range from the random policy to the best.
 
     Args:
         rows: policies with "real" and "dream" returns.
@@ -306,6 +350,7 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         "regret_share": regret / span if span > 0 else 0.0,
         "best_in_dream": rows[chosen]["name"],
         "best_in_reality": rows[best]["name"],
+        **_gaps(rows, real, dream),
     }
     if len(rows) < 3:
         return figures
@@ -318,6 +363,23 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
             [float(value) for value in np.percentile(known, [2.5, 97.5])] if known else None
         )
     return figures
+
+
+def _gaps(rows: Sequence[dict[str, Any]], real: Array, dream: Array) -> dict[str, float]:
+    """Return the gaps of all policies but the best, in units of the range from random to best.
+
+    Args:
+        rows: policies by name.
+        real: (policies,) mean real returns.
+        dream: (policies,) mean dream returns.
+    """
+    best = int(real.argmax())
+    random = next((i for i, row in enumerate(rows) if row.get("name") == "random"), real.argmin())
+    span = float(real[best] - real[random])
+    gaps = np.abs(np.delete(dream - real, best))
+    if not span > 0 or not len(gaps):
+        return {}
+    return {"gap_mean": float(gaps.mean() / span), "gap_max": float(gaps.max() / span)}
 
 
 def _resampled(

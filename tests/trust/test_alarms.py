@@ -81,7 +81,7 @@ def test_penalised_steps_get_the_lowest_reward_of_the_data():
 
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])
-def test_truncated_episodes_start_anew_with_their_true_last_observation(output):
+def test_truncated_episodes_restart_with_their_true_last_observation(output):
     limits = replace(GENEROUS, distance=1e-6)
     env = dream(small_world("pets", horizon=50), output=output)
     watched = watch(env, limits=limits, response="truncate", on_alarm=lambda _: None)
@@ -94,6 +94,21 @@ def test_truncated_episodes_start_anew_with_their_true_last_observation(output):
         assert not (np.asarray(terminated) & np.asarray(truncated)).any()
         assert (env.dreams.age == 0).all()
         assert not np.allclose(np.asarray(observation), np.asarray(info["final_obs"]))
+
+
+def test_a_reset_of_some_rows_leaves_the_others_waiting_for_theirs():
+    limits = replace(GENEROUS, longest_episode=1)
+    watched = watch(DreamVectorEnv(small_world(), 8, device="cpu"), limits=limits)
+    watched.reset(seed=0)
+    for _ in range(watched.horizon):
+        watched.step(watched.action_space.sample())
+    waiting = watched._done.clone()
+    assert waiting[:3].any()
+    assert waiting[3:].any()
+    watched.reset(options={"reset_mask": np.arange(8) < 3})
+    assert watched._done.tolist() == [False] * 3 + waiting[3:].tolist()
+    watched.reset(seed=1)
+    assert not watched._done.any()
 
 
 def test_stop_raises_and_other_modes_cannot_truncate():
@@ -171,7 +186,7 @@ def test_a_training_that_is_measured_in_reality_is_stopped_where_it_exploits_the
     config = TrainConfig(num_envs=4, n_steps=32, batch_size=64, alarms="stop")
     with pytest.MonkeyPatch.context() as patch:  # what an unfitted world pays, says nothing
         patch.setattr(
-            "dreamgym.train.training.diverging_returns",
+            "dreamgym.dream.watch.diverging_returns",
             lambda dream, real: (
                 "it fell" if diverging_returns([(0, 0.0), (300, 1.0)], real) else None
             ),

@@ -47,10 +47,10 @@ def test_agreement_has_correlations_and_regret():
 def test_stages_are_spread_over_the_returns_of_a_training():
     slow = [(100 * i, float(i)) for i in range(1, 11)]
     assert spread_steps(slow, 3) == [100, 400, 700]
-    steep = [(100, 0.0), (200, 90.0), (300, 80.0), (400, 100.0), (500, 100.0)]
+    steep = [(100, 0.0), (200, 90.0), (300, 35.0), (400, 100.0), (500, 99.0)]
     assert spread_steps(steep, 3) == [100, 200, 300]
-    assert spread_steps(steep[:2], 4) == [100]
-    assert spread_steps([(100, 1.0)], 4) == []
+    assert spread_steps(steep[:2], 4) == [100, 200]
+    assert spread_steps([], 4) == []
 
 
 def test_an_interrupted_ranking_continues(sound, tmp_path, monkeypatch):

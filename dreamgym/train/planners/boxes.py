@@ -1,6 +1,8 @@
-"""The numbers that planners search over: the actions of a Box, scaled to [-1, 1]."""
+"""Planners of a Box: they search over its actions, scaled to [-1, 1]."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.data.spaces import is_float
+from dreamgym.train.planners.base import Planner
 
 UNBOUNDED = 1e9
 """A larger bound stands for no bound."""
@@ -65,3 +68,23 @@ class BoxActions:
         """Return the units (..., A) of raw actions (..., *shape)."""
         lead = raw.shape[: raw.ndim - len(self.shape)]
         return self.clip((raw.reshape(*lead, -1).float() - self._centre) / self._scale)
+
+
+class BoxPlanner(Planner):
+    """A planner that searches over the actions of a Box and remembers its last plan.
+
+    Attributes:
+        box: the action space in units.
+
+    Raises:
+        TypeError: the action space is not a Box.
+    """
+
+    def __init__(self, model: Any, config: Any = None, **prior: Any) -> None:
+        super().__init__(model, config, **prior)
+        self.box = BoxActions(model.action_space, self.device)
+
+    def initial(self, batch_size: int) -> dict[str, Tensor]:
+        """Return plans of zeros as "mean", (batch_size, H, A) in units."""
+        shape = (batch_size, self.config.horizon, self.box.size)
+        return {"mean": self.box.clip(torch.zeros(shape, device=self.device))}

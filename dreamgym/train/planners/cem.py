@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamgym.models import State
-from dreamgym.train.planners.base import Plan, Planner, PlannerConfig, shifted, take
-from dreamgym.train.planners.boxes import BoxActions
+from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
+from dreamgym.train.planners.boxes import BoxPlanner
 from dreamgym.train.planners.noise import keyed, normals
 
 
@@ -38,7 +37,7 @@ class CEMConfig(PlannerConfig):
     truncate: bool = False
 
 
-class CEM(Planner):
+class CEM(BoxPlanner):
     """Cross-entropy method (Rubinstein 1999; planning as in PlaNet, arXiv 1811.04551, algorithm 2).
 
     A normal distribution over sequences of actions is fitted to the best candidates, several times;
@@ -47,15 +46,6 @@ class CEM(Planner):
 
     config_type = CEMConfig
     config: CEMConfig
-
-    def __init__(self, model: Any, config: CEMConfig | None = None, **prior: Any) -> None:
-        super().__init__(model, config, **prior)
-        self.box = BoxActions(model.action_space, self.device)
-
-    def initial(self, batch_size: int) -> dict[str, Tensor]:
-        """See `Planner.initial`."""
-        shape = (batch_size, self.config.horizon, self.box.size)
-        return {"mean": self.box.clip(torch.zeros(shape, device=self.device))}
 
     def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
         config, mean = self.config, memory["mean"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dreamgym.models import State
-from dreamgym.train.planners.base import Plan, Planner, PlannerConfig, shifted, take
-from dreamgym.train.planners.boxes import BoxActions
+from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
+from dreamgym.train.planners.boxes import BoxPlanner
 from dreamgym.train.planners.noise import keyed, normals
 
 
@@ -31,7 +31,7 @@ class GradientConfig(PlannerConfig):
     std: float = 0.5
 
 
-class Gradient(Planner):
+class Gradient(BoxPlanner):
     """Projected gradient ascent with Adam through the model's steps; the best candidate wins.
 
     It needs a model whose rewards depend smoothly on actions. Fast forms have no gradients, so the
@@ -43,16 +43,10 @@ class Gradient(Planner):
 
     def __init__(self, model: Any, config: GradientConfig | None = None, **prior: Any) -> None:
         super().__init__(model, config, **prior)
-        self.box = BoxActions(model.action_space, self.device)
         if self.box.integer:
             raise TypeError(
                 f"gradients do not reach the whole numbers of {model.action_space}; use 'cem'"
             )
-
-    def initial(self, batch_size: int) -> dict[str, Tensor]:
-        """See `Planner.initial`."""
-        shape = (batch_size, self.config.horizon, self.box.size)
-        return {"mean": self.box.clip(torch.zeros(shape, device=self.device))}
 
     def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
         config, mean = self.config, memory["mean"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamgym.models import State
-from dreamgym.train.planners.base import Plan, Planner, PlannerConfig, shifted, take
-from dreamgym.train.planners.boxes import BoxActions
+from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
+from dreamgym.train.planners.boxes import BoxPlanner
 from dreamgym.train.planners.noise import coloured_normals, keyed
 
 
@@ -41,7 +40,7 @@ class ICEMConfig(PlannerConfig):
     beta: float = 2.0
 
 
-class ICEM(Planner):
+class ICEM(BoxPlanner):
     """Improved cross-entropy method (iCEM; Pinneri et al. 2020, arXiv 2008.06389, algorithm 1).
 
     Candidates have coloured noise, their number falls over the iterations, some elites are kept,
@@ -50,10 +49,6 @@ class ICEM(Planner):
 
     config_type = ICEMConfig
     config: ICEMConfig
-
-    def __init__(self, model: Any, config: ICEMConfig | None = None, **prior: Any) -> None:
-        super().__init__(model, config, **prior)
-        self.box = BoxActions(model.action_space, self.device)
 
     @property
     def _kept(self) -> int:
@@ -64,10 +59,9 @@ class ICEM(Planner):
         return super()._copies + self._kept + 1
 
     def initial(self, batch_size: int) -> dict[str, Tensor]:
-        """See `Planner.initial`."""
-        shape = (self.config.horizon, self.box.size)
-        zeros = self.box.clip(torch.zeros((batch_size, *shape), device=self.device))
-        return {"mean": zeros, "elites": zeros.unsqueeze(1).repeat(1, self._kept, 1, 1)}
+        """See `BoxPlanner.initial`."""
+        memory = super().initial(batch_size)
+        return {**memory, "elites": memory["mean"].unsqueeze(1).repeat(1, self._kept, 1, 1)}
 
     def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
         config, mean, kept = self.config, memory["mean"], memory["elites"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreamgym.models import State
-from dreamgym.train.planners.base import Plan, Planner, PlannerConfig, shifted, take
-from dreamgym.train.planners.boxes import BoxActions
+from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
+from dreamgym.train.planners.boxes import BoxPlanner
 from dreamgym.train.planners.noise import keyed, normals
 
 
@@ -41,7 +40,7 @@ class MPPIConfig(PlannerConfig):
             raise ValueError(f"temperature is {self.temperature}; expected a number above 0")
 
 
-class MPPI(Planner):
+class MPPI(BoxPlanner):
     """MPPI (Williams et al. 2017, arXiv 1707.02342) in the form of TD-MPC2 (arXiv 2310.16828).
 
     Mean and standard deviation are those of the best candidates, weighted by the exponential of
@@ -50,15 +49,6 @@ class MPPI(Planner):
 
     config_type = MPPIConfig
     config: MPPIConfig
-
-    def __init__(self, model: Any, config: MPPIConfig | None = None, **prior: Any) -> None:
-        super().__init__(model, config, **prior)
-        self.box = BoxActions(model.action_space, self.device)
-
-    def initial(self, batch_size: int) -> dict[str, Tensor]:
-        """See `Planner.initial`."""
-        shape = (batch_size, self.config.horizon, self.box.size)
-        return {"mean": self.box.clip(torch.zeros(shape, device=self.device))}
 
     def _plan(self, state: State, keys: Tensor, memory: dict[str, Tensor]) -> Plan:
         config, mean = self.config, memory["mean"]
