@@ -86,12 +86,18 @@ def report(
     """
     from dreamgym.trust import report as make_report
     from dreamgym.trust.html_page import page
+    from dreamgym.trust.reporting import PAGE_SUFFIXES
     from dreamgym.world import load
     from dreamgym.world.hub import is_hub_name
     from dreamgym.world.world import annotate
 
     if card and any(map(is_hub_name, worlds)):
         raise typer.BadParameter("--card writes into the world's folder; give one, not hf://...")
+    if out is not None and out.suffix.lower() not in PAGE_SUFFIXES:
+        raise typer.BadParameter(
+            f"--out {out}: the page is HTML; give a name that ends in .html, and --json FILE for "
+            "the figures"
+        )
     loaded = [load(each) for each in worlds]
     target = out or Path(f"{'-'.join(each.name for each in loaded)}-report.html")
     work = target.with_name(f"{target.stem}.work")
@@ -113,7 +119,7 @@ def report(
                 planned_policy(each, world) if each.startswith("plan:") else policy_named(each)
                 for each in policies
             ]
-        with keeping(kept), progress_bar(f"report {world.name}") as progress:
+        with keeping(kept, own=False), progress_bar(f"report {world.name}") as progress:
             made = make_report(
                 world,
                 data,
