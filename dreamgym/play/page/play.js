@@ -324,8 +324,10 @@ function shownAction(shown) {
   about.controls.forEach((control, index) => {
     const element = at("controls").children[index];
     if (control.kind === "choice") {
-      [...element.children].forEach((button, option) =>
-        button.classList.toggle("held", option === shown[index]));
+      [...element.children].forEach((button, option) => {
+        button.classList.toggle("held", option === shown[index]);
+        button.setAttribute("aria-pressed", option === shown[index]);
+      });
     } else {
       const slider = element.querySelector("input");
       if (!slider.matches(":active")) slider.value = shown[index];
