@@ -188,7 +188,7 @@ function take(moment) {
   at("time-out").textContent = `${moment.step} / ${moment.last}`;
   if (at("player").value !== "you" && moment.action) shownAction(moment.action);
   document.body.dataset.step = moment.step;
-  requestAnimationFrame(draw);
+  redraw();
   if (!playing) editor();
 }
 
@@ -463,9 +463,9 @@ function buildPlots() {
   readColours();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     readColours();
-    draw();
+    redraw();
   });
-  addEventListener("resize", draw);
+  addEventListener("resize", redraw);
   drawn.push(() => plot(at("reward"), [
     ["real", (each) => each.real?.reward, true], ["dream", (each) => each.reward],
   ])); // the start has no reward: null
@@ -493,6 +493,18 @@ function buildPlots() {
 
 function draw() {
   if (now !== null) for (const each of drawn) each();
+}
+
+let drawing = false;
+
+// Draws once before the next time that the screen is refreshed.
+function redraw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    draw();
+  });
 }
 
 function surface(canvas) {
