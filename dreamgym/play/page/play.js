@@ -163,7 +163,15 @@ async function go(target) {
 function take(moment) {
   now = moment;
   future = moment.last;
-  if (moment.past) past = moment.past;
+  if (moment.past) {
+    past = moment.past;
+    at("seed").value = moment.seed;
+    if (at("start").value !== moment.start) {
+      at("start").value = moment.start; // a branch of an episode that began elsewhere
+      startChosen();
+    }
+    rowShown(moment.row);
+  }
   past = past.filter((each) => each.step < moment.step);
   past.push(moment);
   picture(at("dream-frame"), moment.frame);
@@ -659,12 +667,12 @@ function startChosen() {
   at("row").value = -1;
   rowShown();
 }
-function rowShown() {
+function rowShown(drawn = null) {
   const row = Number(at("row").value);
-  at("row-out").textContent = row < 0 ? "by the seed" : row;
+  at("row-out").textContent = row >= 0 ? row : drawn === null ? "by the seed" : `${drawn}, by the seed`;
 }
 at("start").onchange = async () => { startChosen(); pause(); await reset(); at("start").blur(); };
-at("row").oninput = rowShown;
+at("row").oninput = () => rowShown();
 at("row").onchange = async () => { pause(); await reset(); };
 
 // ---------------------------------------------------------------- branches
