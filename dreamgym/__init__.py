@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from dreamgym.transfer import transfer_policy as transfer_policy
     from dreamgym.world import World as World
     from dreamgym.world import load as load
+    from dreamgym.world import push as push
+    from dreamgym.world import worlds as worlds
 
 __version__ = "0.1.0"
 
@@ -84,7 +86,7 @@ _NAMES_OF = {
     "play": (),
     "train": ("check", "train_policy"),
     "transfer": ("compare_policies", "evaluate", "export_policy", "transfer_policy"),
-    "world": ("World", "load"),
+    "world": ("World", "load", "push", "worlds"),
 }
 """Public names by the package that defines them."""
 

@@ -10,6 +10,7 @@ EXTRA_OF = {
     "av": "video",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
+    "huggingface_hub": "hub",
     "matplotlib": "plot",
     "mcap": "ros",
     "mcap_protobuf": "ros",

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dreamgym.cli import app
 from dreamgym.dream.options import DreamOptions
 from dreamgym.fitting import FitConfig, OptimizerConfig
 from dreamgym.train import LEARNERS, TrainConfig
+from tests.hub_server import TOKEN, local_hub
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -45,20 +47,11 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 RESULTS = ROOT / "benchmarks" / "results"
 README_LINES = 20
-QUICK_PAGES = (
-    "check",
-    "cli",
-    "concepts",
-    "dreams",
-    "install",
-    "new-family",
-    "play",
-    "record",
-    "results",
-)
+QUICK_PAGES = ("check", "cli", "concepts", "dreams", "hub", "install", "new-family", "play")
+QUICK_PAGES += ("record", "results")
 """Pages of docs/ whose Python blocks take a few seconds at most."""
-NEEDS = {"jax": "jax", "offline": "d3rlpy", "ray": "ray"}
-"""Libraries that the Python blocks of a page need and `dev` does not install."""
+NEEDS = {"hub": "huggingface_hub", "jax": "jax", "offline": "d3rlpy", "ray": "ray"}
+"""Libraries that the Python blocks of a page need."""
 
 
 def read(page: Path) -> str:
@@ -130,6 +123,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     if page.parent == DOCS and page.stem in NEEDS:
         pytest.importorskip(NEEDS[page.stem])
     monkeypatch.chdir(tmp_path)
+    hub = page == DOCS / "hub.md"
+    with local_hub(tmp_path / "cache", monkeypatch, token=TOKEN) if hub else nullcontext():
+        run_blocks(page)
+
+
+def run_blocks(page: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
         # A traceback then points to the page's own line.
@@ -160,7 +159,8 @@ def parse_command(arguments: list[str]) -> None:
         assert any(verb in option.opts for option in group.params) or verb == "--help"
         return
     command = group.commands[verb]
-    command.make_context(verb, [argument for argument in rest if argument != "--help"] or ["x"])
+    needed = ["x"] if any(each.required for each in command.params) else []
+    command.make_context(verb, [argument for argument in rest if argument != "--help"] or needed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

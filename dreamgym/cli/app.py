@@ -19,6 +19,7 @@ from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
 from dreamgym.cli.play import play
 from dreamgym.cli.reality import evaluate, export, transfer
+from dreamgym.cli.sharing import push, worlds
 from dreamgym.cli.trust import report
 from dreamgym.cli.worlds import fit, import_checkpoint, train
 
@@ -43,6 +44,7 @@ app = typer.Typer(
 _VERBS = (
     *(record, check, fit, train, transfer, evaluate, report, play, export),
     *(improve, act, learn),
+    *(worlds, push),
     *(recover, convert, pack, import_checkpoint),
 )
 for _verb in _VERBS:

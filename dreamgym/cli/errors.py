@@ -25,12 +25,14 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def keeping(describe_kept: Callable[[], str]) -> Iterator[None]:
+def keeping(describe_kept: Callable[[], str], *, own: bool = True) -> Iterator[None]:
     """Turn Ctrl-C inside the block into `Interrupted`.
 
     Args:
         describe_kept: called at Ctrl-C; returns one line on what is left on disk and how to
-            continue. A `KeyboardInterrupt` with a message of its own takes precedence.
+            continue.
+        own: whether a `KeyboardInterrupt` with a message of its own takes precedence; not where the
+            message is that of a part of the work.
 
     Raises:
         Interrupted: at Ctrl-C.
@@ -38,7 +40,7 @@ def keeping(describe_kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Interrupted(str(stop) or describe_kept()) from None
+        raise Interrupted((own and str(stop)) or describe_kept()) from None
 
 
 def explain(error: Exception) -> str:

@@ -81,7 +81,12 @@ def improve(
     config = _config(preset, settings, updates, gamma)
 
     def kept() -> str:
-        return f"the rounds so far are in {out}; the same command continues from there"
+        if not out.exists():
+            return "nothing was written"
+        return (
+            f"the rounds so far are in {out}; the same command continues from there, and a "
+            "training that was under way starts again"
+        )
 
     with keeping(kept), _stage_bars() as stage_progress:
         result = improve_policy(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dreamgym._files import atomic_file, json_text, local_path
+from dreamgym._files import atomic_file, json_text
 from dreamgym.cli.errors import keeping
 from dreamgym.cli.options import JsonFile, Seed, options_from
 from dreamgym.cli.output import number, progress_bar, say
@@ -21,7 +22,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="WORLD",
-            help="A folder of dreamgym fit, or a world that ships; several are laid side by side.",
+            help="A folder, a world that ships or hf://owner/name; several are laid side by side.",
         ),
     ],
     data: Annotated[
@@ -67,7 +68,9 @@ def report(
     card: Annotated[
         bool,
         typer.Option(
-            "--card", help="Write verdict, ranking and limits into the world's folder and card."
+            "--card",
+            help="Write verdict, ranking and limits into the world's folder and card; with "
+            "matplotlib also a picture.",
         ),
     ] = False,
     seed: Seed = 0,
@@ -83,11 +86,20 @@ def report(
     """
     from dreamgym.trust import report as make_report
     from dreamgym.trust.html_page import page
+    from dreamgym.trust.reporting import PAGE_SUFFIXES
     from dreamgym.world import load
-    from dreamgym.world.world import add_report
+    from dreamgym.world.hub import is_hub_name
+    from dreamgym.world.world import annotate
 
-    named = [local_path(each).name for each in worlds]
-    target = out or Path(f"{'-'.join(named)}-report.html")
+    if card and any(map(is_hub_name, worlds)):
+        raise typer.BadParameter("--card writes into the world's folder; give one, not hf://...")
+    if out is not None and out.suffix.lower() not in PAGE_SUFFIXES:
+        raise typer.BadParameter(
+            f"--out {out}: the page is HTML; give a name that ends in .html, and --json FILE for "
+            "the figures"
+        )
+    loaded = [load(each) for each in worlds]
+    target = out or Path(f"{'-'.join(each.name for each in loaded)}-report.html")
     work = target.with_name(f"{target.stem}.work")
     config = RankingConfig(**settings)
     ranked = rank or env is not None or bool(settings)
@@ -100,15 +112,14 @@ def report(
             else "nothing was written"
         )
 
-    for name in worlds:
-        world = load(name)
+    for name, world in zip(worlds, loaded, strict=True):
         compared = None
         if policies:
             compared = [
                 planned_policy(each, world) if each.startswith("plan:") else policy_named(each)
                 for each in policies
             ]
-        with keeping(kept), progress_bar(f"report {world.name}") as progress:
+        with keeping(kept, own=False), progress_bar(f"report {world.name}") as progress:
             made = make_report(
                 world,
                 data,
@@ -122,7 +133,13 @@ def report(
         reports.append(made)
         say(str(made))
         if card:
-            say(f"{add_report(name, made.summary(), made.figures.get('limits'))}: card written")
+            quality = {"report": made.summary(), "limits": made.figures.get("limits")}
+            written = annotate(
+                name,
+                quality={key: value for key, value in quality.items() if value is not None},
+                picture=_picture(made.figures),
+            )
+            say(f"{written}: card written")
     with atomic_file(target) as temporary:
         temporary.write_text(page(reports), encoding="utf-8")
     if json_file is not None:
@@ -130,3 +147,10 @@ def report(
         with atomic_file(json_file) as temporary:
             temporary.write_text(json_text(plain[0] if len(plain) == 1 else plain), "utf-8")
     say(f"{target}: {number(sum(each.seconds for each in reports))} s")
+
+
+def _picture(figures: dict[str, Any]) -> bytes | None:
+    """Return the picture for a card; None where matplotlib, an extra, is not installed."""
+    from dreamgym.trust.picture import card_picture
+
+    return card_picture(figures) if find_spec("matplotlib") else None

@@ -199,7 +199,7 @@ def train(
     world: Annotated[
         str,
         typer.Argument(
-            metavar="WORLD", help="A folder of dreamgym fit, or a world that ships with dreamgym."
+            metavar="WORLD", help="A folder, a world that ships with dreamgym, or hf://owner/name."
         ),
     ],
     algo: Annotated[
@@ -304,10 +304,11 @@ def train(
     target = entry.policy_path(out or f"{loaded.name}-{algo}")
     several = [seed_path(target, seed + index) for index in range(seeds)] if seeds > 1 else []
     for path in several or [target]:
-        if path.exists() and not (overwrite or resume):
-            raise FileExistsError(f"{path} exists already; give another path or --overwrite")
         if overwrite and several:
             path.unlink(missing_ok=True)
+        if not (overwrite or resume):
+            _check_new(path)
+    finished = [str(path) for path in several or [target] if resume and path.exists()]
     evaluate = None
     if evaluate_every is not None:
         say(
@@ -333,17 +334,45 @@ def train(
     seconds = time.perf_counter() - start
     figures = [_trained(path) for path in several or [target]]
     for each in figures:
-        each |= {"seconds": seconds, "steps_per_second": each["steps"] / seconds}
-        last = ""
-        if each["curve"]:
-            last = f", dream return {number(each['curve'][-1][1])} at the end"
-        for alarm in each["alarms"]:
-            say(f"alarm: {alarm}")
-        say(
-            f"{each['policy']}: {algo}, {number(each['steps'])} dream steps, "
-            f"{number(seconds)} s{last}"
-        )
+        if each["policy"] not in finished:
+            each |= {"seconds": seconds, "steps_per_second": each["steps"] / seconds}
+        _show_trained(each, steps)
     write_json(json_file, {"policies": figures} if several else figures[0])
+
+
+def _check_new(path: Path) -> None:
+    """Raise `FileExistsError` if there is a policy already, or an unfinished one."""
+    from dreamgym.train.training import checkpoint_path
+
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; give another path or --overwrite")
+    unfinished = checkpoint_path(path)
+    if unfinished.exists():
+        raise FileExistsError(
+            f"{unfinished} is a training that was stopped; --resume goes on from it, --overwrite "
+            "starts again"
+        )
+
+
+def _show_trained(figures: dict[str, Any], asked: int | None) -> None:
+    """Print the alarms of a training, and one line on its policy.
+
+    Args:
+        figures: those of `_trained`; with "seconds" where it was trained now.
+        asked: dream steps that were asked for; None for the algorithm's own number.
+    """
+    done = f"{figures['policy']}: {figures['algo']}, {number(figures['steps'])} dream steps"
+    if "seconds" not in figures:
+        say(f"{done}: it was finished, and nothing was trained; --overwrite trains it again")
+        return
+    if asked is not None and figures["steps"] > asked:
+        done += f" ({number(asked)} were asked for; rollouts are whole)"
+    last = ""
+    if figures["curve"]:
+        last = f", dream return {number(figures['curve'][-1][1])} at the end"
+    for alarm in figures["alarms"]:
+        say(f"alarm: {alarm}")
+    say(f"{done}, {number(figures['seconds'])} s{last}")
 
 
 def _trained(path: Path) -> dict[str, Any]:

@@ -117,10 +117,10 @@ def _parts(
     dense = not hasattr(buffer, "next_observations")  # optimize_memory_usage
     if dense and buffer.full:
         order = order[1:]  # whose observation was overwritten by the newest one
-    told = bool(getattr(buffer, "handle_timeout_termination", False))
+    marked = bool(getattr(buffer, "handle_timeout_termination", False))
     meaning = "dones are terminations where timeouts are not set"
     terminations = True
-    if not told and (np.asarray(buffer.dones)[order] != 0).any():
+    if not marked and (np.asarray(buffer.dones)[order] != 0).any():
         ambiguity = "the buffer does not tell time limits apart (handle_timeout_termination=False)"
         terminals = require_terminals(options, path, ambiguity)
         terminations, meaning = terminals == "termination", f"dones are {terminals} (by option)"

@@ -163,3 +163,18 @@ def _vector_notes(key: str, box: spaces.Box) -> list[str]:
         "separate numbers; if it is an image, give uint8 values from 0 to 255 of shape (height, "
         "width, channels)"
     ]
+
+
+def describe_observations(space: spaces.Space[Any]) -> str:
+    """Return an observation space in few words: "4 numbers", "64x64 RGB images"."""
+    if isinstance(space, spaces.Dict):
+        return ", ".join(f"{key}: {describe_observations(each)}" for key, each in space.items())
+    if not isinstance(space, spaces.Box):
+        return type(space).__name__
+    layout = image_layout(space)
+    if layout is None:
+        size = math.prod(space.shape)
+        return f"{size} number" + ("" if size == 1 else "s")
+    height, width = layout.size
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}.get(layout.channels, f"{layout.channels}-channel")
+    return f"{height}x{width} {kind} images"

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
+from dreamgym._settings import closest
 from dreamgym.data.agent_wrappers import wrappers_of
 from dreamgym.data.frame_skip import FrameSkip, frame_skip_of
 from dreamgym.data.layout import index_rows
@@ -174,8 +175,10 @@ def _named_policy(text: str, space: gym.Space[Any]) -> Policy:
                 f"policy {text!r} has no whole number after the colon; expected e.g. 'held:4'"
             )
         return HeldRandomPolicy(space, int(value))
+    near = closest(name, POLICY_NAMES)
+    hint = f"did you mean {near!r}? " if near else ""
     raise PolicyError(
-        f"there is no policy {text!r}; expected {_EXPECTED}. A policy in a file is read with "
+        f"there is no policy {text!r}; {hint}expected {_EXPECTED}. A policy in a file is read with "
         "dreamgym.train.load_policy(path)"
     )
 
@@ -318,8 +321,8 @@ class FunctionPolicy:
         if state is not None:
             raise PolicyError(
                 "the policy is a function that returned (action, state), and a function is not "
-                "given its state at the next step, nor told of the start of an episode; pass the "
-                "object with predict(observations, state, episode_start, deterministic) itself"
+                "given its state at the next step, nor informed of the start of an episode; pass "
+                "the object with predict(observations, state, episode_start, deterministic) itself"
             )
         return _without_gradient(action)
 

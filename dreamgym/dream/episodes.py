@@ -25,7 +25,7 @@ START_AGE = -1
 DRAWS = 4
 """Uniforms per episode: bank of the start state, row in the bank, horizon, temperature."""
 
-BANK_NAMES = ("anywhere", "bank", "beginnings")
+BANK_NAMES = ("anywhere", "bank", "episode_starts")
 """Start states that every world has: all of its bank, and those at the beginning of episodes."""
 
 
@@ -161,7 +161,7 @@ def _find_bank(world: World, source: Any) -> StartStates:
         return _check_states(world, StartStates(states=dict(source), num_episode_starts=rows))
     if source == "bank":
         return world.starts
-    if source == "beginnings":
+    if source in ("episode_starts", "beginnings"):  # the latter is the former name
         count = world.starts.num_episode_starts
         states = {key: leaf[:count] for key, leaf in world.starts.states.items()}
         return StartStates(states=states, num_episode_starts=count)

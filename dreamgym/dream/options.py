@@ -45,8 +45,8 @@ class DreamOptions:
             environment.
         termination: "sample" the predicted probability, or a threshold in (0, 1] on it; None for
             the world's recommendation.
-        starts: start states: "bank" (half of them beginnings of episodes, half from anywhere),
-            "beginnings", "anywhere" (the other half), the path of a dataset, or a mapping from
+        starts: start states: "bank" (half of them starts of episodes, half from anywhere),
+            "episode_starts", "anywhere" (the other half), the path of a dataset, or a mapping from
             these to weights; in Python also `StartStates` or a state with leaves (S, ...).
         render_mode: None or "rgb_array".
         dtype: dtype of matrix products, "float32", or "bfloat16" where the family supports it.

@@ -204,7 +204,7 @@ class WatchedVectorEnv(VectorWrapper):
         beyond = torch.zeros_like(ended)
         if limits.reward_high is not None:
             # Only above: low rewards attract no policy, and a dream that leaves the data, or a
-            # pessimistic one, pays lower ones than the data by design.
+            # pessimistic one, has lower ones than the data by design.
             above = counted & (reward > limits.reward_high + limits.reward_margin)
             beyond |= self._add("reward", above, counted, reward)
         if limits.uncertainty is not None:
@@ -287,7 +287,7 @@ class WatchedVectorEnv(VectorWrapper):
             return (
                 f"{share:.1%} of the rewards exceed those of the data, "
                 f"{limits.reward_low:.4g} to {limits.reward_high:.4g} (up to {largest:.4g}): the "
-                "policy is paid for what no data has shown; record data with it and fit "
+                "policy is rewarded for what no data has shown; record data with it and fit "
                 "again, or give the reward as a function (KnownReward)"
             )
         if name == "uncertainty":

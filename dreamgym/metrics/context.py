@@ -111,7 +111,9 @@ class MetricContext:
         """Forecasts of the vector observations, in two halves that share no episode.
 
         There is one part where the episodes are too few, and none for a model that does not decode
-        or observations without a vector.
+        or observations without a vector. The linear baseline is fitted to the training episodes, or
+        else to the other half; to the same episodes, which favours it, only where there is one part
+        and no training episode is in the dataset.
         """
         if not isinstance(self.model, Decodes):
             return []
@@ -126,7 +128,9 @@ class MetricContext:
                 self.dataset,
                 half,
                 horizons=horizons,
-                fitted_to=self.training,
+                fitted_to=halves[1 - number]
+                if self.training is None and len(halves) == 2
+                else self.training,
                 seed=self.seed + number,
             )
             for number, half in enumerate(halves)

@@ -70,16 +70,25 @@ def _recalibrated(halves: list[Forecasts]) -> Figures:
 
 
 def _quantiles(scores: list[Array]) -> Array:
-    """Return the factor of each level: its quantile of the scores, with the finite-sample rank."""
+    """Return the factor of each level: its quantile of the scores, with the finite-sample rank.
+
+    Where more intervals than the level allows are points beside the truth, it is the largest score
+    of the others: no factor stretches a point.
+    """
     factors = []
     for level, values in zip(LEVELS, scores, strict=True):
-        rank = min(1.0, np.ceil(level * (len(values) + 1)) / max(1, len(values)))
-        factors.append(float(np.quantile(values, rank)) if len(values) else 1.0)
+        finite = values[np.isfinite(values)]
+        rank = min(1.0, np.ceil(level * (len(values) + 1)) / max(1, len(finite)))
+        factors.append(float(np.quantile(finite, rank)) if len(finite) else 1.0)
     return np.array(factors)
 
 
 def _scores(forecasts: Forecasts, row: int) -> list[Array]:
-    """Return, for each level, by how much each interval must be stretched to hold the truth."""
+    """Return, for each level, by how much each interval must be stretched to hold the truth.
+
+    An interval without width has a score of 0 where it is the truth and infinity where it is not,
+    up to `POINT`.
+    """
     samples, truth, _, _ = forecasts.at(row)
     median = np.median(samples, 1)
     scores = []
@@ -87,8 +96,12 @@ def _scores(forecasts: Forecasts, row: int) -> list[Array]:
         low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=1)
         above = truth >= median
         room = np.where(above, high - median, median - low)
-        chosen = np.isfinite(forecasts.spread) & (room > POINT * forecasts.spread)
-        scores.append((np.abs(truth - median)[chosen] / room[chosen]).astype(np.float64))
+        least = np.broadcast_to(POINT * forecasts.spread, room.shape)
+        distance = np.abs(truth - median)
+        point = room <= least
+        needed = np.where(distance <= least, 0.0, np.inf)
+        np.divide(distance, room, out=needed, where=~point)
+        scores.append(needed[:, np.isfinite(forecasts.spread)].reshape(-1))
     return scores
 
 

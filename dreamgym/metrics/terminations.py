@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dreamgym.metrics.calibration import BINS, calibration
+from dreamgym.metrics.channels import MIN_WINDOWS
 from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.rewards import precision_recall
 from dreamgym.metrics.survival import SAMPLE, dream_survival, real_survival
@@ -21,8 +22,9 @@ def termination_detail(context: MetricContext) -> Figures:
     each bin of width 0.1 that holds any (DeGroot and Fienberg 1983). Precision and recall are those
     of probabilities of at least a half. `survival` is the share of windows, and of dreams of the
     same actions, that have not terminated after each step; `length_distance` is their largest
-    difference, as in a two-sample Kolmogorov-Smirnov test. The share of real windows is the product
-    of Kaplan and Meier (1958), because truncated episodes say nothing about what followed.
+    difference where at least 32 windows are left, as in a two-sample Kolmogorov-Smirnov test. The
+    share of real windows is the product of Kaplan and Meier (1958), because truncated episodes say
+    nothing about what followed.
     """
     predicted, _, terminated = context.all_steps
     if not len(terminated):
@@ -61,9 +63,11 @@ def _survival(context: MetricContext) -> Figures:
     ended = (at_risk & (survived == 0)).sum(0)
     count = at_risk.sum(0)
     real = np.cumprod(1 - ended / np.maximum(count, 1))
-    compared = count >= 1
+    compared = count >= MIN_WINDOWS
     dreams = dreamt.cpu().numpy()
-    return {
-        "survival": {"real": real.tolist(), "dream": dreams.tolist(), "windows": count.tolist()},
-        "length_distance": float(np.abs(real - dreams)[compared].max()) if compared.any() else 0.0,
+    figures: Figures = {
+        "survival": {"real": real.tolist(), "dream": dreams.tolist(), "windows": count.tolist()}
     }
+    if compared.any():
+        figures["length_distance"] = float(np.abs(real - dreams)[compared].max())
+    return figures

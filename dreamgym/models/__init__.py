@@ -10,6 +10,7 @@ from dreamgym.models.base import (
     State,
     Values,
     WorldModel,
+    as_segment,
     filter_states,
     imagine,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "State",
     "Values",
     "WorldModel",
+    "as_segment",
     "filter_states",
     "imagine",
 ]

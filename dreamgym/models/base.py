@@ -446,7 +446,7 @@ def stack(states: list[State]) -> State:
 
 
 def as_segment(batch: SegmentBatch, device: torch.device) -> Segment:
-    """Convert a batch of the data reader to tensors on a device."""
+    """Convert a batch of `Dataset.segments` or `Dataset.windows` to tensors on a device."""
     rest = (torch.from_numpy(np.ascontiguousarray(leaf)).to(device) for leaf in batch[1:])
     return Segment(as_tensors(batch.observation, device), *rest)
 

@@ -126,6 +126,11 @@ class ImproveConfig:
                 raise OnlineError(f"{name} is {value}; expected a number above 0")
         if self.dream_ratio is not None and self.dream_steps is not None:
             raise OnlineError("dream_ratio and dream_steps are both given; give one of them")
+        if self.train.alarms == "stop":
+            raise OnlineError(
+                "train.alarms is 'stop', which would end the loop in a round that it can never "
+                "finish; use 'warn', 'penalise' or 'truncate'"
+            )
 
     @property
     def skip(self) -> FrameSkip:

@@ -32,8 +32,8 @@ class TrainConfig:
             mean square of a random policy's discounted returns in the dream.
         view: what the policy sees, "observation" or "latent".
         horizon: steps after which a dream is truncated.
-        starts: where dreams start: "bank" (half of them beginnings of episodes, half from anywhere
-            in them), "beginnings" or "anywhere", or the path of a dataset.
+        starts: where dreams start: "bank" (half of them starts of episodes, half from anywhere in
+            them), "episode_starts" or "anywhere", or the path of a dataset.
         real_share: share of real transitions in every batch of an off-policy algorithm; MBPO's is
             0.05. Needs `real_data`.
         temperature: temperature of the dream; above 1 it is more uncertain than the model.

@@ -12,7 +12,7 @@ from dreamgym.errors import TrainingError
 
 
 def dream_for(env: Any, *, library: str, autoreset_mode: str, output: str | None = None) -> Any:
-    """Return a dream in the mode that a library needs, made anew where `env` is in another one.
+    """Return a dream in the mode that a library needs, recreated where `env` is in another one.
 
     Args:
         env: a `DreamVectorEnv`, or a vector environment that wraps one.
@@ -21,8 +21,8 @@ def dream_for(env: Any, *, library: str, autoreset_mode: str, output: str | None
         output: "numpy" or "torch"; None for any.
 
     Returns:
-        `env` itself where it fits, else a new environment of its world; a wrapped one is not made
-        anew, since its wrappers would be lost.
+        `env` itself where it fits, else a new environment of its world; a wrapped one is not
+        recreated, since its wrappers would be lost.
 
     Raises:
         TrainingError: not a vector environment, or a wrapped one in another mode.

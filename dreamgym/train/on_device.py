@@ -103,7 +103,7 @@ class Training:
         **options: options of `TrainingRun.make_dream`; tensors are its output by default.
 
     Attributes:
-        steps: dream steps of the whole training.
+        steps: dream steps of the whole training, whole rollouts.
         frames: dream steps of one rollout.
         network: the network, on the dream's device.
         network_arguments: arguments of `ActorCritic` beside the spaces, JSON-plain.
@@ -118,8 +118,9 @@ class Training:
 
     def __init__(self, run: TrainingRun, settings: OnPolicySettings, **options: Any) -> None:
         self._run, self._settings = run, settings
-        num_envs, self.steps = run.config.num_envs or NUM_ENVS, run.steps_left(STEPS)
+        num_envs = run.config.num_envs or NUM_ENVS
         self.frames = num_envs * settings.n_steps
+        self.steps = run.steps_left(STEPS, self.frames)
         self.curve: list[list[float]] = []
         self.dream = run.make_dream(num_envs, **{"output": "torch", **options})
         try:

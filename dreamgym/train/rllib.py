@@ -70,7 +70,7 @@ class RLlibEnv(VectorWrapper):
 
     Args:
         env: a dream, or a wrapper around one; a dream that is not on NumPy arrays in NextStep mode
-            is made anew.
+            is recreated in that mode.
         reward_scale: factor on the rewards.
 
     Raises:

@@ -50,12 +50,12 @@ class RslRlVecEnv(VecEnv):
     """A `DreamVectorEnv` as rsl_rl's `VecEnv`.
 
     Actions of rsl_rl are real numbers, which are clipped to the action space. Truncated rows are
-    told in `extras["time_outs"]`; rsl_rl then adds gamma * V(s_t), its approximation of
+    marked in `extras["time_outs"]`; rsl_rl then adds gamma * V(s_t), its approximation of
     gamma * V(s_t+1). Where `env` is a `TruncationBootstrap`, it gets the latter and no time-outs.
 
     Args:
         env: a dream, or a wrapper on tensors around one; a dream that is not on tensors in SameStep
-            mode is made anew.
+            mode is recreated in that mode.
 
     Raises:
         TrainingError: the action space is not a Box of floats, or `env` wraps a dream in another

@@ -35,7 +35,7 @@ def train_seeds(
 ) -> list[Path]:
     """Train one policy for each seed, several at once.
 
-    The processes are started anew ("spawn"), so a script calls it under
+    The processes start from a fresh interpreter ("spawn"), so a script calls it under
     `if __name__ == "__main__"`.
 
     Args:
@@ -86,7 +86,10 @@ def train_seeds(
             for process in multiprocessing.active_children():
                 process.terminate()
             names = ", ".join(str(checkpoint_path(path)) for path in paths if not path.exists())
-            message = f"training was interrupted; the policies so far are in {names}"
+            message = (
+                f"training was interrupted; the policies so far are in {names}; resume=True "
+                "(--resume on the command line) goes on from there"
+            )
             raise TrainingInterrupted(message, path=None, steps=0) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -53,7 +53,7 @@ class SkrlEnv(Wrapper):
 
     Args:
         env: a dream, or a wrapper on tensors around one; a dream that is not on tensors in NextStep
-            mode is made anew.
+            mode is recreated in that mode.
 
     Raises:
         TrainingError: `env` wraps a dream in another mode, or its actions have no finite bounds.
@@ -156,7 +156,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
 
         agent = _make_agent(env, network, settings)
         agent.on_update = lambda updates: training.after_update(updates * frames, agent)
-        rollouts = -(-training.steps // frames)
+        rollouts = training.steps // frames
         trainer = {"timesteps": rollouts * settings.n_steps, "disable_progressbar": True}
         trainer["close_environment_at_exit"] = False
         finished = True

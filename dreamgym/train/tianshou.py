@@ -50,7 +50,7 @@ class TianshouVecEnv(BaseVectorEnv):
     and what lies outside is clipped. Infos are empty.
 
     Args:
-        env: a dream, or a wrapper around one; a dream in another mode is made anew.
+        env: a dream, or a wrapper around one; one in another mode is recreated in the right one.
         reward_scale: factor on the rewards.
 
     Raises:
@@ -107,7 +107,7 @@ class TianshouVecEnv(BaseVectorEnv):
         """Step the rows `id`, all by default, with actions (n, ...).
 
         All rows of the dream are stepped; those that are not in `id` act at the centre of the
-        action space, and start anew where they have ended.
+        action space, and start new episodes where they have ended.
 
         Returns:
             Observations, rewards, terminations, truncations and infos of these rows.

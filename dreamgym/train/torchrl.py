@@ -52,7 +52,7 @@ class TorchRLEnv(EnvBase):
 
     Args:
         env: a dream, or a wrapper on tensors around one; a dream that is not on tensors in Disabled
-            mode is made anew.
+            mode is recreated in that mode.
         reward_scale: factor on the rewards.
 
     Raises:
@@ -158,7 +158,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
             env,
             learner.actor,
             frames_per_batch=training.frames,
-            total_frames=-(-training.steps // training.frames) * training.frames,
+            total_frames=training.steps,
             device=training.network.device,
             auto_register_policy_transforms=False,
         )

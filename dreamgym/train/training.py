@@ -70,13 +70,15 @@ class TrainingRun:
     def _done(self) -> int:
         return 0 if self.earlier is None else self.earlier.steps
 
-    def steps_left(self, default: int) -> int:
-        """Return the dream steps to train for, at least 1.
+    def steps_left(self, default: int, rollout: int = 1) -> int:
+        """Return the dream steps to train for, at least one rollout.
 
         Args:
             default: the algorithm's own number of dream steps.
+            rollout: steps that all copies take together between two updates; the number is rounded
+                up to whole ones.
         """
-        return max(1, (self.steps or default) - self._done)
+        return -(-max(1, (self.steps or default) - self._done) // rollout) * rollout
 
     def report(
         self,
@@ -224,7 +226,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
             100,000 dream steps, if `out` is given.
         resume: go on from the checkpoint beside `out`, if there is one, up to `steps` dream steps
             in all; return the policy in `out`, if that is there. The network, its standardisation
-            and the learning curve are kept; optimizer and replay buffer start anew.
+            and the learning curve are kept; optimizer and replay buffer start empty.
 
     Returns:
         The trained policy with its learner and its card.
@@ -303,7 +305,7 @@ def _resumed(learner: Learner, run: TrainingRun, checkpoint: Path) -> TrainingRu
         return run
     if not (learner.goes_on or learner.resumes):
         raise TrainingError(
-            f"a training with {learner.title} cannot be resumed; delete {checkpoint} and train anew"
+            f"a training with {learner.title} cannot be resumed; delete {checkpoint} to start again"
         )
     policy = load_policy(checkpoint)
     card = policy.card
@@ -391,7 +393,11 @@ def _interruption(
         policy.save(saved)
     except PolicyFileError as error:
         return TrainingInterrupted(f"{done}, and {error}", path=None, steps=steps)
-    message = f"{done}; the policy so far is in {saved}, and {path} was not changed"
+    entry = LEARNERS[run.learner]
+    further = ""
+    if entry.goes_on or entry.resumes:
+        further = "; resume=True (--resume on the command line) goes on from there"
+    message = f"{done}; the policy so far is in {saved}, and {path} was not changed{further}"
     return TrainingInterrupted(message, path=saved, steps=steps)
 
 

@@ -63,7 +63,7 @@ def run_dream_episodes(
         world,
         episodes,
         view=getattr(policy, "view", None) or world.default_view,
-        starts="beginnings",
+        starts="episode_starts",
         max_episode_steps=int(limits.max()),
         temperature=temperature,
         autoreset_mode="SameStep",

@@ -72,12 +72,13 @@ def world_env_maker(
         return maker if world is None else lambda: world.adapted(make_env(maker))
     if world is None or world.env_spec is None:
         lacking = (
-            "no world was given, and no env="
+            "neither a world nor a real environment was given"
             if world is None
-            else (f"the world {world.name} does not name the real environment it was fitted to")
+            else f"the world {world.name} does not name the real environment it was fitted to"
         )
         raise TransferError(
-            f"{lacking}; pass env= (an id, an EnvSpec, or a function that makes one)"
+            f"{lacking}; pass env= (an id, an EnvSpec, or a function that makes one; --env ID or "
+            "--env MODULE:ID on the command line)"
         )
     return lambda: world.real_env(**arguments)
 

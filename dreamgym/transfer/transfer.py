@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamgym._files import local_path
+from dreamgym._settings import closest
 from dreamgym.data.mixture import DatasetSource
 from dreamgym.data.policies import POLICY_NAMES, PolicyLike, as_batch
 from dreamgym.data.recording import Progress
@@ -156,10 +157,7 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         WorldError: there is no such world.
     """
     world = as_world(world)
-    if isinstance(policy, Path) or _is_path(policy):
-        folder = local_path(str(policy), PolicyFileError)
-        exported = folder.is_dir()
-        policy = ExportedPolicy(folder) if exported else load_policy(folder, world=world)
+    policy = open_policy(policy, world)
     view = getattr(policy, "view", None) or world.default_view
     maker = _real_env_maker(world, env, view)
     probe = make_env(maker)
@@ -211,8 +209,27 @@ def _baselines(world: World, data: DatasetSource | None) -> dict[str, Any]:
     return policies
 
 
-def _is_path(policy: Any) -> bool:
-    return isinstance(policy, str) and policy.partition(":")[0] not in POLICY_NAMES
+def open_policy(policy: PolicyLike | Path, world: World) -> PolicyLike:
+    """Return the policy of a path, and anything else as it is.
+
+    Args:
+        policy: the path of a policy's file or of an exported controller's folder; or a policy.
+        world: the world that it was trained in.
+
+    Raises:
+        PolicyFileError: the file or folder cannot be used.
+    """
+    if isinstance(policy, str) and policy.partition(":")[0] in POLICY_NAMES:
+        return policy
+    if not isinstance(policy, str | Path):
+        return policy
+    path = local_path(str(policy), PolicyFileError)
+    near = closest(str(policy).partition(":")[0], POLICY_NAMES)
+    if near is not None and not path.exists():
+        raise PolicyFileError(
+            f"there is no file and no policy of the name {str(policy)!r}; did you mean {near!r}?"
+        )
+    return ExportedPolicy(path) if path.is_dir() else load_policy(path, world=world)
 
 
 def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:

@@ -476,7 +476,7 @@ def ranking(figures: Figures) -> Iterator[Finding]:
 
 
 def coverage(figures: Figures) -> Iterator[Finding]:
-    """Say where policies go in dreams that the data never went, and what is paid there."""
+    """Say where policies go in dreams and the data never went, and which rewards they get there."""
     known = figures["data"]["fitted"] or figures["world"]["has_limits"]
     for row in figures.get("visits", []):
         seen = row["visit"]
@@ -485,7 +485,7 @@ def coverage(figures: Figures) -> Iterator[Finding]:
             yield Finding(
                 DO_NOT_USE if known else CAUTION,
                 "reward",
-                f"Under {row['name']}, dreams pay rewards that no data has shown.",
+                f"Under {row['name']}, dreams give rewards that no data has shown.",
                 f"{seen['rewards_outside']:.1%} of the steps, from {seen['reward_low']:.4g} to "
                 f"{seen['reward_high']:.4g}; the data has {limits['reward_low']:.4g} to "
                 f"{limits['reward_high']:.4g}",

@@ -29,8 +29,9 @@ from dreamgym.train.registry import find_learner
 from dreamgym.train.training import train_policy
 from dreamgym.transfer.dream_episodes import run_dream_episodes
 from dreamgym.transfer.evaluation import EVALUATION_SEED
+from dreamgym.transfer.export import ExportedPolicy
 from dreamgym.transfer.real import EnvSource
-from dreamgym.transfer.transfer import transfer_policy
+from dreamgym.transfer.transfer import open_policy, transfer_policy
 from dreamgym.trust.config import RankingConfig
 from dreamgym.trust.visits import visit
 from dreamgym.world.world import World
@@ -45,7 +46,7 @@ ENOUGH = 10
 SNAPSHOTS = 32
 """Times that a training keeps its policy and measures it in the dream."""
 
-MEASURED = "return from the beginnings"
+MEASURED = "return from episode starts"
 """Name of that measurement: the learner's own curve is a mean over what older policies did."""
 
 RESULTS_FILE = "ranking.json"
@@ -105,23 +106,22 @@ class Ranking:
 
     def run(
         self,
-        policies: Sequence[PolicyLike | Path] | None,
+        given: Sequence[Entry] | None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Measure all policies, and return the figures of the ranking.
 
         Args:
-            policies: the policies; None for those that the config describes. A random one is added.
+            given: the policies, see `given_entries`; None for those that the config describes.
             progress: called with (policies done, policies, {"policy": its name}).
         """
         config = self.config
         entries: list[Entry] = []
-        if policies is None:
+        if given is None:
             expected = 1 + config.seeds * (1 + config.stages) + len(config.temperatures)
         else:
-            policies = list(policies)
-            expected = 1 + len(policies)
-        for entry in self._made() if policies is None else _given(policies, self.world):
+            expected = len(given)
+        for entry in self._made() if given is None else given:
             if progress is not None:
                 progress(len(entries), expected, {"policy": entry.name})
             entries.append(entry)
@@ -198,6 +198,7 @@ class Ranking:
         self, seed: int, temperature: float, monitoring: Monitoring | None = None
     ) -> TrainedPolicy:
         """Train a policy in the dream, or read it from the folder where that was done before."""
+        learner = find_learner(self.config.algo, self.config.learner)
         path = self._path(seed, self.config.steps, temperature)
         if path.is_file():
             try:
@@ -215,6 +216,7 @@ class Ranking:
             out=path,
             config=TrainConfig(temperature=temperature, num_envs=self.config.num_envs),
             monitoring=monitoring,
+            resume=not path.is_file() and (learner.goes_on or learner.resumes),
         )
 
     def _measure(self, entry: Entry) -> dict[str, Any]:
@@ -295,24 +297,31 @@ def spread_steps(curve: Sequence[tuple[int, float]], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _given(policies: Sequence[PolicyLike | Path], world: World) -> Iterator[Entry]:
-    """Yield a random policy and those that the user gave."""
-    yield Entry(name="random", make=partial(_same, "random"))
+def given_entries(policies: Sequence[PolicyLike | Path], world: World) -> list[Entry]:
+    """Return entries of a random policy and of those that the user gave.
+
+    Args:
+        policies: whatever `transfer_policy` takes.
+        world: the world that they were trained in.
+
+    Raises:
+        PolicyFileError: a file, or an exported controller's folder, cannot be used.
+    """
+    entries = [Entry(name="random", make=partial(_same, "random"))]
     seen = {"random"}
     for number, policy in enumerate(policies):
         if isinstance(policy, str) and policy == "random":
             continue
-        name = _name(policy, number)
+        opened = open_policy(policy, world)
+        name, checksum = _name(opened, number), None
+        if isinstance(policy, Path) and policy.is_file():
+            name, checksum = policy.name, sha256(policy)
+        elif isinstance(opened, str | TrainedPolicy | ExportedPolicy):
+            checksum = name
         name = name if name not in seen else f"{name} ({number})"
         seen.add(name)
-        if isinstance(policy, Path):
-            made: Callable[[], PolicyLike] = partial(load_policy, policy, world=world)
-            checksum = sha256(policy) if policy.is_file() else None
-        else:
-            made = partial(_same, policy)
-            named = isinstance(policy, str | TrainedPolicy)
-            checksum = _name(policy, number) if named else None
-        yield Entry(name=name, make=made, checksum=checksum)
+        entries.append(Entry(name=name, make=partial(_same, opened), checksum=checksum))
+    return entries
 
 
 def _same(policy: PolicyLike) -> PolicyLike:
@@ -320,8 +329,6 @@ def _same(policy: PolicyLike) -> PolicyLike:
 
 
 def _name(policy: Any, number: int) -> str:
-    if isinstance(policy, Path):
-        return policy.name
     if isinstance(policy, str):
         return policy
     return str(getattr(policy, "name", None) or getattr(policy, "__name__", f"policy {number}"))
@@ -333,7 +340,8 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     `spearman` and `pearson` with 95% bootstrap intervals over policies, and over episodes within
     each; `regret`: the real return of the best policy minus that of the one which is best in the
     dream (DOPE's regret@1, arXiv 2103.16596, section 3.3), also as a share of the range of real
-    returns.
+    returns; `gap_mean` and `gap_max`: dream minus real return, absolute, of all policies but the
+    best, as shares of the range from the random policy to the best.
 
     Args:
         rows: policies with "real" and "dream" returns.
@@ -349,6 +357,7 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
         "regret_share": regret / span if span > 0 else 0.0,
         "best_in_dream": rows[chosen]["name"],
         "best_in_reality": rows[best]["name"],
+        **_gaps(rows, real, dream),
     }
     if len(rows) < 3:
         return figures
@@ -361,6 +370,23 @@ def agreement(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
             [float(value) for value in np.percentile(known, [2.5, 97.5])] if known else None
         )
     return figures
+
+
+def _gaps(rows: Sequence[dict[str, Any]], real: Array, dream: Array) -> dict[str, float]:
+    """Return the gaps of all policies but the best, in units of the range from random to best.
+
+    Args:
+        rows: policies by name.
+        real: (policies,) mean real returns.
+        dream: (policies,) mean dream returns.
+    """
+    best = int(real.argmax())
+    random = next((i for i, row in enumerate(rows) if row.get("name") == "random"), real.argmin())
+    span = float(real[best] - real[random])
+    gaps = np.abs(np.delete(dream - real, best))
+    if not span > 0 or not len(gaps):
+        return {}
+    return {"gap_mean": float(gaps.mean() / span), "gap_max": float(gaps.max() / span)}
 
 
 def _resampled(

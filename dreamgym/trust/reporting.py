@@ -25,7 +25,7 @@ from dreamgym.data.teaching import teaching_findings
 from dreamgym.errors import WorldError
 from dreamgym.metrics import REPORT_METRICS, Limits
 from dreamgym.metrics.registry import metric_context
-from dreamgym.transfer.real import EnvSource, env_maker, make_env
+from dreamgym.transfer.real import EnvSource, env_maker, make_env, world_env_maker
 from dreamgym.trust.config import RankingConfig
 from dreamgym.trust.examples import examples
 from dreamgym.trust.findings import (
@@ -39,12 +39,15 @@ from dreamgym.trust.findings import (
 )
 from dreamgym.trust.html_page import page
 from dreamgym.trust.names import names_of
-from dreamgym.trust.ranking import Ranking
+from dreamgym.trust.ranking import Ranking, given_entries
 from dreamgym.trust.visits import visit
 from dreamgym.world.held_out import open_for
 from dreamgym.world.world import World, as_world
 
 Progress = Callable[[int, int, dict[str, Any]], None]
+
+PAGE_SUFFIXES = (".html", ".htm")
+"""Suffixes of a page; a report with another one is written as JSON."""
 
 TOPICS = {
     "horizon": "the forecasts",
@@ -93,11 +96,11 @@ class Report:
         """How far dreams reach, what not to trust and what to record next, in words."""
         table = self.figures.get("channels") or self.figures.get("frames")
         steps = self.figures["world"]["horizon"]
-        told: dict[str, str] = {}
+        advice: dict[str, str] = {}
         if table is not None:
             reach = usable_steps(table, steps)
             limited = any(f.topic == "horizon" and f.level != GOOD for f in self.findings)
-            told["Usable to"] = f"{reach} of {steps} steps" + (
+            advice["Usable to"] = f"{reach} of {steps} steps" + (
                 "" if limited or reach == steps else ", as far as held-out episodes show"
             )
         doubted = [f for f in self.findings if f.level in (DO_NOT_USE, CAUTION)]
@@ -105,14 +108,14 @@ class Report:
         sound = [TOPICS[f.topic] for f in self.findings if f.level == GOOD and f.topic in TOPICS]
         kept = [each for each in dict.fromkeys(sound) if each not in topics]
         if kept:
-            told["Sound"] = ", ".join(kept)
+            advice["Sound"] = ", ".join(kept)
         if topics:
-            told["Do not rely on"] = ", ".join(topics)
+            advice["Do not rely on"] = ", ".join(topics)
         remedies = list(dict.fromkeys(each.remedy for each in doubted if each.remedy))
-        told["Next"] = "; ".join(remedies[:3]) or (
+        advice["Next"] = "; ".join(remedies[:3]) or (
             "train policies; then record episodes with them and report on these"
         )
-        return told
+        return advice
 
     def __str__(self) -> str:
         lines = [f"{self.world}: {self.verdict}"]
@@ -156,9 +159,7 @@ class Report:
             The path.
         """
         path = local_path(path, WorldError)
-        text = (
-            page([self]) if path.suffix.lower() in (".html", ".htm") else json_text(self.as_dict())
-        )
+        text = page([self]) if path.suffix.lower() in PAGE_SUFFIXES else json_text(self.as_dict())
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return path
@@ -185,9 +186,9 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
     Args:
         world: a world, its folder, or the name of one that ships.
         data: dataset of the world's environment.
-        policies: policies to compare in the dream and in the real environment: files, names,
-            `TrainedPolicy`s and whatever else `evaluate` takes. None with `ranking` for policies
-            from random to trained, which are then trained in the dream.
+        policies: policies to compare in the dream and in the real environment: files, folders of
+            `export_policy`, names, `TrainedPolicy`s and whatever else `evaluate` takes. None with
+            `ranking` for policies from random to trained, which are then trained in the dream.
         env: the real environment, if it is not the one that the world names.
         ranking: whether to make policies where none are given, and how; it takes minutes.
         names: names of the numbers of vector observations; None for those of known environments.
@@ -203,6 +204,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
     Raises:
         WorldError: the data, or the real environment, has other spaces than the world.
         DatasetError: the data cannot be read.
+        PolicyFileError: a policy's file or folder cannot be used.
         TransferError: there is no such environment; or policies are to be compared and the world
             does not name its environment.
     """
@@ -210,6 +212,9 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
     world = as_world(world)
     if env is not None:
         _check_env(world, env)
+    given = None if policies is None else given_entries(policies, world)
+    if given is not None or ranking:
+        world_env_maker(world, env)  # a missing environment is found before anything is measured
     with ExitStack() as stack:
         opened = stack.enter_context(open_for(world, data))
         dataset, fitted, held_out = opened.dataset, opened.is_fitted_data, opened.held_out
@@ -241,7 +246,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
         limits = limits.joined(Limits.from_json(world.quality["limits"]))
         figures["limits"] = limits.to_json()
     say("dreams under a random policy")
-    if policies is None and not ranking:
+    if given is None and not ranking:
         figures["visits"] = [
             {"name": "random", "visit": visit("random", world, limits=limits, seed=seed).as_dict()}
         ]
@@ -249,7 +254,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
         config = ranking if isinstance(ranking, RankingConfig) else RankingConfig()
         folder = None if work is None else local_path(work, WorldError)
         made = Ranking(world, limits, config, env, folder)
-        figures["ranking"] = made.run(policies, progress)
+        figures["ranking"] = made.run(given, progress)
         figures["visits"] = [
             {"name": row["name"], "visit": row["visit"]} for row in figures["ranking"]["policies"]
         ]

@@ -1,4 +1,4 @@
-"""Where a policy goes in a dream, and what the dream pays there, beside what the data has shown."""
+"""Where a policy goes in dreams and which rewards it gets, beside what the data has shown."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Visit:
         reward_high: largest reward of a step.
         rewards_outside: share of the steps with a reward above the data's largest one by more than
             the margin. Lower ones than the data's attract no policy, and dreams that leave the
-            data pay them by design.
+            data have them by design.
         examples: the farthest states.
     """
 

@@ -24,7 +24,8 @@ from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.spec import check_is_model
 from dreamgym.models.weights import not_finite, shape_mismatch
 from dreamgym.world import serialization, zoo
-from dreamgym.world.card import write_card
+from dreamgym.world.card import PICTURE_FILE, write_card
+from dreamgym.world.hub import Pushed, download, is_hub_name, parse_name, push_folder, saved
 from dreamgym.world.start_states import StartStates
 
 _TRIED_STARTS = 16
@@ -250,16 +251,56 @@ class World:
 
 @float32_by_default()
 def load(name_or_path: str | Path) -> World:
-    """Load a world: a folder, or the name or id of one that ships with dreamgym.
+    """Load a world.
 
     Every file is checked against the checksums in world.json before it is used, and nothing in
     the files is executed.
 
+    Args:
+        name_or_path: a folder; the name or id of a world that ships with dreamgym; or
+            `hf://owner/name@revision`, a world on the Hugging Face Hub, which is downloaded unless
+            it is in the cache. Without a revision it is the cached one, or else the newest, and a
+            warning says which.
+
     Raises:
         WorldError: there is no such world; a file is missing or changed; the family is unknown;
-            the folder was written by a newer dreamgym; weights or starts do not fit the config.
+            the folder was written by a newer dreamgym; weights or starts do not fit the config; or
+            the hub cannot be reached.
+        ModuleNotFoundError: a world on the hub is named, and huggingface_hub is not installed.
     """
-    folder = _find_folder(name_or_path)
+    if is_hub_name(name_or_path):
+        name = parse_name(name_or_path).repo_id.partition("/")[2]
+        return replace(_read_folder(download(name_or_path)), name=name)
+    return _read_folder(_find_folder(name_or_path))
+
+
+def push(
+    world: World | str | Path, repo_id: str, *, private: bool = False, message: str | None = None
+) -> Pushed:
+    """Publish a world on the Hugging Face Hub: its files, and its card with the hub's metadata.
+
+    Args:
+        world: a world, or what `load` takes.
+        repo_id: repository to publish it in, `owner/name`; it is made, or gets a further commit.
+        private: whether a repository that is made is private.
+        message: message of the commit.
+
+    Returns:
+        Its URL, and its name with the commit, `hf://owner/name@commit`, which `load` takes.
+
+    Raises:
+        WorldError: there is no such world, or the hub refuses or cannot be reached.
+        ModuleNotFoundError: huggingface_hub is not installed.
+    """
+    if isinstance(world, World) or is_hub_name(world):
+        with saved(as_world(world)) as folder:
+            return push_folder(folder, repo_id, private=private, message=message)
+    folder = _find_folder(world)
+    load(folder)  # refuse what cannot be loaded before anything is published
+    return push_folder(folder, repo_id, private=private, message=message)
+
+
+def _read_folder(folder: Path) -> World:
     with file_errors(lambda text: WorldError(f"{folder}: {text}; restore it or fit it again")):
         return _read_world(folder)
 
@@ -284,7 +325,7 @@ def _read_world(folder: Path) -> World:
 
 
 def as_world(world: World | str | Path) -> World:
-    """Return a `World` unchanged, or load one by its folder, name or id.
+    """Return a `World` unchanged, or load one; see `load`.
 
     Raises:
         TypeError: it is something else.
@@ -296,22 +337,32 @@ def as_world(world: World | str | Path) -> World:
     if isinstance(given, str | Path):
         return load(given)
     raise TypeError(
-        f"expected a World, the folder of one or the name of one that ships, got "
+        f"expected a World, the folder of one, the name of one that ships or hf://owner/name, got "
         f"{type(given).__name__}"
     )
 
 
-def add_report(
-    name_or_path: str | Path, report: dict[str, Any], limits: dict[str, Any] | None = None
+def annotate(
+    name_or_path: str | Path,
+    *,
+    quality: dict[str, Any] | None = None,
+    card: dict[str, Any] | None = None,
+    picture: bytes | None = None,
 ) -> Path:
-    """Write a report's summary into the description and the card of a saved world.
+    """Write further figures into the description of a saved world, and write its card again.
 
     The weights and the start states are not touched.
 
     Args:
         name_or_path: the world, as `load` takes it.
-        report: `Report.summary()`, JSON-plain.
-        limits: limits of the data for the alarms (`Limits.to_json()`); None keeps what is there.
+        quality: JSON-plain figures to add, which replace those of the same name: "report"
+            (`Report.summary()`), "limits" (`Limits.to_json()`), and "transfer", the real returns of
+            policies that were trained in the world: `how` they were, `episodes` of each, `policies`
+            and `baselines` (lists of `name`, `real`, `interval` and perhaps `dream`), `mean` and
+            `interval` over all episodes of all policies, and a `bar`, or None.
+        card: what else the card says: `notes` on known failures, `commands` that make the world
+            again, and its `licence`; None keeps what is there.
+        picture: a PNG for the top of the card; None keeps what is there.
 
     Returns:
         The world's folder.
@@ -321,11 +372,14 @@ def add_report(
     """
     folder = _find_folder(name_or_path)
     description = serialization.read_description(folder)
-    description["quality"]["report"] = report
-    if limits is not None:
-        description["quality"]["limits"] = limits
+    description["quality"] |= quality or {}
+    if card is not None:
+        description["provenance"]["card"] = card
     with atomic_file(folder / zoo.WORLD_FILE) as temporary:
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if picture is not None:
+        with atomic_file(folder / PICTURE_FILE) as temporary:
+            temporary.write_bytes(picture)
     write_card(folder, folder.name, description)
     return folder
 

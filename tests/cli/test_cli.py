@@ -19,6 +19,8 @@ import pytest
 
 from dreamgym.cli import main
 from dreamgym.data import Dataset
+from dreamgym.trust.ranking import given_entries
+from dreamgym.world import load
 
 VERBS = (
     "record",
@@ -336,13 +338,25 @@ def test_train_measures_and_resumes_and_takes_several_seeds(
 
 
 def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
-    line = f"train {made}/world --steps 512 --num-envs 8 --out {tmp_path}/p --json {tmp_path}/j"
+    line = (
+        f"train {made}/world --steps 300 --num-envs 8 --n-steps 32 --out {tmp_path}/p "
+        f"--json {tmp_path}/j"
+    )
     done = run(*line.split())
     assert done.code == 0
-    assert f"{tmp_path}/p.zip: PPO" in "".join(done.out.splitlines())
+    assert f"{tmp_path}/p.zip: PPO, 512 dream steps (300 were asked for" in done.out
+    assert "train 512/512" in done.err
     assert json.loads((tmp_path / "j").read_text())["policy"] == f"{tmp_path}/p.zip"
     assert (tmp_path / "p.zip").is_file()
     assert run(*line.split()).code == 1
+    (tmp_path / "p.zip").rename(tmp_path / "p.interrupted.zip")
+    assert "--resume goes on from it" in run(*line.split()).err
+    assert run(*line.split(), "--resume").code == 0
+    assert json.loads((tmp_path / "j").read_text())["steps"] == 512 + 256
+    again = run(*line.split(), "--resume")
+    assert again.code == 0
+    assert "it was finished, and nothing was trained" in again.out
+    assert json.loads((tmp_path / "j").read_text())["steps"] == 512 + 256
     assert run(*line.split(), "--overwrite").code == 0
 
 
@@ -409,6 +423,9 @@ def test_export_writes_a_controller_that_is_evaluated(run: Run, made: Path) -> N
     done = run(*line, "--json", made / "same.json")
     assert done.code == 0
     assert json.loads((made / "same.json").read_text())["differences"]["ppo.zip"]["mean"] == 0.0
+    entries = given_entries([folder, str(folder)], load(made / "world"))
+    assert [each.name[:5] for each in entries] == ["rando", "onnx:", "onnx:"]
+    assert entries[1].checksum == entries[2].checksum != entries[0].checksum
     assert run("export", "--policy", made / "ppo.zip", "--out", folder).code == 1
     assert run("export", "--policy", made / "ppo.zip").code == 2
 
@@ -444,6 +461,9 @@ def test_export_writes_a_controller_that_is_evaluated(run: Run, made: Path) -> N
         ("transfer {made}/ppo.zip --world {tmp}/nowhere", "nowhere"),
         ("evaluate {tmp}/no.zip --env CartPole-v1", "no.zip"),
         ("evaluate {made} --env CartPole-v1", "dreamgym export makes one"),
+        ("evaluate radom --env CartPole-v1", "did you mean 'random'"),
+        ("transfer radom --world {made}/world", "did you mean 'random'"),
+        ("report {made}/world --data {made}/cartpole.h5 --policies no.zip", "no.zip"),
         ("evaluate {made}/ppo.zip --env Pendulum-v1", "Pendulum"),
         ("export --out {tmp}/x", "give a policy"),
         ("transfer {tmp}/no.zip --world {made}/world", "no.zip"),
@@ -475,6 +495,7 @@ def test_an_error_is_one_line_and_leaves_nothing(
         ("record CartPole-v1 --policy nosuch.module:act --out {tmp}/x.h5", "nosuch"),
         ("record CartPole-v1 --policy os:nothing --out {tmp}/x.h5", "nothing"),
         ("check x.h5 --json .", "folder"),
+        ("report world --data x.h5 --out {tmp}/x.pdf", ".html"),
         ("transfer p.zip", "--world"),
         ("pack a.h5 b.h5 --level 12", "--level"),
     ],
@@ -748,6 +769,7 @@ def test_ctrl_c_while_training_several_seeds_keeps_them_and_resume_goes_on(
     )
     assert done.code == 130, done.err
     assert all(str(path) in done.err for path in checkpoints)
+    assert "--resume" in done.err
     assert all(path.exists() for path in checkpoints)
     assert run(*f"{line} --steps 256 --resume".split()).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [

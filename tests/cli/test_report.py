@@ -49,14 +49,18 @@ def test_a_report_with_policies_writes_page_json_and_card(world, data, tmp_path,
     ]
     assert made["verdict"].capitalize() in page.read_text()
     card = (world / "README.md").read_text()
-    assert "## Report" in card
+    assert f"**{made['verdict'].capitalize()}**" in card
     assert "| sticky:0.8 |" in card
     assert made["findings"][0]["sentence"] in card
+    assert card.index("card.png") < card.index("**"), "the picture comes first"
+    assert (world / "card.png").read_bytes().startswith(b"\x89PNG")
     again = load(world)  # checksums hold
     assert again.quality["report"]["verdict"] == made["verdict"]
     assert again.quality["limits"]["reward_high"] == 1.0
     assert (world / "model.safetensors").read_bytes() == weights
-    assert again.save(tmp_path / "copy").joinpath("README.md").read_text().count("## Report") == 1
+    copy = again.save(tmp_path / "copy").joinpath("README.md").read_text()
+    assert made["findings"][0]["sentence"] in copy
+    assert "card.png" not in copy, "there is no picture beside it"
 
 
 def test_several_worlds_are_laid_side_by_side(world, data, tmp_path, monkeypatch):

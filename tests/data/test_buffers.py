@@ -69,7 +69,7 @@ def test_a_replay_buffer(learner: Any, tmp_path: Path) -> None:
             np.testing.assert_allclose(episode.rewards, -cost, rtol=1e-3, atol=1e-3)
 
 
-def test_a_buffer_that_has_begun_anew_keeps_its_order(learner: Any, tmp_path: Path) -> None:
+def test_a_buffer_that_has_wrapped_around_keeps_its_order(learner: Any, tmp_path: Path) -> None:
     learner.learn(300, reset_num_timesteps=False)
     assert learner.replay_buffer.full
     done = convert_buffer(learner.replay_buffer, tmp_path / "d.h5")

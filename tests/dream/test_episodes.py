@@ -90,20 +90,20 @@ def start_rows(env: DreamVectorEnv) -> torch.Tensor:
 
 
 def test_a_mixture_of_starts_has_its_weights_and_is_uniform_within_a_bank():
-    env = make_env(starts={"beginnings": 3, "bank": 1})
+    env = make_env(starts={"episode_starts": 3, "bank": 1})
     rows = start_rows(env)
-    beginnings = env.world.starts.num_episode_starts
-    share = (rows < beginnings).float().mean()
-    assert share == pytest.approx(0.75 + 0.25 * beginnings / 64, abs=0.03)
-    counts = torch.bincount(rows, minlength=64)[:beginnings]
+    first = env.world.starts.num_episode_starts
+    share = (rows < first).float().mean()
+    assert share == pytest.approx(0.75 + 0.25 * first / 64, abs=0.03)
+    counts = torch.bincount(rows, minlength=64)[:first]
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
 def test_starts_anywhere_are_the_other_half_of_the_bank():
     rows = start_rows(make_env(starts="anywhere"))
-    beginnings = small_world().starts.num_episode_starts
-    assert int(rows.min()) == beginnings
-    assert set(rows.tolist()) == set(range(beginnings, 64))
+    first = small_world().starts.num_episode_starts
+    assert int(rows.min()) == first
+    assert set(rows.tolist()) == set(range(first, 64))
 
 
 def test_starts_can_be_given_as_states():

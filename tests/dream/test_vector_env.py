@@ -232,8 +232,11 @@ def test_two_engines_do_not_disturb_each_other():
     assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, results, strict=True))
 
 
-def test_starts_can_be_beginnings_only():
-    env = make_env(num_envs=512, starts="beginnings", view="latent")
+@pytest.mark.parametrize(
+    "starts", ["episode_starts", "beginnings"]
+)  # the latter is the former name
+def test_starts_can_be_episode_starts_only(starts):
+    env = make_env(num_envs=512, starts=starts, view="latent")
     observation, _ = env.reset(seed=0)
     expected = env.world.model.features(env.world.starts.states)[
         : env.world.starts.num_episode_starts
@@ -254,7 +257,7 @@ BAD_OPTIONS = [
     ("temperature", np.zeros(ENVS), ValueError, "above 0"),
     ("termination", "always", ValueError, "sample"),
     ("termination", 0.0, ValueError, "sample"),
-    ("starts", "begin", ValueError, "did you mean 'beginnings'"),
+    ("starts", "episode", ValueError, "did you mean 'episode_starts'"),
     ("starts", {"bank": -1}, ValueError, "above 0"),
     ("starts", {}, ValueError, "at least one"),
     ("starts", {"z": torch.zeros(2, 3)}, ValueError, "leaves of shapes"),

@@ -290,6 +290,7 @@ def test_schedules_count_from_real_steps():
         (lambda: ImproveConfig(noise=2.0), "noise is 2.0"),
         (lambda: ImproveConfig(dream_ratio=1.0, dream_steps=5), "both given"),
         (lambda: ImproveConfig(train_ratio=0.0), "train_ratio is 0.0"),
+        (lambda: ImproveConfig(train=TrainConfig(alarms="stop")), "would end the loop"),
         (lambda: Branches(from_steps=5, to_steps=5), "expected more than from_steps, 5"),
         (lambda: improve(ENV, real_steps=0, out="nowhere"), "real_steps is 0"),
     ],

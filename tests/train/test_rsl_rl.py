@@ -18,7 +18,7 @@ from dreamgym.train.rsl_rl import RslRlVecEnv
 BOX = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
 
-def test_a_dream_is_made_anew_on_tensors_and_tells_its_time_outs():
+def test_a_dream_is_recreated_on_tensors_and_tells_its_time_outs():
     env = RslRlVecEnv(DreamVectorEnv(counting_world(BOX), 4, device="cpu"))
     assert env.max_episode_length == HORIZON
     assert env.num_actions == 1

@@ -33,7 +33,7 @@ def random_actions(env, rng):
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
-def test_a_dream_in_another_autoreset_mode_is_made_anew_and_a_wrapped_one_refused(
+def test_a_dream_in_another_autoreset_mode_is_recreated_and_a_wrapped_one_refused(
     discrete_world, mode
 ):
     made = dream(discrete_world, autoreset_mode=mode)

@@ -41,7 +41,7 @@ def test_the_agent_acts_between_minus_one_and_one_and_rows_are_reset_by_themselv
     assert reward.tolist() == [0.5] * 4
     again, _ = env.reset([1, 3])
     assert again.tolist() == [[-1.0]] * 2
-    # Rows that are left out are stepped as well, and begin anew where they have ended.
+    # Rows that are left out are stepped as well, and start new episodes where they have ended.
     observation, reward, *_ = env.step(np.zeros((2, 1)), [1, 3])
     assert observation.shape == (2, 1)
     assert observation[:, 0] == pytest.approx(-1 + 2 / LAST)

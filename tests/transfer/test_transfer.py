@@ -64,7 +64,7 @@ def test_dream_returns_are_those_of_first_episodes_from_episode_starts(cartpole_
         40,
         output="numpy",
         episode_statistics=True,
-        starts="beginnings",
+        starts="episode_starts",
         max_episode_steps=500,
         autoreset_mode="SameStep",
     )

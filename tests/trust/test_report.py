@@ -40,7 +40,7 @@ def test_a_sound_world_is_usable(sound_report):
         (planted.Deaf, DO_NOT_USE, "actions", "do not depend on the actions"),
         (planted.Overconfident, CAUTION, "intervals", "overconfident"),
         (planted.Blind, CAUTION, "channels", "speed"),
-        (planted.Spike, DO_NOT_USE, "reward", "pay rewards that no data has shown"),
+        (planted.Spike, DO_NOT_USE, "reward", "give rewards that no data has shown"),
     ],
 )
 def test_a_planted_fault_is_found_and_named(plant, level, topic, words, sound, swing_data):

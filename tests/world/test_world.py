@@ -44,7 +44,9 @@ def test_a_world_folder_holds_description_weights_starts_and_card(folder):
     description = json.loads((folder / "world.json").read_text())
     assert description["family"] == "mdn-rnn"
     assert description["format"] == "dreamgym-world"
-    assert "reward rmse" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# small\n")
+    assert "family `mdn-rnn`, observations: 4 numbers" in card
 
 
 def test_loading_touches_no_global_generator(folder):

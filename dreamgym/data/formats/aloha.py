@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 
 from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
-from dreamgym.data.formats.common import sort_by_number
+from dreamgym.data.formats.common import plural, sort_by_number
 from dreamgym.data.formats.encoded_rows import is_encoded, read_encoded_rows
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
@@ -56,7 +56,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=probe.path,
         format=NAME,
-        text=f"{len(paths)} files, one per episode, in the order of their numbers",
+        text=f"{plural(len(paths), 'file')}, one per episode, in the order of their numbers",
         names=list(names),
         lengths=lengths,
         read=files.read,

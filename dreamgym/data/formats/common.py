@@ -263,8 +263,8 @@ def find_losses(outlines: Sequence[Outline], allow_loss: bool) -> tuple[list[str
         if o.rewards is not None
     ]
     note = (
-        f"the last transition of {len(lost)} episodes is lost, because the file does not hold the "
-        f"observation after it; lost with it: {terminations} terminations"
+        f"the last transition of {plural(len(lost), 'episode')} is lost, because the file does "
+        f"not hold the observation after it; lost with it: {terminations} terminations"
     )
     note += f" and a reward of {sum(last):.6g} in all" if last else ""
     advice = (
@@ -480,3 +480,8 @@ def _infer_box(values: Array) -> spaces.Box:
 
 def _float_type(dtype: np.dtype[Any]) -> Any:
     return np.float64 if dtype == np.float64 else np.float32
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun, such as "1 episode" and "2 episodes"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
-from dreamgym.data.formats.common import read_rows
+from dreamgym.data.formats.common import plural, read_rows
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.hdf5.guard import get_dataset, hdf5_errors, require_stored
 from dreamgym.errors import DatasetError
@@ -60,7 +60,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=path,
         format=NAME,
-        text=f"{len(numbers)} episodes; those that did not terminate are truncated",
+        text=f"{plural(len(numbers), 'episode')}; those that did not terminate are truncated",
         names=[*places, "terminated", "truncated"],
         lengths=lengths,
         read=read_column,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
 from dreamgym.data.formats.keys import find_fields, meaning
 from dreamgym.errors import DatasetError
@@ -70,7 +71,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=probe.path,
         format=NAME,
-        text=f"{len(places)} episodes in {len(paths)} files, T + 1 rows per episode",
+        text=f"{plural(len(places), 'episode')} in {plural(len(paths), 'file')}, "
+        "T + 1 rows per episode",
         names=names,
         lengths=[count for _, _, count in places],
         read=read_column,

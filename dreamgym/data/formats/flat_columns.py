@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import plural, read_rows
 from dreamgym.data.formats.common import read_column as read_whole
-from dreamgym.data.formats.common import read_rows
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
 from dreamgym.data.formats.log_rows import (
@@ -85,7 +85,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         handles=("episode", "time"),
         path=path,
         format=NAME,
-        text=f"{len(counts)} episodes, by {describe_split(episode, flags)}",
+        text=f"{plural(len(counts), 'episode')}, by {describe_split(episode, flags)}",
         names=names,
         lengths=counts.tolist(),
         read=read_column,

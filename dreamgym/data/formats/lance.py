@@ -13,6 +13,7 @@ from typing import Any
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.arrow_columns import is_image_type, is_number_type, to_images, to_numbers
 from dreamgym.data.formats.columnar import Table, runs
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.stable_worldmodel import open_worldmodel
 from dreamgym.errors import DatasetError
@@ -69,7 +70,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         handles=("episode",),
         path=path,
         format=NAME,
-        text=f"{len(lengths)} episodes of a Lance table",
+        text=f"{plural(len(lengths), 'episode')} of a Lance table",
         names=[n for n in names if is_image_type(kinds[n]) or is_number_type(kinds[n])],
         lengths=lengths.tolist(),
         read=read_column,

@@ -18,6 +18,7 @@ import numpy as np
 
 from dreamgym.data.formats.arrow_columns import read_parquet, to_images, to_numbers
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.image_files import find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.video_files import VideoFolder
@@ -66,8 +67,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=root,
         format=NAME,
-        text=f"version {version}, {len(files.episodes)} episodes, the action of the last row has "
-        "no outcome",
+        text=f"version {version}, {plural(len(files.episodes), 'episode')}, "
+        "the action of the last row has no outcome",
         names=names,
         lengths=[episode.length for episode in files.episodes],
         read=files.read,

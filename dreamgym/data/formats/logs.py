@@ -27,7 +27,7 @@ from dreamgym.data.formats.arrow_columns import (
     to_numbers,
 )
 from dreamgym.data.formats.columnar import UNREADABLE, Table, open_table
-from dreamgym.data.formats.common import sort_by_number
+from dreamgym.data.formats.common import plural, sort_by_number
 from dreamgym.data.formats.image_files import SUFFIXES, find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.log_rows import (
@@ -89,7 +89,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         handles=("episode", "time"),
         path=probe.path,
         format=NAME,
-        text=f"{len(rows)} episodes in {len(paths)} files, by {describe_split(episode, flags)}",
+        text=f"{plural(len(rows), 'episode')} in {plural(len(paths), 'file')}, "
+        f"by {describe_split(episode, flags)}",
         names=names,
         lengths=[each.count for each in rows],
         read=lambda number, name, part: files.read(rows[number], name, part),

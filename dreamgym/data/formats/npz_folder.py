@@ -17,6 +17,7 @@ from dreamgym.data.formats.common import (
     FlaggedOutline,
     first_readable,
     make_metadata,
+    plural,
     read_outlines,
     require_as_many,
     require_keys,
@@ -79,7 +80,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     first = first_readable(read_episode, range(len(paths)))
     return ForeignDataset(
         format=NAME,
-        convention=f"{NAME}: {len(paths)} files, one per episode, in the order of their numbers, "
+        convention=f"{NAME}: {plural(len(paths), 'file')}, one per episode, in the "
+        "order of their numbers, "
         f"{good[0].meaning}{model.describe()}",
         metadata=make_metadata(
             options,

@@ -19,6 +19,7 @@ import numpy as np
 
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.image_files import with_channels
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
@@ -57,18 +58,20 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     names = episodes.names
     actions = tuple(name for name in names if name == "action" or name.startswith("action/"))
     rewards = find_fields(names, options.ignore).rewards
-    paid = rewards is not None and any(np.ravel(each[rewards])[-1] for each in episodes.small)
+    rewarded = rewards is not None and any(np.ravel(each[rewards])[-1] for each in episodes.small)
     table = Table(
         path=probe.path,
         format=NAME,
-        text=f"{len(episodes.lengths)} episodes; the last step is "
-        + ("a transition: some of its rewards are not zero" if paid else "the last observation"),
+        text=f"{plural(len(episodes.lengths), 'episode')}; the last step is "
+        + (
+            "a transition: some of its rewards are not zero" if rewarded else "the last observation"
+        ),
         names=names,
         lengths=episodes.lengths,
         read=episodes.read,
         observations=[name for name in names if name.split("/")[0] == "observation"],
         roles={"action": actions} if actions else {},
-        last_is_observation=not paid,
+        last_is_observation=not rewarded,
         tasks=episodes.tasks,
     )
     return open_table(table, options, probe.close)

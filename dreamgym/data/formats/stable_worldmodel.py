@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from dreamgym.data.formats.columnar import Table, open_table
-from dreamgym.data.formats.common import read_rows
+from dreamgym.data.formats.common import plural, read_rows
 from dreamgym.data.formats.image_files import read_image_files
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, NpzFile, Probe
 from dreamgym.data.formats.keys import find_fields, meaning
@@ -103,7 +103,7 @@ def _read_file(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=path,
         format=NAME,
-        text=f"{len(lengths)} episodes of ep_len rows",
+        text=f"{plural(len(lengths), 'episode')} of ep_len rows",
         names=probe.names,
         lengths=lengths.tolist(),
         read=read_column,
@@ -162,7 +162,7 @@ def _read_folder(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=root,
         format=NAME,
-        text=f"a folder of {len(lengths)} episodes of ep_len rows",
+        text=f"a folder of {plural(len(lengths), 'episode')} of ep_len rows",
         names=[*columns, *pictures],
         lengths=lengths.tolist(),
         read=read_column,

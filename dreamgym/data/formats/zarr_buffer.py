@@ -16,6 +16,7 @@ import numpy as np
 
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.columnar import Table, open_table
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.errors import DatasetError
 
@@ -86,7 +87,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     table = Table(
         path=path,
         format=NAME,
-        text=f"{len(ends)} episodes",
+        text=f"{plural(len(ends), 'episode')}",
         names=sorted(arrays),
         lengths=(ends - starts).tolist(),
         read=read_column,

@@ -40,7 +40,9 @@ def check(run: TrainingRun) -> None:
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
     algorithm, settings = find_algorithm(run.algo), settings_for(run.algo, run.config)
-    num_envs, steps = run.config.num_envs or algorithm.num_envs, run.steps_left(algorithm.steps)
+    num_envs = run.config.num_envs or algorithm.num_envs
+    rollout = num_envs * (settings["n_steps"] if algorithm.on_policy else 1)
+    steps = run.steps_left(algorithm.steps, rollout)
     if run.initial is not None:
         network, reward_scale = run.initial.card.policy, run.initial.card.reward_scale
         settings = settings_to_go_on(run.algo, settings, run.initial.card.learned)
@@ -54,7 +56,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     env = SB3VecEnv(dream, reward_scale=run.config.reward_scale or reward_scale)
     try:
         learner = _make_learner(run, env, network, settings)
-        every = settings["n_steps"] * num_envs if algorithm.on_policy else steps // _CURVE_POINTS
+        every = rollout if algorithm.on_policy else steps // _CURVE_POINTS
 
         def policy_so_far() -> TrainedPolicy:
             card = run.card(

@@ -75,7 +75,7 @@ class SB3VecEnv(VecEnv):
         """Adapt `env`.
 
         Args:
-            env: a dream; one in another autoreset mode than SameStep is made anew, since
+            env: a dream; one in another autoreset mode than SameStep is recreated, since
                 Stable-Baselines3 needs the final and the first observation in the same step.
             reward_scale: factor on the rewards that the learner sees. The returns in `episode`
                 stay in the real environment's units.

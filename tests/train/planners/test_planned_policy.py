@@ -75,7 +75,7 @@ def test_rows_pursue_their_own_goals(monkeypatch):
     goals = np.float32([[0.5, 1.0], [-0.5, -1.0]])
     policy.reset([0, 1], [0, 1])
     policy.set_goals([0, 1], goals)
-    policy.reset([0], [3])  # an episode that begins anew keeps its goal
+    policy.reset([0], [3])  # a new episode keeps its goal
     actions = policy.act(np.zeros((2, 2), np.float32), [0, 1])
     np.testing.assert_allclose(actions, goals, atol=0.2)
     plain = PlannedPolicy(small_world(action="box"), QUICK)

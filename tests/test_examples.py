@@ -1,0 +1,55 @@
+"""Every example runs in its short form, from its folder of results to its picture."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the examples draw with dreamgym[plot]")
+pytest.importorskip("stable_baselines3")
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+STAGES = ("record", "fit", "dream", "train", "transfer", "report")
+SLOW = {"pixels_or_embeddings", "calibration", "cartpole", "from_minari", "prior_posterior"}
+"""Examples whose short form takes more than a few seconds, or says little beyond another one."""
+
+SINGLE = sorted(
+    path for folder in ("stories", "studies") for path in (EXAMPLES / folder).glob("*.py")
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def run(script: Path, out: Path) -> None:
+    """Run an example, and look for its picture."""
+    runpy.run_path(str(script))["main"](["--quick", "--out", str(out)])
+    assert (out / f"{script.stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_stages_hand_files_to_each_other(tmp_path):
+    for stage in STAGES:
+        run(EXAMPLES / "stages" / f"{stage}.py", tmp_path)
+    assert {path.stem for path in (EXAMPLES / "stages").glob("*.py")} == set(STAGES)
+    assert "<html" in (tmp_path / "report.html").read_text()[:200]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(each, marks=pytest.mark.slow if each.stem in SLOW else (), id=each.stem)
+        for each in SINGLE
+    ],
+)
+def test_a_story_and_a_study_leave_a_picture(script, tmp_path):
+    if script.stem == "from_minari":
+        pytest.importorskip("minari")
+    run(script, tmp_path)
+
+
+@pytest.mark.parametrize("script", [*SINGLE, *(EXAMPLES / "stages").glob("*.py")])
+def test_an_example_is_short_and_is_listed(script):
+    assert len(script.read_text().splitlines()) < 150
+    assert f"({script.parent.name}/{script.name})" in (EXAMPLES / "README.md").read_text()
+    assert "dreamgym._" not in script.read_text()

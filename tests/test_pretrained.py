@@ -1,0 +1,139 @@
+"""The worlds that ship: they load, dream as when they were made, and have a card and a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dreamgym
+from dreamgym.world import zoo
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("pretrained_make", ROOT / "pretrained" / "make.py")
+make = importlib.util.module_from_spec(SPEC)
+sys.modules["pretrained_make"] = make  # dataclasses look their module up
+SPEC.loader.exec_module(make)
+
+MEGABYTES = 10
+TOLERANCE = 1e-3
+"""In spreads of a number: instruction sets round differently, and eight steps add that up."""
+
+
+@pytest.fixture(params=zoo.names())
+def name(request):
+    return request.param
+
+
+def test_a_world_dreams_as_when_it_was_made(name):
+    stored = json.loads((zoo.path(name) / make.TRAJECTORY_FILE).read_text())
+    dreamt = make.trajectory(dreamgym.load(name))
+    assert stored.keys() == dreamt.keys()
+    for key, values in stored.items():
+        expected, actual = np.array(values), np.array(dreamt[key])
+        assert expected.shape == actual.shape
+        whole = key == "observation" and not (expected % 1).any()  # pixels round up or down
+        allowed = 1.0 if whole else TOLERANCE * max(float(expected.std()), 1e-3)
+        np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=allowed, err_msg=key)
+
+
+def test_a_world_is_whole_small_and_has_its_recipe(name):
+    folder = zoo.path(name)
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert {*make.FILES, "README.md", "card.png", "recipe.json", make.TRAJECTORY_FILE} == set(files)
+    assert sum(files.values()) < MEGABYTES * 1e6
+    assert files["card.png"] < 150_000
+    recipe = make.recipes()[name]
+    world = dreamgym.load(name)
+    fit = world.provenance["fit"]
+    assert recipe["fit"]["seed"] == fit["seed"]
+    data = make.datasets.recipes()[recipe["dataset"]]
+    assert data["env_id"] == world.env_id
+    assert data["checksum"] == world.provenance["dataset_checksum"]
+
+
+def test_all_worlds_together_are_small():
+    sizes = [path.stat().st_size for path in zoo.folder().rglob("*") if path.is_file()]
+    assert sum(sizes) < 60e6
+
+
+def test_the_card_of_a_world_has_the_real_returns_that_worlds_lists(name):
+    (record,) = [each for each in dreamgym.worlds() if each.name == name]
+    card = (zoo.path(name) / "README.md").read_text()
+    recipe = make.recipes()[name]
+    assert card.index("card.png") < card.index("**") < card.index("## Real returns")
+    assert len(record.returns) == len((recipe.get("plan") or recipe["train"])["seeds"])
+    for each in record.returns:
+        assert f"| {each:.1f} |" in card
+    assert record.real_return == pytest.approx(np.mean(record.returns))
+    assert record.real_interval[0] <= record.real_return <= record.real_interval[1]
+    assert record.random_return is not None
+    assert record.bar == recipe["bar"]
+    assert record.gap is None or f"{record.gap:.0%} of the range from random to best" in card
+    assert f"python pretrained/make.py {name}" in card
+    assert "Licence: MIT" in card
+
+
+def test_every_recipe_can_be_read_without_running_it():
+    for recipe in make.recipes().values():
+        fit, train = recipe["fit"], recipe.get("train", {})
+        make.datasets.fit_config(fit["family"], fit.get("preset"), fit.get("settings", {}))
+        make.datasets.train_config(train.get("config", {}))
+        assert recipe["dataset"] in make.datasets.recipes()
+
+
+def test_listing_worlds_loads_no_torch(tmp_path):
+    code = (
+        "import dreamgym, sys; names = [each.name for each in dreamgym.worlds()]\n"
+        "assert 'torch' not in sys.modules; print(*names)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == zoo.names()
+
+
+@pytest.mark.slow
+def test_a_recipe_makes_a_world_with_its_card(tmp_path):
+    recipe = {
+        "dataset": "cartpole-random",
+        "fit": {
+            "family": "pets",
+            "seed": 0,
+            "settings": {"updates": 10, "model": {"members": 2, "elites": 1}},
+        },
+        "wrap": [{"family": "pessimistic", "weight": 0.5}],
+        "train": {"algo": "PPO", "steps": 64, "seeds": [0, 1], "config": {"num_envs": 2}},
+        "evaluate": {"episodes": 2},
+        "bar": 10,
+        "notes": ["It is a test."],
+    }
+    data = tmp_path / "data.h5"
+    dreamgym.record("CartPole-v1", steps=400, out=data, seed=0)
+    out = tmp_path / "Pole-PETS-v0"
+    made = make.Maker(name=out.name, recipe=recipe, out=out, work=tmp_path / "work", data=data)
+    made.make_data()
+    made.fit()
+    made.card()
+    world = dreamgym.load(out)
+    assert world.family == "pessimistic"
+    assert world.model.config.inner.config.members == 2
+    assert world.model.config.weight == 0.5
+    assert [each["name"] for each in world.quality["transfer"]["policies"]] == [
+        "PPO, seed 0",
+        "PPO, seed 1",
+    ]
+    names = [each["name"] for each in world.quality["transfer"]["baselines"]]
+    assert names == ["random", "behaviour cloning"]
+    assert "It is a test." in (out / "README.md").read_text()
+
+    # Everything is there: a second call neither fits nor trains.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")}
+    again = replace(made)
+    again.fit()
+    again.card()
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")}
