@@ -451,9 +451,10 @@ class PlaySession:
             raise ValueError(f"{leaf!r} has the numbers 0 to {len(values) - 1}, not {index}")
         if not np.isfinite(value):
             raise ValueError(f"the value is {value}; expected a finite number")
-        dreams = self.now.dreams.clone()
-        dreams.model[leaf].view(-1)[index] = value
-        return self._edited(dreams)
+        dreams = self.now.dreams
+        edited = dreams.model[leaf].clone(memory_format=torch.contiguous_format)
+        edited.view(-1)[index] = value
+        return self._edited(dreams._replace(model={**dreams.model, leaf: edited}))
 
     @_without_gradients
     def edit_observation(self, index: int, value: float) -> Moment:

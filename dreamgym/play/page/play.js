@@ -11,7 +11,7 @@ let socket = null;
 let waiting = []; // functions that take the answers, in order
 let about = null; // what the server said about the world
 let now = null; // the moment that is shown
-let past = []; // figures of the moments up to now, by step
+let past = []; // figures of the moments that are kept, by step
 let future = 0; // last step that can be gone to
 let playing = false;
 let stepping = false;
@@ -172,8 +172,10 @@ function take(moment) {
     }
     rowShown(moment.row);
   }
-  past = past.filter((each) => each.step < moment.step);
-  past.push(moment);
+  // A future that was played before stays, until a step leads elsewhere.
+  past = past.filter((each) => each.step !== moment.step && each.step <= moment.last);
+  past.push({ ...moment, frame: null, real: moment.real && { ...moment.real, frame: null } });
+  past.sort((one, other) => one.step - other.step);
   picture(at("dream-frame"), moment.frame);
   const real = moment.real;
   picture(at("real-frame"), real?.frame);
@@ -529,7 +531,7 @@ function surface(canvas) {
 }
 
 function shownPast() {
-  return past.slice(-SHOWN_STEPS);
+  return past.filter((each) => each.step <= now.step).slice(-SHOWN_STEPS);
 }
 
 // Draws lines [colour, value of a moment, dashed] over the last steps.
