@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +34,6 @@ def load_makers() -> ModuleType:
 
 def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]:
     """Return the figures of a world."""
-    began = time.perf_counter()
     made = makers.maker(name, work=work / name)
     # random actions stand beside; cloning needs the data, which is not needed otherwise
     made.recipe["evaluate"] = made.recipe.get("evaluate", {}) | {"cloning": False}
@@ -63,13 +61,12 @@ def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]
         (record,) = [each for each in dreamgym.worlds() if each.name == name]
         rows.append(Row(name=f"{name}: mean on the card", value=record.real_return, unit="return"))
         rows.append(Row(name=f"{name}: mean here", value=returns["mean"], unit="return"))
-    rows.append(Row(name=f"{name}: time", value=time.perf_counter() - began, unit="s"))
     return rows
 
 
-def arguments(makers: ModuleType) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parsed = parser(__doc__.splitlines()[0])
-    names = sorted(makers.recipes())
+    names = [each.name for each in dreamgym.worlds()]
     parsed.add_argument("--worlds", nargs="+", default=names, choices=names)
     parsed.add_argument("--work", type=Path, help="folder to keep everything in")
     return parsed.parse_args()
@@ -77,7 +74,7 @@ def arguments(makers: ModuleType) -> argparse.Namespace:
 
 def main() -> None:
     makers = load_makers()
-    chosen = arguments(makers)
+    chosen = arguments()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in chosen.worlds[:1] if chosen.quick else chosen.worlds:

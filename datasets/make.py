@@ -22,14 +22,14 @@ import dreamgym
 from dreamgym._files import replace_path
 from dreamgym._settings import nearest
 from dreamgym.cli.output import progress_bar
-from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Recorder, pack
+from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode, Recorder, pack
 from dreamgym.models.spec import ModelSpec, config_from_json, to_json
 from dreamgym.online import ImproveConfig
 from dreamgym.train import TrainConfig
 
 HERE = Path(__file__).resolve().parent
-SAMPLE_BYTES = 1_500_000
-"""Bytes of a sample before it is packed."""
+SAMPLE_BYTES, RAW_BYTES = 1_900_000, 16_000_000
+"""Most bytes of a sample, packed, and of its observations before that."""
 
 
 def recipes() -> dict[str, dict[str, Any]]:
@@ -82,26 +82,65 @@ def checksum(path: Path) -> str:
 
 
 def write_sample(name: str, path: Path) -> Path:
-    """Write the first episodes of a dataset, packed, and return the file."""
+    """Write the first episodes of a dataset, packed, and return the file.
+
+    Where two episodes would be too large, the first halves of a smaller sample are written.
+    """
     out = HERE / name / "sample.h5"
     plain = out.with_name("sample-plain.h5")
-    plain.unlink(missing_ok=True)
     with Dataset(path) as dataset:
-        metadata = DatasetMetadata(
-            observation_space=dataset.observation_space,
-            action_space=dataset.action_space,
-            env_spec=dataset.env_spec,
-            policy=dataset.policy,
-            seed=None,
-        )
-        with DatasetWriter(plain, metadata, commit_every=100) as writer:
-            for index in range(dataset.num_episodes):
-                writer.add(dataset.episode(index))
-                if plain.with_name(f"{plain.name}.partial").stat().st_size > SAMPLE_BYTES:
-                    break
-    pack(plain, out, level=9, overwrite=True)
-    plain.unlink()
-    return out
+        steps = min(dataset.num_steps, RAW_BYTES // _bytes_of(dataset.episode(0).observations, 1))
+        while True:
+            plain.unlink(missing_ok=True)
+            _write_steps(dataset, steps, plain)
+            pack(plain, out, level=9, overwrite=True)
+            plain.unlink()
+            size = out.stat().st_size
+            if size < SAMPLE_BYTES:
+                return out
+            steps = int(0.9 * steps * SAMPLE_BYTES / size)
+
+
+def _bytes_of(observations: Any, rows: int) -> int:
+    """Return the bytes of rows of observations."""
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    return rows * sum(part[0].nbytes for part in parts)
+
+
+def _write_steps(dataset: Dataset, steps: int, out: Path) -> None:
+    """Write the first episodes, at most `steps` in all and at most half of it in one episode."""
+    metadata = DatasetMetadata(
+        observation_space=dataset.observation_space,
+        action_space=dataset.action_space,
+        env_spec=dataset.env_spec,
+        policy=dataset.policy,
+    )
+    written, most = 0, max(1, steps // 2)
+    with DatasetWriter(out, metadata, commit_every=100) as writer:
+        for index in range(dataset.num_episodes):
+            episode = _head(dataset.episode(index), most)
+            written += episode.length
+            if written > steps:
+                break
+            writer.add(episode)
+
+
+def _head(episode: Episode, steps: int) -> Episode:
+    """Return the first steps of an episode; the rest is cut off."""
+    if episode.length <= steps:
+        return episode
+    observations = episode.observations
+    return replace(
+        episode,
+        observations={key: rows[: steps + 1] for key, rows in observations.items()}
+        if isinstance(observations, dict)
+        else observations[: steps + 1],
+        actions=episode.actions[:steps],
+        rewards=episode.rewards[:steps],
+        terminated=False,
+        truncated=False,
+        complete=False,
+    )
 
 
 # ------------------------------------------------------------------------------- parts

@@ -25,6 +25,7 @@ EXTRA_OF = {
     "tensorflow_datasets": "rlds",
     "transformers": "transformers",
     "vizdoom": "doom",
+    "websockets": "play",
     "zarr": "zarr",
 }
 """Extra of `pip install 'dreamgym[extra]'` by the module that it installs.

@@ -237,6 +237,7 @@ class Maker:
         made = self.report()
         limits = made["figures"].get("limits")
         recipe = self.recipe["dataset"]
+        extra = datasets.recipes()[recipe].get("extra")
         annotate(
             self.out,
             quality={
@@ -247,6 +248,7 @@ class Maker:
             card={
                 "notes": self.recipe.get("notes", []),
                 "commands": [
+                    *([] if extra is None else [f"pip install '.[{extra}]'"]),
                     f"python datasets/make.py {recipe}",
                     f"python pretrained/make.py {self.name} --out worlds/{self.name}",
                 ],

@@ -38,6 +38,7 @@ PACKAGES = (
     "transfer",
     "trust",
     "online",
+    "play",
 )
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,8 +47,8 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 REFERENCE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 RESULTS = ROOT / "benchmarks" / "results"
 README_LINES = 20
-QUICK_PAGES = ("check", "cli", "concepts", "dreams", "hub", "install", "new-family", "record")
-QUICK_PAGES += ("results",)
+QUICK_PAGES = ("check", "cli", "concepts", "dreams", "hub", "install", "new-family", "play")
+QUICK_PAGES += ("record", "results")
 """Pages of docs/ whose Python blocks take a few seconds at most."""
 NEEDS = {"hub": "huggingface_hub", "jax": "jax", "offline": "d3rlpy", "ray": "ray"}
 """Libraries that the Python blocks of a page need."""

@@ -97,7 +97,11 @@ def test_the_wheel_carries_the_package_its_types_and_its_worlds(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "dreamgym/py.typed" in names
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "dreamgym").rglob("*.py")}
+    sources = {
+        str(path.relative_to(ROOT))
+        for suffix in ("py", "html", "css", "js")
+        for path in (ROOT / "dreamgym").rglob(f"*.{suffix}")
+    }
     assert sources <= names
     files = {path for path in (ROOT / "pretrained").glob("*/*") if path.suffix != ".png"}
     shipped = {name for name in names if name.startswith("dreamgym/pretrained/")}

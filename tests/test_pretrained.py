@@ -58,6 +58,11 @@ def test_a_world_is_whole_small_and_has_its_recipe(name):
     assert data["checksum"] == world.provenance["dataset_checksum"]
 
 
+def test_all_worlds_together_are_small():
+    sizes = [path.stat().st_size for path in zoo.folder().rglob("*") if path.is_file()]
+    assert sum(sizes) < 60e6
+
+
 def test_the_card_of_a_world_has_the_real_returns_that_worlds_lists(name):
     (record,) = [each for each in dreamgym.worlds() if each.name == name]
     card = (zoo.path(name) / "README.md").read_text()
@@ -70,6 +75,7 @@ def test_the_card_of_a_world_has_the_real_returns_that_worlds_lists(name):
     assert record.real_interval[0] <= record.real_return <= record.real_interval[1]
     assert record.random_return is not None
     assert record.bar == recipe["bar"]
+    assert record.gap is None or f"{record.gap:.0%} of the range from random to best" in card
     assert f"python pretrained/make.py {name}" in card
     assert "Licence: MIT" in card
 

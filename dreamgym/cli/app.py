@@ -17,6 +17,7 @@ from dreamgym.cli.data import check, convert, pack, record, recover
 from dreamgym.cli.errors import Interrupted, explain
 from dreamgym.cli.online import act, improve, learn
 from dreamgym.cli.options import with_local_paths
+from dreamgym.cli.play import play
 from dreamgym.cli.reality import evaluate, export, transfer
 from dreamgym.cli.sharing import push, worlds
 from dreamgym.cli.trust import report
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 
 _VERBS = (
-    *(record, check, fit, train, transfer, evaluate, report, export),
+    *(record, check, fit, train, transfer, evaluate, report, play, export),
     *(improve, act, learn),
     *(worlds, push),
     *(recover, convert, pack, import_checkpoint),

@@ -38,6 +38,7 @@ class Transition(NamedTuple):
         uncertainty: (N,) float32.
         terminated: (N,) bool.
         truncated: (N,) bool.
+        termination: (N,) float32, predicted probability of termination.
     """
 
     dreams: Dreams
@@ -45,6 +46,7 @@ class Transition(NamedTuple):
     uncertainty: Tensor
     terminated: Tensor
     truncated: Tensor
+    termination: Tensor
 
 
 class Engine:
@@ -109,7 +111,7 @@ class Engine:
         """
         # Tensors that autograd has recorded must not be written in place.
         indexed = host_sync_allowed(self.device) and not torch.is_grad_enabled()
-        stepped = self._advance(dreams, action, indexed)
+        stepped = self.advance(dreams, action, indexed)
         if self.options.mode is AutoresetMode.NEXT_STEP:
             stepped = self._autoreset_next_step(stepped, dreams.done, indexed)
         after = stepped.dreams
@@ -134,11 +136,14 @@ class Engine:
             uncertainty=stepped.uncertainty,
         )
 
-    def _advance(self, dreams: Dreams, action: Tensor, indexed: bool) -> Transition:
+    def advance(self, dreams: Dreams, action: Tensor, indexed: bool = False) -> Transition:
         """Step the model, count, and end episodes; nothing is reset yet.
 
-        Where `indexed`, the memory of the new state belongs to it alone, so that a reset may write
-        into it.
+        Args:
+            dreams: state before the step; not written.
+            action: (N, ...) raw actions.
+            indexed: whether noise is prefetched, and the memory of the new state belongs to it
+                alone, so that a reset may write into it.
         """
         model = self.plain if torch.is_grad_enabled() else self.model
         noise = self.prefetcher.take(dreams) if indexed else self._draw_noise(dreams)
@@ -155,7 +160,14 @@ class Engine:
             episode_return=dreams.episode_return + prediction.reward,
             done=terminated | truncated,
         )
-        return Transition(after, prediction.reward, prediction.uncertainty, terminated, truncated)
+        return Transition(
+            dreams=after,
+            reward=prediction.reward,
+            uncertainty=prediction.uncertainty,
+            terminated=terminated,
+            truncated=truncated,
+            termination=prediction.termination,
+        )
 
     def _draw_noise(self, dreams: Dreams) -> Noise:
         keys = env_keys(dreams.seed, dreams.env)
@@ -184,6 +196,7 @@ class Engine:
             uncertainty=torch.where(waiting, 0.0, stepped.uncertainty),
             terminated=stepped.terminated > waiting,  # and not waiting
             truncated=stepped.truncated > waiting,
+            termination=stepped.termination,
         )
 
     def _autoreset_masked(self, after: Dreams, final: Observation) -> tuple[Dreams, Observation]:

@@ -111,6 +111,11 @@ class Renderer:
             starts = _flatten(world.model.decode(world.starts.states))
             self.low, self.high = starts.amin(0).numpy(), starts.amax(0).numpy()
 
+    @property
+    def draws_bars(self) -> bool:
+        """Whether frames are bars, since nothing here can draw the scene."""
+        return self.image is None and self.set_state is None
+
     def frames(self, model: WorldModel, state: State) -> Frames:
         """Return frames of every row of a state.
 

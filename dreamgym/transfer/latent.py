@@ -60,7 +60,7 @@ class LatentObservation(
         gym.utils.RecordConstructorArgs.__init__(self, world=world, _disable_deepcopy=True)
         env = world.adapted(env)
         gym.Wrapper.__init__(self, env)
-        _check_spaces(env, world)
+        check_env_spaces(env, world)
         self.model = world.model.eval()
         self._device = model_device(self.model)
         self.observation_space = gym.spaces.Box(
@@ -147,7 +147,7 @@ class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any])
         """
         super().__init__(env)
         world = as_world(world)
-        _check_spaces(env, world, "single_")
+        check_env_spaces(env, world, "single_")
         _check_frame_skips(env, world)
         self._mode = env.metadata.get("autoreset_mode")
         if not isinstance(self._mode, AutoresetMode):
@@ -290,7 +290,17 @@ def _check_frame_skips(env: gym.vector.VectorEnv[Any, Any, Any], world: World) -
             )
 
 
-def _check_spaces(env: Any, world: World, prefix: str = "") -> None:
+def check_env_spaces(env: Any, world: World, prefix: str = "") -> None:
+    """Check that a real environment has the spaces of a world; bounds of the world may be wider.
+
+    Args:
+        env: single environment, or a vector environment with the prefix "single_".
+        world: world to compare with.
+        prefix: what the names of the spaces begin with.
+
+    Raises:
+        TransferError: a space is another one.
+    """
     for role in ("observation_space", "action_space"):
         real, expected = getattr(env, prefix + role), getattr(world, role)
         if not covers(expected, real):

@@ -14,6 +14,7 @@ CHANNELS = 3
 """Numbers of a vector observation that are drawn, those that vary first."""
 FRAMES = 6
 DPI = 96
+COLOURS = 256
 REAL, DREAM = "0.15", "C0"
 
 
@@ -46,8 +47,17 @@ def card_picture(figures: dict[str, Any]) -> bytes | None:
     else:
         _draw_numbers(left, examples, figures["channels"])
     _draw_errors(right.subplots(), table)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    return _smaller(drawn)
+
+
+def _smaller(drawn: io.BytesIO) -> bytes:
+    """Return a PNG with a palette, a third of the size: cards lie in repositories."""
+    from PIL import Image  # comes with matplotlib
+
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(out, format="png", optimize=True)
     return out.getvalue()
 
 

@@ -31,6 +31,8 @@ class ShippedWorld:
         random_return: mean real return of random actions in the same episodes.
         bar: real return that each policy should reach; None for no bar.
         verdict: verdict of its report; None without one.
+        gap: mean absolute difference of dream and real return over the policies of the report's
+            ranking but the best, as a share of the range from random to best; None without one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ShippedWorld:
     random_return: float | None = None
     bar: float | None = None
     verdict: str | None = None
+    gap: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON-plain values."""
@@ -100,4 +103,5 @@ def _record(name: str) -> ShippedWorld:
         random_return=random[0]["real"] if random else None,
         bar=transfer.get("bar"),
         verdict=report.get("verdict"),
+        gap=(report.get("ranking") or {}).get("gap_mean"),
     )

@@ -1,0 +1,1 @@
+"""Play: the session, its messages, its server and its page."""
