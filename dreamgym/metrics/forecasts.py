@@ -109,7 +109,7 @@ def forecast(  # noqa: PLR0913 - of what, how far and how often are six of them
         episodes: (E,) indices of held-out episodes.
         horizons: steps ahead, ascending; those that no episode reaches are left out.
         samples: dreams of each window.
-        fitted_to: (E,) episodes, by index, to fit the linear model to; None for `episodes` themselves.
+        fitted_to: (E,) episodes to fit the linear model to; None for `episodes` themselves.
         seed: seed of the windows and of the model's noise.
 
     Returns:
