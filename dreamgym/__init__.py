@@ -83,6 +83,7 @@ _NAMES_OF = {
     "metrics": (),
     "models": (),
     "online": ("ImproveConfig", "improve"),
+    "play": (),
     "train": ("check", "train_policy"),
     "transfer": ("compare_policies", "evaluate", "export_policy", "transfer_policy"),
     "world": ("World", "load", "push", "worlds"),

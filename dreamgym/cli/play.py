@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,12 +87,18 @@ def play(
     session().close()  # what is wrong is said here, and not in the browser
     with PlayServer(lambda: Conversation(session(), out, seed), port) as server:
         say(f"playing {loaded.name} at {server.url} (Ctrl-C ends)")
-        if browser:
+        if browser and _has_a_screen():
             webbrowser.open(server.url)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             say("ended")
+
+
+def _has_a_screen() -> bool:
+    """Return whether a browser would have a window; a text browser would take the terminal."""
+    shows = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.platform != "linux" or bool(shows)
 
 
 def _short(text: str) -> str:

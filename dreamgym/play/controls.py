@@ -23,13 +23,13 @@ _UNBOUNDED = 1e6
 """Bounds beyond it are those of a dtype, and no range of a slider."""
 
 _DIRECTIONS = {
-    "left": "ArrowLeft",
-    "right": "ArrowRight",
-    "up": "ArrowUp",
-    "main": "ArrowUp",
-    "forward": "ArrowUp",
-    "down": "ArrowDown",
-    "back": "ArrowDown",
+    "left": ("ArrowLeft", "a"),
+    "right": ("ArrowRight", "d"),
+    "up": ("ArrowUp", "w"),
+    "main": ("ArrowUp", "w"),
+    "forward": ("ArrowUp", "w"),
+    "down": ("ArrowDown", "s"),
+    "back": ("ArrowDown", "s"),
 }
 _AXIS_KEYS = (("ArrowLeft", "ArrowRight"), ("ArrowDown", "ArrowUp"), ("a", "d"), ("s", "w"))
 _IDLE_WORDS = {"coast", "noop", "nothing", "none", "wait"}
@@ -304,7 +304,7 @@ def _choice(
 
 def _direction_keys(label: str) -> tuple[str, ...]:
     words = label.lower().replace("_", " ").split()
-    return tuple(key for word, key in _DIRECTIONS.items() if word in words)
+    return tuple(key for word, keys in _DIRECTIONS.items() if word in words for key in keys)
 
 
 def _numbered(word: str, count: int) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dreamgym._files import json_text
 from dreamgym.play.pictures import media_type
-from dreamgym.play.reality import RealMoment
+from dreamgym.play.real_side import RealMoment
 from dreamgym.play.saving import save_clip, save_episodes
 from dreamgym.play.session import MAX_TEMPERATURE, Moment, PlaySession
 
@@ -237,7 +237,11 @@ class Conversation:
     def _history(self) -> Answer:
         """Return the present with its pictures, and the figures of the moments before it."""
         past = self.session.moments[-HISTORY_SHOWN:-1]
-        return {**self._shown(self.session.now), "past": [self._figures(each) for each in past]}
+        return {
+            **self._shown(self.session.now),
+            **self.session.now.origin._asdict(),
+            "past": [self._figures(each) for each in past],
+        }
 
     def _figures(self, moment: Moment) -> Answer:
         values = self._values(moment.observation)

@@ -98,7 +98,7 @@ def save_episodes(session: PlaySession, folder: str | Path) -> list[Path]:
     if len(real) > 1 and session.reality is not None and _from_a_reset(real[-1][0]):
         target = Path(folder) / f"{session.world.name}-real.h5"
         metadata = DatasetMetadata.of_env(session.reality.env, policy="play")
-        paths.append(_add(target, metadata, real, session.seed))
+        paths.append(_add(target, metadata, real, session.now.origin.seed))
     if not paths:
         raise ValueError(
             "there is no step to save: nothing was played since the start or the last edit, or "

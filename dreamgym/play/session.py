@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -39,7 +39,7 @@ from dreamgym.models.observations import (
 from dreamgym.play.controls import Controls, Known, known_names
 from dreamgym.play.pictures import encode
 from dreamgym.play.players import Player, make_player
-from dreamgym.play.reality import Reality, RealMoment
+from dreamgym.play.real_side import Reality, RealMoment
 from dreamgym.transfer.real import EnvSource
 from dreamgym.world.world import World, as_world
 
@@ -79,12 +79,27 @@ def _without_gradients(
     return wrapper
 
 
+class Origin(NamedTuple):
+    """How an episode began.
+
+    Attributes:
+        seed: seed of the dream and of the real environment.
+        start: a name of `PlaySession.starts`.
+        row: number of the start state; None where it began with the real environment.
+    """
+
+    seed: int
+    start: str
+    row: int | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moment:
     """A dream after one step, and the real environment beside it.
 
     Attributes:
         step: steps since the episode began.
+        origin: how it began.
         dreams: state of the dream, one row.
         observation: decoded observation, an array or a dict of such; None without a decoder.
         frame: picture as PNG or JPEG; None where nothing can draw it.
@@ -99,6 +114,7 @@ class Moment:
     """
 
     step: int
+    origin: Origin
     dreams: Dreams = field(repr=False)
     observation: Any
     frame: bytes | None = field(repr=False)
@@ -207,7 +223,7 @@ class PlaySession:
         decoded = self.renderer is not None and not any(map(is_image, boxes))
         self.plotted = min(numbers, PLOTTED) if decoded else 0
         state_bytes = sum(leaf[0].nbytes for leaf in self.world.starts.states.values())
-        self._most_moments = min(MOST_MOMENTS, MOST_BYTES // (state_bytes + FRAME_BYTES))
+        self._most_moments = max(2, min(MOST_MOMENTS, MOST_BYTES // (state_bytes + FRAME_BYTES)))
         self._players: dict[str, Player | None] = {PERSON: None}
         self._policies: dict[str, Any] = {**(policies or {}), "random": "random"}
         self._policies.update(self._planners())
@@ -218,15 +234,10 @@ class PlaySession:
         self._temperature, self._horizon = 1.0, self.env.horizon
         self.branches: list[tuple[Moment, ...]] = []
         self.moments: list[Moment] = []
-        self._position = 0
+        self._position, self._episode = 0, 0
         self.reset()
 
     # ------------------------------------------------------------------ settings
-
-    @property
-    def seed(self) -> int:
-        """Seed of the episode."""
-        return self._seed
 
     @property
     def temperature(self) -> float:
@@ -262,7 +273,7 @@ class PlaySession:
         check_choice("player", name, self.players)
         player = self._player(name)
         if player is not None:
-            player.restart(self._seed)
+            player.restart(self.now.origin.seed)
         self._playing = name
 
     # ------------------------------------------------------------------ time
@@ -304,10 +315,8 @@ class PlaySession:
         elif states is not None:
             row = self._start_row(states, seed, row)
             state = {name: leaf[row : row + 1].clone() for name, leaf in states.items()}
-        self._seed, self._start, self._row = seed, start, row
-        self._episode = 0
-        ordered = {name: state[name] for name in dreams.model}
-        moment = replace(self._moment(0, dreams._replace(model=ordered)), real=real)
+        dreams = dreams._replace(model={name: state[name] for name in dreams.model})
+        moment = replace(self._moment(0, Origin(seed, start, row), dreams), real=real)
         if real is None and self.reality is not None and self.reality.can_be_placed:
             moment = replace(moment, real=self.reality.start(seed, moment.observation))
         return self._become([moment])
@@ -338,7 +347,7 @@ class PlaySession:
         )
         after = self.env.engine.advance(before, batch)
         moment = replace(
-            self._moment(now.step + 1, after.dreams.clone()),
+            self._moment(now.step + 1, now.origin, after.dreams.clone()),
             action=np.asarray(action),
             reward=float(after.reward[0]),
             termination=float(after.termination[0]),
@@ -442,9 +451,10 @@ class PlaySession:
             raise ValueError(f"{leaf!r} has the numbers 0 to {len(values) - 1}, not {index}")
         if not np.isfinite(value):
             raise ValueError(f"the value is {value}; expected a finite number")
-        dreams = self.now.dreams.clone()
-        dreams.model[leaf].view(-1)[index] = value
-        return self._edited(dreams)
+        dreams = self.now.dreams
+        edited = dreams.model[leaf].clone(memory_format=torch.contiguous_format)
+        edited.view(-1)[index] = value
+        return self._edited(dreams._replace(model={**dreams.model, leaf: edited}))
 
     @_without_gradients
     def edit_observation(self, index: int, value: float) -> Moment:
@@ -491,7 +501,9 @@ class PlaySession:
                 "the real environment cannot be set to an observation; add a function for it to "
                 "dreamgym.dream.rendering.STATE_SETTERS"
             )
-        moment = replace(self.now, real=self.reality.start(self._seed, self.now.observation))
+        moment = replace(
+            self.now, real=self.reality.start(self.now.origin.seed, self.now.observation)
+        )
         self.moments[self._position :] = [moment]
         return moment
 
@@ -535,7 +547,7 @@ class PlaySession:
         player = self._player(self._playing)
         if player is not None:
             # What a policy remembers is of the course that was left.
-            player.restart(self._seed + self.now.step)
+            player.restart(self.now.origin.seed + self.now.step)
 
     def _start_row(self, states: State, seed: int, row: int | None) -> int:
         count = len(next(iter(states.values())))
@@ -564,22 +576,24 @@ class PlaySession:
         noise = draw_noise(keys, dreams.episode, dreams.age, model.noise_dim)
         return model.observe(state, taken, as_tensors(batch, device), noise.model)
 
-    def _moment(self, step: int, dreams: Dreams) -> Moment:
+    def _moment(self, step: int, origin: Origin, dreams: Dreams) -> Moment:
         """Return a moment with what is decoded from the state."""
         model = self.env.engine.model
         if self.renderer is None or not isinstance(model, Decodes):
-            return Moment(step=step, dreams=dreams, observation=None, frame=None)
+            return Moment(step=step, origin=origin, dreams=dreams, observation=None, frame=None)
         decoded = model.decode(dreams.model)
         frame = None if self.renderer.draws_bars else encode(self.renderer.draw(decoded))
         output = OutputAdapter(
             replace(self.env.options, output="numpy"), self.world.observation_space
         )
         observation = index_rows(output.observation(decoded), 0)
-        return Moment(step=step, dreams=dreams, observation=observation, frame=frame)
+        return Moment(step=step, origin=origin, dreams=dreams, observation=observation, frame=frame)
 
     def _edited(self, dreams: Dreams) -> Moment:
         now = self.now
-        shown = self._moment(now.step, dreams._replace(done=torch.zeros_like(dreams.done)))
+        shown = self._moment(
+            now.step, now.origin, dreams._replace(done=torch.zeros_like(dreams.done))
+        )
         moment = replace(
             now,
             dreams=shown.dreams,

@@ -42,6 +42,9 @@ def test_the_first_answer_tells_the_page_what_to_show(talk):
 def test_a_step_shows_both_sides(talk):
     start = talk(do="reset", seed=1)
     assert (start["step"], start["reward"], start["past"]) == (0, None, [])
+    assert (start["start"], start["row"]) == ("real", None)
+    assert talk(do="reset", seed=1, start="anywhere", row=6)["row"] == 6
+    talk(do="reset", seed=1)
     shown = talk(do="step", action=[1])
     assert (shown["kind"], shown["step"], shown["action"]) == ("moment", 1, [1.0])
     assert shown["frame"].startswith("data:image/jpeg;base64,")

@@ -111,7 +111,7 @@ def test_branches_of_one_moment_part_unless_they_keep_its_noise(cartpole):
     number = cartpole.branch()
     first = walk(cartpole, [1, 1])[-1]
     cartpole.reset(seed=9)
-    cartpole.return_to(number, same_noise=True)
+    assert cartpole.return_to(number, same_noise=True).origin.seed == 0
     assert same(walk(cartpole, [1, 1])[-1], first)
     futures = []
     for _ in range(2):
@@ -119,7 +119,9 @@ def test_branches_of_one_moment_part_unless_they_keep_its_noise(cartpole):
         futures.append(walk(cartpole, [1, 1])[-1])
         assert np.array_equal(futures[-1].real.observation, first.real.observation)
         assert not same(futures[-1], first)
+        cartpole.reset(seed=9)
     assert not same(*futures)
+    cartpole.return_to(number)
     assert cartpole.go_to(1).step == 1  # the past of a branch comes with it
     cartpole.drop(number)
     with pytest.raises(ValueError, match="no branch 0"):
@@ -300,7 +302,7 @@ def test_every_kind_of_world_can_be_played(kind, action):
     session.player = "random"
     for _ in range(3):
         if session.now.done:
-            session.reset(seed=session.seed + 1)
+            session.reset(seed=session.now.origin.seed + 1)
         moment = session.step()
     assert np.isfinite([moment.reward, moment.termination, moment.uncertainty]).all()
     assert (moment.observation is None) == (session.renderer is None)

@@ -11,7 +11,7 @@ let socket = null;
 let waiting = []; // functions that take the answers, in order
 let about = null; // what the server said about the world
 let now = null; // the moment that is shown
-let past = []; // figures of the moments up to now, by step
+let past = []; // figures of the moments that are kept, by step
 let future = 0; // last step that can be gone to
 let playing = false;
 let stepping = false;
@@ -163,9 +163,19 @@ async function go(target) {
 function take(moment) {
   now = moment;
   future = moment.last;
-  if (moment.past) past = moment.past;
-  past = past.filter((each) => each.step < moment.step);
-  past.push(moment);
+  if (moment.past) {
+    past = moment.past;
+    at("seed").value = moment.seed;
+    if (at("start").value !== moment.start) {
+      at("start").value = moment.start; // a branch of an episode that began elsewhere
+      startChosen();
+    }
+    rowShown(moment.row);
+  }
+  // A future that was played before stays, until a step leads elsewhere.
+  past = past.filter((each) => each.step !== moment.step && each.step <= moment.last);
+  past.push({ ...moment, frame: null, real: moment.real && { ...moment.real, frame: null } });
+  past.sort((one, other) => one.step - other.step);
   picture(at("dream-frame"), moment.frame);
   const real = moment.real;
   picture(at("real-frame"), real?.frame);
@@ -188,7 +198,7 @@ function take(moment) {
   at("time-out").textContent = `${moment.step} / ${moment.last}`;
   if (at("player").value !== "you" && moment.action) shownAction(moment.action);
   document.body.dataset.step = moment.step;
-  requestAnimationFrame(draw);
+  redraw();
   if (!playing) editor();
 }
 
@@ -324,8 +334,10 @@ function shownAction(shown) {
   about.controls.forEach((control, index) => {
     const element = at("controls").children[index];
     if (control.kind === "choice") {
-      [...element.children].forEach((button, option) =>
-        button.classList.toggle("held", option === shown[index]));
+      [...element.children].forEach((button, option) => {
+        button.classList.toggle("held", option === shown[index]);
+        button.setAttribute("aria-pressed", option === shown[index]);
+      });
     } else {
       const slider = element.querySelector("input");
       if (!slider.matches(":active")) slider.value = shown[index];
@@ -461,9 +473,9 @@ function buildPlots() {
   readColours();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     readColours();
-    draw();
+    redraw();
   });
-  addEventListener("resize", draw);
+  addEventListener("resize", redraw);
   drawn.push(() => plot(at("reward"), [
     ["real", (each) => each.real?.reward, true], ["dream", (each) => each.reward],
   ])); // the start has no reward: null
@@ -493,6 +505,18 @@ function draw() {
   if (now !== null) for (const each of drawn) each();
 }
 
+let drawing = false;
+
+// Draws once before the next time that the screen is refreshed.
+function redraw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    draw();
+  });
+}
+
 function surface(canvas) {
   const scale = devicePixelRatio || 1;
   const width = canvas.clientWidth, height = canvas.clientHeight;
@@ -507,7 +531,7 @@ function surface(canvas) {
 }
 
 function shownPast() {
-  return past.slice(-SHOWN_STEPS);
+  return past.filter((each) => each.step <= now.step).slice(-SHOWN_STEPS);
 }
 
 // Draws lines [colour, value of a moment, dashed] over the last steps.
@@ -645,12 +669,12 @@ function startChosen() {
   at("row").value = -1;
   rowShown();
 }
-function rowShown() {
+function rowShown(drawn = null) {
   const row = Number(at("row").value);
-  at("row-out").textContent = row < 0 ? "by the seed" : row;
+  at("row-out").textContent = row >= 0 ? row : drawn === null ? "by the seed" : `${drawn}, by the seed`;
 }
 at("start").onchange = async () => { startChosen(); pause(); await reset(); at("start").blur(); };
-at("row").oninput = rowShown;
+at("row").oninput = () => rowShown();
 at("row").onchange = async () => { pause(); await reset(); };
 
 // ---------------------------------------------------------------- branches
