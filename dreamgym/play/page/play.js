@@ -90,8 +90,10 @@ async function begin() {
   at("dream-strips").hidden = about.has_picture;
   at("observation-panel").hidden = !about.observations.length || !about.has_picture;
   at("real-key").hidden = !about.has_reality;
-  at("real-pane").hidden = !about.has_reality;
-  document.querySelector(".stage").classList.toggle("alone", !about.has_reality);
+  // Where neither side has a picture, both are in the same plots.
+  const alone = !about.has_reality || !(about.has_picture || about.has_real_picture);
+  at("real-pane").hidden = alone;
+  document.querySelector(".stage").classList.toggle("alone", alone);
   at("alone").hidden = about.has_reality;
   at("alone").textContent = `No real environment beside it: ${about.without_reality}.`;
   buildControls();
@@ -184,7 +186,9 @@ function take(moment) {
   note.textContent = real
     ? "Nothing here can draw the real environment; its observations are in the plots."
     : "The real environment cannot begin where this dream begins. Choose the start “real” to see both.";
-  at("dream-figures").textContent = `return ${short(moment.return)}`;
+  const together = real && at("real-pane").hidden;
+  at("dream-figures").textContent = `return ${short(moment.return)}`
+    + (together ? ` · real ${short(real.return)} (dashed)` : "");
   at("real-figures").textContent = real ? `return ${short(real.return)}` : "";
   over("dream-over", moment.done, `${moment.done} at step ${moment.step}`);
   over("real-over", real?.done, real?.done);
