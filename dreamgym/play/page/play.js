@@ -129,7 +129,7 @@ async function play() {
   if (now === null) return;
   if (now.done) await reset();
   playing = true;
-  at("play").textContent = "❚❚ Pause";
+  at("play").textContent = "Pause";
 }
 
 // Takes steps at the pace that is set, one after the other.
