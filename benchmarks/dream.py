@@ -33,7 +33,8 @@ from support.subjects import (
     stepping,
 )
 
-from dreamgym.world.world import World
+from dreamgym.dream.watch import EVERY, watch
+from dreamgym.world.world import World, load
 
 OVERHEAD, FIXED_OVERHEAD = 0.10, 40.0
 BETWEEN = 100.0
@@ -211,12 +212,32 @@ def between_steps(count: int, steps: int) -> Row:
     return below(f"rollout, {count} envs: between steps", us, "us a step", BETWEEN)
 
 
+def alarms_add(count: int, timing: dict[str, Any]) -> Row:
+    """Measure the time that the alarms of a training add to a step of the shipped Pendulum world.
+
+    A call is as many steps as lie between two looks of the alarms, of which few are compared.
+    """
+    world = load("Pendulum-MDNRNN-v0")
+
+    def steps(env: Any) -> Call:
+        step = stepping(env)
+        return lambda: [step() for _ in range(EVERY)]
+
+    options = {"device": "cpu", "view": None}
+    watched = watch(a_dream(world, count, **options), on_alarm=lambda alarm: None)
+    calls = {"plain": steps(a_dream(world, count, **options)), "watched": steps(watched)}
+    seconds = side_by_side(calls, **timing)
+    added = seconds["watched"] / seconds["plain"] - 1
+    return Row(name=f"Pendulum world, {count} envs: the alarms add", value=added, unit="share")
+
+
 def on_a_cpu(timing: dict[str, Any], *, quick: bool) -> list[Row]:
     """Measure ratios to plain PyTorch and to TorchRL, and the limit of this core."""
     counts = (1, 1024) if quick else (1, 64, 1024)
     rows = [
         row for subject in SUBJECTS for n in counts for row in against_plain(subject, n, timing)
     ]
+    rows += [alarms_add(count, timing) for count in (64, 1024)]
     if quick:
         return rows + against_torchrl((1,), [False], timing)
     rows += against_torchrl(counts, [False, True], timing)

@@ -45,7 +45,7 @@ def build_model(
         family: name of a family in the registry.
         seed: seed of fresh weights.
         data: dataset to fit.
-        training: indices of the episodes to fit the normalisers on; a fitted model keeps its own,
+        training: (E,) episodes, by index, to fit the normalisers on; a fitted model keeps its own,
             because its weights depend on them, unless `config.refit_normalisers` is true.
 
     Raises:
@@ -136,8 +136,8 @@ class FitResult:
         model: model in eval mode, its parameters frozen; it is measured on its device and then
             moved to the CPU.
         data: dataset.
-        training: indices of the episodes that the model was fitted to.
-        held_out: indices of the other episodes.
+        training: (E,) indices of the episodes that the model was fitted to.
+        held_out: (E,) indices of the other episodes.
         config: settings of the fit.
         seed: seed of the fit.
         info: how the fit went, JSON-plain; becomes part of the provenance.

@@ -200,7 +200,7 @@ class _Fit:
             config.optimizer, progress.update, config.updates, self.model.phase_starts
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.losses.backward(micro_batches)
         clip_gradients(self.parameters, config.optimizer)
@@ -251,7 +251,7 @@ class _Fit:
         terms = self.losses.mean(self.held_out_batches.draw(number) for number in numbers)
         loss = self._to_finite({"held_out": terms.pop("loss")})["held_out"]
         self.model.after_evaluation(terms)
-        if loss < self.progress.best_loss:
+        if loss < self.progress.best_loss or not self.model.selects_by_loss:
             self.progress.best_loss = loss
             self.progress.best = {k: v.clone() for k, v in self.model.state_dict().items()}
         return loss

@@ -18,7 +18,16 @@ AGC_MIN_NORM = 1e-3
 def optimizer_for(
     parameters: Sequence[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Make the optimizer of a config."""
+    """Make the optimizer of a config.
+
+    The learning rate of a parameter with an attribute `learning_rate_scale` is multiplied by it:
+    each value has a parameter group of its own, with the factor as `rate_scale`.
+    """
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        scale = getattr(parameter, "learning_rate_scale", 1.0)
+        by_scale.setdefault(scale, []).append(parameter)
+    groups = [{"params": each, "rate_scale": scale} for scale, each in by_scale.items()]
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,
@@ -26,12 +35,12 @@ def optimizer_for(
         "weight_decay": config.weight_decay,
     }
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(groups, **settings)
     if config.name == "adam":
-        return torch.optim.Adam(parameters, **settings)
+        return torch.optim.Adam(groups, **settings)
     from pytorch_optimizer.optimizer.laprop import LaProp  # the import takes a second
 
-    laprop: torch.optim.Optimizer = LaProp(parameters, **settings)
+    laprop: torch.optim.Optimizer = LaProp(groups, **settings)
     return laprop
 
 

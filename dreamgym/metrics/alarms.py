@@ -203,7 +203,7 @@ class TrainingMonitor:
 
     Attributes:
         dataset: source of the episodes.
-        episodes: indices of episodes that the model is not fitted to.
+        episodes: (E,) indices of episodes that the model is not fitted to.
         seed: seed of windows and noise; global generators are not touched.
     """
 

@@ -47,12 +47,12 @@ class MetricContext:
     Attributes:
         model: model in eval mode.
         dataset: source of the episodes.
-        episodes: indices of held-out episodes.
+        episodes: (E,) indices of held-out episodes.
         windows: windows of these episodes, with the burn-in filtered.
         seed: seed of the measurement, for metrics that draw their own windows.
         rng: generator of noise. The metrics share it in the order of `METRICS`, so append new ones:
             then the figures of the others do not change.
-        training: indices of the episodes that the model was fitted to; None if they are not in the
+        training: (E,) episodes, by index, that the model was fitted to; None if they are not in the
             dataset.
         starts: start states that were filtered from training episodes; None if there are none.
         episode_starts: number of the first `starts`, which begin an episode.

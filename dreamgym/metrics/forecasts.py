@@ -106,10 +106,10 @@ def forecast(  # noqa: PLR0913 - of what, how far and how often are six of them
     Args:
         model: model in eval mode that decodes.
         dataset: source of the episodes.
-        episodes: indices of held-out episodes.
+        episodes: (E,) indices of held-out episodes.
         horizons: steps ahead, ascending; those that no episode reaches are left out.
         samples: dreams of each window.
-        fitted_to: indices of episodes to fit the linear model to; None for `episodes` themselves.
+        fitted_to: (E,) episodes to fit the linear model to; None for `episodes` themselves.
         seed: seed of the windows and of the model's noise.
 
     Returns:

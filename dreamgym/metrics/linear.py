@@ -84,7 +84,7 @@ def fit_linear(
 
     Args:
         dataset: source of the episodes.
-        episodes: indices of the episodes; the first ones with `MAX_ROWS` transitions are used.
+        episodes: (E,) indices of the episodes; the first ones with `MAX_ROWS` transitions are used.
         keys: keys of the parts of observations that are vectors.
     """
     before, after, actions, rows = [], [], [], 0

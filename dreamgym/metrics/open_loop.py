@@ -82,7 +82,7 @@ def open_loop_errors(
     Args:
         model: model in eval mode, with a decoder.
         dataset: source of the episodes.
-        episodes: indices of episodes that the model was not fitted to.
+        episodes: (E,) indices of episodes that the model was not fitted to.
         horizons: numbers of steps ahead; those that no episode reaches are left out, and far ones
             for observations so large that their windows must be short (`window_shape`).
         samples: dreams per window.

@@ -87,7 +87,7 @@ def recommend(
     Args:
         model: model in eval mode.
         dataset: source of the episodes.
-        episodes: indices of held-out episodes.
+        episodes: (E,) indices of held-out episodes.
         cap: longest recommended horizon; a fit passes the real limit, or 200 if that is longer.
         seed: seed of windows and noise.
     """

@@ -137,7 +137,7 @@ def evaluate_metrics(
     Args:
         model: model in eval mode.
         dataset: source of the episodes.
-        episodes: indices of held-out episodes.
+        episodes: (E,) indices of held-out episodes.
         seed: seed of the windows and of the model's noise.
         metrics: the metrics by name: `METRICS` or `REPORT_METRICS`.
         **known: further fields of `MetricContext`, such as `starts`.

@@ -169,7 +169,7 @@ def draw_windows(
     Args:
         model: model in eval mode.
         dataset: source of the episodes.
-        episodes: indices of the episodes.
+        episodes: (E,) indices of the episodes.
         shape: number of windows, and transitions after the burn-in.
         rng: generator of the choice of windows and of the filter's noise.
     """

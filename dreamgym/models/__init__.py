@@ -20,6 +20,8 @@ from dreamgym.models.pets import PETS, PETSConfig
 from dreamgym.models.registry import FAMILIES
 from dreamgym.models.rssm import RSSM, RSSMConfig
 from dreamgym.models.spec import ModelSpec
+from dreamgym.models.storm import STORM, STORMConfig
+from dreamgym.models.tdmpc2 import TDMPC2, TDMPC2Config
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -35,6 +37,8 @@ __all__ = [
     "MDNRNN",
     "PETS",
     "RSSM",
+    "STORM",
+    "TDMPC2",
     "Acts",
     "Decodes",
     "Ensemble",
@@ -49,6 +53,8 @@ __all__ = [
     "Pessimistic",
     "Prediction",
     "RSSMConfig",
+    "STORMConfig",
+    "TDMPC2Config",
     "Segment",
     "State",
     "Values",

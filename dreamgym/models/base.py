@@ -257,6 +257,15 @@ class WorldModel(nn.Module, ABC):
         """
         return False
 
+    @property
+    def selects_by_loss(self) -> bool:
+        """Whether a fit keeps the weights with the lowest held-out loss, or else the last ones.
+
+        Override it where a lower loss is not a better model, as with values that are their own
+        targets.
+        """
+        return True
+
     def set_statistics(self, statistics: Statistics) -> None:
         """Fit the normalisers; called once, before fitting, with training episodes only."""
 

@@ -7,6 +7,8 @@ from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
 from dreamgym.models.rssm import RSSM
 from dreamgym.models.spec import FAMILIES
+from dreamgym.models.storm import STORM
+from dreamgym.models.tdmpc2 import TDMPC2
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -22,6 +24,8 @@ FAMILIES.update(
         "rssm": RSSM,
         "jepa": JEPA,
         "pets": PETS,
+        "storm": STORM,
+        "tdmpc2": TDMPC2,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -116,8 +116,8 @@ class Standardise(nn.Module):
     """Flatten observations, subtract a fixed mean, divide by a standard deviation, and clip.
 
     Args:
-        mean: mean of each entry of the flattened observation.
-        std: standard deviation of each entry, above 0.
+        mean: (n,) mean of each entry of the flattened observation.
+        std: (n,) standard deviation of each entry, above 0.
     """
 
     mean: Tensor
@@ -141,8 +141,8 @@ class ActorCritic(nn.Module):
         observation_space: a Box; observations are flattened.
         action_space: Box, Discrete or MultiDiscrete.
         net_arch: widths of the hidden layers.
-        mean: mean of each entry of the flattened observation.
-        std: standard deviation of each entry, above 0.
+        mean: (n,) mean of each entry of the flattened observation.
+        std: (n,) standard deviation of each entry, above 0.
 
     Attributes:
         standardise: layer before both networks.

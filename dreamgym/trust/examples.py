@@ -35,7 +35,7 @@ def examples(
     Args:
         world: the world; one that does not decode has no examples.
         dataset: source of the episodes.
-        held_out: their indices.
+        held_out: (E,) their indices.
         seed: seed of the dreams.
     """
     model = world.model

@@ -17,6 +17,9 @@ from dreamgym.data.spaces import space_from_json
 CARD_FILE = "README.md"
 PICTURE_FILE = "card.png"
 
+LARGE_GAP = 0.2
+"""Share of the range from a random policy to the best above which a gap is a failure."""
+
 Description = dict[str, Any]
 
 USE = """## Use it
@@ -151,18 +154,24 @@ def _ranking_lines(ranking: dict[str, Any]) -> Iterator[str]:
         f"- Choosing the best of {ranking['count']} policies by their dream returns costs "
         f"{ranking['regret']:.4g} of real return."
     )
-    if ranking.get("gap_mean") is not None:
-        yield (
-            "- Gap: the dream return of a policy that is not the best differs from its real one by "
-            f"{ranking['gap_mean']:.0%} of the range from random to best on average, and by "
-            f"{ranking['gap_max']:.0%} at most."
-        )
+    if 0 <= ranking.get("gap_max", -1.0) <= LARGE_GAP:
+        yield f"- {_gap(ranking)}"
+
+
+def _gap(ranking: dict[str, Any]) -> str:
+    return (
+        "Gap: the dream return of a policy that is not the best differs from its real one by "
+        f"{ranking['gap_mean']:.0%} of the range from random to best on average, and by "
+        f"{ranking['gap_max']:.0%} at most."
+    )
 
 
 def _limits(description: Description) -> str:
     """Return what does not hold: findings that are not good, and the maker's own notes."""
     report = description["quality"].get("report") or {}
     notes = list((description["provenance"].get("card") or {}).get("notes", []))
+    ranking = report.get("ranking") or {}
+    notes += [_gap(ranking)] if ranking.get("gap_max", 0.0) > LARGE_GAP else []
     notes += [text for level, text in map(_split, report.get("findings", [])) if level != "good"]
     notes += map(str, description["quality"].get("alarms", []))
     if not notes:

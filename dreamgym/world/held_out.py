@@ -24,8 +24,8 @@ class WorldData:
 
     Attributes:
         dataset: the open dataset.
-        training: indices of episodes that the world was fitted to.
-        held_out: indices of episodes that it was not fitted to.
+        training: (E,) indices of episodes that the world was fitted to.
+        held_out: (E,) indices of episodes that it was not fitted to.
         is_fitted_data: whether this is the dataset of the fit, so that the two are those of the
             fit. Of other data, all episodes are held out, and all may be used for training.
     """

@@ -29,6 +29,7 @@ FILES = (WORLD_FILE, MODEL_FILE, STARTS_FILE)
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _NAME = re.compile(rf"hf:/{{1,2}}({_PART}/{_PART})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
+_REPOSITORY = re.compile(f"{_PART}/{_PART}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -120,7 +121,9 @@ def _is_complete(folder: Path) -> bool:
 
 def push_folder(folder: Path, repo_id: str, *, private: bool, message: str | None) -> Pushed:
     """Publish the folder of a world; see `dreamgym.push`."""
-    wanted = parse_name(f"{SCHEME}{repo_id}")
+    if not _REPOSITORY.fullmatch(repo_id):
+        raise WorldError(f"{repo_id!r} is not the name of a repository; expected owner/name")
+    wanted = HubWorld(repo_id)
     hub = import_extra("huggingface_hub", "publishing a world")
     description = json.loads((folder / WORLD_FILE).read_text(encoding="utf-8"))
     picture = (folder / PICTURE_FILE).is_file()

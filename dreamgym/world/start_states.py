@@ -75,7 +75,7 @@ def burn_in(
     Args:
         model: fitted model in eval mode; it stays on its device.
         dataset: source of the episodes.
-        episodes: indices of training episodes.
+        episodes: (E,) indices of training episodes.
         count: number of states in the bank; fewer if observations are large (`START_BYTES`).
         length: maximum number of observations filtered before a state from anywhere.
         seed: seed of the choice of windows and of the filter's noise.

@@ -28,17 +28,17 @@ PLANNERS = {
 }
 
 
-def rewards(policy: PlannedPolicy, seed: int, steps: int) -> np.ndarray:
-    """Return the rewards (steps,) of one real episode."""
-    env = gym.make(TASK)
-    observation, _ = env.reset(seed=seed)
-    policy.reset([0], [seed])
+def rewards(policy: PlannedPolicy, episodes: int, steps: int) -> np.ndarray:
+    """Return the rewards (steps, episodes) of real episodes side by side; none ends before 200."""
+    envs = gym.make_vec(TASK, episodes, vectorization_mode="sync")
+    seeds, rows = [100 + row for row in range(episodes)], list(range(episodes))
+    observations, _ = envs.reset(seed=seeds)
+    policy.reset(rows, seeds)
     collected = []
     for _ in range(steps):
-        (action,) = policy.act([observation], [0])
-        observation, reward, _, _, _ = env.step(action)
+        observations, reward, _, _, _ = envs.step(np.stack(policy.act(observations, rows)))
         collected.append(reward)
-    env.close()
+    envs.close()
     return np.array(collected)
 
 
@@ -55,9 +55,9 @@ def main(given: list[str] | None = None) -> None:
     axes = figure.subplots()
     for name, config in PLANNERS.items():
         policy = PlannedPolicy(WORLD, config)
-        runs = np.stack([rewards(policy, 100 + episode, steps) for episode in range(episodes)])
-        print(f"{name}: real returns {', '.join(f'{total:.0f}' for total in runs.sum(1))}")
-        axes.plot(runs.mean(0), label=name)
+        runs = rewards(policy, episodes, steps)
+        print(f"{name}: real returns {', '.join(f'{total:.0f}' for total in runs.sum(0))}")
+        axes.plot(runs.mean(1), label=name)
     axes.set(xlabel="real steps", ylabel="reward")
     axes.legend()
     figure.savefig(options.out / "plan_pendulum.png")

@@ -88,3 +88,11 @@ def test_a_weight_average_follows_and_swaps():
     torch.testing.assert_close(weights[0].detach(), truth)
     mean.swap()
     assert torch.equal(weights[0].detach(), now)
+
+
+def test_a_parameter_may_have_a_share_of_the_learning_rate():
+    weights = parameters((2,), (2,), (2,))
+    weights[1].learning_rate_scale = 0.3
+    groups = optimizer_for(weights, OptimizerConfig()).param_groups
+    scales = {id(each): group["rate_scale"] for group in groups for each in group["params"]}
+    assert [scales[id(weight)] for weight in weights] == [1.0, 0.3, 1.0]

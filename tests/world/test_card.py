@@ -61,10 +61,11 @@ def test_the_verdict_and_real_returns_come_before_the_rest(folder):
         "| random | 10.0 | 9.0 to 11.0 |  |",
         'world="pole"',
         "Horizon 7 steps; temperature 1.15. Terminations are sampled.",
-        "10% of the range from random to best on average, and by 25% at most",
         "- Dreams follow the actions. (x)",
         "| PPO | 90.0 | 100.0 |",
-        "## Known failures\n\n- It falls.\n- Rewards are wrong. (far off)",
+        "## Known failures\n\n- It falls.",
+        "10% of the range from random to best on average, and by 25% at most",
+        "- Rewards are wrong. (far off)",
         "$ python make.py",
         "Licence: MIT",
     ]
@@ -72,6 +73,15 @@ def test_the_verdict_and_real_returns_come_before_the_rest(folder):
     assert places == sorted(places)
     assert "learning_rate" not in card
     assert "provenance" not in card
+
+
+@pytest.mark.parametrize(("gap", "known_failure"), [(0.2, False), (0.21, True)])
+def test_a_large_gap_is_a_known_failure(folder, gap, known_failure):
+    ranking = REPORT["ranking"] | {"gap_max": gap}
+    annotate(folder, quality={"report": REPORT | {"ranking": ranking}})
+    card = (folder / "README.md").read_text()
+    assert card.count("- Gap: ") == 1
+    assert (card.index("- Gap: ") > card.index("## Known failures")) == known_failure
 
 
 def test_what_is_annotated_is_kept_by_a_load_and_a_save(folder, tmp_path):

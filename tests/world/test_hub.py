@@ -180,8 +180,9 @@ def test_push_is_refused_before_anything_is_made(hub, folder, monkeypatch):
     (folder / "starts.safetensors").unlink()
     with pytest.raises(WorldError, match="is missing"):
         dreamgym.push(folder, "me/small")
-    with pytest.raises(WorldError, match="expected hf://owner/name"):
-        dreamgym.push("CartPole-MDNRNN-v0", "no-owner")
+    for name in ("no-owner", "me/small@main", "hf://me/small"):
+        with pytest.raises(WorldError, match="expected owner/name"):
+            dreamgym.push("CartPole-MDNRNN-v0", name)
     assert not hub.repositories
     unreachable(monkeypatch)
     with pytest.raises(WorldError, match="cannot be reached"):

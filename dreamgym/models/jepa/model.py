@@ -45,11 +45,11 @@ from dreamgym.models.jepa.modules import (
     Predictor,
     Probe,
     Projector,
-    moments,
 )
 from dreamgym.models.jepa.pretrained import PREFIX, PretrainedEncoder
 from dreamgym.models.jepa.regularisers import collapse_metrics
 from dreamgym.models.nn.actions import ActionEncoder
+from dreamgym.models.nn.batch_norm import moments
 from dreamgym.models.nn.distributions import normal, per_row
 from dreamgym.models.nn.layers import mlp
 from dreamgym.models.observations import Observation, map_observation

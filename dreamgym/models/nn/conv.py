@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from dreamgym._settings import check_choice
 from dreamgym.data.images import image_layout
+from dreamgym.models.nn.batch_norm import BatchNorm
 from dreamgym.models.nn.layers import LayerNorm, RMSNorm, at_least_float32
 
 Padding = Literal["valid", "same"]
-Norm = Literal["none", "rms", "layer"]
+Norm = Literal["none", "rms", "layer", "batch"]
 
 NORM_EPSILON = 1e-4
 
@@ -41,8 +42,9 @@ class ConvStack:
         stride: stride of every layer.
         padding: "valid" for no padding; "same" divides (or multiplies) the size by the stride.
         activation: "relu", "elu", "silu" or "gelu"; a decoder's last layer has none.
-        norm: normalisation over the channels of each pixel, before the activation: "none", "rms" or
-            "layer". A decoder applies norm and activation to its first grid as well.
+        norm: normalisation before the activation: "none"; "rms" or "layer" over the channels of
+            each pixel; or "batch" over the images of a batch, after layers without biases. A
+            decoder applies norm and activation to its first grid as well.
     """
 
     depths: tuple[int, ...]
@@ -154,15 +156,25 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for depth, kernel in zip(stack.depths, stack.kernels, strict=True):
             padding, _ = stack.paddings(kernel)
-            layers += [nn.Conv2d(channels, depth, kernel, stack.stride, padding)]
+            bias = stack.norm != "batch"
+            layers += [nn.Conv2d(channels, depth, kernel, stack.stride, padding, bias=bias)]
             layers += _norm_and_activation(stack, depth)
             channels = depth
         self.layers = nn.Sequential(*layers)
         self.dim = channels * math.prod(self.grid)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Encode floats (..., channels, height, width) as (..., dim)."""
-        flat = apply_in_pieces(self.layers, images.flatten(0, -4), images.shape[-2:].numel())
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (..., channels, height, width) floats.
+            mask: (...) bool, false on padding; read by batch norms in training only.
+
+        Returns:
+            (..., dim).
+        """
+        pixels = images.shape[-2:].numel()
+        flat = _apply(self.layers, images.flatten(0, -4), pixels, mask)
         return flat.flatten(1).unflatten(0, images.shape[:-3])
 
 
@@ -183,32 +195,44 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.pixels = math.prod(size)
         self.grid = (stack.depths[0], *(_grid_size(stack, side) for side in size))
-        self.dense = nn.Linear(inputs, math.prod(self.grid))
+        bias = stack.norm != "batch"
+        self.dense = nn.Linear(inputs, math.prod(self.grid), bias=bias)
         layers: list[nn.Module] = []
         if stack.norm != "none":
             layers += _norm_and_activation(stack, stack.depths[0])
         depths = [*stack.depths, channels]
         for k, kernel in enumerate(stack.kernels):
             padding, extra = stack.paddings(kernel)
+            is_last = k + 1 == len(stack.kernels)
             layers += [
-                nn.ConvTranspose2d(depths[k], depths[k + 1], kernel, stack.stride, padding, extra)
+                nn.ConvTranspose2d(
+                    *(depths[k], depths[k + 1], kernel, stack.stride, padding, extra),
+                    bias=bias or is_last,
+                )
             ]
-            if k + 1 < len(stack.kernels):
+            if not is_last:
                 layers += _norm_and_activation(stack, depths[k + 1])
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Decode (..., inputs) to unbounded floats (..., channels, height, width)."""
+    def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Decode vectors.
+
+        Args:
+            vectors: (..., inputs).
+            mask: (...) bool, false on padding; read by batch norms in training only.
+
+        Returns:
+            (..., channels, height, width) unbounded floats.
+        """
         grid = self.dense(vectors.flatten(0, -2)).unflatten(-1, self.grid)
-        return at_least_float32(apply_in_pieces(self.layers, grid, self.pixels)).unflatten(
-            0, vectors.shape[:-1]
-        )
+        images = _apply(self.layers, grid, self.pixels, mask)
+        return at_least_float32(images).unflatten(0, vectors.shape[:-1])
 
 
 class ChannelNorm(nn.Module):
     """Normalise over the channels of each pixel of (B, channels, height, width)."""
 
-    def __init__(self, channels: int, kind: Norm) -> None:
+    def __init__(self, channels: int, kind: str) -> None:
         super().__init__()
         norm_type = RMSNorm if kind == "rms" else LayerNorm
         self.norm = norm_type(channels, eps=NORM_EPSILON)
@@ -218,9 +242,44 @@ class ChannelNorm(nn.Module):
         return self.norm(images.movedim(1, -1)).movedim(-1, 1)
 
 
+class ImageBatchNorm(BatchNorm):
+    """Batch normalisation of images that ignores padding; see `BatchNorm`."""
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise (B, channels, height, width); `mask` (B,) is false on padding."""
+        pixels = None if mask is None else mask.view(-1, 1, 1).expand(-1, *images.shape[-2:])
+        return super().forward(images.movedim(1, -1), pixels).movedim(-1, 1)
+
+
+def _apply(layers: nn.Sequential, images: Tensor, pixels: int, mask: Tensor | None) -> Tensor:
+    """Apply the layers of an encoder or decoder to a batch of images (B, ...).
+
+    Args:
+        layers: the layers.
+        images: their input.
+        pixels: pixels of one image.
+        mask: (...) bool, false on padding, B values in all.
+    """
+    if not layers.training or mask is None or not has_batch_norm(layers):
+        return apply_in_pieces(layers, images, pixels)
+    for layer in layers:  # of all images at once, since a batch norm's output depends on them all
+        normalises = isinstance(layer, ImageBatchNorm)
+        images = layer(images, mask.flatten()) if normalises else layer(images)
+    return images
+
+
+def has_batch_norm(layers: nn.Module) -> bool:
+    """Return whether any of the layers is a batch norm over images."""
+    return any(isinstance(layer, ImageBatchNorm) for layer in layers.modules())
+
+
 def _norm_and_activation(stack: ConvStack, depth: int) -> list[nn.Module]:
     """Return the layers after a convolution: the norm, if any, and the activation."""
-    norm: list[nn.Module] = [] if stack.norm == "none" else [ChannelNorm(depth, stack.norm)]
+    norm: list[nn.Module] = []
+    if stack.norm == "batch":
+        norm = [ImageBatchNorm(depth)]
+    elif stack.norm != "none":
+        norm = [ChannelNorm(depth, stack.norm)]
     return [*norm, ACTIVATIONS[stack.activation]()]
 
 

@@ -158,18 +158,25 @@ def symexp(x: Tensor) -> Tensor:
 class TwoHot(nn.Module):
     """A number as a categorical over fixed bins, the symexp of evenly spaced numbers.
 
-    DreamerV3, arXiv 2301.04104, equations 9 to 11.
+    DreamerV3, arXiv 2301.04104, equations 9 to 11. With `in_symlog` bins and mean are those of the
+    number's symlog, as in the first version of that paper, in STORM and in TD-MPC2.
 
     Args:
         count: number of bins, odd.
+        limit: symlog of the largest bin.
+        in_symlog: whether weights and mean are computed before the symexp, not after it.
     """
 
     bins: Tensor
 
-    def __init__(self, count: int) -> None:
+    def __init__(
+        self, count: int, limit: float = LARGEST_EXPONENT, *, in_symlog: bool = False
+    ) -> None:
         super().__init__()
+        self.in_symlog = in_symlog
         # One half and its mirror image, so that opposite bins cancel exactly.
-        half = symexp(torch.linspace(0.0, LARGEST_EXPONENT, count // 2 + 1, dtype=torch.float64))
+        half = torch.linspace(0.0, limit, count // 2 + 1, dtype=torch.float64)
+        half = half if in_symlog else symexp(half)
         bins = torch.cat([-half.flip(0)[:-1], half]).float()
         self.register_buffer("bins", bins, persistent=False)
 
@@ -183,10 +190,12 @@ class TwoHot(nn.Module):
         middle = len(self.bins) // 2
         # Opposite bins are paired first; otherwise the rounding of the largest would remain.
         excess = probabilities[..., middle + 1 :] - probabilities[..., :middle].flip(-1)
-        return (excess * self.bins[middle + 1 :]).sum(-1)
+        mean = (excess * self.bins[middle + 1 :]).sum(-1)
+        return symexp(mean) if self.in_symlog else mean
 
     def encode(self, value: Tensor) -> Tensor:
         """Return weights (..., count) on the two bins around each value, with the value as mean."""
+        value = symlog(value) if self.in_symlog else value
         value = value.clamp(self.bins[0], self.bins[-1])
         last = len(self.bins) - 1
         above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, last)

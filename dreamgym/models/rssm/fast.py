@@ -15,12 +15,11 @@ from dreamgym.models.base import Prediction, State, Temperature, end_outside_dat
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
+from dreamgym.models.nn.latents import Categoricals, Gaussians
 from dreamgym.models.nn.packed import Layer, Packing
 from dreamgym.models.rssm.model import RSSM
 from dreamgym.models.rssm.modules import (
     BlockGRUCell,
-    Categoricals,
-    Gaussians,
     GRUCell,
     gru,
     limit_actions,

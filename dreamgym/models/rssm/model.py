@@ -26,7 +26,10 @@ from dreamgym.models.base import (
     zero_action,
 )
 from dreamgym.models.nn.actions import ActionEncoder
-from dreamgym.models.nn.distributions import TwoHot
+from dreamgym.models.nn.dense import dense_layers, linear
+from dreamgym.models.nn.latents import kl_loss
+from dreamgym.models.nn.observation_codec import ObservationCodec
+from dreamgym.models.nn.reward_head import RewardHead
 from dreamgym.models.observations import Observation, map_observation
 from dreamgym.models.reduction import masked_mean
 from dreamgym.models.rssm.config import PRESET_FITS, PRESETS, RSSMConfig
@@ -34,12 +37,9 @@ from dreamgym.models.rssm.modules import (
     BlockGRUCell,
     GRUCell,
     MultiInputLayer,
-    ObservationCodec,
+    codec_config,
     head,
-    kl_loss,
-    linear,
     make_latent,
-    mlp,
 )
 from dreamgym.models.statistics import Statistics
 
@@ -79,20 +79,22 @@ class RSSM(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: RSSMConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        self.latent = make_latent(config)
+        self.latent, objective = make_latent(config), config.objective
         self.feature_dim = config.deter + self.latent.size
         self.noise_dim = config.stoch
         self.encode_action = ActionEncoder(action_space)
         cell = BlockGRUCell if config.blocks else GRUCell
         self.cell = cell(self.latent.size, self.encode_action.dim, config)
-        self.senses = ObservationCodec(observation_space, self.feature_dim, config)
+        self.senses = ObservationCodec(observation_space, self.feature_dim, codec_config(config))
         self.prior = nn.Sequential(
-            *mlp(config.deter, config.prior_layers, config.hidden, config),
+            *dense_layers(config.deter, config.prior_layers, config.hidden, config),
             linear(config.hidden, self.latent.parameters),
         )
         self.posterior = MultiInputLayer((config.deter, self.senses.dim), config.hidden, config)
         self.posterior_out = linear(config.hidden, self.latent.parameters)
-        self.reward = RewardHead(self.feature_dim, config)
+        self.reward = RewardHead(
+            head(self.feature_dim, objective.reward_outputs, config), objective
+        )
         self.continuation = head(self.feature_dim, 1, config)
         self.register_buffer("worst_return", torch.zeros(()))
 
@@ -227,73 +229,3 @@ class RSSM(WorldModel):
     def _posterior(self, h: Tensor, encoded: Tensor) -> Tensor:
         """Return the posterior's parameters (B, parameters) for outputs of `_encode`."""
         return self.posterior_out(self.posterior.finish(self.posterior.product(0, h) + encoded))
-
-
-SMALLEST_TWO_HOT_STD = 0.01
-"""Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
-apart around zero. Other rewards are encoded as they are, as published."""
-
-
-class RewardHead(nn.Module):
-    """Predicts the expected reward, in the units of the objective.
-
-    Args:
-        features: width of the input.
-        config: sizes and units.
-
-    Attributes:
-        mean: () mean reward of the training data.
-        std: () standard deviation of the rewards.
-        two_hot_unit: () divides rewards before the two-hot encoding.
-    """
-
-    mean: Tensor
-    std: Tensor
-    two_hot_unit: Tensor
-
-    def __init__(self, features: int, config: RSSMConfig) -> None:
-        super().__init__()
-        self.units = config.objective.rewards
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
-        self.register_buffer("two_hot_unit", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_add_two_hot_unit)
-        self.two_hot = TwoHot(config.objective.bins)
-        is_two_hot = self.units == "two-hot"
-        self.net = head(features, config.objective.bins if is_two_hot else 1, config)
-        if is_two_hot:
-            # As published: an unfitted head predicts a reward of zero.
-            for parameter in self.net[-1].parameters():
-                nn.init.zeros_(parameter)
-
-    def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Fit to the mean () and standard deviation () of the rewards."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
-        self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
-
-    def predict(self, features: Tensor) -> Tensor:
-        """Return the reward (...) in the real environment's units."""
-        return self.expected(self.net(features))
-
-    def expected(self, outputs: Tensor) -> Tensor:
-        """Return the reward (...) for outputs (..., bins or 1) of the network."""
-        if self.units == "two-hot":
-            return self.two_hot.mean(outputs) * self.two_hot_unit
-        reward = outputs.squeeze(-1)
-        return reward * self.std + self.mean if self.units == "standard" else reward
-
-    def loss(self, features: Tensor, reward: Tensor) -> Tensor:
-        """Return the cross-entropy with the two-hot reward, or the squared error; (...)."""
-        outputs = self.net(features)
-        if self.units == "two-hot":
-            return self.two_hot.loss(outputs, reward / self.two_hot_unit)
-        target = (reward - self.mean) / self.std if self.units == "standard" else reward
-        return (outputs.squeeze(-1) - target).square()
-
-
-def _add_two_hot_unit(
-    module: nn.Module, weights: dict[str, Tensor], prefix: str, *unused: object
-) -> None:
-    """Add the unit of rewards to the weights of a world that was saved before there was one."""
-    weights.setdefault(f"{prefix}two_hot_unit", torch.ones(()))

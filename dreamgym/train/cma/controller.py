@@ -27,8 +27,8 @@ class Controller(nn.Module):
 
     Args:
         action_space: action space of one environment: Box, Discrete or MultiDiscrete.
-        mean: mean of each entry of the flattened observation.
-        std: standard deviation of each entry, above 0.
+        mean: (n,) mean of each entry of the flattened observation.
+        std: (n,) standard deviation of each entry, above 0.
         hidden: widths of the hidden layers, with tanh; none for a linear controller.
 
     Attributes:

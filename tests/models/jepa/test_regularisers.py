@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from dreamgym.models.jepa.modules import BatchNorm, moments
 from dreamgym.models.jepa.regularisers import (
     collapse_metrics,
     temporal_alignment,
     variance_covariance,
 )
+from dreamgym.models.nn.batch_norm import BatchNorm, moments
 from dreamgym.models.reduction import masked_mean
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+from dreamgym.models.nn.latents import Categoricals, Gaussians, kl_loss
 from dreamgym.models.reduction import masked_mean
-from dreamgym.models.rssm.modules import Categoricals, Gaussians, kl_loss
 
 DRAWS = 20_000
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dreamgym.models.nn.dense import linear
 from dreamgym.models.rssm.config import PRESETS, RSSMConfig
-from dreamgym.models.rssm.modules import BlockGRUCell, GRUCell, MultiInputLayer, linear
+from dreamgym.models.rssm.modules import BlockGRUCell, GRUCell, MultiInputLayer
 
 LATENT, ACTION, ROWS = 10, 3, 5
 SMALL = RSSMConfig(deter=24, hidden=6, blocks=4)

@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamgym.models import RSSM, RSSMConfig, Segment, filter_states, imagine
+from dreamgym.models.nn.reward_head import RewardHead
 from dreamgym.models.rssm import RSSMObjective
-from dreamgym.models.rssm.model import RewardHead
+from dreamgym.models.rssm.modules import codec_config
 from dreamgym.world.world import load
 from tests.small_worlds import MOMENTS, STATISTICS, small_model, small_world
 
@@ -173,7 +174,8 @@ def test_dyn_trains_the_prior_and_rep_the_posterior():
         only = RSSMObjective(
             vector=0.0, reward=0.0, termination=0.0, dyn=dyn, rep=rep, free_nats=0.0
         )
-        model.senses.config = model.config = replace(STYLES["v2"], objective=only)
+        model.config = replace(STYLES["v2"], objective=only)
+        model.senses.config = codec_config(model.config)
         model.zero_grad()
         model.loss(segment, noise)[0].backward()
         return model.prior[-1].weight.grad.clone(), model.posterior_out.weight.grad.clone()
@@ -299,11 +301,15 @@ def test_the_step_of_every_generation_compiles_to_one_graph(style):
         torch.testing.assert_close(tuple(prediction), tuple(plain_prediction))
 
 
+def a_reward_head() -> RewardHead:
+    objective = STYLES["v3"].objective
+    return RewardHead(nn.Sequential(nn.Linear(4, objective.reward_outputs)), objective)
+
+
 @pytest.mark.parametrize("unit", [1e-8, 1e-3, 1.0])
 def test_two_hot_rewards_have_a_scale_that_the_bins_resolve(unit):
     """Around zero the bins are 0.17 apart: rewards of 1e-6 would all be the same class."""
-    config = STYLES["v3"]
-    head = RewardHead(4, config)
+    head = a_reward_head()
     rewards = unit * torch.randn(256, generator=torch.Generator().manual_seed(0))
     head.set_moments(rewards.mean().double(), rewards.std().double())
     seen = head.two_hot.encode(rewards / head.two_hot_unit)
@@ -312,7 +318,7 @@ def test_two_hot_rewards_have_a_scale_that_the_bins_resolve(unit):
 
 
 def test_a_world_from_before_two_hot_rewards_had_a_unit_is_loaded():
-    head = RewardHead(4, STYLES["v3"])
+    head = a_reward_head()
     head.set_moments(torch.tensor(0.0), torch.tensor(1e-6))
     weights = head.state_dict()
     del weights["two_hot_unit"]

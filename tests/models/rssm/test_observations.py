@@ -11,9 +11,10 @@ import torch
 
 from dreamgym.models import RSSM, RSSMConfig, Segment
 from dreamgym.models.nn.codecs import Units, VectorCodec
+from dreamgym.models.nn.observation_codec import ObservationCodec
 from dreamgym.models.observations import as_tensors, get_part
 from dreamgym.models.rssm import RSSMObjective
-from dreamgym.models.rssm.modules import ObservationCodec, image_stacks
+from dreamgym.models.rssm.modules import codec_config, image_stacks
 from dreamgym.models.statistics import measure_statistics
 
 IMAGE = gym.spaces.Box(0, 255, (20, 24, 3), np.uint8)
@@ -113,7 +114,7 @@ def test_unknown_is_what_lies_beyond_the_widened_range():
 
 
 def test_the_error_of_images_is_the_sum_of_squares_of_pixels_in_zero_to_one():
-    senses = ObservationCodec(IMAGE, 8, config("standard"))
+    senses = ObservationCodec(IMAGE, 8, codec_config(config("standard")))
     images = torch.from_numpy(observations(IMAGE, 6)).unflatten(0, (2, 3))
     targets = senses.targets(images)
     features = torch.randn(2, 3, 8)

@@ -1,0 +1,78 @@
+"""The head that predicts rewards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dreamgym.models.nn.distributions import TwoHot
+from dreamgym.models.nn.objective import LatentObjective
+
+SMALLEST_TWO_HOT_STD = 0.01
+"""Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
+apart around zero. Other rewards are encoded as they are, as published."""
+
+
+class RewardHead(nn.Module):
+    """Predicts the expected reward, in the units of the objective.
+
+    Args:
+        net: network from features to `objective.reward_outputs` outputs. Its last layer is linear;
+            it starts at zero if rewards are two-hot.
+        objective: units of the rewards.
+
+    Attributes:
+        mean: () mean reward of the training data.
+        std: () standard deviation of the rewards.
+        two_hot_unit: () divides rewards before the two-hot encoding.
+    """
+
+    mean: Tensor
+    std: Tensor
+    two_hot_unit: Tensor
+
+    def __init__(self, net: nn.Sequential, objective: LatentObjective) -> None:
+        super().__init__()
+        self.units, self.is_two_hot = objective.rewards, objective.is_two_hot
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("two_hot_unit", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_add_two_hot_unit)
+        self.two_hot = TwoHot(objective.bins, in_symlog=self.units == "symlog-two-hot")
+        self.net = net
+        if self.is_two_hot:
+            # As published: an unfitted head predicts a reward of zero.
+            for parameter in self.net[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
+        """Fit to the mean () and standard deviation () of the rewards."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Return the reward (...) in the real environment's units."""
+        return self.expected(self.net(features))
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """Return the reward (...) for outputs (..., bins or 1) of the network."""
+        if self.is_two_hot:
+            return self.two_hot.mean(outputs) * self.two_hot_unit
+        reward = outputs.squeeze(-1)
+        return reward * self.std + self.mean if self.units == "standard" else reward
+
+    def loss(self, features: Tensor, reward: Tensor) -> Tensor:
+        """Return the cross-entropy with the two-hot reward, or the squared error; (...)."""
+        outputs = self.net(features)
+        if self.is_two_hot:
+            return self.two_hot.loss(outputs, reward / self.two_hot_unit)
+        target = (reward - self.mean) / self.std if self.units == "standard" else reward
+        return (outputs.squeeze(-1) - target).square()
+
+
+def _add_two_hot_unit(
+    module: nn.Module, weights: dict[str, Tensor], prefix: str, *unused: object
+) -> None:
+    """Add the unit of rewards to the weights of a world that was saved before there was one."""
+    weights.setdefault(f"{prefix}two_hot_unit", torch.ones(()))
