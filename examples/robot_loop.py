@@ -79,6 +79,7 @@ def main():
         late += wait < 0
         time.sleep(max(0.0, wait))
     print(f"{arguments.steps} steps, {fallbacks} with the fallback action, {late} late")
+    print("The sensors were random numbers; replace read_sensors by your robot's.")
 
 
 if __name__ == "__main__":
