@@ -17,6 +17,7 @@ let playing = false;
 let stepping = false;
 const held = new Map(); // key -> what holds it; the last one wins
 const values = []; // of the controls, in order
+const written = []; // functions that write the numbers beside the plots
 const drawn = []; // functions that draw the plots
 
 // ---------------------------------------------------------------- the connection
@@ -201,7 +202,8 @@ function take(moment) {
   time.value = moment.step;
   at("time-out").textContent = `${moment.step} / ${moment.last}`;
   if (at("player").value !== "you" && moment.action) shownAction(moment.action);
-  document.body.dataset.step = moment.step;
+  for (const each of written) each();
+  document.body.dataset.step = moment.step; // when all but the plots is shown
   redraw();
   if (!playing) editor();
 }
@@ -494,12 +496,10 @@ function buildPlots() {
     title.append(observation.name, output);
     const canvas = document.createElement("canvas");
     chart.append(title, canvas);
-    drawn.push(() => {
-      output.textContent = short(now.values[index]);
-      plot(canvas, [
-        ["real", (each) => each.real?.values[index], true], ["dream", (each) => each.values[index]],
-      ]);
-    });
+    written.push(() => { output.textContent = short(now.values[index]); });
+    drawn.push(() => plot(canvas, [
+      ["real", (each) => each.real?.values[index], true], ["dream", (each) => each.values[index]],
+    ]));
     return chart;
   });
   at("observations").replaceChildren(...charts);
@@ -509,16 +509,20 @@ function draw() {
   if (now !== null) for (const each of drawn) each();
 }
 
+const BETWEEN_PLOTS = 100; // milliseconds while playing: the pictures matter more
 let drawing = false;
+let drawnAt = 0;
 
-// Draws once before the next time that the screen is refreshed.
+// Draws soon, and once for all that happens until then.
 function redraw() {
   if (drawing) return;
   drawing = true;
-  requestAnimationFrame(() => {
+  const wait = playing ? Math.max(0, drawnAt + BETWEEN_PLOTS - performance.now()) : 0;
+  setTimeout(() => requestAnimationFrame(() => {
     drawing = false;
+    drawnAt = performance.now();
     draw();
-  });
+  }), wait);
 }
 
 function surface(canvas) {
