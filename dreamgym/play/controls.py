@@ -107,6 +107,9 @@ KNOWN: dict[str, Known] = {
         actions=("push left", "push right"),
         observations=("position", "velocity", "angle", "angular velocity"),
     ),
+    "InvertedPendulum": Known(
+        actions=("force",), observations=("position", "angle", "velocity", "angular velocity")
+    ),
     "LunarLander": Known(
         actions=("coast", "left engine", "main engine", "right engine"),
         observations=(

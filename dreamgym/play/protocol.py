@@ -110,6 +110,7 @@ class Conversation:
             "has_uncertainty": world.model.has_uncertainty,
             "has_picture": session.renderer is not None and not session.renderer.draws_bars,
             "has_reality": reality is not None,
+            "has_real_picture": reality is not None and reality.has_pictures,
             "without_reality": session.without_reality,
             "can_be_placed": reality is not None and reality.can_be_placed,
         }

@@ -101,6 +101,11 @@ class Reality:
         """Whether it can be set to an observation (`dreamgym.dream.rendering.STATE_SETTERS`)."""
         return self._set_state is not None
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether something can draw it."""
+        return self._renderer is not None or self.env.render_mode == "rgb_array"
+
     def start(self, seed: int, placed: NDArray[Any] | None = None) -> RealMoment:
         """Reset.
 

@@ -109,3 +109,17 @@ def test_unshared_leaves_can_be_written_without_changing_other_tensors():
     assert torch.equal(row, torch.ones(3))
     assert unshared["new"] is after["new"]
     assert unshared["twice"].data_ptr() != unshared["new"].data_ptr()
+
+
+def test_an_advance_resets_nothing_and_has_the_predicted_probability_of_termination():
+    engine = make_engine(termination=0.5)
+    dreams, _ = engine.begin(0)
+    ended = torch.zeros(ENVS, dtype=torch.bool)
+    for step in range(STEPS):
+        after = engine.advance(dreams, random_actions(engine.plain.action_space, ENVS, step))
+        assert torch.equal(after.terminated, after.termination >= 0.5)
+        assert torch.equal(after.dreams.age, dreams.age + 1)
+        assert torch.equal(after.dreams.episode, dreams.episode)
+        ended |= after.dreams.done
+        dreams = after.dreams
+    assert ended.all(), "the horizon was passed, and nothing was reset"

@@ -19,6 +19,8 @@ from dreamgym.models import (
     Pessimistic,
     PETSConfig,
     RSSMConfig,
+    STORMConfig,
+    TDMPC2Config,
     WorldModel,
 )
 from dreamgym.models.statistics import measure_statistics
@@ -32,8 +34,14 @@ CONFIGS = {
     "rssm": RSSMConfig(deter=8, hidden=8, stoch=4, classes=4, units=8, image_depth=2),
     "jepa": JEPAConfig(embedding=8, width=8, blocks=1, heads=1, mlp=8),
     "pets": PETSConfig(hidden=8, layers=1, members=2, elites=1),
+    "storm": STORMConfig(context=4, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
+    "tdmpc2": TDMPC2Config(latent=8, encoder=8, mlp=8),
 }
-LATENT = {"image": {"mdn-rnn", "rssm"}, "dict": {"mdn-rnn", "rssm"}, "vector": {"rssm"}}
+LATENT = {
+    "image": {"mdn-rnn", "rssm", "storm"},
+    "dict": {"mdn-rnn", "rssm", "storm"},
+    "vector": {"rssm", "storm"},
+}
 
 
 @pytest.fixture(scope="module", params=SEEN)
@@ -67,8 +75,8 @@ def examine(model: WorldModel, dataset: Dataset) -> dict[str, float]:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_on_every_kind_of_observation(family, seen):
     kind, dataset = seen
-    if family == "pets" and kind != "vector":
-        pytest.skip("PETS takes one vector")
+    if family in ("pets", "tdmpc2") and kind != "vector":
+        pytest.skip("it takes vectors")
     figures = examine(build(ModelSpec(family=family, config=CONFIGS[family]), dataset), dataset)
     assert any(name.startswith("kl") for name in figures) == (family in LATENT[kind])
     assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")

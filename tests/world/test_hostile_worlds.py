@@ -71,6 +71,10 @@ BOMBS = [
     ("rssm", {"units": 1 << 20}),
     ("jepa", {"blocks": 1 << 24}),
     ("pets", {"layers": 1 << 24}),
+    ("storm", {"blocks": 1 << 24}),
+    ("storm", {"width": 1 << 20}),
+    ("tdmpc2", {"values": 1 << 24}),
+    ("tdmpc2", {"encoder_layers": 1 << 24}),
     ("ensemble", {"members": 1 << 30}),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -130,9 +129,11 @@ class TDMPC2(WorldModel):
         self.encode_action = ActionEncoder(action_space)
         self.feature_dim, self.noise_dim = config.latent, 0
         size, both = sum(self._sizes), config.latent + self.encode_action.dim
-        widths = [size] + [config.encoder] * (config.encoder_layers - 1)
-        hidden = [layer for pair in pairwise(widths) for layer in normed(*pair, nn.Mish())]
-        latent = normed(widths[-1], config.latent, SimNorm(config.group))
+        width, hidden = size, []
+        for _ in range(config.encoder_layers - 1):
+            hidden += normed(width, config.encoder, nn.Mish())
+            width = config.encoder
+        latent = normed(width, config.latent, SimNorm(config.group))
         self.encoder = initialised(nn.Sequential(*hidden, *latent))
         for parameter in self.encoder.parameters():
             parameter.learning_rate_scale = config.encoder_rate  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ let playing = false;
 let stepping = false;
 const held = new Map(); // key -> what holds it; the last one wins
 const values = []; // of the controls, in order
+const written = []; // functions that write the numbers beside the plots
 const drawn = []; // functions that draw the plots
 
 // ---------------------------------------------------------------- the connection
@@ -90,8 +91,10 @@ async function begin() {
   at("dream-strips").hidden = about.has_picture;
   at("observation-panel").hidden = !about.observations.length || !about.has_picture;
   at("real-key").hidden = !about.has_reality;
-  at("real-pane").hidden = !about.has_reality;
-  document.querySelector(".stage").classList.toggle("alone", !about.has_reality);
+  // Where neither side has a picture, both are in the same plots.
+  const alone = !about.has_reality || !(about.has_picture || about.has_real_picture);
+  at("real-pane").hidden = alone;
+  document.querySelector(".stage").classList.toggle("alone", alone);
   at("alone").hidden = about.has_reality;
   at("alone").textContent = `No real environment beside it: ${about.without_reality}.`;
   buildControls();
@@ -127,7 +130,7 @@ async function play() {
   if (now === null) return;
   if (now.done) await reset();
   playing = true;
-  at("play").textContent = "❚❚ Pause";
+  at("play").textContent = "Pause";
 }
 
 // Takes steps at the pace that is set, one after the other.
@@ -184,7 +187,9 @@ function take(moment) {
   note.textContent = real
     ? "Nothing here can draw the real environment; its observations are in the plots."
     : "The real environment cannot begin where this dream begins. Choose the start “real” to see both.";
-  at("dream-figures").textContent = `return ${short(moment.return)}`;
+  const together = real && at("real-pane").hidden;
+  at("dream-figures").textContent = `return ${short(moment.return)}`
+    + (together ? ` · real ${short(real.return)} (dashed)` : "");
   at("real-figures").textContent = real ? `return ${short(real.return)}` : "";
   over("dream-over", moment.done, `${moment.done} at step ${moment.step}`);
   over("real-over", real?.done, real?.done);
@@ -197,7 +202,8 @@ function take(moment) {
   time.value = moment.step;
   at("time-out").textContent = `${moment.step} / ${moment.last}`;
   if (at("player").value !== "you" && moment.action) shownAction(moment.action);
-  document.body.dataset.step = moment.step;
+  for (const each of written) each();
+  document.body.dataset.step = moment.step; // when all but the plots is shown
   redraw();
   if (!playing) editor();
 }
@@ -490,12 +496,10 @@ function buildPlots() {
     title.append(observation.name, output);
     const canvas = document.createElement("canvas");
     chart.append(title, canvas);
-    drawn.push(() => {
-      output.textContent = short(now.values[index]);
-      plot(canvas, [
-        ["real", (each) => each.real?.values[index], true], ["dream", (each) => each.values[index]],
-      ]);
-    });
+    written.push(() => { output.textContent = short(now.values[index]); });
+    drawn.push(() => plot(canvas, [
+      ["real", (each) => each.real?.values[index], true], ["dream", (each) => each.values[index]],
+    ]));
     return chart;
   });
   at("observations").replaceChildren(...charts);
@@ -505,16 +509,20 @@ function draw() {
   if (now !== null) for (const each of drawn) each();
 }
 
+const BETWEEN_PLOTS = 100; // milliseconds while playing: the pictures matter more
 let drawing = false;
+let drawnAt = 0;
 
-// Draws once before the next time that the screen is refreshed.
+// Draws soon, and once for all that happens until then.
 function redraw() {
   if (drawing) return;
   drawing = true;
-  requestAnimationFrame(() => {
+  const wait = playing ? Math.max(0, drawnAt + BETWEEN_PLOTS - performance.now()) : 0;
+  setTimeout(() => requestAnimationFrame(() => {
     drawing = false;
+    drawnAt = performance.now();
     draw();
-  });
+  }), wait);
 }
 
 function surface(canvas) {

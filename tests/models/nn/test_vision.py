@@ -92,7 +92,7 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does():
         ({"depths": (0,), "kernels": (4,)}, "at least 1"),
         ({"depths": (4,), "kernels": (1,), "padding": "same"}, "leave gaps"),
         ({"depths": (4,), "kernels": (4,), "activation": "sulu"}, "is not valid"),
-        ({"depths": (4,), "kernels": (4,), "norm": "batch"}, "is not valid"),
+        ({"depths": (4,), "kernels": (4,), "norm": "group"}, "is not valid"),
     ],
 )
 def test_invalid_stacks_are_refused(wrong, match):
