@@ -173,7 +173,9 @@ def _limits(description: Description) -> str:
     ranking = report.get("ranking") or {}
     notes += [_gap(ranking)] if ranking.get("gap_max", 0.0) > LARGE_GAP else []
     notes += [text for level, text in map(_split, report.get("findings", [])) if level != "good"]
-    notes += map(str, description["quality"].get("alarms", []))
+    found = "\n".join(notes).casefold()  # most alarms of the fit are findings of the report, too
+    alarms = map(str, description["quality"].get("alarms", []))
+    notes += [each for each in alarms if each.casefold() not in found]
     if not notes:
         return ""
     return "\n".join(["## Known failures", "", *(f"- {note}" for note in notes)])

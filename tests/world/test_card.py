@@ -75,6 +75,14 @@ def test_the_verdict_and_real_returns_come_before_the_rest(folder):
     assert "provenance" not in card
 
 
+def test_an_alarm_of_the_fit_that_the_report_found_too_is_listed_once(folder):
+    report = {**REPORT, "findings": ["note: The rewards are all 1. (the whole dataset)"]}
+    alarms = ["the rewards are all 1", "no episode terminates"]
+    annotate(folder, quality={"report": report, "alarms": alarms})
+    card = (folder / "README.md").read_text().casefold()
+    assert [card.count(each) for each in alarms] == [1, 1]
+
+
 @pytest.mark.parametrize(("gap", "known_failure"), [(0.2, False), (0.21, True)])
 def test_a_large_gap_is_a_known_failure(folder, gap, known_failure):
     ranking = REPORT["ranking"] | {"gap_max": gap}
