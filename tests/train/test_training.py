@@ -59,8 +59,8 @@ def test_progress_and_curve_agree(box_world):
         config=QUICK,
         progress=lambda done, total, figures: reported.append((done, total, figures)),
     )
-    assert [done for done, *_ in reported] == [256, 512, 768, 1000]
-    assert {total for _, total, _ in reported} == {1000}
+    assert [done for done, *_ in reported] == [256, 512, 768, 1024]
+    assert {total for _, total, _ in reported} == {1024}  # whole rollouts
     assert [figures["dream return"] for *_, figures in reported] == [
         mean for _, mean in policy.curve
     ]
