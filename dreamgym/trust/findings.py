@@ -39,6 +39,9 @@ OVERCONFIDENT = 0.75
 WRONG_SIGN = -0.2
 """Correlation of predicted with real rewards below which their sign is wrong."""
 
+WELL = 0.7
+"""Correlation of predicted and real rewards from which they are called predicted well."""
+
 UNLEARNT = 0.3
 """Correlation below which a reward that varies is hardly learnt."""
 
@@ -261,6 +264,14 @@ def reward(figures: Figures) -> Iterator[Finding]:
             evidence,
             "record episodes that reach other rewards, fit for longer, or give the reward as a "
             "function (KnownReward)",
+        )
+    elif varies and correlation < WELL:
+        yield Finding(
+            NOTE,
+            "reward",
+            "The reward is predicted only roughly.",
+            evidence,
+            "compare dream and real returns before you trust either",
         )
     else:
         yield Finding(GOOD, "reward", "The reward is predicted well one step ahead.", evidence)
