@@ -54,6 +54,8 @@ def make(name: str, out: Path) -> bool:
     on from there.
     """
     recipe = recipes()[name]
+    if ":" in recipe["env_id"]:  # Gymnasium would import the module before it
+        raise ValueError(f"{name}: env_id is {recipe['env_id']!r}; expected an id without a module")
     work = out.with_name(f"{out.name}.parts")
     shards: list[Path] = []
     for number, part in enumerate(recipe["parts"], 1):
