@@ -151,7 +151,9 @@ class Dataset(ClosingContext):
     @property
     def random_actions(self) -> Array:
         """`(E,)` bool, whether the actions of each episode were drawn at random."""
-        return np.full(self.num_episodes, draws_at_random(self.policy))
+        policies = self._source.policies or ((self.policy, len(self._source.table)),)
+        names, counts = zip(*policies, strict=True)
+        return np.repeat([draws_at_random(name) for name in names], counts)[self._numbers]
 
     @property
     def frame_skip(self) -> FrameSkip:

@@ -184,8 +184,12 @@ def _named_policy(text: str, space: gym.Space[Any]) -> Policy:
 
 
 def draws_at_random(name: str) -> bool:
-    """Return whether the policy of this name draws its actions without regard to observations."""
-    return name.partition(":")[0] in POLICY_NAMES
+    """Return whether the policy of this name draws its actions without regard to observations.
+
+    Args:
+        name: its name, or those of several, joined by " + ".
+    """
+    return all(each.partition(":")[0] in POLICY_NAMES for each in name.split(" + "))
 
 
 class _RowwiseRandomPolicy(ABC):

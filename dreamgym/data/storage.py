@@ -290,6 +290,7 @@ class Source:
         reward: rows of rewards, float32; the last row of an episode is zero.
         close: closes the files.
         convention: format that was detected, and the convention it is read by.
+        policies: (policy, episodes) of each file, in order, where there are several.
     """
 
     path: Path
@@ -300,6 +301,7 @@ class Source:
     reward: Column
     close: Callable[[], None] = field(default=_close_nothing)
     convention: str = "native"
+    policies: tuple[tuple[str, int], ...] = ()
 
     @property
     def in_memory(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,12 +22,14 @@ from dreamgym.data import (
     SkippedDataset,
     record,
 )
+from dreamgym.data.policies import draws_at_random
 from tests.data.samples import (
     assert_same_batch,
     dict_cartpole,
     image_cartpole,
     random_episode,
     slow_segments,
+    vector_metadata,
     write,
     write_random,
 )
@@ -298,3 +301,15 @@ def write_counting(path: Path, *, steps: int, terminated: bool = False) -> Path:
     return write(
         path, [counting_episode(steps, "terminated" if terminated else "cut off")], COUNTING
     )
+
+
+def test_a_folder_knows_the_policy_of_every_file(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name, lengths, policy in (("a", [4, 5], "sticky:0.8"), ("b", [3, 6, 2], "PPO")):
+        write_random(folder / f"{name}.h5", lengths, replace(vector_metadata(), policy=policy))
+    with Dataset(folder) as dataset:
+        assert dataset.policy == "sticky:0.8 + PPO"
+        assert dataset.random_actions.tolist() == [True, True, False, False, False]
+    assert draws_at_random("sticky:0.8 + random")
+    assert not draws_at_random("sticky:0.8 + PPO")

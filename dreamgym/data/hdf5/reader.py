@@ -205,6 +205,8 @@ def _join_sources(folder: Path, sources: list[Source]) -> Source:
         for name in sources[0].columns()
     }
     *observations, action, reward = columns.values()
+    policies = tuple((source.metadata.policy, len(source.table)) for source in sources)
+    names = " + ".join(dict.fromkeys(policy for policy, _ in policies))
 
     def close() -> None:
         for source in sources:
@@ -212,7 +214,7 @@ def _join_sources(folder: Path, sources: list[Source]) -> Source:
 
     return Source(
         path=folder,
-        metadata=sources[0].metadata,
+        metadata=replace(sources[0].metadata, policy=names),
         table=EpisodeTable.concatenate(
             [
                 replace(source.table, start=source.table.start + offset)
@@ -223,6 +225,7 @@ def _join_sources(folder: Path, sources: list[Source]) -> Source:
         action=action,
         reward=reward,
         close=close,
+        policies=policies,
     )
 
 
