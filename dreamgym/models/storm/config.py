@@ -25,7 +25,8 @@ class STORMConfig:
 
     Attributes:
         context: latents in a full window. With the next one, the older half is dropped. Segments
-            of a fit have at most as many transitions.
+            of a fit have at most as many transitions; if all have fewer, windows are as long as the
+            longest of them.
         width: width of the tokens, and of the heads' hidden layers.
         blocks: transformer blocks.
         heads: attention heads.

@@ -2,7 +2,7 @@
 
 On a CPU keys and values are kept from step to step, in this form and not in the state. With them it
 keeps the tokens that they belong to, and compares them with the state's: a row that was reset, or
-whose window has lost its older half, is computed anew, and the state alone decides the result.
+whose window has lost its older half, is recomputed, and the state alone decides the result.
 
 Which rows those are is known only after a host sync. So on other devices, and in compiled code, a
 step computes the whole window, the last block for the newest token alone.
@@ -87,7 +87,7 @@ class FastSTORM(FastForm):
             vectors = self._decode_vectors(model.latent.one_hot(classes))
             outside = model.senses.outside_data(vectors, self._margin)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
-        following = push(window, classes, h)
+        following = push(window, classes, h, model.window())
         return following, end_outside_data(prediction, outside, model.worst_return)
 
     def _recompute(self, window: State, newest: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class FastSTORM(FastForm):
         return cache
 
     def _fill(self, cache: Cache, window: State, newest: Tensor, rows: Tensor) -> None:
-        """Compute keys and values of some rows (R,) anew."""
+        """Recompute keys and values of some rows (R,)."""
         count = int(newest[rows].max())
         latents, actions = window["latents"][rows], window["actions"][rows]
         cache.latents[rows], cache.actions[rows] = latents, actions

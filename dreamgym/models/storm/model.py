@@ -45,9 +45,10 @@ class STORM(WorldModel):
     latent, zero at an episode's first. Features: (z, h) of the newest latent, as in the paper.
 
     Positions are learnt and absolute: the oldest latent has the first. When a latent comes to a
-    full window, the older half of the window is dropped first, and the positions begin anew. So
-    keys and values can be kept from step to step until then. The authors never dream beyond their
-    context; the policy that they evaluate recomputes a sliding window.
+    full window, the older half of the window is dropped first, and the positions restart. So keys
+    and values can be kept from step to step until then. A window is full at the context, or at the
+    longest segment that the model was fitted to. The authors never dream beyond their context; the
+    policy that they evaluate recomputes a sliding window.
 
     A dream whose vectors leave the range of the training data ends there (`end_outside_data`),
     unless the config turns that off.
@@ -72,6 +73,7 @@ class STORM(WorldModel):
     }
     config: STORMConfig
     worst_return: Tensor
+    trained: Tensor
 
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, config: STORMConfig
@@ -88,6 +90,7 @@ class STORM(WorldModel):
         self.reward = RewardHead(head(config.objective.reward_outputs, config), config.objective)
         self.termination = head(1, config)
         self.register_buffer("worst_return", torch.zeros(()))
+        self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
@@ -115,7 +118,8 @@ class STORM(WorldModel):
         begins = (state["length"] == 0).unsqueeze(-1)
         h = torch.where(begins, 0.0, self._output(window))
         encoded = self.senses.encode(self.senses.targets(observation))
-        return push(window, self.latent.draw(self.posterior(encoded), noise), h)
+        latent = self.latent.draw(self.posterior(encoded), noise)
+        return push(window, latent, h, self.window())
 
     def step(
         self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
@@ -131,8 +135,15 @@ class STORM(WorldModel):
             vectors = self.senses.decode_vectors(self.latent.one_hot(classes))
             outside = self.senses.outside_data(vectors, self.config.range_margin)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
-        following = push(window, classes, h)
+        following = push(window, classes, h, self.window())
         return following, end_outside_data(prediction, outside, self.worst_return)
+
+    def window(self) -> Tensor:
+        """Return how many latents fill a window: the context, or the longest segment of the fit.
+
+        Later positions are untrained, and would turn dreams into noise.
+        """
+        return torch.where(self.trained > 0, self.trained.clamp(min=2), self.config.context)
 
     def features(self, state: State) -> Tensor:
         """Return (z, h): (B, stoch x classes + width)."""
@@ -152,6 +163,8 @@ class STORM(WorldModel):
             ValueError: the segment is longer than the context.
         """
         objective = self.config.objective
+        if self.training:
+            self.trained.clamp_(min=segment.action.shape[1])
         posterior, prior, h, targets = self._unroll(segment, noise)
         z = self.latent.sample(posterior, noise)
         observed = F.pad(segment.mask, (1, 0), value=True)  # a segment's first is never padding
@@ -255,23 +268,25 @@ def enter_action(state: State, encoded: Tensor) -> State:
     return state | {"actions": torch.where(here, encoded.unsqueeze(1), state["actions"])}
 
 
-def push(state: State, classes: Tensor, h: Tensor) -> State:
+def push(state: State, classes: Tensor, h: Tensor, limit: Tensor) -> State:
     """Return the state after a new latent; a full window loses its older half first.
 
     Args:
         state: leaves (B, ...).
         classes: (B, stoch) classes of the latent.
         h: (B, width) the output that predicted it.
+        limit: () latents of a full window, from 2 to the context.
     """
     latents, actions, length = state["latents"], state["actions"], state["length"]
-    context = latents.shape[1]
-    full = length == context
-    place = torch.where(full, context // 2, length)
+    full = length >= limit
+    place = torch.where(full, limit // 2, length)
+    places = torch.arange(latents.shape[1], device=latents.device)
+    source = (places + (length - place).unsqueeze(-1)).clamp(max=latents.shape[1] - 1).unsqueeze(-1)
+    older = (places < place.unsqueeze(-1)).unsqueeze(-1)
     news = {"latents": classes.to(latents.dtype), "actions": torch.zeros_like(actions[:, 0])}
     pushed = {}
     for key, new in news.items():
-        dropped = context - context // 2
-        shorter = F.pad(state[key][:, dropped:], (0, 0, 0, dropped))
-        kept = torch.where(full.view(-1, 1, 1), shorter, state[key])
+        moved = state[key].gather(1, source.expand_as(state[key]))
+        kept = torch.where(older, moved, torch.zeros_like(moved))
         pushed[key] = torch.where(_is_at(place, latents), new.unsqueeze(1), kept)
     return {**pushed, "length": place + 1, "h": h}

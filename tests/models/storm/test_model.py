@@ -191,6 +191,21 @@ def test_a_segment_beyond_the_context_is_refused():
         a_model().loss(a_segment(length=5), random(ROWS, 6, 5))
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_dreams_use_no_position_that_the_fit_has_not_seen(prepared):
+    model = a_model(replace(SMALL, context=8)).train()
+    for length in (3, 2):
+        model.loss(a_segment(length=length), random(ROWS, length + 1, 5))
+    model.eval().loss(a_segment(length=5), random(ROWS, 6, 5))  # held-out data teaches nothing
+    used = model.prepare(ROWS, torch.device("cpu"), torch.float32) if prepared else model
+    state, lengths = model.initial(ROWS), []
+    for t in range(6):
+        state, _ = used.step(state, a_segment().action[:, 0], random(ROWS, 5, seed=t))
+        lengths.append(int(state["length"].max()))
+    assert max(lengths) == 3
+    assert lengths[-1] >= 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
