@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import gymnasium as gym
 import torch
@@ -159,6 +159,12 @@ class TDMPC2(WorldModel):
             self.register_buffer(name, torch.ones(()))
         self.register_buffer("worst_return", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; the target never drops out, as in the authors' code."""
+        super().train(mode)
+        self.target.eval()
+        return self
 
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""

@@ -192,6 +192,13 @@ def test_each_gradient_reaches_only_what_it_is_for():
         assert got == reached, only
 
 
+def test_targets_do_not_drop_out():
+    model = a_model(replace(SMALL, dropout=0.5)).train()
+    latent, action = torch.rand(8, SMALL.latent), model.encode_action(torch.zeros(8, 1))
+    assert model.q.training
+    torch.testing.assert_close(model.target(latent, action), model.target(latent, action))
+
+
 def test_targets_and_the_spread_of_values_follow_slowly():
     model = a_model(replace(SMALL, target_rate=0.25)).train()
     assert not any(name.startswith("target") for name, _ in model.named_parameters())
