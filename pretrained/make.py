@@ -9,9 +9,11 @@ again. Values in a recipe are names and numbers; none is executed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,6 @@ from dreamgym.models.spec import config_from_json, family_class
 from dreamgym.train import find_learner, load_policy, train_policy
 from dreamgym.train.planners import PlannedPolicy
 from dreamgym.train.policy import world_checksum
-from dreamgym.transfer.evaluation import EVALUATION_SEED
 from dreamgym.transfer.intervals import mean_interval
 from dreamgym.trust import RankingConfig, report
 from dreamgym.trust.picture import card_picture
@@ -43,6 +44,8 @@ STAGES = ("data", "fit", "report", "train", "card")
 FILES = ("world.json", "model.safetensors", "starts.safetensors")
 TRAJECTORY_FILE = "trajectory.json"
 ROWS, STEPS, NUMBERS = 4, 8, 64
+CARD_SEED = 50_000
+"""Seed of the real episodes of a card: not those of `evaluate`, in which settings are chosen."""
 
 
 def _load_datasets() -> Any:
@@ -91,8 +94,12 @@ class Maker:
 
     def make_data(self) -> None:
         """Make the dataset, if it is not there."""
+        name = self.recipe["dataset"]
         if not self.data.exists():
-            datasets.make(self.recipe["dataset"], self.data)
+            datasets.make(name, self.data)
+        with Dataset(self.data) as dataset:
+            if dataset.checksum != datasets.recipes()[name]["checksum"]:
+                print(f"{self.data}: not the data of the recipe {name}", file=sys.stderr)
 
     def fit(self, *, overwrite: bool = False) -> None:
         """Fit the world, if it is not there."""
@@ -119,15 +126,16 @@ class Maker:
             world = world.with_model(kind(world.model, **settings))
             world.save(made, overwrite=True)
         self.out.mkdir(parents=True, exist_ok=True)
-        for file in FILES:  # the recipe lies beside them
+        (self.out / FILES[0]).unlink(missing_ok=True)
+        for file in reversed(FILES):  # a world is there when its world.json is
             shutil.copy(made / file, self.out / file)
         annotate(self.out)
 
     def report(self) -> dict[str, Any]:
         """Return the report as JSON-plain values with its summary, made once."""
-        path = self.kept / "report.json"
+        rank = self.recipe.get("rank")
+        path = self.kept / f"report-{_digest(rank)}.json"
         if not path.exists():
-            rank = self.recipe.get("rank")
             ranking = rank is not None and config_from_json(RankingConfig, rank, "ranking")
             with progress_bar(f"report {self.name}") as bar:
                 made = report(
@@ -154,7 +162,9 @@ class Maker:
             return PlannedPolicy(self.world, plan["planner"])
         train = self.recipe["train"]
         learner = find_learner(train["algo"], train.get("learner"))
-        path = learner.policy_path(self.kept / f"policy-{seed}-{steps or train.get('steps')}")
+        made = {key: value for key, value in train.items() if key != "seeds"}
+        made["steps"] = steps or train.get("steps")
+        path = learner.policy_path(self.kept / f"policy-{seed}-{_digest(made)}")
         if path.exists():
             return load_policy(path, world=self.world)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,14 +190,15 @@ class Maker:
         recipe |= self.recipe.get("evaluate", {})
         plan = self.recipe.get("plan")
         seed = (plan or self.recipe["train"])["seeds"][number]
-        path = self.kept / f"transfer-{seed}.json"
+        made = [self.recipe.get("train"), plan, recipe, CARD_SEED]
+        path = self.kept / f"transfer-{seed}-{_digest(made)}.json"
         if not path.exists():
             with progress_bar(f"evaluate {self.name}, seed {seed}") as bar:
                 result = dreamgym.transfer_policy(
                     self.policy(seed),
                     self.world,
                     episodes=recipe["episodes"],
-                    seed=EVALUATION_SEED + (1000 * seed if plan else 0),  # a plan has no other seed
+                    seed=CARD_SEED + (1000 * seed if plan else 0),  # a plan has no other seed
                     max_episode_steps=recipe["max_episode_steps"],
                     data=self.data if recipe["cloning"] and number == 0 else None,
                     baselines=number == 0,
@@ -293,6 +304,11 @@ def trajectory(world: dreamgym.World) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     return [_short(each) for each in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+
+def _digest(settings: Any) -> str:
+    """Return a short name of settings, so that other ones do not meet what these made."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:

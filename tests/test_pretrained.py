@@ -137,3 +137,10 @@ def test_a_recipe_makes_a_world_with_its_card(tmp_path):
     again.fit()
     again.card()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")}
+
+    # Another recipe is not shown with the figures of this one.
+    train = {**recipe["train"], "config": {"num_envs": 4}}
+    other = replace(made, recipe={**recipe, "train": train, "evaluate": {"episodes": 3}})
+    other.card()
+    assert len(list((tmp_path / "work").rglob("policy-0-*"))) == 2
+    assert dreamgym.load(out).quality["transfer"]["episodes"] == 3
