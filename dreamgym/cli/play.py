@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,9 +80,11 @@ def play(
     from dreamgym.world import load
 
     loaded = load(world)
-    policies = {_short(text): _player(text, loaded) for text in policy or ()}
+    names = _names(policy or ())
 
     def session() -> PlaySession:
+        # A policy may remember what it saw, so every page has its own.
+        policies = {name: _player(text, loaded) for name, text in names.items()}
         return PlaySession(loaded, env=env, policies=policies, data=data, device=device)
 
     session().close()  # what is wrong is said here, and not in the browser
@@ -101,8 +104,13 @@ def _has_a_screen() -> bool:
     return sys.platform != "linux" or bool(shows)
 
 
-def _short(text: str) -> str:
-    return Path(text).name if Path(text).exists() else text
+def _names(policies: Sequence[str]) -> dict[str, str]:
+    """Return policies of the command line by their names on the page: short ones that differ."""
+    short = [Path(text).name if Path(text).exists() else text for text in policies]
+    return {
+        name if short.count(name) == 1 else text: text
+        for name, text in zip(short, policies, strict=True)
+    }
 
 
 def _player(text: str, world: World) -> Any:

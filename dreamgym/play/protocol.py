@@ -70,7 +70,7 @@ class Conversation:
             message = json.loads(text)
             if not isinstance(message, dict) or message.get("do") not in self._commands:
                 known = ", ".join(self._commands)
-                raise ValueError(f"{text!r:.80} is no message; 'do' is one of {known}")
+                raise ValueError(f"{text!r:.80} is not a message; 'do' is one of {known}")
             answer = self._commands[message["do"]](message)
         except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
             if isinstance(error, KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ GAP = 8
 
 SMALLEST_SIDE = 256
 """Height to which small images are enlarged."""
+
+_SAVING = threading.Lock()
+"""Pages have a thread each, and choose names in one folder."""
 
 
 def save_clip(session: PlaySession, folder: str | Path, *, fps: float = 20.0) -> Path:
@@ -54,7 +58,13 @@ def save_clip(session: PlaySession, folder: str | Path, *, fps: float = 20.0) ->
         )
     moviepy: Any = import_extra("moviepy", "a clip")
     frames = list(_side_by_side(moments))
-    path = _new_path(Path(folder), session.world.name, ".mp4")
+    with _SAVING:
+        path = _new_path(Path(folder), session.world.name, ".mp4")
+        _write_clip(moviepy, frames, path, fps)
+    return path
+
+
+def _write_clip(moviepy: Any, frames: list[Frame], path: Path, fps: float) -> None:
     with atomic_file(path) as temporary:
         # MoviePy chooses the container by the suffix.
         named = temporary.with_suffix(".mp4")
@@ -65,7 +75,6 @@ def save_clip(session: PlaySession, folder: str | Path, *, fps: float = 20.0) ->
             named.replace(temporary)
         finally:
             named.unlink(missing_ok=True)
-    return path
 
 
 def save_episodes(session: PlaySession, folder: str | Path) -> list[Path]:
@@ -98,7 +107,8 @@ def save_episodes(session: PlaySession, folder: str | Path) -> list[Path]:
     if len(real) > 1 and session.reality is not None and _from_a_reset(real[-1][0]):
         target = Path(folder) / f"{session.world.name}-real.h5"
         metadata = DatasetMetadata.of_env(session.reality.env, policy="play")
-        paths.append(_add(target, metadata, real, session.now.origin.seed))
+        whole = real[0][0].trace.before is None  # else the session has dropped the first moments
+        paths.append(_add(target, metadata, real, session.now.origin.seed if whole else None))
     if not paths:
         raise ValueError(
             "there is no step to save: nothing was played since the start or the last edit, or "
@@ -138,7 +148,7 @@ def _add(
         path: dataset; where one of other spaces has its name, a number is added to the name.
         metadata: where the episode comes from.
         steps: the dream's or the real moment, and the dream's moment with the action.
-        seed: seed of its reset.
+        seed: seed of its reset; None where it does not begin with one.
     """
     builder = EpisodeBuilder(metadata.observation_space, metadata.action_space)
     builder.begin(steps[0][0].observation, seed)
@@ -149,10 +159,12 @@ def _add(
     episode = builder.finish(terminated=last.terminated, truncated=truncated)
     if episode is None:
         raise DatasetError("there is no step to save", path=path, remedy="take a step first")
-    if path.exists() and not _same_spaces(path, metadata):
-        path = _new_path(path.parent, path.stem, path.suffix)
-    with DatasetWriter.extend(path) if path.exists() else DatasetWriter(path, metadata) as writer:
-        writer.add(episode)
+    with _SAVING:
+        if path.exists() and not _same_spaces(path, metadata):
+            path = _new_path(path.parent, path.stem, path.suffix)
+        extends = path.exists()
+        with DatasetWriter.extend(path) if extends else DatasetWriter(path, metadata) as writer:
+            writer.add(episode)
     return path
 
 

@@ -211,7 +211,7 @@ class PlaySession:
         model = self.env.engine.model
         self.renderer = Renderer(self.world) if isinstance(model, Decodes) else None
         self.reality, self.without_reality = self._make_reality(env)
-        sources: dict[str, Any] = {"beginnings": "beginnings", "anywhere": "anywhere"}
+        sources: dict[str, Any] = {"episode_starts": "episode_starts", "anywhere": "anywhere"}
         if data is not None:
             sources[Path(data).name] = data
         self.starts: dict[str, State | None] = {REAL: None} if self.reality is not None else {}
@@ -295,8 +295,8 @@ class PlaySession:
         Args:
             seed: seed of the dream and of the real environment.
             start: where it begins: `"real"`, the reset of the real environment with this seed;
-                `"beginnings"` or `"anywhere"`, states of real episodes that the world was fitted
-                to; or the name of the dataset. None for the first of these that there is.
+                `"episode_starts"` or `"anywhere"`, states of real episodes that the world was
+                fitted to; or the name of the dataset. None for the first of these that there is.
             row: number of the start state; None for one that the seed draws.
 
         Raises:

@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from dreamgym.cli import main
+from dreamgym.cli.play import _names
 
 pytest.importorskip("websockets")
 
@@ -54,6 +55,16 @@ def test_what_is_wrong_is_said_before_the_page_opens(
         main(["play", *arguments, "--no-browser"])
     assert stop.value.code == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_policies_have_names_that_differ(tmp_path):
+    files = [tmp_path / folder / "ppo.zip" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    first, second = map(str, files)
+    assert _names([first, "random"]) == {"ppo.zip": first, "random": "random"}
+    assert _names([first, second]) == {first: first, second: second}
 
 
 def test_without_its_extra_the_verb_names_it(monkeypatch, capsys):

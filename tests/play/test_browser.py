@@ -224,7 +224,7 @@ def test_a_finger_plays_on_a_phone(cartpole_server, open_page):
     )
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390, "nothing is cut off"
-    page.locator("#turns").check()
+    page.locator("#wait-for-key").check()
     page.locator("#play").tap()
     page.wait_for_timeout(200)
     assert page.locator("body").get_attribute("data-step") == "0", "it waits for a press"

@@ -30,7 +30,7 @@ def test_the_first_answer_tells_the_page_what_to_show(talk):
     hello = talk(do="hello")
     assert hello["kind"] == "hello"
     assert hello["controls"][0]["labels"] == ["push left", "push right"]
-    assert [each["name"] for each in hello["starts"]] == ["real", "beginnings", "anywhere"]
+    assert [each["name"] for each in hello["starts"]] == ["real", "episode_starts", "anywhere"]
     assert [each["name"] for each in hello["observations"]][2] == "angle"
     assert all(each["low"] < each["high"] for each in hello["observations"])
     assert hello["seed"] == 3
@@ -98,8 +98,8 @@ def test_files_are_named_by_the_server(talk, tmp_path):
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"do": "fly"}, "no message"),
-        ({}, "no message"),
+        ({"do": "fly"}, "not a message"),
+        ({}, "not a message"),
         ({"do": "go"}, "no 'step'"),
         ({"do": "go", "step": "1"}, "whole number"),
         ({"do": "go", "step": True}, "whole number"),

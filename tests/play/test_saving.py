@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.play import PlaySession, save_clip, save_episodes
+from dreamgym.play import session as session_module
 from tests.small_worlds import small_world
 
 
@@ -125,3 +128,28 @@ def test_dreams_without_pictures_have_no_clip(tmp_path):
     with pytest.raises(ValueError, match="no pictures"):
         save_clip(session, tmp_path)
     session.close()
+
+
+def test_two_pages_that_save_at_once_lose_nothing(cartpole, tmp_path):
+    pytest.importorskip("moviepy")
+    cartpole.step(np.int64(1))
+    with ThreadPoolExecutor(4) as pages:
+        clips = list(pages.map(lambda _: save_clip(cartpole, tmp_path), range(4)))
+        list(pages.map(lambda _: save_episodes(cartpole, tmp_path), range(4)))
+    assert len({*clips}) == 4
+    for name in ("dream", "real"):
+        with Dataset(tmp_path / f"CartPole-MDNRNN-v0-{name}.h5") as dataset:
+            assert dataset.num_episodes == 4
+
+
+def test_an_episode_whose_start_was_dropped_has_no_seed(monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "MOST_MOMENTS", 3)
+    session = PlaySession("CartPole-MDNRNN-v0", device="cpu")
+    session.reset(seed=4)
+    for action in (1, 0, 1, 0):
+        session.step(np.int64(action))
+    _, real = save_episodes(session, tmp_path)
+    session.close()
+    with Dataset(real) as dataset:
+        assert dataset.num_steps == 2
+        assert dataset.episode(0).seed is None

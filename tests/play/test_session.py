@@ -357,7 +357,7 @@ def test_an_unknown_scene_is_plotted_and_the_real_environment_draws_itself():
         assert not session.reality.can_be_placed
         with pytest.raises(ValueError, match="STATE_SETTERS"):
             session.place_reality()
-        assert session.reset(start="beginnings").real is None
+        assert session.reset(start="episode_starts").real is None
         session.close()
     finally:
         gym.registry.pop("PlayedWalk-v0")
@@ -410,3 +410,16 @@ def test_the_callers_modes_make_no_difference(cartpole):
     cartpole.go_to(0)
     assert same(walk(cartpole, [1])[-1], moment)
     assert index_rows(moment.observation, 0).dtype == np.float32
+
+
+def test_an_environment_that_breaks_when_it_is_made_leaves_the_dream_to_play(monkeypatch):
+    def breaks(*_: object, **__: object) -> None:
+        raise TypeError("unexpected keyword argument 'gravity'")
+
+    monkeypatch.setattr(session_module, "Reality", breaks)
+    session = PlaySession("CartPole-MDNRNN-v0", device="cpu")
+    assert "gravity" in session.without_reality
+    session.step(np.int64(1))
+    session.close()
+    with pytest.raises(TypeError, match="gravity"):
+        PlaySession("CartPole-MDNRNN-v0", env="CartPole-v1", device="cpu")

@@ -140,7 +140,7 @@ async function run() {
     await new Promise((resolve) => setTimeout(resolve, Math.max(0, due - performance.now())));
     due = Math.max(due + 1000 / Number(at("fps").value), performance.now());
     const person = at("player").value === "you";
-    const waits = person && at("turns").checked && !held.size;
+    const waits = person && at("wait-for-key").checked && !held.size;
     if (playing && !waits && !stepping) await step();
     if (socket.readyState !== WebSocket.OPEN) return;
   }
@@ -632,17 +632,17 @@ at("next").onclick = async () => {
 };
 at("seed").onchange = async () => { pause(); await reset(); at("seed").blur(); };
 
-let seeking = false;
+let seeking = false, wanted = null;
 at("time").oninput = async () => {
   pause();
+  wanted = at("time").value;
   if (seeking) return;
   seeking = true; // one request at a time, and the last place is always reached
-  const time = at("time");
-  let target = null;
-  while (target !== time.value) {
-    target = time.value;
-    await show({ do: "go", step: Number(target) });
-    time.value = target;
+  let reached = null;
+  while (reached !== wanted) {
+    reached = wanted;
+    await show({ do: "go", step: Number(reached) });
+    at("time").value = wanted; // where the slider is held by now
   }
   seeking = false;
 };
