@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from scipy import stats
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EventCallback, EveryNTimesteps
@@ -35,7 +36,6 @@ import dreamgym
 from dreamgym import ImproveConfig
 from dreamgym.models import MDNRNNConfig
 from dreamgym.train import TrainConfig
-from dreamgym.transfer.intervals import mean_interval
 
 EPISODES = 100
 POINTS = 10
@@ -282,6 +282,19 @@ class Measure(EventCallback):
         return True
 
 
+def seeds_interval(returns: np.ndarray) -> tuple[float, float]:
+    """Return the 95% interval of the mean over seeds, by Student's t: they are too few to resample.
+
+    Args:
+        returns: (seeds,) mean return of each.
+    """
+    error = stats.sem(returns)
+    if not error > 0:
+        return float(returns.mean()), float(returns.mean())
+    low, high = stats.t.interval(0.95, len(returns) - 1, returns.mean(), error)
+    return float(low), float(high)
+
+
 def rows_of(
     env_id: str, runs: list[Run], done_only: bool
 ) -> tuple[list[Row], dict[str, list[Curve]]]:
@@ -319,7 +332,7 @@ def rows_of(
         steps, measured = zip(*free["points"], strict=True)
         curves["model-free"].append(Curve(steps=list(steps), returns=list(measured)))
     returns = np.array([loop["return_mean"] for loop in loops])
-    low, high = mean_interval(returns)
+    low, high = seeds_interval(returns)
     budget = f"{env_id}, {len(runs)} seeds"
     rows += [
         at_least(f"{budget}: mean real return", float(returns.mean()), "return", bar),

@@ -87,7 +87,7 @@ def _summary(description: Description) -> str:
     if provenance.get("dataset_steps"):
         policy = provenance.get("dataset_policy")
         data = f", fitted to {provenance['dataset_steps']:,} real steps" + (
-            f" of the policy {policy}" if policy else ""
+            f" of {_policies(policy)}" if policy else ""
         )
     lines.append(
         f"A world model of {env}, made by dreamgym: family `{description['family']}`, "
@@ -156,6 +156,11 @@ def _ranking_lines(ranking: dict[str, Any]) -> Iterator[str]:
     )
     if 0 <= ranking.get("gap_max", -1.0) <= LARGE_GAP:
         yield f"- {_gap(ranking)}"
+
+
+def _policies(names: str) -> str:
+    several = names.split(" + ")
+    return f"the policy {names}" if len(several) == 1 else f"the policies {', '.join(several)}"
 
 
 def _gap(ranking: dict[str, Any]) -> str:

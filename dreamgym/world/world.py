@@ -354,7 +354,7 @@ def annotate(
     The weights and the start states are not touched.
 
     Args:
-        name_or_path: the world, as `load` takes it.
+        name_or_path: folder of the world, or the name of one that ships.
         quality: JSON-plain figures to add, which replace those of the same name: "report"
             (`Report.summary()`), "limits" (`Limits.to_json()`), and "transfer", the real returns of
             policies that were trained in the world: `how` they were, `episodes` of each, `policies`
@@ -370,6 +370,10 @@ def annotate(
     Raises:
         WorldError: there is no such world, or it cannot be read.
     """
+    if is_hub_name(name_or_path):
+        raise WorldError(
+            f"{name_or_path} is on the hub; load it, save it to a folder, and give that"
+        )
     folder = _find_folder(name_or_path)
     description = serialization.read_description(folder)
     description["quality"] |= quality or {}

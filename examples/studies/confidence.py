@@ -3,9 +3,9 @@
     python examples/studies/confidence.py
 
 Five worlds are fitted to the same random steps of CartPole with different seeds. A controller of
-one line, which balances the real pole, runs in all of them. Each world promises a return up to each
-horizon; where the worlds differ, none of them knows. `confidence.png` shows their promises beside
-the real return, and their spread beside the true error: a spread that grows with the error is a
+one line, which balances the real pole, runs in all of them. Each world predicts a return up to
+each horizon; where the worlds differ, none of them knows. `confidence.png` shows the predictions
+beside the real return, and their spread beside the true error: a spread that grows with the error is a
 confidence that can be read off without the real environment. An error that all worlds share, it
 cannot show.
 """
@@ -55,32 +55,32 @@ def main(given: list[str] | None = None) -> None:
         TASK, steps=600 if quick else 5000, out=options.out / "confidence.h5", overwrite=True
     )
     config = dreamgym.FitConfig(updates=10 if quick else 1000, horizon=horizon, starts=64)
-    promised = []
+    predicted = []
     for seed in range(worlds):
         world = dreamgym.fit(data, family="mdn-rnn", seed=seed, config=config)
         dreams = dreamgym.DreamVectorEnv(
             world, EPISODES, starts="episode_starts", autoreset_mode="SameStep"
         )
-        promised.append(returns_by_horizon(dreams, horizon))
+        predicted.append(returns_by_horizon(dreams, horizon))
     real = returns_by_horizon(gym.make_vec(TASK, EPISODES, vectorization_mode="sync"), horizon)
-    error = np.abs(np.mean(promised, 0) - real)
-    spread = np.std(promised, 0)
+    error = np.abs(np.mean(predicted, 0) - real)
+    spread = np.std(predicted, 0)
 
     steps = np.arange(1, horizon + 1)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(steps, np.transpose(promised), color="tab:blue", alpha=0.5)
+    left.plot(steps, np.transpose(predicted), color="tab:blue", alpha=0.5)
     left.plot(steps, real, color="black", linestyle="--", label="real")
     left.set(xlabel="horizon (steps)", ylabel="return up to it")
     left.legend()
-    right.plot(steps, error, color="black", label="error of the mean promise")
+    right.plot(steps, error, color="black", label="error of the mean prediction")
     right.plot(steps, spread, color="tab:blue", label="spread between worlds")
     right.set(xlabel="horizon (steps)", ylabel="return")
     right.legend()
     figure.savefig(options.out / "confidence.png")
     for k in sorted({horizon // 4, horizon // 2, horizon}):
         print(
-            f"up to {k} steps: promised {np.mean(promised, 0)[k - 1]:.1f} +- {spread[k - 1]:.1f} "
+            f"up to {k} steps: predicted {np.mean(predicted, 0)[k - 1]:.1f} +- {spread[k - 1]:.1f} "
             f"(between worlds), real {real[k - 1]:.1f}"
         )
     print(options.out / "confidence.png")

@@ -253,3 +253,8 @@ def test_any_other_text_is_refused_or_names_one_repository(text):
 def test_names_that_lead_elsewhere_are_refused(name):
     with pytest.raises(WorldError):
         dreamgym.load(name)
+
+
+def test_a_world_on_the_hub_is_not_annotated():
+    with pytest.raises(WorldError, match="save it to a folder"):
+        dreamgym.world.annotate("hf://me/pole")
