@@ -5,9 +5,9 @@
 Five worlds are fitted to the same random steps of CartPole with different seeds. A controller of
 one line, which balances the real pole, runs in all of them. Each world predicts a return up to
 each horizon; where the worlds differ, none of them knows. `confidence.png` shows the predictions
-beside the real return, and their spread beside the true error: a spread that grows with the error is a
-confidence that can be read off without the real environment. An error that all worlds share, it
-cannot show.
+beside the real return, and their spread beside the true error: a spread that grows with the error
+is a confidence that can be read off without the real environment. An error that all worlds share,
+it cannot show.
 """
 
 from __future__ import annotations
