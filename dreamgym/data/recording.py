@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 """Takes what is done and what there is to do, in steps or episodes."""
 
 _PROGRESS_EVERY = 256  # steps
+_INTERRUPT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _SHARD_NAMES = "shard-*.h5"
 
@@ -515,9 +516,13 @@ def _wait(workers: list[Any], steps_done: Any, plan: ShardPlan, progress: Progre
                 progress(sum(steps_done), plan.steps)
             time.sleep(_POLL_SECONDS)
     except BaseException:
-        # Ctrl-C in a terminal reaches the workers too; another signal, or an error, does not.
-        for worker in workers:
-            _interrupt(worker)
+        # Ctrl-C in a terminal reaches the workers too; another signal, or an error, does not. A
+        # worker that is still importing may lose it.
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                _interrupt(worker)
+            for worker in workers:
+                worker.join(_INTERRUPT_SECONDS)
         raise
     finally:
         for worker in workers:
@@ -537,10 +542,22 @@ def _work(
 ) -> None:
     """Record the share of one process."""
     share = plan.steps // plan.workers + (number < plan.steps % plan.workers)
+    interrupts = 0
+
+    def interrupt(*_: Any) -> None:
+        # Raised wherever the signal arrives, an exception would be lost in a destructor, or leave
+        # the file unfinished. One Ctrl-C comes twice, from the terminal and from the parent.
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 2:
+            raise KeyboardInterrupt
 
     def report(done: int, _: int) -> None:
         steps_done[number] = done
+        if interrupts:
+            raise KeyboardInterrupt
 
+    signal.signal(signal.SIGINT, interrupt)
     try:
         env = _limited(make_env(env_id), plan.max_episode_steps)
         path = _shard_path(folder, number)
