@@ -365,7 +365,9 @@ class Bomb:
 # ---------------------------------------------------------------- Dreamer
 
 
-def write_dreamer(folder: Path, version: int, *, discrete: bool = False) -> Path:
+def write_dreamer(
+    folder: Path, version: int, *, discrete: bool = False, **more: np.ndarray
+) -> Path:
     """Write episodes of T rows; in version 3 they are in chunks of 2 T rows."""
     folder.mkdir()
     actions = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 4 * T)] if discrete else ACT.copy()
@@ -378,7 +380,7 @@ def write_dreamer(folder: Path, version: int, *, discrete: bool = False) -> Path
         "is_last": ENDS,
         "is_terminal": ENDS & (EPISODES != 1),
         "discount": np.ones(4 * T, np.float32),
-    }
+    } | more
     rows = T if version == 2 else 2 * T
     for k in range(4 * T // rows):
         part = slice(k * rows, (k + 1) * rows)

@@ -20,7 +20,7 @@ T = 6
 SECOND = 10**9
 KINDS = ("mcap", "mcap of ROS 2", "bag 1", "bag 2")
 
-JOINTS, COMMAND = "/joints", "/command"
+JOINTS, COMMAND = "/joint_states", "/cmd_vel"
 CAMERA, RAW, SCORE = "/camera", "/raw", "/score"
 
 
