@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamgym.data.hdf5.guard import stand_in
 from dreamgym.errors import DatasetError
 
 Array = NDArray[Any]
@@ -55,7 +56,9 @@ def decode_image(data: bytes, mode: Literal["RGB", "L"] | None = None) -> Array:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and its own
         text = str(error).replace(" <_io.BytesIO object", "").split(" at 0x")[0]
-        raise DatasetError(f"it is not a JPEG or PNG image that can be read ({text})") from error
+        kind, remedy = stand_in(data[:64]) or (None, None)
+        what = f"not a JPEG or PNG image that can be read ({text})" if kind is None else kind
+        raise DatasetError(f"it is {what}", remedy=remedy) from error
 
 
 def _require_plausible_size(pixels: int, kind: str, size: int) -> None:

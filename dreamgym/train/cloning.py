@@ -25,7 +25,7 @@ from dreamgym.errors import TrainingError
 from dreamgym.models import filter_states
 from dreamgym.models.base import as_segment, model_device
 from dreamgym.train.network import ActorCritic, save
-from dreamgym.train.policy import PolicyCard, TrainedPolicy, world_checksum
+from dreamgym.train.policy import PolicyCard, TrainedPolicy, policy_view, world_checksum
 from dreamgym.train.registry import LEARNERS
 from dreamgym.world.held_out import WorldData, open_for
 from dreamgym.world.world import World, as_world
@@ -57,8 +57,8 @@ def clone_policy(
     """Imitate the actions in the data by supervised learning.
 
     An MLP predicts each action from the observation: by cross-entropy for choices, by squared error
-    for numbers. The weights with the lowest error on held-out episodes are kept. It sees the
-    world's default view: vectors as they are, and of images the features of the world's state.
+    for numbers. The weights with the lowest error on held-out episodes are kept. It sees a
+    vector as it is, and of images and Dicts the features of the world's state.
 
     Args:
         world: a world of the environment: a world, its folder, or the name of one that ships.
@@ -78,9 +78,7 @@ def clone_policy(
         PolicyFileError: the file cannot be written.
     """
     world = as_world(world)
-    view = world.default_view
-    if view == "observation" and not isinstance(world.observation_space, gym.spaces.Box):
-        view = "latent"
+    view = policy_view(world)
     with open_for(world, data) as opened:
         training, held_out = _parts(opened, seed)
         inputs, actions = _transitions(world, view, opened, training, seed)

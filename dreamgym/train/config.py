@@ -30,7 +30,8 @@ class TrainConfig:
         net_arch: widths of the hidden layers of policy and value function.
         reward_scale: factor on the rewards that the learner sees; by default one over the root
             mean square of a random policy's discounted returns in the dream.
-        view: what the policy sees, "observation" or "latent".
+        view: what the policy sees, "observation" or "latent"; by default the
+            observation where it is one vector, else "latent".
         horizon: steps after which a dream is truncated.
         starts: where dreams start: "bank" (half of them starts of episodes, half from anywhere in
             them), "episode_starts" or "anywhere", or the path of a dataset.

@@ -270,6 +270,12 @@ def load_policy(
     return policy
 
 
+def policy_view(world: World) -> str:
+    """Return the view of a policy by default: "observation" where it is one vector, or "latent"."""
+    is_box = isinstance(world.observation_space, gym.spaces.Box)
+    return world.default_view if is_box else "latent"
+
+
 def policy_space_limit(path: Path) -> int:
     """Return the most bytes that an observation or action of a policy in a file can have.
 

@@ -23,7 +23,13 @@ from dreamgym.fitting.loop import tensorboard_log
 from dreamgym.metrics.limits import Limits
 from dreamgym.train.config import TrainConfig
 from dreamgym.train.monitoring import Monitor, Monitoring, Progress
-from dreamgym.train.policy import PolicyCard, TrainedPolicy, load_policy, world_checksum
+from dreamgym.train.policy import (
+    PolicyCard,
+    TrainedPolicy,
+    load_policy,
+    policy_view,
+    world_checksum,
+)
 from dreamgym.train.registry import LEARNERS, Learner, find_learner
 from dreamgym.world.world import World, as_world
 
@@ -64,7 +70,7 @@ class TrainingRun:
     @property
     def view(self) -> str:
         """View that the policy sees."""
-        return self.config.view or self.world.default_view
+        return self.config.view or policy_view(self.world)
 
     @property
     def _done(self) -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from dreamgym.cli import main
 from dreamgym.data import Dataset, check
+from dreamgym.models.observations import is_image
 from tests.data.test_formats import d4rl, npz_episode
 from tests.data.test_logs import (
     ACT,
@@ -209,7 +210,8 @@ def test_the_documented_lines_lead_to_a_policy(
     world, dataset = Path(train_line.split()[1]), shlex.split(convert_line)[2]
     assert Path(f"{world.name}-PPO.zip").exists()
     with Dataset(dataset) as converted:
-        assert converted.observation_space.dtype == (np.uint8 if line else np.float32)
+        (box,) = converted.metadata.observation_columns().values()
+    assert is_image(box) == bool(line)
 
 
 def test_columns_and_tasks_on_the_command_line(

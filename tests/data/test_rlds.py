@@ -18,6 +18,7 @@ from gymnasium import spaces
 from dreamgym.data import Dataset, DatasetError, ForeignOptions
 from dreamgym.data.formats import Probe, detect_format
 from tests.data.test_formats import FOREIGN, flags, read_both_ways
+from tests.data.test_image_decoding import jpeg_that_claims
 
 SOURCE = FOREIGN / "rlds"
 
@@ -41,6 +42,25 @@ def test_rlds(tmp_path: Path) -> None:
         assert dataset.lengths.tolist() == [6, 7]
         assert dataset.episode(1).observations[0, 0, 0, 0] == 30
         assert dataset.episode(0).observations[0, 0, 0, 0] == 20
+
+
+def test_an_image_that_claims_more_than_its_bytes_is_not_decoded(tmp_path: Path) -> None:
+    """TensorFlow would decode it, whole."""
+    pytest.importorskip("tensorflow_datasets")
+    tf = pytest.importorskip("tensorflow")
+    copy = Path(shutil.copytree(SOURCE, tmp_path / "d"))
+    path = str(next(copy.glob("push-train*")))
+    records = [tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(path)]
+    records[1].features.feature["steps/observation/image"].bytes_list.value[2] = jpeg_that_claims(
+        12_000
+    )
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in records:
+            writer.write(record.SerializeToString())
+    with pytest.raises(DatasetError, match="episode 1, row 2: its image claims 144,000,000 pixels"):
+        Dataset(copy)
+    with Dataset(copy, on_bad="skip") as dataset:
+        assert len(dataset) == 3
 
 
 def test_rlds_is_detected_without_its_library() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import resource
@@ -12,6 +13,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
+from dreamgym.models import ModelSpec
 from dreamgym.train import (
     PolicyFileError,
     TrainConfig,
@@ -20,6 +22,7 @@ from dreamgym.train import (
     load_policy,
     train_policy,
 )
+from tests.small_worlds import world_of
 
 QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
 
@@ -131,6 +134,18 @@ def test_the_latent_view_is_trained_on_features(discrete_world, tmp_path):
     assert policy.view == "latent"
     assert policy.observation_space.shape == (discrete_world.model.feature_dim,)
     assert load_policy(path, world=discrete_world).view == "latent"
+
+
+def test_observations_of_several_keys_are_seen_as_features():
+    """No library here learns from a Dict."""
+    box = gym.spaces.Box(-3.0, 3.0, (2,), np.float32)
+    model = ModelSpec(family="mdn-rnn").build(
+        gym.spaces.Dict(arm=box, goal=box), gym.spaces.Discrete(2)
+    )
+    world = world_of(model.eval().requires_grad_(False))
+    assert train_policy(world, steps=256, config=QUICK).view == "latent"
+    with pytest.raises(TrainingError, match="pass view='latent'"):
+        train_policy(world, steps=256, config=dataclasses.replace(QUICK, view="observation"))
 
 
 @pytest.mark.parametrize(

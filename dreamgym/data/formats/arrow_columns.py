@@ -11,6 +11,7 @@ import numpy as np
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.image_files import with_channels
 from dreamgym.data.formats.interface import Array
+from dreamgym.data.hdf5.guard import open_regular
 from dreamgym.data.image_decoding import decode_image
 from dreamgym.errors import DatasetError
 
@@ -33,6 +34,8 @@ def read_schema(path: Path) -> Any:
         DatasetError: it is not a Parquet file.
     """
     pa = pyarrow()
+    with open_regular(path):
+        pass
     try:
         return pyarrow("pyarrow.parquet").read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -46,6 +49,8 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
         DatasetError: it is damaged, or a column is missing.
     """
     pa = pyarrow()
+    with open_regular(path):
+        pass
     try:
         return pyarrow("pyarrow.parquet").read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -8,10 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dreamgym.data.formats.image_files import with_channels
+from dreamgym.data.formats.image_files import decode_images
 from dreamgym.data.formats.interface import Array
 from dreamgym.data.hdf5.guard import hdf5_errors, require_sound_heaps, require_stored
-from dreamgym.data.image_decoding import decode_image
 from dreamgym.errors import DatasetError
 
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG")
@@ -47,21 +46,13 @@ def read_encoded_rows(group: h5py.Group, name: str, path: Path, part: slice) -> 
     else:
         require_stored(dataset, len(dataset), path)
     with hdf5_errors(path, key):
-        rows = dataset[part]
-    images: list[Array] = []
-    for row, data in enumerate(rows, start=part.start or 0):
-        try:
-            image = with_channels(decode_image(data.tobytes()))
-            if images and image.shape != images[0].shape:
-                raise DatasetError(f"its shape is {image.shape}; the first has {images[0].shape}")
-        except DatasetError as error:
-            raise DatasetError(
-                error.problem, path=path, key=key, row=row, remedy=error.remedy
-            ) from error
-        images.append(image)
-    if not images:
+        rows = [row.tobytes() for row in dataset[part]]
+    if not rows:
         raise DatasetError("it has no images", path=path, key=key)
-    return np.stack(images)
+    try:
+        return decode_images(rows, None, key, part.start or 0)
+    except DatasetError as error:
+        raise error.at(path=path) from error.__cause__
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from dreamgym.data.formats.interface import Array
 from dreamgym.data.hdf5.guard import open_regular
 from dreamgym.data.image_decoding import decode_image
 from dreamgym.errors import DatasetError
+
+Mode = Literal["RGB", "L"] | None
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -43,6 +46,31 @@ def read_image_files(root: Path, names: Sequence[str], suffixes: Sequence[str] =
     return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
 
 
+def decode_images(rows: Sequence[bytes], mode: Mode, name: str, first: int) -> Array:
+    """Decode rows of a column, uint8 `(N, H, W, C)`.
+
+    Args:
+        rows: contents of JPEG or PNG files.
+        mode: see `decode_image`.
+        name: name of the column, for error messages.
+        first: number of the first row in its episode, for error messages.
+
+    Raises:
+        DatasetError: a row is not an image, or has another size than the first.
+    """
+    images: list[Array] = []
+    for row, data in enumerate(rows, start=first):
+        try:
+            images.append(with_channels(decode_image(data, mode)))
+            if images[-1].shape != images[0].shape:
+                raise DatasetError(
+                    f"its image has the shape {images[-1].shape}; the first has {images[0].shape}"
+                )
+        except DatasetError as error:
+            raise DatasetError(error.problem, key=name, row=row, remedy=error.remedy) from error
+    return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
+
+
 def find_file(root: Path, name: str, suffixes: Sequence[str] = ("",)) -> Path:
     """Return the path of a file of the dataset.
 
@@ -54,7 +82,7 @@ def find_file(root: Path, name: str, suffixes: Sequence[str] = ("",)) -> Path:
     paths = [Path(os.path.abspath(folder / f"{name}{suffix}")) for suffix in suffixes]
     if not all(path.is_relative_to(folder) for path in paths):
         raise DatasetError(f"{name!r} is outside the dataset", path=root)
-    found = next((path for path in paths if path.is_file()), None)
+    found = next((path for path in paths if path.exists()), None)
     if found is None:
         raise DatasetError("there is no such file", path=paths[0])
     return found

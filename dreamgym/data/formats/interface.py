@@ -32,6 +32,7 @@ from dreamgym.data.hdf5.guard import (
     is_hdf5,
     open_file,
     open_regular,
+    refuse_stand_in,
     require_regular,
     too_large_error,
 )
@@ -182,11 +183,13 @@ class Format(Protocol):
 def reading_errors(path: Path) -> Iterator[None]:
     """Turn whatever the content of a dataset makes a library raise into a `DatasetError`."""
     remedy = "the file is damaged, or not what its format expects: copy or download it again"
-    with file_errors(lambda text: DatasetError(text, path=path, remedy=remedy)):
-        try:
+    try:
+        with file_errors(lambda text: DatasetError(text, path=path, remedy=remedy)):
             yield
-        except DatasetError as error:
-            raise error.at(path=path) from error.__cause__
+    except DatasetError as error:
+        found = error.at(path=path)
+        refuse_stand_in(Path(str(found.path)))
+        raise found from error.__cause__
 
 
 def each_episode(

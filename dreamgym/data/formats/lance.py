@@ -16,6 +16,7 @@ from dreamgym.data.formats.columnar import Table, runs
 from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.stable_worldmodel import open_worldmodel
+from dreamgym.data.hdf5.guard import require_files
 from dreamgym.errors import DatasetError
 
 NAME = "Lance"
@@ -43,6 +44,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         )
     path = tables[0]
     lance = import_extra("lance", "reading Lance tables")
+    require_files(path)
     try:
         dataset = lance.dataset(str(path))
         schema, count = dataset.schema, dataset.count_rows()

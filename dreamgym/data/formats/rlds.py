@@ -20,18 +20,22 @@ import numpy as np
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.columnar import Table, open_table
 from dreamgym.data.formats.common import plural
-from dreamgym.data.formats.image_files import with_channels
+from dreamgym.data.formats.image_files import Mode, decode_images, with_channels
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
-from dreamgym.data.hdf5.guard import open_regular
+from dreamgym.data.hdf5.guard import open_regular, require_files
 from dreamgym.errors import DatasetError
 
 NAME = "RLDS"
+Rows = Array | list[bytes]
+"""Rows of a column: numbers, or encoded images."""
+
 _FILES = ("features.json", "dataset_info.json")
 # tensorflow_datasets imports the classes that features.json names, under any of these keys: that of
 # Protobuf's JSON, its field name, and "type" beside "content", which old versions wrote.
 _CLASSES = "tensorflow_datasets.core.features."
 _CLASS_KEYS = ("pythonClassName", "python_class_name")
+_MODES: dict[int, Mode] = {1: "L", 3: "RGB"}  # by channels
 _STEPS = "steps"
 _TASKS = ("language_instruction", "natural_language_instruction", "instruction")
 
@@ -53,6 +57,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     if root is None:
         raise DatasetError(f"it has none of the files {_FILES}", path=probe.path)
     _require_own_classes(root / _FILES[0])
+    require_files(root)
     library = import_extra("tensorflow_datasets", "reading RLDS datasets")
     episodes = _Episodes(library, library.builder_from_directory(str(root)), root)
     names = episodes.names
@@ -87,17 +92,18 @@ class _Episodes:
     """
 
     def __init__(self, library: Any, builder: Any, root: Path) -> None:
-        self._library, self._builder, self._root = library, builder, root
+        self._library, self._builder = library, builder
+        self._images, self._decoders = _encoded_images(library, builder.info.features)
         self.small: list[dict[str, Array]] = []
         self.tasks: list[frozenset[str]] = []
         self.lengths: list[int] = []
         self.names: list[str] = []
-        self._current: tuple[int, dict[str, Array]] = (-1, {})
-        self._iterator: Iterator[dict[str, Array]] = iter(())
+        self._current: tuple[int, dict[str, Rows]] = (-1, {})
+        self._iterator: Iterator[dict[str, Rows]] = iter(())
         for columns, tasks in self._records():
             if not self.names:
                 self.names = sorted(columns)
-            self.small.append({name: rows for name, rows in columns.items() if rows.ndim < 3})
+            self.small.append({n: v for n, v in columns.items() if _is_small(v)})
             self.tasks.append(tasks)
             self.lengths.append(len(next(iter(columns.values()), ())))
 
@@ -110,13 +116,18 @@ class _Episodes:
             self._current = (-1, {})
         while self._current[0] < number:
             self._current = (self._current[0] + 1, next(self._iterator))
-        return self._current[1][name][part]
+        rows = self._current[1][name][part]
+        if isinstance(rows, list):
+            return decode_images(rows, self._images[name], name, part.start)
+        return rows
 
-    def _records(self) -> Iterator[tuple[dict[str, Array], frozenset[str]]]:
+    def _records(self) -> Iterator[tuple[dict[str, Rows], frozenset[str]]]:
         """Return columns and tasks of each episode, split by split."""
         for split in sorted(self._builder.info.splits):
             options = self._library.ReadConfig(interleave_cycle_length=1)
-            data = self._builder.as_dataset(split=split, shuffle_files=False, read_config=options)
+            data = self._builder.as_dataset(
+                split=split, shuffle_files=False, read_config=options, decoders=self._decoders
+            )
             for example in data:
                 steps = [_flatten(step) for step in self._library.as_numpy(example[_STEPS])]
                 if not steps:
@@ -126,12 +137,49 @@ class _Episodes:
                 names = [
                     name
                     for name, value in steps[0].items()
-                    if np.asarray(value).dtype.kind in "biuf"
+                    if name in self._images or np.asarray(value).dtype.kind in "biuf"
                 ]
                 yield (
-                    {name: _stack([step[name] for step in steps]) for name in names},
+                    {
+                        name: values if name in self._images else _stack(values)
+                        for name in names
+                        for values in [[step[name] for step in steps]]
+                    },
                     frozenset(texts),
                 )
+
+
+def _encoded_images(library: Any, features: Any) -> tuple[dict[str, Mode], dict[str, Any]]:
+    """Return the images of bytes, which TensorFlow would decode to any size that they claim.
+
+    Args:
+        library: the module `tensorflow_datasets`.
+        features: description of an example.
+
+    Returns:
+        The mode to decode each column of images to, and the decoders that leave them encoded.
+    """
+    images: dict[str, Mode] = {}
+
+    def visit(feature: Any, prefix: str) -> Any:
+        if isinstance(feature, library.features.Image) and feature.np_dtype == np.uint8:
+            images[prefix] = _MODES.get(feature.shape[-1])
+            return library.decode.SkipDecoding()
+        if not isinstance(feature, library.features.FeaturesDict):
+            return None
+        place = f"{prefix}/" if prefix else ""
+        inner = {name: visit(each, f"{place}{name}") for name, each in feature.items()}
+        return {name: each for name, each in inner.items() if each is not None} or None
+
+    steps = features[_STEPS] if isinstance(features, library.features.FeaturesDict) else None
+    if not isinstance(steps, library.features.Dataset):
+        return {}, {}
+    decoders = visit(steps.feature, "")
+    return images, {} if decoders is None else {_STEPS: decoders}
+
+
+def _is_small(rows: Rows) -> bool:
+    return not isinstance(rows, list) and rows.ndim < 3
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

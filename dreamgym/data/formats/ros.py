@@ -34,7 +34,7 @@ from dreamgym.data.formats.interface import (
     Probe,
     reading_errors,
 )
-from dreamgym.data.hdf5.guard import open_regular
+from dreamgym.data.hdf5.guard import open_regular, require_files
 from dreamgym.data.image_decoding import MAX_PIXELS, decode_image
 from dreamgym.errors import DatasetError
 
@@ -346,6 +346,8 @@ def _open_bag(path: Path) -> Any:
     stores = import_extra("rosbags.typesys", _USER)
     # rosbags makes Python classes of message types; its grammar allows nothing but names in them.
     default = stores.get_typestore(stores.Stores.LATEST)  # of bags without definitions
+    if path.is_dir():
+        require_files(path)
     try:
         return highlevel.AnyReader([path], default_typestore=default)
     except (highlevel.AnyReaderError, OSError) as error:

@@ -18,6 +18,7 @@ from dreamgym._extras import import_extra
 from dreamgym.data.formats.columnar import Table, open_table
 from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.hdf5.guard import require_files
 from dreamgym.errors import DatasetError
 
 NAME = "Zarr replay buffer"
@@ -65,7 +66,9 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     path = probe.path
     zarr = import_extra("zarr", "reading Zarr arrays")
     store: Any = str(path)
-    if not probe.is_folder:
+    if probe.is_folder:
+        require_files(path)
+    else:
         store = zarr.storage.ZipStore(str(path), mode="r")
         probe.resources.callback(store.close)
     root = zarr.open_group(store, mode="r")

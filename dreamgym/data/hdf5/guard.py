@@ -69,6 +69,9 @@ _KNOWN_FILES = (
     ),
 )
 
+_STAND_INS = ("a Git LFS pointer", "an HTML page")
+_POINTER_BYTES = range(100, 200)
+
 
 # ---------------------------------------------------------------- files
 
@@ -103,6 +106,49 @@ def require_regular(path: Path) -> None:
         )
     if not stat.S_ISREG(mode):
         raise DatasetError("it is not a regular file", path=path)
+
+
+def require_files(folder: Path) -> None:
+    """Raise `DatasetError` if a folder holds a pipe, a device or a stand-in for a file.
+
+    A library would wait for a pipe, and says little of a stand-in.
+
+    Args:
+        folder: the folder; links in it are followed.
+    """
+    waiting, seen = [folder], {folder.resolve()}
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_dir():
+                    if path.resolve() not in seen:
+                        seen.add(path.resolve())
+                        waiting.append(path)
+                elif not entry.is_file():
+                    if path.exists():
+                        require_regular(path)
+                elif entry.stat().st_size in _POINTER_BYTES:
+                    refuse_stand_in(path)
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Raise `DatasetError` if a file is a Git LFS pointer or a web page in place of the file."""
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except (OSError, DatasetError):
+        return
+    found = stand_in(head)
+    if found is not None:
+        raise DatasetError(f"it is {found[0]}", path=path, remedy=found[1])
+
+
+def stand_in(head: bytes) -> tuple[str, str] | None:
+    """Return what stands in place of a file, judged by its first bytes, and a remedy; or `None`."""
+    kind, remedy = describe_file(head)
+    return (kind, str(remedy)) if kind in _STAND_INS else None
 
 
 def describe_file(head: bytes) -> tuple[str, str | None]:
