@@ -266,8 +266,10 @@ def _refuse_partial(path: Path) -> None:
 
 def refuse_unfinished(path: Path) -> None:
     """Raise `DatasetError` if `path` does not exist, but a recording that was to become it does."""
+    if path.exists():
+        return
     partial = partial_path(path)
-    if not path.exists() and partial.exists():
+    if partial.exists():
         raise DatasetError(
             f"it is still being written, or its writer was killed; its file is {partial}",
             path=path,

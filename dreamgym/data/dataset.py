@@ -57,7 +57,8 @@ class Dataset(ClosingContext):
             in `skipped`. The file is never changed.
         memory: bytes of observations to hold in memory at most.
         foreign: what a foreign dataset does not say about itself.
-        keys: observation keys of a Dict space to use; all by default.
+        keys: observation keys of a Dict space to use; all by default. Of a nested name such as
+            `observation.state`, the last part will do.
 
     Raises:
         DatasetError: the path is not a dataset, it is damaged, an episode is bad, or a key does not
@@ -100,6 +101,8 @@ class Dataset(ClosingContext):
         self.metadata = source.metadata
         try:
             self._keep_good_episodes(on_bad)
+            if keys is not None:
+                keys = [_full_key(key, list(source.observations)) for key in keys]
             self._segment_source = self._make_segment_source(keys)
             if keys is not None:
                 self.metadata = source.metadata.with_keys(keys)
@@ -456,3 +459,9 @@ def split_episodes(count: int, path: Path, held_out: float, seed: int) -> tuple[
     num_held_out = min(max(1, round(held_out * count)), count - 1)
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def _full_key(name: str, known: Sequence[str]) -> str:
+    """Return the key whose last part is `name`, if there is one; else `name`."""
+    ends = [key for key in known if key.endswith((f".{name}", f"/{name}"))]
+    return ends[0] if name not in known and len(ends) == 1 else name

@@ -322,6 +322,8 @@ def test_a_folder_of_npz_episodes(tmp_path: Path) -> None:
         (5, True, False, True),
         (7, False, True, True),
     ]
+    with pytest.raises(DatasetError, match="single value; .* one of several episodes, give its"):
+        Dataset(folder / "ep_2.npz")
     npz_episode(folder / "ep_3.npz", 6, 5, dones=np.ones(5))
     with pytest.raises(DatasetError, match=r"ep_3\.npz.*only 'dones'"):
         Dataset(folder)
@@ -675,6 +677,44 @@ def test_unknown_formats_get_the_same_error_from_every_verb(tmp_path: Path) -> N
         with pytest.raises(DatasetError, match=expected):
             convert(path, tmp_path / "native.h5")
         assert not list(tmp_path.glob("native.h5*"))
+
+
+PARTS = [
+    ("lerobot_image_v3", "data"),
+    ("lerobot_image_v3", "data/chunk-000/file-000.parquet"),
+    ("lerobot_video_v3", "videos/observation.images.top/chunk-000/file-000.mp4"),
+    ("lerobot_image_v21", "meta/info.json"),
+    ("worldmodel.lance", "data"),
+    ("minari_vectors", "metadata.json"),
+    ("rlds", "features.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS, ids=lambda text: text.replace("/", "-"))
+def test_a_part_of_a_dataset_names_the_whole(name: str, part: str) -> None:
+    """A Parquet file of LeRobot alone would lack its cameras and tasks."""
+    with pytest.raises(DatasetError, match=rf"it is a part of a .* dataset; give the .*{name}$"):
+        check(FOREIGN / name / part)
+
+
+def test_a_log_beside_a_dataset_is_not_a_part_of_it(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from tests.data.test_logs import COLUMNS, log_columns, write_csv
+
+    copy = Path(shutil.copytree(FOREIGN / "worldmodel.lance", tmp_path / "d"))
+    path = write_csv(copy / "log.csv", log_columns())
+    options = ForeignOptions(columns=COLUMNS, repeat_last=True)
+    assert check(path, foreign=options).episodes == 4
+
+
+def test_a_folder_of_datasets_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FOREIGN / "minari_vectors", tmp_path / "cartpole" / "random-v0")
+    monkeypatch.chdir(tmp_path / "cartpole")
+    for path in (tmp_path / "cartpole", "."):
+        with pytest.raises(
+            DatasetError, match=r"'random-v0' is a Minari dataset; give .*random-v0"
+        ):
+            check(path)
 
 
 class TextFolder:

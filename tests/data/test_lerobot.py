@@ -65,6 +65,8 @@ def test_cameras_and_tasks_are_chosen_by_name(source: Path) -> None:
     with Dataset(source, foreign=chosen) as dataset:
         assert dataset.observation_space == spaces.Box(0, 255, (32, 48, 3), np.uint8)
         assert dataset.lengths.tolist() == [8]
+    with Dataset(source, keys=["state"], foreign=ForeignOptions(allow_loss=True)) as dataset:
+        assert list(dataset.observation_space) == ["observation.state"]
     with pytest.raises(DatasetError, match=r"no task \['fly'\]; it has \['pull', 'push'\]"):
         Dataset(source, foreign=ForeignOptions(tasks=("fly",)))
     with pytest.raises(DatasetError, match="LeRobot has no column to name for episode"):

@@ -184,6 +184,12 @@ def test_topics_must_be_named(recordings: Path) -> None:
         Dataset(recordings, foreign=ForeignOptions(columns=columns))
 
 
+def test_a_wrong_field_lists_those_there_are(recordings: Path) -> None:
+    columns = {"observation": f"{JOINTS}.pos", "action": f"{COMMAND}.linear.x"}
+    with pytest.raises(DatasetError, match=r"no field 'pos'; they have \[.*'position'"):
+        Dataset(recordings, foreign=ForeignOptions(columns=columns))
+
+
 def test_a_topic_that_may_hold_rewards_is_not_lost(recordings: Path) -> None:
     columns = {"observation": f"{JOINTS}.position", "action": COMMAND}
     with Dataset(recordings, foreign=ForeignOptions(columns=columns)) as dataset:

@@ -412,7 +412,12 @@ class NpzFile(ClosingContext):
         """
         values = self.read(name)
         if values.ndim == 0:
-            raise DatasetError("it is a single value; expected rows", path=self.path, key=name)
+            raise DatasetError(
+                "it is a single value; expected rows",
+                path=self.path,
+                key=name,
+                remedy="if the file is one of several episodes, give its folder",
+            )
         return values
 
 

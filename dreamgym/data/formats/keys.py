@@ -352,7 +352,7 @@ def require_terminals(options: ForeignOptions, path: Path, ambiguity: str) -> Te
             f"{ambiguity}: the file does not say whether an end is a termination or only a "
             "boundary",
             path=path,
-            remedy="pass terminals='termination' or terminals='boundary'",
+            remedy="pass terminals='termination' or terminals='boundary' (`--terminals`)",
         )
     return options.terminals
 

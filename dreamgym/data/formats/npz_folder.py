@@ -171,6 +171,6 @@ def _last(values: Array, name: str, path: Path) -> Array:
             f"it is set at row {int(np.argmax(flags))} of {len(flags)}, before the last one",
             path=path,
             key=name,
-            remedy="write one file per episode",
+            remedy="write one file per episode, or give the file itself if it holds several",
         )
     return flags[-1:]

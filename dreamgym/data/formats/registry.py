@@ -5,6 +5,7 @@ A format is recognised by the contents of a file or folder, never by its name.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,17 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
+# What marks the folder of a dataset, and its parts that are easily taken for the whole.
+_PARTS: tuple[tuple[Format, str, tuple[str, ...]], ...] = (
+    (lerobot, "meta/info.json", ("meta", "data", "videos")),
+    (lance, "_versions", ("_versions", "_transactions", "data")),
+    (zarr_buffer, "meta/episode_ends", ("meta", "data")),
+    (minari, "main_data.hdf5", ("metadata.json",)),
+    (rlds, "features.json", ("features.json", "dataset_info.json")),
+)
+_MOST_LEVELS = 4  # of folders around a file that are looked at
+_MOST_TRIED = 8  # folders in a folder
+
 _LINES = (
     "with DatasetWriter(path, DatasetMetadata(observation_space=..., action_space=...)) as writer: "
     "writer.add(Episode(observations=..., actions=..., rewards=..., terminated=..., truncated=..., "
@@ -91,9 +103,13 @@ def detect_format(probe: Probe) -> Format | None:
         return None
     for candidate in FORMATS:
         if candidate.detect(probe):
+            if candidate is logs:
+                _refuse_part(probe.path)
             return candidate
     if _resembles_native(probe):
         return None
+    _refuse_part(probe.path)
+    _refuse_folder_of_datasets(probe)
     names = ", ".join(candidate.NAME for candidate in FORMATS)
     raise DatasetError(
         f"unknown format: it is {probe.describe()}",
@@ -171,6 +187,38 @@ def read_foreign(probe: Probe, options: ForeignOptions) -> ForeignDataset | None
         episodes=guarded_episodes,
         read_rows=None if read_rows is None else guarded_rows,
     )
+
+
+def _refuse_part(path: Path) -> None:
+    """Raise `DatasetError` for a file or folder inside a dataset that is a folder."""
+    for folder in list(path.absolute().parents)[:_MOST_LEVELS]:
+        part = path.absolute().relative_to(folder).parts[0]
+        for candidate, mark, parts in _PARTS:
+            if part in parts and (folder / mark).exists():
+                raise DatasetError(
+                    f"it is a part of a {candidate.NAME} dataset",
+                    path=path,
+                    remedy=f"give the folder {folder}",
+                )
+
+
+def _refuse_folder_of_datasets(probe: Probe) -> None:
+    """Raise `DatasetError` for a folder with a dataset in one of its folders."""
+    if probe.is_folder:
+        for folder in sorted(path for path in probe.path.iterdir() if path.is_dir())[:_MOST_TRIED]:
+            name = _format_name(folder)
+            if name is not None:
+                raise DatasetError(
+                    f"it is a folder of folders, and {folder.name!r} is a {name} dataset",
+                    path=probe.path,
+                    remedy=f"give {folder}",
+                )
+
+
+def _format_name(folder: Path) -> str | None:
+    with contextlib.suppress(DatasetError), Probe(folder) as probe, reading_errors(folder):
+        return next((each.NAME for each in FORMATS if each.detect(probe)), None)
+    return None
 
 
 def _is_native(probe: Probe) -> bool:

@@ -103,7 +103,9 @@ class _Episodes:
         for columns, tasks in self._records():
             if not self.names:
                 self.names = sorted(columns)
-            self.small.append({n: v for n, v in columns.items() if _is_small(v)})
+            self.small.append(
+                {n: v for n, v in columns.items() if isinstance(v, np.ndarray) and v.ndim < 3}
+            )
             self.tasks.append(tasks)
             self.lengths.append(len(next(iter(columns.values()), ())))
 
@@ -176,10 +178,6 @@ def _encoded_images(library: Any, features: Any) -> tuple[dict[str, Mode], dict[
         return {}, {}
     decoders = visit(steps.feature, "")
     return images, {} if decoders is None else {_STEPS: decoders}
-
-
-def _is_small(rows: Rows) -> bool:
-    return not isinstance(rows, list) and rows.ndim < 3
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -217,13 +217,23 @@ def _field(message: Any, path: str, kind: str) -> Array:
         if not isinstance(message, dict) and not name.startswith("_"):
             inner = getattr(message, name, None)
         if inner is None:
-            raise DatasetError(f"its messages ({kind}) have no field {name!r}")
+            raise DatasetError(
+                f"its messages ({kind}) have no field {name!r}; they have {_field_names(message)}"
+            )
         message = inner
     if not path and kind.endswith("CompressedImage"):
         return with_channels(decode_image(_bytes(_part(message, "data"))))
     if not path and kind.endswith(("/Image", "RawImage")):
         return _raw_image(message)
     return _numbers(message)
+
+
+def _field_names(message: Any) -> list[str]:
+    if isinstance(message, dict):
+        return sorted(message)
+    if hasattr(message, "DESCRIPTOR"):  # protobuf
+        return [each.name for each in message.DESCRIPTOR.fields]
+    return [name for name in getattr(message, "__dataclass_fields__", ()) if name[0] != "_"]
 
 
 def _numbers(value: Any) -> Array:

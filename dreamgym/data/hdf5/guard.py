@@ -60,7 +60,7 @@ _KNOWN_FILES = (
     (b"<!DOCTYPE", "an HTML page", "the download gave a web page; download the file itself"),
     (b"<!doctype", "an HTML page", "the download gave a web page; download the file itself"),
     (b"<html", "an HTML page", "the download gave a web page; download the file itself"),
-    (b"{", "a JSON file", "give the HDF5 file that it belongs to"),
+    (b"{", "a JSON file", "give the dataset that it belongs to"),
     (
         b"\x80\x04",
         "a Python pickle",
