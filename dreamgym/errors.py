@@ -188,6 +188,8 @@ def file_errors(make: Callable[[str], DreamgymError]) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise make("reading it takes more memory than there is") from error
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         text = " ".join(str(error).split())[:200]
         raise make(f"it cannot be read ({type(error).__name__}: {text})") from error

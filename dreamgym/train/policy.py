@@ -98,6 +98,9 @@ class PolicyCard:
         known = {each.name for each in fields(cls)}
         try:
             card = cls(**{key: value for key, value in values.items() if key in known})
+            for name in ("algo", "learner", "view"):
+                if not isinstance(getattr(card, name), str):
+                    raise TypeError(f"{name} is {getattr(card, name)!r}; expected a name")
             FrameSkip(**card.frame_skip)
             return card
         except (TypeError, ValueError) as error:

@@ -322,7 +322,7 @@ def test_a_folder_of_npz_episodes(tmp_path: Path) -> None:
         (5, True, False, True),
         (7, False, True, True),
     ]
-    with pytest.raises(DatasetError, match="single value; .* one of several episodes, give its"):
+    with pytest.raises(DatasetError, match=r"single value; .* one of several episodes, give its"):
         Dataset(folder / "ep_2.npz")
     npz_episode(folder / "ep_3.npz", 6, 5, dones=np.ones(5))
     with pytest.raises(DatasetError, match=r"ep_3\.npz.*only 'dones'"):

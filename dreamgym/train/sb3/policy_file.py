@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -68,10 +69,19 @@ class Standardise(BaseFeaturesExtractor):
             observation_space: a Box of any shape; observations are flattened.
             mean: mean of each entry of the flattened observation.
             std: standard deviation of each entry, above 0.
+
+        Raises:
+            ValueError: there is not one number for each entry.
         """
         super().__init__(observation_space, features_dim=len(mean))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        size = (int(np.prod(observation_space.shape or ())),)
+        if not self.mean.shape == self.std.shape == size:
+            raise ValueError(
+                f"mean and std have the shapes {tuple(self.mean.shape)} and "
+                f"{tuple(self.std.shape)}; expected {size}"
+            )
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """Return standardised observations (B, features_dim) of raw ones (B, ...)."""
