@@ -66,3 +66,31 @@ def test_several_lance_tables_in_a_folder(tmp_path: Path) -> None:
         Dataset(tmp_path)
     shutil.rmtree(tmp_path / "b.lance")
     assert check(tmp_path).episodes == 3
+
+
+def damaged_lance(folder: Path, at: int, value: bytes) -> Path:
+    """Return a copy of the table with other bytes in its data file."""
+    pytest.importorskip("lance")
+    copy = Path(shutil.copytree(FOREIGN / "worldmodel.lance", folder / "d.lance"))
+    file = next(copy.glob("data/*.lance"))
+    content = bytearray(file.read_bytes())
+    content[at : at + len(value)] = value
+    file.write_bytes(content)
+    return copy
+
+
+def test_a_lance_file_of_more_columns_than_bytes_is_refused(tmp_path: Path) -> None:
+    """Lance would allocate 66 GB, and abort."""
+    size = next((FOREIGN / "worldmodel.lance").glob("data/*.lance")).stat().st_size
+    with pytest.raises(DatasetError, match=r"it claims \S+ columns and"):
+        Dataset(damaged_lance(tmp_path, size - 12, b"\xff\xff\xff\x7f"))
+
+
+def test_a_panic_of_lance_is_an_error_of_dreamgym(tmp_path: Path) -> None:
+    copy = damaged_lance(tmp_path, 0, b"")
+    for file in copy.glob("_versions/*.manifest"):
+        file.write_bytes(
+            file.read_bytes().replace(b"fixed_size_list:float:3", b"fixed_size_lisx:float:3")
+        )
+    with pytest.raises(DatasetError, match="PanicException"):
+        Dataset(copy)

@@ -6,6 +6,8 @@ with the same `episode_idx` (or another column that the user names).
 
 from __future__ import annotations
 
+import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from dreamgym.data.formats.columnar import Table, runs
 from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.stable_worldmodel import open_worldmodel
-from dreamgym.data.hdf5.guard import require_files
+from dreamgym.data.hdf5.guard import open_regular, require_files
 from dreamgym.errors import DatasetError
 
 NAME = "Lance"
+_FOOTER, _MAGIC = struct.Struct("<QQQIIHH4s"), b"LANC"
 _INDEX = ("episode_idx", "step_idx")
 
 
@@ -45,6 +48,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     path = tables[0]
     lance = import_extra("lance", "reading Lance tables")
     require_files(path)
+    _require_plausible_footers(path)
     try:
         dataset = lance.dataset(str(path))
         schema, count = dataset.schema, dataset.count_rows()
@@ -79,6 +83,28 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         observations=[n for n in names if is_image_type(kinds[n]) or is_number_type(kinds[n])],
     )
     return replace(open_worldmodel(table, options, probe.close), format=NAME)
+
+
+def _require_plausible_footers(root: Path) -> None:
+    """Raise `DatasetError` if a data file claims more columns or buffers than it can list.
+
+    Lance allocates what the footer claims, and ends the process if there is not so much memory. The
+    footer of version 2: lance-format/lance `docs/src/format/file`. A column or buffer takes an
+    offset and a size of eight bytes each.
+    """
+    for path in root.glob("data/**/*.lance"):
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _FOOTER.size))
+            footer = file.read()
+        if len(footer) < _FOOTER.size or not footer.endswith(_MAGIC):
+            continue  # which Lance says
+        *_, buffers, columns, major, minor, _ = _FOOTER.unpack(footer)
+        if (major, minor) >= (0, 3) and 16 * (buffers + columns) > size:
+            raise DatasetError(
+                f"it claims {columns:,} columns and {buffers:,} buffers in {size:,} bytes",
+                path=path,
+            )
 
 
 def _rows(dataset: Any, name: str, start: int, count: int) -> Any:
