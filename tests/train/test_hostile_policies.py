@@ -111,6 +111,18 @@ def test_a_large_space_is_not_built(request, tmp_path, kind):
     refused(with_card(path, tmp_path / path.name, action_space=many), "weights")
 
 
+@pytest.mark.parametrize("kind", ["zipped", "tensors"])
+def test_a_learner_that_is_no_name_is_refused(request, tmp_path, kind):
+    path = request.getfixturevalue(kind)
+    refused(with_card(path, tmp_path / path.name, learner=["ppo"]), "learner is .*expected a name")
+
+
+@pytest.mark.parametrize("mean", [[[0.0, 1.0]] * 4, [0.0, 1.0], []])
+def test_scales_of_other_numbers_of_observations_are_refused(zipped, tmp_path, mean):
+    policy = {**card_of(zipped)["policy"], "mean": mean}
+    refused(with_card(zipped, tmp_path / "bad.zip", policy=policy), "policy|weights")
+
+
 def test_weights_that_are_not_in_the_file_are_refused(zipped, tmp_path):
     """A view with strides of zero has any size; torch stores its one number."""
     with zipfile.ZipFile(zipped) as archive:
