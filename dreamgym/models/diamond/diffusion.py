@@ -74,9 +74,9 @@ def sample(
     return x
 
 
-def to_network(frames: Tensor) -> Tensor:
+def to_network(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert frames of bytes to the range [-1, 1]."""
-    return frames.float() / HALF_LEVELS - 1.0
+    return frames.to(dtype) / HALF_LEVELS - 1.0
 
 
 def to_frames(pixels: Tensor) -> Tensor:

@@ -88,6 +88,11 @@ class DIAMOND(WorldModel):
         # After the start noise what a fit draws for a frame: offsets, levels, and which frame.
         self.noise_dim = numbers + self.shape[0] + 3
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.outcomes.lstm.bias.dtype
+
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`."""
         if statistics.action is not None:
@@ -111,7 +116,7 @@ class DIAMOND(WorldModel):
         """See `WorldModel.observe`; the LSTM follows every transition between real frames."""
         frame = self._frames(observation)
         actions = self._with_action(state, action)
-        h, c = self._outcome(state, actions[:, -1], to_network(frame))
+        h, c = self._outcome(state, actions[:, -1], to_network(frame, self.dtype))
         begins = (state["length"] == 0).unsqueeze(-1)
         lstm = {"h": torch.where(begins, 0.0, h), "c": torch.where(begins, 0.0, c)}
         # What came before an episode's first frame was no action.
@@ -162,7 +167,7 @@ class DIAMOND(WorldModel):
         as those before an episode.
         """
         objective = self.config.objective
-        frames = to_network(self._frames(segment.observation))
+        frames = to_network(self._frames(segment.observation), self.dtype)
         actions = self._encode_action(segment.action)
         reward, termination = self._outcome_losses(segment, frames, actions)
         error, counts = self._denoising_error(segment, frames, actions, noise)
@@ -299,11 +304,11 @@ class DIAMOND(WorldModel):
         frames, count = state["frames"], self.config.frames
         places = torch.arange(count, device=frames.device)
         known = places >= count - state["length"].unsqueeze(-1)
-        return torch.where(known[..., None, None, None], to_network(frames), 0.0)
+        return torch.where(known[..., None, None, None], to_network(frames, self.dtype), 0.0)
 
     def _encode_action(self, action: Tensor) -> Tensor:
         """Return raw actions (..., *shape) as (..., A)."""
-        return self.encode_action(action).to(self.outcomes.lstm.bias.dtype)
+        return self.encode_action(action).to(self.dtype)
 
     def _with_action(self, state: State, action: Tensor) -> Tensor:
         """Return the actions (B, frames, A) after the past frames, the last one raw (B, ...)."""
