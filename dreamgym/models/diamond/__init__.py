@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from dreamgym.models.diamond.config import DIAMONDConfig, DIAMONDObjective, DiffusionConfig
 from dreamgym.models.diamond.model import DIAMOND
+from dreamgym.models.diamond.published import load_diamond
 
-__all__ = ["DIAMOND", "DIAMONDConfig", "DIAMONDObjective", "DiffusionConfig"]
+__all__ = ["DIAMOND", "DIAMONDConfig", "DIAMONDObjective", "DiffusionConfig", "load_diamond"]

@@ -201,7 +201,7 @@ class DIAMOND(WorldModel):
     def _denoising_error(
         self, segment: Segment, frames: Tensor, actions: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the squared error of N predicted frames, mean over pixels, and whether each counts.
+        """Return the mean squared error of each of N predicted frames, and whether it counts.
 
         Args:
             segment: B segments of L transitions.
@@ -276,15 +276,13 @@ class DIAMOND(WorldModel):
 
         return quantised(sample(denoise, start, diffusion))
 
-    def _network(
-        self, noisy: Tensor, c: Preconditioning, past: Tensor, embedded: Tensor
-    ) -> Tensor:
+    def _network(self, noisy: Tensor, c: Preconditioning, past: Tensor, embedded: Tensor) -> Tensor:
         """Return the denoiser's output for noisy frames (B, channels, side, side)."""
         scaled = past.flatten(1, 2) / self.config.diffusion.sigma_data
         return self.denoiser(_image(c.c_in) * noisy, c.c_noise, scaled, embedded)  # type: ignore[no-any-return]
 
     def _outcome(self, state: State, action: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h and c after the transition to a frame (B, ...) in [-1, 1] by an action (B, A)."""
+        """Return h and c after an action (B, A), and a frame (B, ...) in [-1, 1]."""
         encoded = self.outcomes.encode(self._past(state)[:, -1], action, frame)
         return self.outcomes.lstm.step(encoded, state["h"], state["c"])
 

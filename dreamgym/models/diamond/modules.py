@@ -73,7 +73,10 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between the pixels of an image, residual."""
+    """Self-attention between the pixels of an image, added to the normalised image.
+
+    The published code adds it there, and not to the image before the norm.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -84,7 +87,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each of x (B, channels, height, width)."""
-        joint = self.joint(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
+        x = self.norm(x)
+        joint = self.joint(x).flatten(2).unflatten(1, (3, self.heads, -1))
         query, key, value = joint.transpose(-1, -2).unbind(1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return x + self.out(mixed.transpose(-1, -2).reshape(x.shape))

@@ -100,7 +100,7 @@ def test_preconditioning_gives_the_network_inputs_and_targets_of_variance_one(co
 
 
 def test_the_levels_of_three_steps_are_the_published_ones():
-    assert noise_levels(PUBLISHED) == pytest.approx([5.0, 0.2830, 0.002, 0.0], rel=1e-3)
+    assert noise_levels(PUBLISHED) == pytest.approx([5.0, 0.2831, 0.002, 0.0], rel=1e-3)
     assert noise_levels(replace(PUBLISHED, denoising_steps=1)) == pytest.approx([5.0, 0.0])
 
 
@@ -123,7 +123,8 @@ def reference_step(model: DIAMOND, past: Tensor, actions: Tensor, noise: Tensor)
         noise: (channels, side, side) normals.
     """
     net, x = model.denoiser, noise
-    for level, following in ((5.0, 0.28299), (0.28299, 0.002), (0.002, 0.0)):
+    second = ((5.0 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
+    for level, following in ((5.0, second), (second, 0.002), (0.002, 0.0)):
         variance = level**2 + 0.3**2
         c_skip, c_in = 0.25 / (variance + 0.25), (variance + 0.25) ** -0.5
         c_out = variance**0.5 * 0.5 * c_in
@@ -151,8 +152,9 @@ def block(layer: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
 
 
 def attention(layer: nn.Module, x: Tensor) -> Tensor:
-    """One head of 8 channels."""
-    tokens = layer.joint(layer.norm(x)).flatten(2)[0].T
+    """One head of 8 channels; the published code adds to the normalised image."""
+    x = layer.norm(x)
+    tokens = layer.joint(x).flatten(2)[0].T
     query, key, value = tokens.chunk(3, 1)
     mixed = (query @ key.T / 8**0.5).softmax(1) @ value
     return x + layer.out(mixed.T.reshape(x.shape))
@@ -265,7 +267,7 @@ def test_steps_predict_the_outcomes_that_the_loss_is_computed_from():
     model = a_model()
     segment = a_segment(model)
     hidden = model.outcomes.trunk(states_of(model, segment)["h"][:, 1:])
-    loss, terms = model.loss(segment, uniform(ROWS, LENGTH + 1, model.noise_dim))
+    _, terms = model.loss(segment, uniform(ROWS, LENGTH + 1, model.noise_dim))
     reward = model.outcomes.reward.predict(hidden)
     error = ((segment.reward - reward) / STATISTICS.reward_std).square().mean()
     torch.testing.assert_close(terms["reward"], error.double())
@@ -374,7 +376,9 @@ def moves(rows: int, length: int, seed: int, space: gym.Space) -> tuple[Segment,
 
 
 @pytest.mark.parametrize(
-    "space", [gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (1,), np.float32)], ids=["choice", "box"]
+    "space",
+    [gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (1,), np.float32)],
+    ids=["choice", "box"],
 )
 def test_dreams_follow_their_actions(space):
     """And not those of another row: users of the published code saw their actions ignored."""
