@@ -279,7 +279,7 @@ class DIAMOND(WorldModel):
     def _network(self, noisy: Tensor, c: Preconditioning, past: Tensor, embedded: Tensor) -> Tensor:
         """Return the denoiser's output for noisy frames (B, channels, side, side)."""
         scaled = past.flatten(1, 2) / self.config.diffusion.sigma_data
-        return self.denoiser(_image(c.c_in) * noisy, c.c_noise, scaled, embedded)  # type: ignore[no-any-return]
+        return self.denoiser(_image(c.c_in) * noisy, c.c_noise, scaled, embedded)
 
     def _outcome(self, state: State, action: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Return h and c after an action (B, A), and a frame (B, ...) in [-1, 1]."""

@@ -222,7 +222,9 @@ def action_embedding(encoder: ActionEncoder, width: int) -> nn.Linear:
     layer = nn.Linear(encoder.dim, width, bias=False)
     space = encoder.space
     # One-hot vectors have one entry of one for each choice, numbers in [-1, 1] a variance of 1/3.
-    power = encoder.dim / 3 if isinstance(space, gym.spaces.Box) else float(np.prod(space.shape))
+    power = (
+        encoder.dim / 3 if isinstance(space, gym.spaces.Box) else float(np.prod(space.shape or ()))
+    )
     nn.init.normal_(layer.weight, std=max(1e-12, power) ** -0.5)
     return layer
 
