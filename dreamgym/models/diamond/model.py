@@ -62,7 +62,7 @@ class DIAMOND(WorldModel):
     fit_defaults: ClassVar[Mapping[str, Any]] = {
         "batch_size": 16,
         "segment_length": 16,
-        "learning_rate": 5e-4,
+        "learning_rate": 2e-3,
         "gradient_clip": 10.0,
     }
     config: DIAMONDConfig
