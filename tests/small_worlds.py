@@ -11,6 +11,7 @@ import torch
 
 from dreamgym.models import (
     FAMILIES,
+    DIAMONDConfig,
     GoalReward,
     KnownReward,
     KnownTermination,
@@ -55,7 +56,7 @@ STATISTICS = Statistics(
 
 
 def small_model(kind: str, action: str = "discrete", seed: int = 0) -> WorldModel:
-    """Return a model of four numbers in [-3, 3] with random weights.
+    """Return a model with random weights, of four numbers in [-3, 3] or of small images.
 
     Args:
         kind: a family, with its default config, or a key of `SPECIAL`.
@@ -67,8 +68,11 @@ def small_model(kind: str, action: str = "discrete", seed: int = 0) -> WorldMode
     return model.eval().requires_grad_(False)
 
 
-def built(spec: ModelSpec, action: str) -> WorldModel:
-    space = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+NUMBERS = gym.spaces.Box(-3.0, 3.0, (4,), np.float32)
+IMAGES = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+def built(spec: ModelSpec, action: str, space: gym.Space = NUMBERS) -> WorldModel:
     model = spec.build(space, ACTION_SPACES[action])
     model.set_statistics(STATISTICS)
     return model
@@ -83,6 +87,19 @@ def small_ensemble(action: str, **settings) -> WorldModel:
     member = ModelSpec(family="mdn-rnn", config=MDNRNNConfig(hidden=8, trunk=8, head=8))
     config = EnsembleConfig(member=member, members=3, elites=2, **settings)
     return built(ModelSpec(family="ensemble", config=config), action)
+
+
+def small_diamond(action: str, **settings) -> WorldModel:
+    config = DIAMONDConfig(
+        image_size=8,
+        channels=(8, 8),
+        condition=16,
+        reward_channels=(8, 8),
+        reward_condition=8,
+        hidden=8,
+        **settings,
+    )
+    return built(ModelSpec(family="diamond", config=config), action, IMAGES)
 
 
 def nested(action: str) -> WorldModel:
@@ -102,12 +119,16 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "known-termination": lambda action: KnownTermination(small_pets(action), "CartPole-v1"),
     "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),
     "nested": nested,
+    "diamond": small_diamond,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
+ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), "diamond"]
+"""Families that are no wrappers."""
+
 KINDS = [
-    *((family, action) for family in sorted({*FAMILIES} - {*SPECIAL}) for action in ACTION_SPACES),
-    *zip(SPECIAL, itertools.cycle(ACTION_SPACES)),
+    *((family, action) for family in ALONE for action in ACTION_SPACES),
+    *zip([kind for kind in SPECIAL if kind not in ALONE], itertools.cycle(ACTION_SPACES)),
 ]
 """What the contract is tested on: families on every action space, wrappers on one."""
 

@@ -13,6 +13,7 @@ import dreamgym
 from dreamgym._device import float32_by_default
 from dreamgym.dream import wrappers
 from dreamgym.models import MDNRNNConfig
+from dreamgym.models.observations import tensor_dtype
 from dreamgym.train import TrainConfig, load_policy
 from dreamgym.transfer import LatentAgent
 from tests.small_worlds import ONE_EACH, TENSORS, small_world
@@ -39,7 +40,8 @@ def test_worlds_of_every_kind_are_loaded_and_dreamt(kind, action, tmp_path):
         )
         env.reset(seed=0)
         observation, reward, *_ = env.step(env.action_space.sample())
-        assert observation.dtype == reward.dtype == torch.float32
+        seen = tensor_dtype(env.single_observation_space.dtype)
+        assert (observation.dtype, reward.dtype) == (seen, torch.float32)
 
 
 def test_a_world_is_fitted_as_under_float32(tmp_path):

@@ -14,6 +14,7 @@ from dreamgym.models.base import (
     filter_states,
     imagine,
 )
+from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.pets import PETS, PETSConfig
@@ -32,6 +33,7 @@ from dreamgym.models.wrappers import (
 )
 
 __all__ = [
+    "DIAMOND",
     "FAMILIES",
     "JEPA",
     "MDNRNN",
@@ -40,6 +42,7 @@ __all__ = [
     "STORM",
     "TDMPC2",
     "Acts",
+    "DIAMONDConfig",
     "Decodes",
     "Ensemble",
     "GoalReward",

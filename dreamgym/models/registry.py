@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreamgym.models.diamond import DIAMOND
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
@@ -26,6 +27,7 @@ FAMILIES.update(
         "pets": PETS,
         "storm": STORM,
         "tdmpc2": TDMPC2,
+        "diamond": DIAMOND,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgym.models import FAMILIES, WorldModel
+from dreamgym.models import DIAMOND, FAMILIES, WorldModel
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
     assert_compiles_to_one_graph,
@@ -40,7 +40,10 @@ SPACES = {
 }
 
 
-SMALLER = {"ensemble": EnsembleConfig(members=2, elites=2)}
+SMALLER = {
+    "ensemble": EnsembleConfig(members=2, elites=2),
+    "diamond": DIAMOND.presets["diamond-16"],
+}
 
 
 def build(family: str, space: str) -> WorldModel:

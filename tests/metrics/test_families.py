@@ -12,6 +12,7 @@ import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import (
+    DIAMONDConfig,
     Ensemble,
     JEPAConfig,
     MDNRNNConfig,
@@ -23,6 +24,7 @@ from dreamgym.models import (
     TDMPC2Config,
     WorldModel,
 )
+from dreamgym.models.diamond import DiffusionConfig
 from dreamgym.models.statistics import measure_statistics
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.data.samples import dict_cartpole, image_cartpole
@@ -36,7 +38,17 @@ CONFIGS = {
     "pets": PETSConfig(hidden=8, layers=1, members=2, elites=1),
     "storm": STORMConfig(context=4, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
     "tdmpc2": TDMPC2Config(latent=8, encoder=8, mlp=8),
+    "diamond": DIAMONDConfig(
+        image_size=8,
+        channels=(8,),
+        condition=16,
+        reward_channels=(8,),
+        reward_condition=8,
+        hidden=8,
+        diffusion=DiffusionConfig(denoising_steps=1),
+    ),
 }
+ONLY = {"pets": "vector", "tdmpc2": "vector", "diamond": "image"}
 LATENT = {
     "image": {"mdn-rnn", "rssm", "storm"},
     "dict": {"mdn-rnn", "rssm", "storm"},
@@ -75,8 +87,8 @@ def examine(model: WorldModel, dataset: Dataset) -> dict[str, float]:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_on_every_kind_of_observation(family, seen):
     kind, dataset = seen
-    if family in ("pets", "tdmpc2") and kind != "vector":
-        pytest.skip("it takes vectors")
+    if family in ONLY and kind != ONLY[family]:
+        pytest.skip(f"it takes {ONLY[family]}s")
     figures = examine(build(ModelSpec(family=family, config=CONFIGS[family]), dataset), dataset)
     assert any(name.startswith("kl") for name in figures) == (family in LATENT[kind])
     assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")

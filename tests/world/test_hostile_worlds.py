@@ -75,6 +75,8 @@ BOMBS = [
     ("storm", {"width": 1 << 20}),
     ("tdmpc2", {"values": 1 << 24}),
     ("tdmpc2", {"encoder_layers": 1 << 24}),
+    ("diamond", {"blocks": 1 << 24}),
+    ("diamond", {"hidden": 1 << 20}),
     ("ensemble", {"members": 1 << 30}),
 ]
 

@@ -8,12 +8,50 @@ from typing import Literal, get_args
 from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.codecs import Units
 
-RewardUnits = Literal["raw", "two-hot", "symlog-two-hot", "standard"]
+RewardUnits = Literal["raw", "two-hot", "symlog-two-hot", "standard", "sign"]
 FreeNatsOf = Literal["step", "batch"]
 
 
+SIGNS = 3
+"""Signs of a reward: -1, 0 and 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class LatentObjective:
+class RewardObjective:
+    """What a `RewardHead` predicts.
+
+    Attributes:
+        rewards: "raw" or "standard" predict the mean; "two-hot" predicts a categorical over bins
+            at the symexp of evenly spaced points (arXiv 2301.04104, equation 10), and its output
+            layer starts at zero; "symlog-two-hot" is the same for the reward's symlog, whose mean
+            is then taken before the symexp; "sign" is a categorical over the reward's sign, as with
+            rewards of Atari games, and predicts its mean.
+        bins: bins of two-hot rewards; an odd number, so that one of them is at zero.
+    """
+
+    rewards: RewardUnits = "standard"
+    bins: int = 255
+
+    def __post_init__(self) -> None:
+        check_choice("rewards", self.rewards, get_args(RewardUnits))
+        if self.bins < 3 or self.bins % 2 == 0:
+            raise ValueError(f"bins={self.bins}: expected an odd number of at least 3")
+
+    @property
+    def reward_outputs(self) -> int:
+        """Outputs of the network that predicts rewards."""
+        if self.rewards == "sign":
+            return SIGNS
+        return self.bins if self.is_two_hot else 1
+
+    @property
+    def is_two_hot(self) -> bool:
+        """Whether rewards are predicted as categoricals."""
+        return self.rewards in ("two-hot", "symlog-two-hot", "sign")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentObjective(RewardObjective):
     """Targets and losses of a model with stochastic latents: units, and the weight of each loss.
 
     The loss of a predicted observation or reward is its squared error, summed over dimensions; with
@@ -27,12 +65,7 @@ class LatentObjective:
     Attributes:
         vectors: units in which vectors are encoded and predicted: "raw", "symlog" (arXiv
             2301.04104, equation 9) or "standard", by the moments of the training data.
-        rewards: "raw" or "standard" predict the mean; "two-hot" predicts a categorical over bins
-            at the symexp of evenly spaced points (arXiv 2301.04104, equation 10), and its output
-            layer starts at zero; "symlog-two-hot" is the same for the reward's symlog, whose mean
-            is then taken before the symexp.
         image_size: side in pixels that images are resized to.
-        bins: bins of two-hot rewards; an odd number, so that one of them is at zero.
         vector: weight of the vectors' squared errors.
         image: weight of the images' squared errors, with pixels in [0, 1].
         reward: weight of the reward's loss.
@@ -46,9 +79,7 @@ class LatentObjective:
     """
 
     vectors: Units = "standard"
-    rewards: RewardUnits = "standard"
     image_size: int = 64
-    bins: int = 255
     vector: float = 20.0
     image: float = 1.0
     reward: float = 1.0
@@ -59,21 +90,9 @@ class LatentObjective:
     free_nats_of: FreeNatsOf = "step"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("vectors", self.vectors, get_args(Units))
-        check_choice("rewards", self.rewards, get_args(RewardUnits))
         check_choice("free_nats_of", self.free_nats_of, get_args(FreeNatsOf))
         check_at_least(self, 1, "image_size")
-        if self.bins < 3 or self.bins % 2 == 0:
-            raise ValueError(f"bins={self.bins}: expected an odd number of at least 3")
         weights = ("vector", "image", "reward", "termination", "dyn", "rep")
         check_at_least(self, 0, *weights, "free_nats")
-
-    @property
-    def reward_outputs(self) -> int:
-        """Outputs of the network that predicts rewards."""
-        return self.bins if self.is_two_hot else 1
-
-    @property
-    def is_two_hot(self) -> bool:
-        """Whether rewards are predicted as categoricals."""
-        return self.rewards in ("two-hot", "symlog-two-hot")

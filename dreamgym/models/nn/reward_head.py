@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from dreamgym.models.nn.distributions import TwoHot
-from dreamgym.models.nn.objective import LatentObjective
+from dreamgym.models.nn.objective import SIGNS, RewardObjective
 
 SMALLEST_TWO_HOT_STD = 0.01
 """Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
@@ -31,14 +33,17 @@ class RewardHead(nn.Module):
     std: Tensor
     two_hot_unit: Tensor
 
-    def __init__(self, net: nn.Sequential, objective: LatentObjective) -> None:
+    def __init__(self, net: nn.Sequential, objective: RewardObjective) -> None:
         super().__init__()
         self.units, self.is_two_hot = objective.rewards, objective.is_two_hot
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
         self.register_buffer("two_hot_unit", torch.ones(()))
         self.register_load_state_dict_pre_hook(_add_two_hot_unit)
-        self.two_hot = TwoHot(objective.bins, in_symlog=self.units == "symlog-two-hot")
+        if self.units == "sign":
+            self.two_hot = TwoHot(SIGNS, limit=math.log(2))  # bins at -1, 0 and 1
+        else:
+            self.two_hot = TwoHot(objective.bins, in_symlog=self.units == "symlog-two-hot")
         self.net = net
         if self.is_two_hot:
             # As published: an unfitted head predicts a reward of zero.
@@ -49,7 +54,8 @@ class RewardHead(nn.Module):
         """Fit to the mean () and standard deviation () of the rewards."""
         self.mean.copy_(mean)
         self.std.copy_(std)
-        self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
+        if self.units != "sign":
+            self.two_hot_unit.copy_(torch.where(std < SMALLEST_TWO_HOT_STD, std, 1.0))
 
     def predict(self, features: Tensor) -> Tensor:
         """Return the reward (...) in the real environment's units."""
@@ -65,6 +71,8 @@ class RewardHead(nn.Module):
     def loss(self, features: Tensor, reward: Tensor) -> Tensor:
         """Return the cross-entropy with the two-hot reward, or the squared error; (...)."""
         outputs = self.net(features)
+        if self.units == "sign":
+            reward = reward.sign()
         if self.is_two_hot:
             return self.two_hot.loss(outputs, reward / self.two_hot_unit)
         target = (reward - self.mean) / self.std if self.units == "standard" else reward

@@ -65,7 +65,8 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
         spec = ModelSpec(family=family)
     except ValueError:
         pytest.skip("a wrapper: the model inside decides")
-    model = spec.build(gym.spaces.Box(-1, 1, (4,)), BOX)
+    images = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    model = spec.build(images if family == "diamond" else gym.spaces.Box(-1, 1, (4,)), BOX)
     found = measure_statistics(
         [(np.zeros((2, 4)), np.zeros(1))], [np.float32([[7, 1], [2, 3], [1, 1]])]
     )
