@@ -143,8 +143,9 @@ def miscoverage(found: dict[str, Any], key: str, horizon: int) -> float:
         for i, (steps, windows) in enumerate(zip(found["horizons"], found["windows"], strict=True))
         if steps <= horizon and windows >= ENOUGH and i < len(found[key])
     ]
-    coverage = np.array([found[key][i] for i in judged])
-    return float(100 * np.abs(coverage - found["levels"]).max())
+    coverage = np.array([found[key][i] for i in judged])  # (K, levels), or (K, levels, 2 halves)
+    nominal = np.array(found["levels"]).reshape(1, -1, *[1] * (coverage.ndim - 2))
+    return float(100 * np.abs(coverage - nominal).max())
 
 
 def rows_of(run: Run, figures: dict[str, Any]) -> list[Row]:
@@ -165,7 +166,9 @@ def rows_of(run: Run, figures: dict[str, Any]) -> list[Row]:
         ),
     ]
     if found is not None and not run.quick:
-        raw, again = (miscoverage(found, key, horizon) for key in ("coverage", "recalibrated"))
+        raw, again = (
+            miscoverage(found, key, horizon) for key in ("coverage", "recalibrated_each_way")
+        )
         rows.append(Row(name=f"{name}: raw coverage, largest error", value=raw, unit="points"))
         rows.append(below(f"{name}: recalibrated coverage, largest error", again, "points", 7.0))
     return rows

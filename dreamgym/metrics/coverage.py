@@ -29,7 +29,9 @@ def interval_calibration(context: MetricContext) -> Figures:
     (Dawid 1984; the randomised ranks of Czado et al. 2009). The recalibrated intervals are the
     sampled ones stretched about their median by a factor for each horizon and level, chosen on one
     half of the held-out episodes and measured on the other (split conformal prediction: Vovk et al.
-    2005; Romano et al. 2019, arXiv 1905.03222), in both directions. Where many windows need exactly
+    2005; Romano et al. 2019, arXiv 1905.03222), in both directions: `recalibrated` is the coverage
+    of all episodes, in which errors of the two partly cancel, and `recalibrated_each_way` has both.
+    Where many windows need exactly
     the same factor, a random share of them counts as inside (the smoothed conformal predictors of
     Vovk et al. 2005, section 2.4, exact where others are conservative): a number that is 0 or 1,
     such as a contact, lies at the end of its interval more often than not.
@@ -57,18 +59,19 @@ def interval_calibration(context: MetricContext) -> Figures:
 
 
 def _recalibrated(halves: list[Forecasts], rng: np.random.Generator) -> Figures:
-    """Return the factors of both halves, and the coverage of each on the other half's episodes."""
+    """Return the factors, and the coverage of each half with the other half's factors."""
     count = min(len(half.horizons) for half in halves)
-    factors, coverage = [], []
+    factors, coverage, each_way = [], [], []
     for row in range(count):
         scores = [_scores(half, row) for half in halves]
         factors.append(np.mean([_quantiles(each) for each in scores], 0).tolist())
         inside = [
-            np.concatenate([_inside(level, own, other, rng), _inside(level, other, own, rng)])
+            (_inside(level, own, other, rng), _inside(level, other, own, rng))
             for level, own, other in zip(LEVELS, *scores, strict=True)
         ]
-        coverage.append([_share(each) for each in inside])
-    return {"factors": factors, "recalibrated": coverage}
+        coverage.append([_share(np.concatenate(pair)) for pair in inside])
+        each_way.append([[_share(half) for half in pair] for pair in inside])
+    return {"factors": factors, "recalibrated": coverage, "recalibrated_each_way": each_way}
 
 
 def _inside(

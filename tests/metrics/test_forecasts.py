@@ -88,8 +88,10 @@ def test_recalibrated_coverage_is_nominal_where_many_truths_lie_at_a_bound():
         samples[:, :5] = 0.0  # but for a clamp: the ends of most intervals are the truth
         halves.append(half(samples, truth))
     context = type("Context", (), {"forecasts": halves, "seed": 0})
-    found = interval_calibration(context)["intervals"]["recalibrated"][0]
-    assert found == pytest.approx(LEVELS, abs=0.03)
+    figures = interval_calibration(context)["intervals"]
+    assert figures["recalibrated"][0] == pytest.approx(LEVELS, abs=0.03)
+    for level, halves in zip(LEVELS, figures["recalibrated_each_way"][0], strict=True):
+        assert halves == pytest.approx([level, level], abs=0.04)
 
 
 def test_lengths_are_compared_while_enough_windows_are_left(dataset, model):
