@@ -15,18 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dreamgym
-from dreamgym.data import FrameSkip
-from dreamgym.data.policies import UnrolledPolicy, as_rows
+from dreamgym.data.policies import as_rows
 
 NOISE = (0.1, 0.3, 0.6, 1.0)
 """Probabilities of a random action; each episode has one of them. Nothing is undisturbed."""
-
-LANDER_NOISE = (0.0, 0.1, 0.2, 0.5)
-"""Those of LunarLander with a frame skip: of 0.3 and more, hardly an episode lands."""
-
-LANDER_ERRORS = (0.2, 0.15, 0.1, 0.1, 0.0, 0.0, 0.0, 0.0)
-"""Spread of the errors of perception of LunarLander's controller, by number of the observation: one
-that takes the ground for higher hovers over it, as policies that are trained in dreams do."""
 STICKINESS = 0.5
 """Probability that a random action is the one before."""
 
@@ -40,21 +32,11 @@ class Disturbed:
     Args:
         controller: from an environment and its observation to an action.
         env: whose action space the random actions come from.
-        noise: probabilities of a random action, of which each episode has one.
-        errors: (n,) standard deviations of what the controller takes each number of the observation
-            for too large, throughout an episode; none by default.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        env: gym.Env[Any, Any],
-        noise: Sequence[float] = NOISE,
-        errors: Sequence[float] = (),
-    ) -> None:
+    def __init__(self, controller: Controller, env: gym.Env[Any, Any]) -> None:
         name = getattr(controller, "__name__", type(controller).__name__)
-        self.name = f"disturbed {name}, {', '.join(map(str, noise))}"
-        self._noises, self._errors = noise, np.array(errors)
+        self.name = f"disturbed {name}, {', '.join(map(str, NOISE))}"
         self._controller, self._env = controller, env
         self._space = copy.deepcopy(env.action_space)
 
@@ -63,9 +45,8 @@ class Disturbed:
         (seed,) = seeds
         self._space.seed(seed)
         self._rng = np.random.default_rng([seed, 2])
-        self._noise = self._rng.choice(self._noises)
+        self._noise = self._rng.choice(NOISE)
         self._random = self._space.sample()
-        self._error = self._rng.normal(size=self._errors.shape) * self._errors
 
     def act(self, observations: Any, rows: Sequence[int]) -> list[Any]:
         """Return the controller's action, or a random one."""
@@ -76,8 +57,7 @@ class Disturbed:
             self._random = self._space.sample()
         if self._rng.random() < self._noise:
             return self._random
-        seen = observation + self._error if self._error.size else observation
-        return self._controller(self._env, seen)
+        return self._controller(self._env, observation)
 
 
 def balance(env: gym.Env[Any, Any], observation: NDArray[Any]) -> int:
@@ -123,29 +103,3 @@ def record_mixed(env_id: str, steps: int, out: Path, seed: int) -> Path:
     with gym.make(env_id) as env:
         policy = Disturbed(CONTROLLERS[env_id], env)
         return dreamgym.record(env, steps=steps, out=out, policy=policy, seed=seed)
-
-
-def record_landings(
-    steps: int, out: Path, seed: int, skip: FrameSkip, max_episode_steps: int
-) -> Path:
-    """Record LunarLander with its controller, whose perception errs, and random actions mixed in.
-
-    Args:
-        steps: number of real steps.
-        out: the dataset to make.
-        seed: seed of episodes, errors and noise.
-        skip: frame skip, over which actions are held.
-        max_episode_steps: real steps after which an episode is truncated.
-    """
-    with gym.make("LunarLander-v3") as env:
-        policy = UnrolledPolicy(
-            Disturbed(land, env, LANDER_NOISE, LANDER_ERRORS), skip, env.action_space
-        )
-        return dreamgym.record(
-            env,
-            steps=steps,
-            out=out,
-            policy=policy,
-            seed=seed,
-            max_episode_steps=max_episode_steps,
-        )
