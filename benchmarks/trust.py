@@ -64,8 +64,8 @@ TASKS = {
     ),
 }
 
-OTHER_FAMILIES = ("rssm", "pets", "ensemble", "jepa")
-"""Families that are fitted once to each of the first two tasks, for false alarms."""
+OTHER_FAMILIES = ("rssm", "pets", "ensemble")
+"""Families that are fitted once to CartPole, for false alarms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,11 @@ class Run:
             )
             other = trust_report(world, self.data(self.seed + 100))
             own.save(self.folder / "report.html")
-            figures = {**own.as_dict(), "intervals": other.figures.get("intervals")}
+            figures = {
+                **own.as_dict(),
+                "intervals": other.figures.get("intervals"),
+                "seconds_unranked": other.seconds,
+            }
             kept.write_text(json.dumps(figures, default=float) + "\n", encoding="utf-8")
         loaded: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return loaded
@@ -131,8 +135,9 @@ def miscoverage(found: dict[str, Any], key: str, horizon: int) -> float:
         for i, (steps, windows) in enumerate(zip(found["horizons"], found["windows"], strict=True))
         if steps <= horizon and windows >= ENOUGH and i < len(found[key])
     ]
-    coverage = np.array([found[key][i] for i in judged])
-    return float(100 * np.abs(coverage - found["levels"]).max())
+    coverage = np.array([found[key][i] for i in judged])  # (K, levels), or (K, levels, 2 halves)
+    nominal = np.array(found["levels"]).reshape(1, -1, *[1] * (coverage.ndim - 2))
+    return float(100 * np.abs(coverage - nominal).max())
 
 
 def rows_of(run: Run, figures: dict[str, Any]) -> list[Row]:
@@ -153,9 +158,14 @@ def rows_of(run: Run, figures: dict[str, Any]) -> list[Row]:
         ),
     ]
     if found is not None and not run.quick:
-        raw, again = (miscoverage(found, key, horizon) for key in ("coverage", "recalibrated"))
+        raw, again = (
+            miscoverage(found, key, horizon) for key in ("coverage", "recalibrated_each_way")
+        )
         rows.append(Row(name=f"{name}: raw coverage, largest error", value=raw, unit="points"))
         rows.append(below(f"{name}: recalibrated coverage, largest error", again, "points", 7.0))
+        pooled = miscoverage(found, "recalibrated", horizon)  # errors of the halves partly cancel
+        name = f"{name}: recalibrated coverage of both halves together, largest error"
+        rows.append(Row(name=name, value=pooled, unit="points"))
     return rows
 
 
@@ -174,7 +184,7 @@ def main() -> None:
 
 def measure(chosen: argparse.Namespace, work: Path) -> None:
     """Measure everything, and end with the table."""
-    rows, verdicts = [], {}
+    rows, verdicts, seconds = [], {}, []
     tasks = chosen.tasks[:1] if chosen.quick else chosen.tasks
     for env_id in tasks:
         ranks = []
@@ -184,6 +194,7 @@ def measure(chosen: argparse.Namespace, work: Path) -> None:
             rows += rows_of(run, figures)
             ranks.append(figures["figures"]["ranking"].get("spearman") or 0.0)
             verdicts[f"{env_id}, mdn-rnn, seed {seed}"] = figures["verdict"]
+            seconds.append(figures["seconds_unranked"])
             print(env_id, seed, figures["verdict"], ranks[-1], flush=True)
         mean = float(np.mean(ranks))
         what = f"{env_id}, {len(ranks)} fits: mean Spearman"
@@ -192,17 +203,25 @@ def measure(chosen: argparse.Namespace, work: Path) -> None:
             if chosen.quick
             else at_least(what, mean, "correlation", 0.9)
         )
-    for env_id in [] if chosen.quick else [each for each in tasks if each != "LunarLander-v3"]:
+    for env_id in [] if chosen.quick else [each for each in tasks if each == "CartPole-v1"]:
         for family in chosen.families:
             run = Run(env_id=env_id, family=family, seed=0, work=work, quick=False)
-            verdicts[f"{env_id}, {family}, seed 0"] = run.figures(ranked=False)["verdict"]
-            print(env_id, family, verdicts[f"{env_id}, {family}, seed 0"], flush=True)
+            figures = run.figures(ranked=False)
+            verdicts[f"{env_id}, {family}, seed 0"] = figures["verdict"]
+            seconds.append(figures["seconds_unranked"])
+            print(env_id, family, figures["verdict"], flush=True)
     wrong = [name for name, verdict in verdicts.items() if verdict == "do not use"]
     count = f"{len(verdicts)} sound fits: verdicts of 'do not use'"
     rows.append(
         Row(name=count, value=len(wrong), unit="fits")
         if chosen.quick
         else below(count, len(wrong), "fits", 1)
+    )
+    slowest = f"slowest of {len(seconds)} reports without ranking"
+    rows.append(
+        Row(name=slowest, value=max(seconds), unit="s")
+        if chosen.quick
+        else below(slowest, max(seconds), "s", 180)
     )
     report(rows, chosen)
 

@@ -22,7 +22,7 @@ from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
 from dreamgym.train.policy import load_policy
-from dreamgym.transfer.dream_episodes import run_dream_episodes
+from dreamgym.transfer.dream_episodes import DreamStep, run_dream_episodes
 from dreamgym.transfer.evaluation import (
     AT_GOAL,
     EVALUATION_SEED,
@@ -117,6 +117,8 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
     max_episode_steps: int | None = None,
     data: DatasetSource | None = None,
     baselines: bool = True,
+    temperature: float = 1.0,
+    on_dream_step: Callable[[DreamStep], None] | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
     """Measure a policy in the real environment and in the dream.
@@ -144,6 +146,8 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
             policy is imitated (`dreamgym.train.clone_policy`) and measured as well.
         baselines: whether random actions, and the cloned policy where there is data, are measured
             in the same real episodes; a return says little without them.
+        temperature: temperature of the dream.
+        on_dream_step: called after every step of the dreams.
         progress: called with (episodes done, episodes) in the real environment, over all policies.
 
     Returns:
@@ -186,7 +190,9 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
         for index, (name, each) in enumerate(others.items(), 1)
     }
     limits, reason = _dream_limits(real, limit)
-    dream = run_dream_episodes(policy, world, limits=limits, seed=seed)
+    dream = run_dream_episodes(
+        policy, world, limits=limits, seed=seed, temperature=temperature, on_step=on_dream_step
+    )
     return Transfer(
         real=real,
         dream=dream,

@@ -391,9 +391,10 @@ def _actions(figures: dict[str, Any]) -> str:
             rows.append([f"number {i}", effect["sensitivity"], effect["evidence"], in_data])
     text = (
         "<p>Error of dreams under another window's actions, as a multiple of that under the true "
-        "ones. 1: the actions make no difference.</p>"
+        "ones. 1: the actions make no difference. Evidence: of the difference, in standard "
+        "deviations of what chance gives.</p>"
     )
-    heading = ["action", "error, times", "standard errors", "effect in the data (chi-square)"]
+    heading = ["action", "error, times", "evidence", "effect in the data (chi-square)"]
     return text + _table(heading, rows)
 
 

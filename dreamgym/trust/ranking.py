@@ -33,7 +33,7 @@ from dreamgym.transfer.export import ExportedPolicy
 from dreamgym.transfer.real import EnvSource
 from dreamgym.transfer.transfer import open_policy, transfer_policy
 from dreamgym.trust.config import RankingConfig
-from dreamgym.trust.visits import visit
+from dreamgym.trust.visits import Watch
 from dreamgym.world.world import World
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -48,6 +48,9 @@ SNAPSHOTS = 32
 
 MEASURED = "return from episode starts"
 """Name of that measurement: the learner's own curve is a mean over what older policies did."""
+
+MEASURED_BEFORE = "return from the beginnings"
+"""Its name in policies of earlier versions, from which a ranking continues too."""
 
 RESULTS_FILE = "ranking.json"
 
@@ -191,7 +194,10 @@ class Ranking:
             evaluate=measure,
         )
         whole = self._train(seed, 1.0, monitoring if config.stages else None)
-        curve = [(int(each["steps"]), each[MEASURED]) for each in whole.card.evaluations]
+        curve = [
+            (int(each["steps"]), each[MEASURED if MEASURED in each else MEASURED_BEFORE])
+            for each in whole.card.evaluations
+        ]
         return spread_steps([each for each in curve if each[0] < whole.card.steps], config.stages)
 
     def _train(
@@ -221,37 +227,31 @@ class Ranking:
 
     def _measure(self, entry: Entry) -> dict[str, Any]:
         """Return the figures of one policy."""
-        policy = entry.make()
-        episodes = self.config.episodes
+        watch = Watch(self.limits, self.world)
         result = transfer_policy(
-            policy, self.world, episodes=episodes, env=self.env, baselines=False
-        )
-        dreamt = visit(
-            policy,
+            entry.make(),
             self.world,
-            limits=self.limits,
-            episodes=episodes,
-            max_episode_steps=result.step_limit,
+            episodes=self.config.episodes,
+            env=self.env,
+            baselines=False,
             temperature=entry.temperature,
-            seed=EVALUATION_SEED,
+            on_dream_step=watch.add,
         )
-        dream = result.dream.returns if entry.temperature == 1.0 else dreamt.returns
-        lengths = result.dream.lengths if entry.temperature == 1.0 else dreamt.lengths
         return {
             "name": entry.name,
             "checksum": entry.checksum,
             "swept": entry.swept,
             "temperature": entry.temperature,
             "real": [float(value) for value in result.real.returns],
-            "dream": [float(value) for value in dream],
+            "dream": [float(value) for value in result.dream.returns],
             "real_mean": result.real.mean,
             "real_interval": list(result.real.interval),
-            "dream_mean": float(dream.mean()),
-            "gap": float(dream.mean()) - result.real.mean,
+            "dream_mean": result.dream.mean,
+            "gap": result.gap,
             "step_limit": result.step_limit,
             "real_length": float(result.real.lengths.mean()),
-            "dream_length": float(lengths.mean()),
-            "visit": dreamt.as_dict(),
+            "dream_length": float(result.dream.lengths.mean()),
+            "visit": watch.visit(result.dream).as_dict(),
         }
 
     def _key(self) -> dict[str, Any]:

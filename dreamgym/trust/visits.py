@@ -109,7 +109,7 @@ def visit(  # noqa: PLR0913 - who dreams what, how often and how long are six of
         temperature: temperature of the dreams.
         seed: seed of the dreams and of the policy.
     """
-    watch = _Watch(limits, world)
+    watch = Watch(limits, world)
     steps = world.horizon if max_episode_steps is None else max_episode_steps
     episodes_run = run_dream_episodes(
         policy,
@@ -122,8 +122,13 @@ def visit(  # noqa: PLR0913 - who dreams what, how often and how long are six of
     return watch.visit(episodes_run)
 
 
-class _Watch:
-    """Sums over the steps of dreams in their first episode."""
+class Watch:
+    """Sums over the steps of dreams in their first episode.
+
+    Args:
+        limits: what the data has shown.
+        world: the world that dreams.
+    """
 
     def __init__(self, limits: Limits, world: World) -> None:
         self.limits, self.world = limits, world

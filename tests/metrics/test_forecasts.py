@@ -79,6 +79,21 @@ def test_recalibrated_coverage_counts_forecasts_without_width():
     assert found[2] == pytest.approx(0.8, abs=0.005)  # no factor covers the other two tenths
 
 
+def test_recalibrated_coverage_is_nominal_where_many_truths_lie_at_a_bound():
+    rng = np.random.default_rng(0)
+    halves = []
+    for _ in range(2):
+        samples = 0.3 * np.abs(rng.normal(size=(2000, 19))) ** 3  # the model never says exactly 0
+        truth = np.where(rng.random(2000) < 0.7, 0.0, rng.random(2000))
+        samples[:, :5] = 0.0  # but for a clamp: the ends of most intervals are the truth
+        halves.append(half(samples, truth))
+    context = type("Context", (), {"forecasts": halves, "seed": 0})
+    figures = interval_calibration(context)["intervals"]
+    assert figures["recalibrated"][0] == pytest.approx(LEVELS, abs=0.03)
+    for level, halves in zip(LEVELS, figures["recalibrated_each_way"][0], strict=True):
+        assert halves == pytest.approx([level, level], abs=0.04)
+
+
 def test_lengths_are_compared_while_enough_windows_are_left(dataset, model):
     def detail(count):
         context = metric_context(model, dataset, np.arange(count), 0, horizon=40)

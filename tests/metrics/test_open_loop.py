@@ -9,7 +9,7 @@ import torch
 
 from dreamgym.data import Dataset
 from dreamgym.metrics import evaluate_metrics, open_loop, open_loop_errors
-from dreamgym.metrics.action_effect import action_effect
+from dreamgym.metrics.action_effect import action_effect, evidence_of
 from dreamgym.metrics.windows import BURN_IN, MIN_WINDOWS, draw_windows, mean_square, spread_of
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.nn.distributions import normal
@@ -172,3 +172,15 @@ def test_spreads_have_no_absolute_limit_and_constant_numbers_count_no_error(dtyp
     difference = torch.tensor([[2e-9, 0.0, 5.0]], dtype=dtype)
     expected = (difference[0, 0] / spread[0]) ** 2 / 2
     torch.testing.assert_close(mean_square(difference, spread), expected.reshape(1))
+
+
+def test_impacts_do_not_hide_the_effect_of_actions_nor_do_windows_without_one():
+    rng = np.random.default_rng(0)
+    impacts = rng.standard_cauchy(2000)  # no mean of them means anything
+    assert abs(evidence_of(impacts)) < 3
+    assert evidence_of(impacts + 0.5) > 5
+    assert evidence_of(-np.abs(impacts)) < 0
+    rare = rng.normal(size=500)
+    rare[:20] += 20.0
+    assert evidence_of(rare) > 3
+    assert evidence_of(np.zeros(5)) == 0
