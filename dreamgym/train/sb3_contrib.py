@@ -43,6 +43,7 @@ ALGORITHMS.update(
             num_envs=_DQN.num_envs,
             action_space=gym.spaces.Discrete,
             settings=_DQN.settings,
+            network={"n_quantiles": 50},  # a loss of all pairs: 16 times as fast as with 200
         ),
         "TRPO": Algorithm(
             learner=TRPO,
