@@ -27,6 +27,7 @@ from dreamgym.train.training import TrainingRun
 ALGORITHM = "CMA-ES"
 
 _GENERATIONS = 100
+_ON_OBSERVATIONS: dict[str, Any] = {"hidden": (16,), "sigma0": 0.5}
 _CHECK_EVERY = 16  # steps between checks whether all episodes have ended, a host sync
 _UNUSED = (
     "num_envs",
@@ -69,12 +70,16 @@ class EvolutionConfig:
             raise TrainingError(f"sigma0 is {self.sigma0}; expected a number above 0")
 
     @classmethod
-    def of(cls, config: TrainConfig) -> EvolutionConfig:
+    def of(cls, run: TrainingRun) -> EvolutionConfig:
         """Return the settings of a training.
+
+        On observations the default is a hidden layer, without which a controller cannot swing a
+        pendulum up; the features of a latent view need none.
 
         Raises:
             TrainingError: a setting does not exist or does not apply.
         """
+        config = run.config
         given: Mapping[str, Any] = config.learner
         names = [each.name for each in fields(cls)]
         for name in given:
@@ -86,7 +91,7 @@ class EvolutionConfig:
                 f"{unused[0]} does not apply to {ALGORITHM}, which has no gradients; its settings "
                 f"are {', '.join(names)} in learner"
             )
-        return cls(**given)
+        return cls(**{**({} if run.view == "latent" else _ON_OBSERVATIONS), **given})
 
 
 def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
@@ -96,12 +101,12 @@ def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
 
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
-    EvolutionConfig.of(run.config)
+    EvolutionConfig.of(run)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
-    config = EvolutionConfig.of(run.config)
+    config = EvolutionConfig.of(run)
     # A resumed evolution asks for the same candidates again, so its seed is that of the first run.
     seed = run.seed if run.earlier is None else run.earlier.seed
     rows = config.popsize * config.rollouts
