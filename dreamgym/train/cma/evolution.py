@@ -19,7 +19,6 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError
 from dreamgym.train.cma.controller import Controller
 from dreamgym.train.cma.policy_file import Evolved, load
-from dreamgym.train.config import TrainConfig
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
