@@ -88,7 +88,7 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(world, tmp_path):
     assert torch.equal(rest.network.weights, whole.network.weights)
     assert rest.card.curve == whole.card.curve
     with pytest.raises(TrainingError, match="another sigma0"):
-        train(world, 5 * GENERATION, resume=str(path), sigma0=0.3)
+        train(world, 5 * GENERATION, resume=str(path), sigma0=0.5)
 
 
 def test_a_saved_controller_acts_as_before_and_fits_the_world(world, tmp_path):

@@ -19,6 +19,7 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError
 from dreamgym.train.cma.controller import Controller
 from dreamgym.train.cma.policy_file import Evolved, load
+from dreamgym.train.config import TrainConfig
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
@@ -26,7 +27,6 @@ from dreamgym.train.training import TrainingRun
 ALGORITHM = "CMA-ES"
 
 _GENERATIONS = 100
-_ON_OBSERVATIONS: dict[str, Any] = {"hidden": (16,), "sigma0": 0.5}
 _CHECK_EVERY = 16  # steps between checks whether all episodes have ended, a host sync
 _UNUSED = (
     "num_envs",
@@ -69,16 +69,12 @@ class EvolutionConfig:
             raise TrainingError(f"sigma0 is {self.sigma0}; expected a number above 0")
 
     @classmethod
-    def of(cls, run: TrainingRun) -> EvolutionConfig:
+    def of(cls, config: TrainConfig) -> EvolutionConfig:
         """Return the settings of a training.
-
-        On observations the default is a hidden layer, without which a controller cannot swing a
-        pendulum up; the features of a latent view need none.
 
         Raises:
             TrainingError: a setting does not exist or does not apply.
         """
-        config = run.config
         given: Mapping[str, Any] = config.learner
         names = [each.name for each in fields(cls)]
         for name in given:
@@ -90,7 +86,7 @@ class EvolutionConfig:
                 f"{unused[0]} does not apply to {ALGORITHM}, which has no gradients; its settings "
                 f"are {', '.join(names)} in learner"
             )
-        return cls(**{**({} if run.view == "latent" else _ON_OBSERVATIONS), **given})
+        return cls(**given)
 
 
 def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
@@ -100,12 +96,12 @@ def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
 
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
-    EvolutionConfig.of(run)
+    EvolutionConfig.of(run.config)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
-    config = EvolutionConfig.of(run)
+    config = EvolutionConfig.of(run.config)
     # A resumed evolution asks for the same candidates again, so its seed is that of the first run.
     seed = run.seed if run.earlier is None else run.earlier.seed
     rows = config.popsize * config.rollouts
