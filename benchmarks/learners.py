@@ -6,10 +6,14 @@ Every learner of the table that is installed trains by PPO in the Pendulum world
   those of the dream alone, stepped with fixed actions in the same run;
 - to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
 
+Every algorithm that is not in that table trains with its defaults in the CartPole world as well
+(part `defaults`; what is made lies in `--work` and is used again, so that a run that was stopped
+goes on).
+
 dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
 settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
 
-`--docs` writes the table of docs/train.md from the rows of `--json` instead of measuring.
+`--docs` writes the tables of docs/train.md from the rows of `--json` instead of measuring.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ import argparse
 import importlib.util
 import json
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from statistics import median
 
+import gymnasium as gym
 import numpy as np
 import torch
 from support.reporting import Row, at_least, parser, report
@@ -52,8 +58,10 @@ PAIRED = TrainConfig(
 steps of a rollout, which are fewer so that there are as many updates."""
 PAIRED_STEPS = 1_000_000
 
+SOLVED = {"CartPole-v1": 490.0, "Pendulum-v1": -200.0}
+"""Mean real return from which on a shipped task is solved."""
+
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
-BEGIN, END = "<!-- learners:begin -->", "<!-- learners:end -->"
 
 NEEDS = {
     "sb3": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
@@ -70,12 +78,8 @@ bootstraps a truncated dream."""
 
 
 def installed() -> list[str]:
-    """Return the names of the learners that have PPO and whose library is installed."""
-    return [
-        name
-        for name, each in LEARNERS.items()
-        if "PPO" in each.algorithms and importlib.util.find_spec(each.requires)
-    ]
+    """Return the names of the learners whose library is installed."""
+    return [name for name, each in LEARNERS.items() if importlib.util.find_spec(each.requires)]
 
 
 def title(name: str) -> str:
@@ -189,8 +193,90 @@ def measure(names: list[str], seeds: int, quick: bool, partial: Path | None) -> 
     return rows
 
 
+def default_cases(names: list[str]) -> list[tuple[str, str, str]]:
+    """Return (task, learner, algorithm) of the trainings that `measure` leaves out."""
+    cases = []
+    for task in SOLVED:
+        space = gym.make(task).action_space
+        for name in names:
+            library = LEARNERS[name].library()
+            cases += [
+                (task, name, algo)
+                for algo in LEARNERS[name].algorithms
+                if not library.unsupported(algo, space) and (task, algo) != (TASK, "PPO")
+            ]
+    return cases
+
+
+def default_training(case: tuple[str, str, str], seed: int, work: Path) -> dict[str, float]:
+    """Train with the defaults and measure; the figures are kept in `work`."""
+    task, name, algo = case
+    path = work / f"{task}-{name}-{algo}-{seed}.json"
+    if not path.exists():
+        world = f"{task.removesuffix('-v1')}-MDNRNN-v0"
+        start = time.process_time()
+        policy = train_policy(world, learner=name, algo=algo, seed=seed)
+        seconds = time.process_time() - start
+        result = dreamgym.evaluate(policy, task, episodes=EPISODES)
+        figures = {"return": result.mean, "steps": policy.card.steps, "seconds": seconds}
+        print(path.stem, figures, file=sys.stderr, flush=True)
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures))
+    return json.loads(path.read_text())
+
+
+def defaults(names: list[str], seeds: int, work: Path) -> list[Row]:
+    """Train with the defaults of every algorithm, and measure in the real environment."""
+    rows = []
+    for case in default_cases(names):
+        task, name, algo = case
+        label = f"{task}, defaults of {algo} ({name})"
+        found = [default_training(case, seed, work) for seed in range(seeds)]
+        rows += [
+            at_least(f"{label}: real return, seed {seed}", each["return"], "return", SOLVED[task])
+            for seed, each in enumerate(found)
+        ]
+        steps, seconds = found[0]["steps"], median(each["seconds"] for each in found)
+        rows.append(Row(name=f"{label}: dream steps", value=steps, unit="steps"))
+        rows.append(Row(name=f"{label}: CPU seconds", value=seconds, unit="s"))
+    return rows
+
+
+def by_seed(values: dict[str, float], label: str) -> str:
+    """Return the real returns of all seeds, "" where there are none."""
+    seeds = [each for each in values if each.startswith(f"{label}: real return, seed ")]
+    returns = ", ".join(f"{values[each]:.0f}" for each in seeds)
+    numbers = ", ".join(each.rsplit(" ", 1)[1] for each in seeds)
+    return f"{returns} (seed{'s' * (len(seeds) > 1)} {numbers})" if seeds else ""
+
+
+def defaults_table(rows: list[dict]) -> str:
+    """Return the table of all algorithms' defaults."""
+    values = {row["name"]: row["value"] for row in rows}
+    lines = [
+        "| algorithm | learner | "
+        + " | ".join(f"{task} | dream steps, CPU seconds" for task in SOLVED)
+        + " |",
+        "|---" * (2 + 2 * len(SOLVED)) + "|",
+    ]
+    for name, each in LEARNERS.items():
+        for algo in each.algorithms:
+            cells = []
+            for task in SOLVED:
+                label = f"{task}, defaults of {algo} ({name})"
+                cells.append(by_seed(values, label))
+                cost = ""
+                if cells[-1]:
+                    steps = values[f"{label}: dream steps"]
+                    cost = f"{steps:,.0f}, {values[f'{label}: CPU seconds']:.0f}"
+                cells.append(cost)
+            if any(cells):
+                lines.append(f"| {' | '.join([algo, f'`{name}`', *cells])} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict]) -> str:
-    """Return the table of docs/train.md."""
+    """Return the table of learner libraries."""
     values = {row["name"]: row["value"] for row in rows}
     lines = [
         "| learner | dream | tensors stay on the device | truncation | share of the bare dream's "
@@ -198,26 +284,25 @@ def table(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, needs in NEEDS.items():
-        seeds = [each for each in values if each.startswith(f"{name}: real return, seed ")]
-        if not seeds:
+        result = by_seed(values, name)
+        if not result:
             continue
         shares = " / ".join(
             f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
             for count in COUNTS
         )
-        returns = ", ".join(f"{values[each]:.0f}" for each in seeds)
-        numbers = ", ".join(each.rsplit(" ", 1)[1] for each in seeds)
-        result = f"{returns} (seed{'s' * (len(seeds) > 1)} {numbers})"
         lines.append(f"| {' | '.join([title(name), *needs, shares, result])} |")
     return "\n".join(lines)
 
 
 def write_docs(file: Path) -> None:
-    """Replace the table of docs/train.md by that of a file of rows."""
+    """Replace the tables of docs/train.md by those of a file of rows."""
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     text = DOCS.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    DOCS.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}", encoding="utf-8")
+    for name, made in (("learners", table(rows)), ("defaults", defaults_table(rows))):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        text = f"{text.split(begin)[0]}{begin}\n\n{made}\n\n{end}{text.split(end)[1]}"
+    DOCS.write_text(text, encoding="utf-8")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -230,17 +315,23 @@ def main(arguments: argparse.Namespace) -> None:
     if "sb3" in arguments.parts and not arguments.quick:
         rows += beside_sb3(arguments.seeds)
     if "libraries" in arguments.parts:
-        rows += measure(arguments.learners, arguments.seeds, arguments.quick, partial)
+        names = [name for name in arguments.learners if "PPO" in LEARNERS[name].algorithms]
+        rows += measure(names, arguments.seeds, arguments.quick, partial)
         if partial is not None:
             partial.unlink(missing_ok=True)
+    if "defaults" in arguments.parts and not arguments.quick:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = arguments.work or Path(temporary)
+            rows += defaults(arguments.learners, arguments.seeds, work)
     report(rows, arguments)
 
 
 if __name__ == "__main__":
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
-    parts = ("libraries", "sb3")
+    parts = ("libraries", "sb3", "defaults")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--docs", action="store_true", help="write the table of docs/train.md")
+    options.add_argument("--work", type=Path, help="folder to keep the part `defaults` in")
+    options.add_argument("--docs", action="store_true", help="write the tables of docs/train.md")
     main(options.parse_args())

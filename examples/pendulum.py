@@ -2,6 +2,7 @@
 
     python examples/pendulum.py --learner ppo
     python examples/pendulum.py --learner skrl --seeds 3
+    python examples/pendulum.py --algo TQC
 
 It trains in the world that ships, saves each policy, reads it again, and runs 100 real episodes.
 `--learner ppo` is dreamgym/train/ppo.py: PPO in one file, which never leaves the dream's device.
@@ -15,30 +16,36 @@ from pathlib import Path
 import numpy as np
 
 import dreamgym
-from dreamgym.train import LEARNERS, load_policy, train_policy
+from dreamgym.train import LEARNERS, find_learner, load_policy, train_policy
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 
 
-def main() -> None:
-    names = [name for name, each in LEARNERS.items() if "PPO" in each.algorithms]
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--learner", choices=names, default="ppo")
+    parser.add_argument(
+        "--learner", choices=LEARNERS, help="by default the first with the algorithm"
+    )
+    parser.add_argument("--algo", help="by default the learner's first algorithm")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="dream steps; by default the learner's own")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes")
     parser.add_argument("--out", type=Path, default=Path("pendulum"), help="folder of the policies")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    learner = find_learner(options.algo, options.learner)
+    algo = options.algo or learner.algorithms[0]
     means = []
     for seed in range(options.seeds):
-        path = LEARNERS[options.learner].policy_path(options.out / f"{options.learner}-{seed}")
-        train_policy(WORLD, learner=options.learner, seed=seed, steps=options.steps, out=path)
+        path = learner.policy_path(options.out / f"{learner.name}-{algo}-{seed}")
+        train_policy(
+            WORLD, learner=learner.name, algo=algo, seed=seed, steps=options.steps, out=path
+        )
         result = dreamgym.evaluate(load_policy(path), TASK, episodes=options.episodes)
         low, high = result.interval
         print(f"seed {seed}: real return {result.mean:.0f}, 95% interval {low:.0f} to {high:.0f}")
         means.append(result.mean)
-    print(f"{options.learner}: {np.mean(means):.0f} over {options.seeds} seeds")
+    print(f"{algo} ({learner.name}): {np.mean(means):.0f} over {options.seeds} seeds")
 
 
 if __name__ == "__main__":

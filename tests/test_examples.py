@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dreamgym.train import LEARNERS
+
 pytest.importorskip("matplotlib", reason="the examples draw with dreamgym[plot]")
 pytest.importorskip("stable_baselines3")
 
@@ -46,6 +48,16 @@ def test_a_story_and_a_study_leave_a_picture(script, tmp_path):
     if script.stem == "from_minari":
         pytest.importorskip("minari")
     run(script, tmp_path)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_pendulum_with_every_learner(learner, tmp_path, capsys):
+    pytest.importorskip(LEARNERS[learner].requires)
+    main = runpy.run_path(str(EXAMPLES / "pendulum.py"))["main"]
+    small = ["--seeds", "1", "--steps", "16", "--episodes", "2"]
+    main(["--learner", learner, *small, "--out", str(tmp_path)])
+    assert "real return -" in capsys.readouterr().out
+    assert [path.suffix for path in tmp_path.iterdir()] == [LEARNERS[learner].suffix]
 
 
 @pytest.mark.parametrize("script", [*SINGLE, *(EXAMPLES / "stages").glob("*.py")])

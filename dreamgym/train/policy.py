@@ -198,7 +198,7 @@ class TrainedPolicy:
         """Write the policy's file, which is the learner's own format with the card in it.
 
         Args:
-            path: the file; the learner's suffix is added where it has none.
+            path: the file; the learner's suffix is added where it does not end with it.
 
         Returns:
             The path that was written.

@@ -121,9 +121,9 @@ class Learner:
         import_extra(self.requires, user, {self.requires: self.extra})
 
     def policy_path(self, path: str | Path) -> Path:
-        """Return `path`, with the learner's suffix where it has none."""
+        """Return `path`, with the learner's suffix where it does not end with it."""
         path = local_path(path, PolicyFileError)
-        return path if path.suffix else path.with_name(path.name + self.suffix)
+        return path if path.suffix == self.suffix else path.with_name(path.name + self.suffix)
 
 
 LEARNERS = {

@@ -43,12 +43,17 @@ ALGORITHMS.update(
             num_envs=_DQN.num_envs,
             action_space=gym.spaces.Discrete,
             settings=_DQN.settings,
+            network={"n_quantiles": 25},  # as TQC has; the loss is over all pairs of them
         ),
         "TRPO": Algorithm(
             learner=TRPO,
-            steps=_PPO.steps,
+            # One step of the policy a rollout: shorter rollouts than PPO's, and more of them.
+            steps=600_000,
             num_envs=_PPO.num_envs,
-            settings={name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
+            settings={
+                **{name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
+                "n_steps": 32,
+            },
         ),
     }
 )

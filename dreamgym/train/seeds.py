@@ -60,7 +60,7 @@ def train_seeds(
         raise TrainingError(f"seeds are {seeds}; expected at least one, and each once")
     learner = find_learner(arguments.get("algo"), arguments.get("learner"))
     learner.require_installed()
-    paths = [learner.policy_path(seed_path(out, seed)) for seed in seeds]
+    paths = [seed_path(learner.policy_path(out), seed) for seed in seeds]
     if processes is None:
         config = arguments.get("config")
         on_cpu = config is None or config.device == "cpu"

@@ -110,6 +110,15 @@ def test_a_policy_is_saved_and_read_and_acts_as_before(box_world, tmp_path, lear
         load_policy(path)
 
 
+@pytest.mark.parametrize("name", ["rate-0.001", "p.zip"])
+def test_what_follows_a_point_in_a_name_is_no_suffix(discrete_world, tmp_path, name):
+    config = TrainConfig(num_envs=4, n_steps=4, net_arch=(8,))
+    out = tmp_path / name
+    policy = train_policy(discrete_world, learner="ppo", steps=16, config=config, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.safetensors"]
+    assert load_policy(out).name == policy.name
+
+
 def test_equal_seeds_give_equal_policies_and_others_do_not(discrete_world):
     config = TrainConfig(num_envs=4, n_steps=4, net_arch=(8,))
     state = torch.get_rng_state()

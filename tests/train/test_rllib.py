@@ -9,12 +9,16 @@ from gymnasium.vector import AutoresetMode
 
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.errors import TrainingError
+from dreamgym.train import TrainConfig, load_policy, train_policy
+from dreamgym.transfer import evaluate
 from tests.train.counting import HORIZON, LAST, counting_world
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.rllib")
 
-from dreamgym.train.rllib import RLlibEnv, make_dream  # noqa: E402 - the library comes first
+from ray.cluster_utils import Cluster  # noqa: E402 - the library comes first
+
+from dreamgym.train.rllib import RLlibEnv, make_dream  # noqa: E402
 
 BOX = gym.spaces.Box(-2.0, 6.0, (2,), np.float32)
 
@@ -40,29 +44,71 @@ def test_it_is_a_vector_environment_in_next_step_mode_of_scaled_actions_and_rewa
         RLlibEnv(wrapped)
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes on this machine, each with processes and an object store of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            nodes.add_node(num_cpus=1)
+            ray.init(address=nodes.address, log_to_driver=False)
+            nodes.wait_for_nodes()
+            yield nodes
+        finally:
+            ray.shutdown()
+            nodes.shutdown()
+
+
 @pytest.mark.slow
-def test_runners_in_other_processes_make_their_own_dreams(monkeypatch):
+def test_runners_in_other_processes_make_their_own_dreams(cluster):
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.tune.registry import register_env
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        register_env("dream", make_dream)
-        config = (
-            PPOConfig()
-            .environment("dream", env_config={"world": "CartPole-MDNRNN-v0"})
-            .env_runners(
-                num_env_runners=1,
-                num_envs_per_env_runner=8,
-                gym_env_vectorize_mode="vector_entry_point",
-            )
-            .training(train_batch_size_per_learner=256, minibatch_size=64, num_epochs=1)
+    register_env("dream", make_dream)
+    config = (
+        PPOConfig()
+        .environment("dream", env_config={"world": "CartPole-MDNRNN-v0"})
+        .env_runners(
+            num_env_runners=1,
+            num_envs_per_env_runner=8,
+            gym_env_vectorize_mode="vector_entry_point",
         )
-        algorithm = config.build_algo()
-        result = algorithm.train()
-        assert result["num_env_steps_sampled_lifetime"] >= 256
-        assert result["env_runners"]["episode_return_mean"] > LAST
-        algorithm.stop()
-    finally:
-        ray.shutdown()
+        .training(train_batch_size_per_learner=256, minibatch_size=64, num_epochs=1)
+    )
+    algorithm = config.build_algo()
+    result = algorithm.train()
+    assert result["num_env_steps_sampled_lifetime"] >= 256
+    assert result["env_runners"]["episode_return_mean"] > LAST
+    algorithm.stop()
+
+
+@pytest.mark.slow
+def test_ray_tune_compares_trainings_by_their_real_returns(cluster, tmp_path):
+    from ray import tune
+
+    def trial(settings):
+        policy = train_policy(
+            "CartPole-MDNRNN-v0",
+            learner="ppo",
+            seed=settings["seed"],
+            steps=1024,
+            config=TrainConfig(num_envs=16, n_steps=16),
+            out=tmp_path / f"seed-{settings['seed']}",
+        )
+        tune.report({"real return": evaluate(policy, "CartPole-v1", episodes=2).mean})
+
+    tuner = tune.Tuner(
+        trial,
+        param_space={"seed": tune.grid_search([0, 1])},
+        tune_config=tune.TuneConfig(metric="real return", mode="max"),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), verbose=0),
+    )
+    results = tuner.fit()
+    assert not results.errors
+    returns = [each.metrics["real return"] for each in results]
+    assert len(returns) == 2
+    best = results.get_best_result()
+    assert best.metrics["real return"] == max(returns)
+    chosen = load_policy(tmp_path / f"seed-{best.config['seed']}")
+    assert evaluate(chosen, "CartPole-v1", episodes=2).mean == max(returns)

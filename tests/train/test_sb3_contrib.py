@@ -23,6 +23,8 @@ def test_an_algorithm_is_trained_saved_and_read(discrete_world, box_world, tmp_p
     policy = train_policy(world, algo=algo, steps=48, out=tmp_path / "p", config=config)
     read = load_policy(tmp_path / "p.zip", world=world)
     assert read.card.learner == policy.card.learner == "sb3-contrib"
+    if algo == "QRDQN":
+        assert read.network.quantile_net.n_quantiles == 25, "not the library's 200"
     batch = np.stack([world.observation_space.sample() for _ in range(5)])
     np.testing.assert_allclose(read.predict(batch)[0], policy.predict(batch)[0], rtol=1e-5)
 

@@ -20,9 +20,11 @@ from dreamgym.train.torchrl import TorchRLEnv
 BOX = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 @pytest.mark.parametrize("action", ["box", "discrete"])
-def test_the_native_environment_keeps_its_specs(action):
-    check_env_specs(TorchRLEnv(DreamVectorEnv(small_world(action=action), 4, device="cpu")))
+def test_the_native_environment_of_a_dream_in_any_mode_keeps_its_specs(action, mode):
+    dream = DreamVectorEnv(small_world(action=action), 4, device="cpu", autoreset_mode=mode)
+    check_env_specs(TorchRLEnv(dream))
 
 
 def test_a_rollout_has_the_true_last_observation_and_resets_the_rows_that_ended():

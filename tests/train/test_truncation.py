@@ -11,12 +11,14 @@ from dreamgym.train import LEARNERS, TrainConfig, train_policy
 from tests.train.counting import AS_AN_END, GAMMA, HORIZON, LAST, RIGHT, counting_world
 
 BOX = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+ON_POLICY = ("PPO", "TRPO")
+"""Algorithms that learn the value of a policy; the others store whether a step was truncated."""
 
 
 def value_of(policy, observation: float) -> float:
     batch = torch.full((1, 1), observation)
     with torch.no_grad():
-        if policy.card.learner == "sb3":
+        if policy.card.learner in ("sb3", "sb3-contrib"):
             return float(policy.network.predict_values(batch))
         return float(policy.network.value(batch))
 
@@ -33,9 +35,15 @@ def test_the_three_answers_are_far_apart():
 
 
 @pytest.mark.parametrize(
-    "learner", [name for name, each in LEARNERS.items() if "PPO" in each.algorithms]
+    ("learner", "algo"),
+    [
+        (name, algo)
+        for name, each in LEARNERS.items()
+        for algo in each.algorithms
+        if algo in ON_POLICY
+    ],
 )
-def test_a_truncation_is_bootstrapped_from_the_true_last_observation(learner):
+def test_a_truncation_is_bootstrapped_from_the_true_last_observation(learner, algo):
     pytest.importorskip(LEARNERS[learner].requires)
     config = TrainConfig(
         num_envs=32,
@@ -47,7 +55,7 @@ def test_a_truncation_is_bootstrapped_from_the_true_last_observation(learner):
         reward_scale=1.0,
     )
     policy = train_policy(
-        counting_world(BOX), algo="PPO", learner=learner, steps=30 * 512, seed=0, config=config
+        counting_world(BOX), algo=algo, learner=learner, steps=30 * 512, seed=0, config=config
     )
     assert value_of(policy, 1.0) == pytest.approx(RIGHT, abs=0.8)
     assert value_of(policy, -1.0) == pytest.approx(GAMMA**LAST * RIGHT, abs=0.8)

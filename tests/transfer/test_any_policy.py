@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dreamgym
+from dreamgym.data import Dataset
 from dreamgym.errors import PolicyFileError
 from dreamgym.train import LEARNERS, TrainConfig, load_policy
 from dreamgym.train.planners import CategoricalCEMConfig, PlannedPolicy
@@ -38,26 +39,44 @@ def by_numpy(observation):
 
 EXPECTED = 8, 100  # episodes, and the least mean return of this rule
 
-SMALLEST = {"cma": TrainConfig(learner={"popsize": 4, "rollouts": 2})}
-QUICK = TrainConfig(num_envs=8, n_steps=16)
-LATENT = ("sb3", "ppo")
-ALGORITHMS = {"sb3-contrib": "TRPO"}  # the others train off-policy, which takes longer
+LATENT = (("sb3", "PPO"), ("ppo", "PPO"))
+OFF_POLICY = ("SAC", "TD3", "DQN", "TQC", "CrossQ", "QRDQN")
+EVERY = [(name, algo) for name, each in LEARNERS.items() for algo in each.algorithms]
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
-def test_the_file_of_every_learner(learner, cartpole_world, pendulum_world, tmp_path):
+def settings_of(algo):
+    """Return settings that make a training short."""
+    if algo == "CMA-ES":
+        return TrainConfig(learner={"popsize": 4, "rollouts": 2})
+    if algo in OFF_POLICY:
+        few = {"learning_starts": 32, "gradient_steps": 1, "buffer_size": 200}
+        return TrainConfig(num_envs=8, batch_size=8, learner=few)
+    return TrainConfig(num_envs=8, n_steps=16)
+
+
+def trained(learner, algo, worlds, out, view="observation"):
+    """Train for a moment in the first world that the algorithm can act in; return both."""
     entry = LEARNERS[learner]
     pytest.importorskip(entry.requires)
-    algo = ALGORITHMS.get(learner, entry.algorithms[0])
-    unsupported = entry.library().unsupported(algo, cartpole_world.action_space)
-    world = pendulum_world if unsupported else cartpole_world
-    view = "latent" if learner in LATENT else "observation"
-    config = replace(SMALLEST.get(learner, QUICK), view=view)
-    policy = dreamgym.train_policy(
-        world, algo=algo, learner=learner, steps=128, config=config, out=tmp_path / "p"
+    library = entry.library()
+    world = next(each for each in worlds if not library.unsupported(algo, each.action_space))
+    config = replace(settings_of(algo), view=view)
+    return world, dreamgym.train_policy(
+        world, algo=algo, learner=learner, steps=128, config=config, out=out
     )
-    path = entry.policy_path(tmp_path / "p")
+
+
+@pytest.mark.parametrize(("learner", "algo"), EVERY)
+def test_every_algorithms_policy_is_saved_read_transferred_and_recorded(
+    learner, algo, cartpole_world, pendulum_world, tmp_path
+):
+    view = "latent" if (learner, algo) in LATENT else "observation"
+    worlds = cartpole_world, pendulum_world
+    world, policy = trained(learner, algo, worlds, tmp_path / "p", view)
+    path = LEARNERS[learner].policy_path(tmp_path / "p")
     loaded = load_policy(path, world=world)
+    assert loaded.card == policy.card
+    assert (loaded.card.learner, loaded.card.algo) == (learner, algo)
     acting = [policy, loaded]
     if view == "latent":
         acting = [LatentAgent(each, world, deterministic=True) for each in acting]
@@ -65,12 +84,29 @@ def test_the_file_of_every_learner(learner, cartpole_world, pendulum_world, tmp_
     np.testing.assert_array_equal(*returns)
     result = transfer_policy(path, world, episodes=3, baselines=False)
     assert result.view == view
+    dreamgym.record(world.env_id, steps=20, out=tmp_path / "d.h5", policy=acting[1])
+    with Dataset(tmp_path / "d.h5") as data:
+        assert data.num_steps == 20
+        assert policy.name in data.policy
     # What is exported is the module that acts as predict does.
     shape = (5, *loaded.observation_space.shape)
     observations = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     with torch.no_grad():
         actions = loaded.actor()(torch.from_numpy(observations)).numpy()
     np.testing.assert_allclose(actions, loaded.predict(observations)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("learner", "algo"), EVERY)
+def test_every_algorithms_policy_is_exported(
+    learner, algo, cartpole_world, pendulum_world, tmp_path
+):
+    pytest.importorskip("onnxscript")
+    world, policy = trained(learner, algo, (cartpole_world, pendulum_world), tmp_path / "p")
+    export_policy(policy, out=tmp_path / "robot")
+    few = {"episodes": 2, "max_episode_steps": 20}
+    there = evaluate(ExportedPolicy(tmp_path / "robot"), world.env_id, **few).returns
+    np.testing.assert_allclose(there, evaluate(policy, world.env_id, **few).returns, rtol=1e-3)
 
 
 def scripted(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -31,6 +31,7 @@ class Algorithm:
         action_space: the only kind of action space that it supports; None for any.
         settings: keyword arguments of the class. Settings of `TrainConfig` that are missing here do
             not apply to the algorithm.
+        network: keyword arguments of its network beside `net_arch`.
     """
 
     learner: type[BaseAlgorithm]
@@ -38,6 +39,7 @@ class Algorithm:
     num_envs: int
     action_space: type[gym.Space[Any]] | None = None
     settings: Mapping[str, Any]
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def on_policy(self) -> bool:
@@ -83,10 +85,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         },
     ),
     "SAC": Algorithm(
-        learner=SAC, steps=60_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
+        learner=SAC, steps=30_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
     ),
     "TD3": Algorithm(
-        learner=TD3, steps=60_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
+        learner=TD3, steps=30_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
     ),
     "DQN": Algorithm(
         learner=DQN,

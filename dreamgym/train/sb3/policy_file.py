@@ -48,6 +48,7 @@ _LOAD_IT_YOURSELF = (
     "wrappers, load it with its own library and pass that agent to dreamgym.evaluate or "
     "dreamgym.transfer_policy"
 )
+_NETWORK_ARGUMENTS = ("net_arch", "n_quantiles")
 _BUFFER_ARGUMENTS = ("replay_buffer_class", "replay_buffer_kwargs")
 _CLIP = 10.0  # standard deviations
 _MAX_RATIO, _SPARE_BYTES = 20, 1 << 20
@@ -90,9 +91,7 @@ class Standardise(BaseFeaturesExtractor):
 
 def policy_arguments(network: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments of Stable-Baselines3's policy class for the card's `policy`."""
-    arguments: dict[str, Any] = {}
-    if "net_arch" in network:
-        arguments["net_arch"] = network["net_arch"]
+    arguments = {name: network[name] for name in _NETWORK_ARGUMENTS if name in network}
     if "mean" in network:
         arguments["features_extractor_class"] = Standardise
         arguments["features_extractor_kwargs"] = {"mean": network["mean"], "std": network["std"]}

@@ -50,7 +50,12 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         scales = measure_scales(
             run.world, seed=run.seed, gamma=settings["gamma"], options=run.dream_options
         )
-        network = {"net_arch": list(run.config.net_arch), "mean": scales.mean, "std": scales.std}
+        network = {
+            "net_arch": list(run.config.net_arch),
+            **algorithm.network,
+            "mean": scales.mean,
+            "std": scales.std,
+        }
         reward_scale = scales.reward_scale
     dream = run.make_dream(num_envs)
     env = SB3VecEnv(dream, reward_scale=run.config.reward_scale or reward_scale)
