@@ -47,13 +47,9 @@ ALGORITHMS.update(
         ),
         "TRPO": Algorithm(
             learner=TRPO,
-            # One step of the policy a rollout: shorter rollouts than PPO's, and more of them.
-            steps=600_000,
+            steps=_PPO.steps,
             num_envs=_PPO.num_envs,
-            settings={
-                **{name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
-                "n_steps": 32,
-            },
+            settings={name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
         ),
     }
 )
