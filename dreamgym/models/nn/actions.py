@@ -7,11 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dreamgym.errors import UnsupportedSpaceError
 from dreamgym.models.statistics import Moments
 
 UNBOUNDED = 1e9
 """A larger bound stands for no bound, such as the largest float32: divided by it, all actions would
 be the same."""
+
+MOST_CHOICES = 2**16
+"""Choices that are encoded at most, one number each."""
 
 
 class ActionEncoder(nn.Module):
@@ -28,7 +32,7 @@ class ActionEncoder(nn.Module):
         dim: width of the encoding.
 
     Raises:
-        TypeError: the space is not a Box, Discrete or MultiDiscrete.
+        TypeError: the space is not a Box, Discrete or MultiDiscrete, or has too many choices.
     """
 
     centre: Tensor
@@ -54,7 +58,13 @@ class ActionEncoder(nn.Module):
         elif isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
             counts = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
             sizes, starts = np.ravel(counts), np.ravel(space.start)
-            self.dim = int(np.sum(sizes))
+            self.dim = int(np.sum(sizes, dtype=object))
+            if self.dim > MOST_CHOICES:
+                raise UnsupportedSpaceError(
+                    f"actions from {space} cannot be modelled: each of the {self.dim:,} choices is "
+                    f"a number of the encoding, and at most {MOST_CHOICES:,} are supported; record "
+                    "with fewer choices, or with a Box, by gymnasium.wrappers.TransformAction"
+                )
             # All classes side by side; `choice` is the index of the number that a class belongs to.
             choice = np.repeat(np.arange(len(sizes)), sizes)
             value = np.concatenate([np.arange(n) + s for n, s in zip(sizes, starts, strict=True)])

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamgym.data import FrameSkip
+import dreamgym
+from dreamgym.data import DatasetMetadata, FrameSkip
 from dreamgym.models import FAMILIES, ModelSpec
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.statistics import measure_statistics
+from tests.data.samples import write_random
 from tests.small_worlds import STATISTICS
 
 BOX = gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 8]))
@@ -115,3 +117,17 @@ def test_actions_without_bounds_are_standardised_and_bounded_ones_keep_their_sca
 def test_a_number_with_one_possible_value_is_encoded_as_zero() -> None:
     box = gym.spaces.Box(np.float32([-1, 700]), np.float32([1, 700]))
     assert ActionEncoder(box)(torch.tensor([[0.5, 700.0]])).tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Discrete(2**29), gym.spaces.MultiDiscrete([2**62, 2**62, 2**62])]
+)
+def test_more_choices_than_can_be_encoded_are_refused(space, tmp_path) -> None:
+    metadata = DatasetMetadata(
+        observation_space=gym.spaces.Box(-1, 1, (3,)), action_space=gym.spaces.Discrete(2**29)
+    )
+    with pytest.raises(TypeError, match=r"choices.*at most 65,536.*TransformAction"):
+        ActionEncoder(space)
+    path = write_random(tmp_path / "many.h5", [50, 50], metadata)
+    with pytest.raises(dreamgym.DreamgymError, match="at most 65,536"):
+        dreamgym.fit(path)
