@@ -37,6 +37,7 @@ from dreamgym.errors import DreamgymError
 SECONDS = 10  # of processor time, so that other processes on the machine do not matter
 WALL_SECONDS = 120  # for what waits without end
 MEMORY = 2 << 30  # beyond what the libraries have mapped
+EACH = 1000  # mutations in one process: libraries do not give all of their memory back
 ROOT = Path(__file__).parents[1]
 
 ODD_BYTES = [b"\x00", b"\xff", b"\x7f", b"\x01", b"\x80", b"\xff" * 8, bytes(64)]
@@ -416,7 +417,10 @@ def find_faults(
 ) -> list[tuple[str, int, str]]:
     """Return what reading mutations gave that it must not: target, number and description."""
     findings: list[tuple[str, int, str]] = []
-    waiting: list[tuple[list[str] | None, range]] = [(names, range(first, first + count))]
+    numbers = range(first, first + count)
+    waiting: list[tuple[list[str] | None, range]] = [
+        (names, numbers[start : start + EACH]) for start in range(0, count, EACH)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         while waiting:
