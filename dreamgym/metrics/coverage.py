@@ -31,10 +31,10 @@ def interval_calibration(context: MetricContext) -> Figures:
     half of the held-out episodes and measured on the other (split conformal prediction: Vovk et al.
     2005; Romano et al. 2019, arXiv 1905.03222), in both directions: `recalibrated` is the coverage
     of all episodes, in which errors of the two partly cancel, and `recalibrated_each_way` has both.
-    Where many windows need exactly
-    the same factor, a random share of them counts as inside (the smoothed conformal predictors of
-    Vovk et al. 2005, section 2.4, exact where others are conservative): a number that is 0 or 1,
-    such as a contact, lies at the end of its interval more often than not.
+    Where many windows need exactly the same factor, a random share of them counts as inside (the
+    smoothed conformal predictors of Vovk et al. 2005, section 2.4, exact where others are
+    conservative): a number that is 0 or 1, such as a contact, lies at the end of its interval more
+    often than not.
     """
     parts = [each for each in context.forecasts if _are_intervals(each)]
     if not parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,10 +15,36 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
+from dreamgym.errors import DreamgymError, PretrainedError
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _PARTS_PER_TENSOR, _SPARE_PARTS = 16, 256
 _COPIES, _SPARE_ELEMENTS = 4, 1 << 20  # of a tensor that is registered in several places
+
+
+def read_state_dict(
+    path: Path, expected: str, error: type[DreamgymError] = PretrainedError
+) -> dict[str, Any]:
+    """Return what torch saved in a file, by its restricted loader, which executes nothing.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the messages.
+        error: error to raise.
+
+    Raises:
+        DreamgymError: of the given kind; it cannot be read so, or holds no dict.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as cause:
+        raise error(
+            f"{path} cannot be read as tensors ({str(cause).splitlines()[0]}); expected {expected}"
+        ) from cause
+    if not isinstance(loaded, dict):
+        raise error(f"{path} holds a {type(loaded).__name__}; expected {expected}")
+    return loaded
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

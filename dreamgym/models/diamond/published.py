@@ -6,7 +6,6 @@ torch's restricted loader unpickles it, and only tensors in the table of names a
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from dreamgym._files import local_path
 from dreamgym.errors import PretrainedError
 from dreamgym.models.diamond.config import PRESETS, DIAMONDConfig
 from dreamgym.models.diamond.model import DIAMOND
+from dreamgym.models.weights import read_state_dict
 
 ACTOR = "actor_critic."
 """Names of the agent's policy and value, which are left out."""
@@ -107,21 +107,13 @@ def load_diamond(
 
 
 def _read(file: Path) -> Mapping[str, Any]:
+    if file.suffix != ".safetensors":
+        loaded = read_state_dict(file, "an agent's state dict")
+        return {str(name): value for name, value in loaded.items()}
     try:
-        if file.suffix == ".safetensors":
-            loaded = load_file(file)
-        else:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise PretrainedError(
-            f"{file} cannot be read as tensors ({str(error).splitlines()[0]}); expected an agent's "
-            "state dict"
-        ) from error
-    except SafetensorError as error:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
         raise PretrainedError(f"{file} is not a safetensors file ({error})") from error
-    if not isinstance(loaded, dict):
-        raise PretrainedError(f"{file} holds a {type(loaded).__name__}; expected a state dict")
-    return {str(name): value for name, value in loaded.items()}
 
 
 def _as_published(model: DIAMOND, levels: int) -> dict[str, list[Tensor]]:

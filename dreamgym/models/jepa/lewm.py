@@ -9,7 +9,6 @@ copied.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,6 +34,7 @@ from dreamgym.models.jepa.modules import (
 )
 from dreamgym.models.nn.vit import ViT
 from dreamgym.models.observations import observation_boxes
+from dreamgym.models.weights import read_state_dict
 
 NEVER = -30.0
 """Termination logit of a model that does not predict terminations."""
@@ -319,13 +319,8 @@ def _find_weights(path: Path) -> Path:
 
 
 def _read_state_dict(weights: Path) -> dict[str, Any]:
-    try:
-        loaded = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise LeWMError(
-            f"{weights} cannot be read as tensors ({str(error).splitlines()[0]}); expected a "
-            "state_dict saved with torch.save, not a whole model (`*_object.ckpt`)"
-        ) from error
+    expected = "a state_dict saved with torch.save, not a whole model (`*_object.ckpt`)"
+    loaded: Any = read_state_dict(weights, expected, LeWMError)
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
