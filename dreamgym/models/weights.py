@@ -39,8 +39,11 @@ def read_state_dict(
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as cause:
+        # PyTorch's own text for what is no tensor recommends executing the file.
+        unsafe = isinstance(cause, pickle.UnpicklingError)
+        detail = "it is damaged, or holds more than tensors" if unsafe else str(cause)
         raise error(
-            f"{path} cannot be read as tensors ({str(cause).splitlines()[0]}); expected {expected}"
+            f"{path} cannot be read as tensors ({detail.splitlines()[0]}); expected {expected}"
         ) from cause
     if not isinstance(loaded, dict):
         raise error(f"{path} holds a {type(loaded).__name__}; expected {expected}")

@@ -162,3 +162,11 @@ def test_nothing_in_a_file_is_executed(tmp_path, capsys):
 def test_continuous_actions_are_refused(tmp_path):
     with pytest.raises(TypeError, match="Discrete actions"):
         load_diamond(tmp_path / "agent.pt", SPACE, gym.spaces.Box(-1, 1, (2,)), SMALL)
+
+
+def test_a_file_that_is_no_checkpoint_is_not_recommended_for_execution(tmp_path):
+    path = tmp_path / "Breakout.pt"
+    path.write_bytes(b"garbage")
+    with pytest.raises(PretrainedError, match="damaged, or holds more than tensors") as caught:
+        load_diamond(path, SPACE, ACTIONS, SMALL)
+    assert "weights_only" not in str(caught.value)
