@@ -6,23 +6,20 @@ with the same `episode_idx` (or another column that the user names).
 
 from __future__ import annotations
 
-import os
-import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dreamgym._extras import import_extra
 from dreamgym.data.formats.arrow_columns import is_image_type, is_number_type, to_images, to_numbers
 from dreamgym.data.formats.columnar import Table, runs
 from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
+from dreamgym.data.formats.lance_process import open_table, read_rows
 from dreamgym.data.formats.stable_worldmodel import open_worldmodel
-from dreamgym.data.hdf5.guard import open_regular, require_files
+from dreamgym.data.hdf5.guard import require_files
 from dreamgym.errors import DatasetError
 
 NAME = "Lance"
-_FOOTER, _MAGIC = struct.Struct("<QQQIIHH4s"), b"LANC"
 _INDEX = ("episode_idx", "step_idx")
 
 
@@ -46,13 +43,11 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             remedy="give one of them",
         )
     path = tables[0]
-    lance = import_extra("lance", "reading Lance tables")
+    import_extra("lance", "reading Lance tables")
     require_files(path)
-    _require_plausible_footers(path)
     try:
-        dataset = lance.dataset(str(path))
-        schema, count = dataset.schema, dataset.count_rows()
-    except (OSError, ValueError) as error:
+        schema, count = open_table(path)
+    except OSError as error:
         raise DatasetError(f"it is not a readable Lance table ({error})", path=path) from error
     column = (*options.columns_for("episode"), _INDEX[0])[0]
     if column not in schema.names:
@@ -62,11 +57,11 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
             remedy="name it: ForeignOptions(columns={'episode': ...}) or --columns episode=NAME",
         )
     kinds = {field.name: field.type for field in schema}
-    starts, lengths = runs(to_numbers(_rows(dataset, column, 0, count), path, column))
+    starts, lengths = runs(to_numbers(read_rows(path, column, 0, count), path, column))
 
     def read_column(number: int, name: str, part: slice) -> Array:
         first = int(starts[number]) + part.start
-        rows = _rows(dataset, name, first, part.stop - part.start)
+        rows = read_rows(path, name, first, part.stop - part.start)
         if is_image_type(kinds[name]):
             return to_images(rows, path, name)
         return to_numbers(rows, path, name)
@@ -83,33 +78,6 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         observations=[n for n in names if is_image_type(kinds[n]) or is_number_type(kinds[n])],
     )
     return replace(open_worldmodel(table, options, probe.close), format=NAME)
-
-
-def _require_plausible_footers(root: Path) -> None:
-    """Raise `DatasetError` if a data file claims more columns or buffers than it can list.
-
-    Lance allocates what the footer claims, and ends the process if there is not so much memory. The
-    footer of version 2: lance-format/lance `docs/src/format/file`. A column or buffer takes an
-    offset and a size of eight bytes each.
-    """
-    for path in root.glob("data/**/*.lance"):
-        with open_regular(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _FOOTER.size))
-            footer = file.read()
-        if len(footer) < _FOOTER.size or not footer.endswith(_MAGIC):
-            continue  # which Lance says
-        *_, buffers, columns, major, minor, _ = _FOOTER.unpack(footer)
-        if (major, minor) >= (0, 3) and 16 * (buffers + columns) > size:
-            raise DatasetError(
-                f"it claims {columns:,} columns and {buffers:,} buffers in {size:,} bytes",
-                path=path,
-            )
-
-
-def _rows(dataset: Any, name: str, start: int, count: int) -> Any:
-    # A panic inside `to_table`, which streams, would abort the process.
-    return dataset.take(list(range(start, start + count)), columns=[name]).column(0)
 
 
 def _tables(probe: Probe) -> list[Path]:
