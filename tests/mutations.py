@@ -37,7 +37,7 @@ from dreamgym.errors import DreamgymError
 SECONDS = 10  # of processor time, so that other processes on the machine do not matter
 WALL_SECONDS = 120  # for what waits without end
 MEMORY = 2 << 30  # beyond what the libraries have mapped
-EACH = 1000  # mutations in one process: libraries do not give all of their memory back
+EACH = 250  # mutations in one process: libraries, TensorFlow above all, keep memory and addresses
 ROOT = Path(__file__).parents[1]
 
 ODD_BYTES = [b"\x00", b"\xff", b"\x7f", b"\x01", b"\x80", b"\xff" * 8, bytes(64)]
