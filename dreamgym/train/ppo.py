@@ -8,6 +8,8 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are at the end.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -15,8 +17,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from dreamgym.dream import capture
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.models.host_sync import host_sync_allowed
+from dreamgym.models.host_sync import forbid_host_sync, host_sync_allowed
 from dreamgym.train.dreams import dream_for
 from dreamgym.train.network import ActorCritic, actor, load, save
 from dreamgym.train.on_device import OnPolicySettings, Training, settings_of, unsupported_space
@@ -108,7 +111,9 @@ class PPO:
             lr=settings.learning_rate,
             eps=1e-5,
             fused=network.device.type in ("cpu", "cuda"),
+            capturable=network.device.type == "cuda",
         )
+        self._step: Callable[..., None] | None = None
         self._observation = network.standardise(env.reset(seed=seed)[0])
 
     @torch.no_grad()
@@ -169,7 +174,51 @@ class PPO:
             order = torch.randperm(rows, device=advantage.device, generator=self.generator)
             shuffled = [part[order].split(settings.batch_size) for part in parts]
             for batch in zip(*shuffled, strict=True):
-                self._gradient_step(*batch)
+                if len(batch[0]) < settings.batch_size:  # the last one
+                    self._gradient_step(*batch)
+                    continue
+                if self._step is None:
+                    self._step = self._captured(batch)
+                self._step(*batch)
+
+    def _captured(self, batch: tuple[Tensor, ...]) -> Callable[..., None]:
+        """Return the gradient step as one graph where the device has graphs.
+
+        A step is a hundred kernels on tensors this small; launching them one by one takes longer
+        than running them.
+        """
+        device = self.network.device
+        if device.type not in capture.GRAPHS:
+            return self._gradient_step
+        static = [part.clone() for part in batch]
+        before = self._parameters.detach().clone()
+        graph: capture.Graph | None
+        try:
+            graph = capture.GRAPHS[device.type](device)
+            with forbid_host_sync():
+                graph.record(lambda: self._gradient_step(*static))
+        except Exception as error:
+            warnings.warn(
+                f"PPO's update cannot be captured here ({type(error).__name__}: {error}); its "
+                "steps are taken without it: slower, with equal results",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            graph = None
+        # Recording takes some steps to warm up. Before the first one, Adam's state is all zeros.
+        self._parameters.data.copy_(before)
+        for state in self.optimizer.state.values():
+            for each in state.values():
+                each.zero_()
+        if graph is None:
+            return self._gradient_step
+
+        def step(*batch: Tensor) -> None:
+            for part, new in zip(static, batch, strict=True):
+                part.copy_(new)
+            graph.replay()
+
+        return step
 
     @torch.no_grad()
     def _gradient_step(

@@ -41,6 +41,7 @@ class RecordedGraph(TorchDispatchMode):
         with self, NoHostNumbers():
             work()
 
+    @torch.no_grad()
     def replay(self) -> None:
         for function, args, kwargs, outs in self.calls:
             if function._schema.is_mutable:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from dreamgym.dream import DreamVectorEnv
+from dreamgym.dream import DreamVectorEnv, capture
 from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.train.network import ActorCritic, tanh_mlp
 from dreamgym.train.ppo import PPO, PPOSettings, _backward, _forward
+from tests.dream.recorded_graph import RecordedGraph
+from tests.small_worlds import small_world
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (8, 7)])
@@ -30,15 +33,24 @@ def test_the_gradients_of_a_network_are_those_of_autograd(hidden):
     torch.testing.assert_close([each.grad for each in network.parameters()], list(gradients))
 
 
-def learner(world, *, max_grad_norm: float = 0.5) -> PPO:
+def learner(world, *, max_grad_norm: float = 0.5, batch_size: int = 42, device: str = "cpu") -> PPO:
     env = DreamVectorEnv(
-        world, 6, max_episode_steps=4, output="torch", autoreset_mode="SameStep", device="cpu"
+        world,
+        6,
+        max_episode_steps=4,
+        output="torch",
+        autoreset_mode="SameStep",
+        device=device,
+        compile=False,
     )
     torch.manual_seed(0)
     size = env.single_observation_space.shape[0]
     spaces = env.single_observation_space, env.single_action_space
     network = ActorCritic(*spaces, net_arch=(8,), mean=[0.0] * size, std=[1.0] * size)
-    settings = PPOSettings(n_steps=7, batch_size=42, n_epochs=1, max_grad_norm=max_grad_norm)
+    network = network.to(device)
+    settings = PPOSettings(
+        n_steps=7, batch_size=batch_size, n_epochs=1, max_grad_norm=max_grad_norm
+    )
     return PPO(env, network, settings, seed=0)
 
 
@@ -84,3 +96,44 @@ def test_advantages_use_the_last_observation_of_episodes_that_ended(box_world):
     torch.testing.assert_close(ppo.advantages(rollout)[0], expected)
     with forbid_host_sync():  # as on a GPU
         torch.testing.assert_close(ppo.advantages(rollout)[0], expected)
+
+
+class BrokenGraph(RecordedGraph):
+    """A device whose capture fails after a warm-up."""
+
+    def record(self, work) -> None:
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("kind", ["box", "discrete"])
+@pytest.mark.parametrize(
+    ("device", "graph"),
+    [
+        ("cpu", RecordedGraph),
+        ("cpu", BrokenGraph),
+        pytest.param("cuda", capture.CudaGraph, marks=pytest.mark.gpu),
+    ],
+)
+def test_a_captured_update_is_the_plain_one(kind, device, graph, monkeypatch):
+    """Minibatches of 16 and a last one of 10, which is not captured."""
+    world = small_world("mdn-rnn", kind)
+    rollout, networks = None, []
+    for captured in (True, False):
+        if captured:
+            monkeypatch.setitem(capture.GRAPHS, device, graph)
+        else:
+            monkeypatch.delitem(capture.GRAPHS, device)
+        ppo = learner(world, batch_size=16, device=device)
+        rollout = rollout or ppo.collect()
+        ppo.generator.manual_seed(1)
+        expectation = (
+            pytest.warns(RuntimeWarning, match="update cannot be captured here .*not permitted")
+            if captured and graph is BrokenGraph
+            else nullcontext()
+        )
+        with expectation:
+            ppo.update(rollout)
+        ppo.update(rollout)
+        networks.append(list(ppo.network.parameters()))
+    torch.testing.assert_close(*networks)
