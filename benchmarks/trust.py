@@ -64,7 +64,7 @@ TASKS = {
             "model": MDNRNNConfig(hidden=128, trunk=128, head=128),
             "segment_length": 32,
         },
-        ranking=RankingConfig(steps=1_000_000, episodes=20, temperatures=()),
+        ranking=RankingConfig(steps=1_000_000, temperatures=()),
     ),
 }
 

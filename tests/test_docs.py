@@ -258,11 +258,18 @@ def test_the_page_on_fitting_lists_every_setting() -> None:
     assert table_names("fitting.md", "Settings") == settings - {"overwrite", "tensorboard"}
 
 
-def measured(file: str) -> dict[str, float]:
-    """Return the rows of a benchmark's newest JSON: value by name."""
+def measured(file: str, *, newest_only: bool = True) -> dict[str, float]:
+    """Return the rows of a benchmark's JSON: value by name.
+
+    Args:
+        file: name of the JSON.
+        newest_only: whether rows of older runs, on other hardware, are left out; otherwise they are
+            there, where no newer run has a row of the same name.
+    """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"*/{file}")]
-    newest = max(results, key=lambda result: result["date"])
-    return {row["name"]: row["value"] for row in newest["rows"]}
+    results.sort(key=lambda result: result["date"])
+    chosen = results[-1:] if newest_only else results
+    return {row["name"]: row["value"] for result in chosen for row in result["rows"]}
 
 
 @pytest.mark.parametrize("file", ["learning.json", "transfer.json"])
@@ -300,3 +307,25 @@ def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
         shown = r"1 envs, float32|64 envs, float32|1024 envs, (float32|bfloat16)(, compiled)?"
         if re.search(rf", ({shown}): times plain$", name):
             assert f" {value:.2f} " in text, f"{name}: {value:.2f}"
+
+
+def test_the_page_on_reports_has_the_measured_rankings_and_coverage() -> None:
+    values = measured("trust.json", newest_only=False)
+    section = read(DOCS / "report.md").split("\n### Measured\n")[1].split("\n## ")[0]
+    means = [name for name in values if name.endswith(": mean Spearman")]
+    assert means
+    for name in means:
+        task = name.partition(",")[0]
+        (row,) = re.findall(rf"^\| {task}, .*$", section, re.MULTILINE)
+        ranks, coverage = (
+            [
+                value
+                for each, value in values.items()
+                if re.fullmatch(f"{task}, seed .: {what}", each)
+            ]
+            for what in ("Spearman", "recalibrated coverage, largest error")
+        )
+        shown = ", ".join(f"{value:.2f}" for value in ranks)
+        assert f"| {shown} | {values[name]:.3f}" in row, task
+        assert "| " + ", ".join(f"{value:.1f}" for value in coverage) + " |" in row, task
+        assert ("**not met**" in row) == (values[name] < 0.9), task

@@ -19,7 +19,8 @@ class RankingConfig:
         stages: policies of each seed as they were earlier in their training, where their dream
             returns are spread evenly.
         num_envs: dreams side by side in a training; the fewer, the finer the stages.
-        episodes: episodes of each policy in the real environment, and in the dream.
+        episodes: episodes of each policy in the real environment, and in the dream; the fewer, the
+            more of the order is chance.
         temperatures: temperatures of the dreams in which one more policy each is trained, to
             compare dream and real return; empty for no sweep.
     """
@@ -30,7 +31,7 @@ class RankingConfig:
     steps: int = 262_144
     stages: int = 4
     num_envs: int = 128
-    episodes: int = 30
+    episodes: int = 100
     temperatures: tuple[float, ...] = (0.5, 1.5)
 
     def __post_init__(self) -> None:

@@ -49,9 +49,6 @@ SNAPSHOTS = 32
 MEASURED = "return from episode starts"
 """Name of that measurement: the learner's own curve is a mean over what older policies did."""
 
-MEASURED_BEFORE = "return from the beginnings"
-"""Its name in policies of earlier versions, from which a ranking continues too."""
-
 RESULTS_FILE = "ranking.json"
 
 FORMAT = 3
@@ -194,10 +191,7 @@ class Ranking:
             evaluate=measure,
         )
         whole = self._train(seed, 1.0, monitoring if config.stages else None)
-        curve = [
-            (int(each["steps"]), each[MEASURED if MEASURED in each else MEASURED_BEFORE])
-            for each in whole.card.evaluations
-        ]
+        curve = [(int(each["steps"]), each[MEASURED]) for each in whole.card.evaluations]
         return spread_steps([each for each in curve if each[0] < whole.card.steps], config.stages)
 
     def _train(

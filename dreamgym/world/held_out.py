@@ -11,9 +11,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamgym.data import AnyDataset, Dataset, open_dataset, with_frame_skip
+from dreamgym.data import AnyDataset, Dataset, SkippedDataset, with_frame_skip
 from dreamgym.data.bounds import covers
-from dreamgym.data.mixture import DatasetSource
+from dreamgym.data.mixture import DatasetSource, MixedDataset, PathOrDataset
 from dreamgym.errors import WorldError
 from dreamgym.world.world import World
 
@@ -52,13 +52,20 @@ def open_for(world: World, source: DatasetSource) -> Iterator[WorldData]:
         keys = None
         if isinstance(world.observation_space, gym.spaces.Dict):
             keys = list(world.observation_space.spaces)
-        if isinstance(source, str | os.PathLike):
-            data: AnyDataset = stack.enter_context(Dataset(source, keys=keys))
+
+        def read(part: PathOrDataset) -> Dataset | SkippedDataset:
+            if isinstance(part, str | os.PathLike):
+                part = stack.enter_context(Dataset(part, keys=keys))
+            part = part.in_blocks()
+            return with_frame_skip(part, world.frame_skip) if isinstance(part, Dataset) else part
+
+        if isinstance(source, MixedDataset):
+            source = list(zip(source.datasets, source.weights, strict=True))
+        data: AnyDataset
+        if isinstance(source, str | os.PathLike | Dataset | SkippedDataset):
+            data = read(source)
         else:
-            data = stack.enter_context(open_dataset(source))
-        data = data.in_blocks()
-        if isinstance(data, Dataset):
-            data = with_frame_skip(data, world.frame_skip)
+            data = MixedDataset([(read(part), weight) for part, weight in source])
         # A world's bounds are wider where values of its data were outside those of the space.
         fits = covers(world.observation_space, data.observation_space)
         if not (fits and world.action_space == data.action_space):

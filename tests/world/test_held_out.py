@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dreamgym
-from dreamgym.data import Dataset, FrameSkip
+from dreamgym.data import Dataset, FrameSkip, MixedDataset
 from dreamgym.errors import WorldError
 from dreamgym.world.held_out import open_for
 
@@ -49,6 +49,22 @@ def test_data_is_read_with_the_frame_skip_of_the_world(world, tmp_path):
         assert opened.dataset.frame_skip == skip
 
 
+@pytest.mark.parametrize("opened_before", [False, True])
+def test_each_part_of_a_mixture_is_read_with_the_frame_skip_of_the_world(
+    world, tmp_path, opened_before
+):
+    path = dreamgym.record("CartPole-v1", steps=200, out=tmp_path / "d.h5", policy="held:2")
+    skip = FrameSkip(steps=2, actions="repeated")
+    skipping = replace(world, frame_skip=skip)
+    with Dataset(path) as dataset, open_for(skipping, dataset) as alone:
+        source = [(path, 1.0), (path, 2.0)]
+        if opened_before:
+            source = MixedDataset([(dataset, 1.0), (dataset, 2.0)])
+        with open_for(skipping, source) as opened:
+            assert opened.dataset.frame_skip == skip
+            assert opened.dataset.num_steps == 2 * alone.dataset.num_steps
+
+
 def test_data_of_another_environment_is_refused(world, tmp_path):
     other = dreamgym.record("Pendulum-v1", steps=400, out=tmp_path / "d.h5")
     with (
@@ -80,8 +96,10 @@ def test_only_the_keys_of_the_world_are_read(tmp_path):
     path = dreamgym.record(Two(), steps=60, out=tmp_path / "d.h5")
     with Dataset(path, keys=["b"]) as dataset:
         world = dreamgym.fit(dataset, config=dreamgym.FitConfig(updates=2))
+    for source in (path, [(path, 1.0)]):
+        with open_for(world, source) as opened:
+            assert list(opened.dataset.observation_space.spaces) == ["b"]
     with open_for(world, path) as opened:
-        assert list(opened.dataset.observation_space.spaces) == ["b"]
         assert opened.is_fitted_data
 
 
