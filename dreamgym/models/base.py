@@ -235,6 +235,13 @@ class WorldModel(nn.Module, ABC):
             noise: (B, L + 1, noise_dim) uniforms, one row for each observation.
         """
 
+    def goal_features(self, state: State) -> Tensor:
+        """Return numbers (B, n) whose distance to those of a goal says how far it is to go there.
+
+        By default the features. Override it where the model has learned a better distance.
+        """
+        return self.features(state)
+
     @property
     def decodes(self) -> bool:
         """Whether the model can `decode` states; `isinstance(model, Decodes)` reads this.

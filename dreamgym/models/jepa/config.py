@@ -39,6 +39,9 @@ class JEPAObjective:
         momentum_updates: number of updates over which the momentum rises linearly to 1, as in
             I-JEPA (Assran et al. 2023, arXiv 2301.08243); set it to the number of updates in the
             fit.
+        expectile: expectile of the goal value, between 0.5 (the mean over the data's actions) and 1
+            (the best of them).
+        value_discount: discount of the goal value for each step.
     """
 
     sigreg: float = 0.0
@@ -49,12 +52,19 @@ class JEPAObjective:
     rollout: int = 1
     momentum: float = 0.0
     momentum_updates: int = 2000
+    expectile: float = 0.9
+    value_discount: float = 0.98
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, *REGULARISERS)
         check_at_least(self, 1, "rollout", "momentum_updates")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}: expected a number between 0 and 1")
+        for name in ("expectile", "value_discount"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a number above 0 and below 1"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,8 @@ class JEPAConfig:
             "vectors" only, "all" including images, or "none". A model can decode, and has the view
             "observation", only if the probe covers the whole observation. With vectors alone, the
             probe also keeps dreams close to the data.
+        goal_value: width of the embedding in which the distance to a goal is minus its value, see
+            `GoalValue`; 0 for none.
         range_margin: relative margin added to each side of the training data's range; a dream whose
             probed vector leaves this range terminates with the worst return in the data.
         objective: loss weights and training targets.
@@ -100,13 +112,14 @@ class JEPAConfig:
     gate: float = 0.1
     predicts: PredictionTarget = "change"
     probe: ProbedParts = "vectors"
+    goal_value: int = 0
     range_margin: float = 0.3
     objective: JEPAObjective = field(default_factory=lambda: JEPAObjective(sigreg=0.05, rollout=12))
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "embedding", "context", "image_size", "width")
         check_at_least(self, 1, "blocks", "heads", "head_width", "mlp")
-        check_at_least(self, 0, "gate", "range_margin")
+        check_at_least(self, 0, "gate", "range_margin", "goal_value")
         check_choice("predicts", self.predicts, get_args(PredictionTarget))
         check_choice("probe", self.probe, get_args(ProbedParts))
         if not 0 <= self.dropout < 1:

@@ -29,6 +29,7 @@ from dreamgym.models.base import (
     end_outside_data,
 )
 from dreamgym.models.jepa.config import PRESET_FITS, PRESETS, REGULARISERS, JEPAConfig
+from dreamgym.models.jepa.goal_value import GoalValue
 from dreamgym.models.jepa.loss import (
     SegmentEncoding,
     Transitions,
@@ -128,6 +129,7 @@ class JEPA(WorldModel):
         self.inverse = mlp(2 * width, HEAD_WIDTH, actions) if config.objective.inverse else None
         has_probe = config.probe == "all" or (config.probe == "vectors" and self.senses.vector_keys)
         self.probe = Probe(self.senses, config) if has_probe else None
+        self.goal_value = GoalValue(width, config) if config.goal_value else None
         encoder = nn.Sequential(self.senses, self.projector)
         self.target = deepcopy(encoder).requires_grad_(False) if config.objective.momentum else None
         self.register_buffer("residual", torch.ones(width))
@@ -199,6 +201,16 @@ class JEPA(WorldModel):
     def features(self, state: State) -> Tensor:
         """Return the newest embedding, (B, D)."""
         return state["embeddings"][:, -1]
+
+    def goal_features(self, state: State) -> Tensor:
+        """See `WorldModel.goal_features`; the goal value's embedding where there is one."""
+        embedding = self.features(state)
+        return embedding if self.goal_value is None else self.goal_value(embedding)
+
+    @property
+    def selects_by_loss(self) -> bool:
+        """See `WorldModel.selects_by_loss`; a goal value is its own target."""
+        return self.goal_value is None
 
     @property
     def decodes(self) -> bool:
@@ -332,6 +344,9 @@ class JEPA(WorldModel):
             error = (self.inverse(pairs) - encoding.actions).square().mean(-1)
             terms["inverse"] = masked_mean(error, segment.mask)
         terms |= self._head_terms(segment, encoding.actions, [real, one_step, *rollout])
+        if self.goal_value is not None:
+            embeddings = encoding.embeddings.detach()
+            terms["goal_value"] = self.goal_value.error(embeddings, encoding.observed, noise)
         if self.residual_probe is not None and self.training:
             self._update_probe_residual(self.residual_probe, segment, one_step)
         return terms

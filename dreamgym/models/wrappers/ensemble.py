@@ -147,6 +147,10 @@ class Ensemble(WorldModel):
         """Return the first member's features, (B, feature_dim)."""
         return self._lead().features(self._lead_state(state))
 
+    def goal_features(self, state: State) -> Tensor:
+        """Return the first member's, (B, n)."""
+        return self._lead().goal_features(self._lead_state(state))
+
     def decode(self, state: State) -> Observation:
         """Return the first member's decoding; the members agree on what has happened."""
         return cast(Decodes, self._lead()).decode(self._lead_state(state))

@@ -1,4 +1,4 @@
-"""Goal rewards: minus the distance to a goal, in the model's own features."""
+"""Goal rewards: minus the distance to a goal, in the model's own features or learned distance."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ class GoalRewardConfig:
 
     Attributes:
         inner: the model inside.
-        leaves: names of the state leaves to compare; empty for the features. The features of a
-            recurrent model include its memory, which depends on the way to a place: for such a
-            model name the leaf that describes the place (`("z",)` for the MDN-RNN).
+        leaves: names of the state leaves to compare; empty for `WorldModel.goal_features`, which
+            are the features unless the model has learned a distance. The features of a recurrent
+            model include its memory, which depends on the way to a place: for such a model name the
+            leaf that describes the place (`("z",)` for the MDN-RNN).
         threshold: distance at which the goal is reached and the dream terminates; None for never.
     """
 
@@ -58,6 +59,9 @@ class GoalRewardConfig:
 
 class GoalReward(Wrapper):
     """The reward is minus the Euclidean distance of the new state's features to those of a goal.
+
+    A JEPA with a goal value is compared by that value: the distance is then the discounted number
+    of steps to the goal.
 
     The goal's features are those of the state after the goal as an episode's first observation.
     With a threshold, states within it are terminal.
@@ -156,7 +160,7 @@ class GoalReward(Wrapper):
     def _compared(self, state: State) -> Tensor:
         """Return the numbers (B, d) that are compared with the goal's."""
         if not self.config.leaves:
-            return self.inner.features(state)
+            return self.inner.goal_features(state)
         return torch.cat([state[leaf].flatten(1) for leaf in self.config.leaves], -1)
 
     @torch.no_grad()
