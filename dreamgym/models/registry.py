@@ -10,6 +10,7 @@ from dreamgym.models.rssm import RSSM
 from dreamgym.models.spec import FAMILIES
 from dreamgym.models.storm import STORM
 from dreamgym.models.tdmpc2 import TDMPC2
+from dreamgym.models.twister import TWISTER
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -28,6 +29,7 @@ FAMILIES.update(
         "storm": STORM,
         "tdmpc2": TDMPC2,
         "diamond": DIAMOND,
+        "twister": TWISTER,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,
