@@ -208,9 +208,18 @@ def _episode_notes(source: Source) -> list[str]:
         return []
     return [
         "it holds 1 episode, which a fit cuts into blocks to hold some out; dreams then start in "
-        "the middle of it. To see how episodes start, record with max_episode_steps=200 "
-        "(--max-episode-steps 200)"
+        f"the middle of it. To see how episodes start, {_more_episodes(source)}"
     ]
+
+
+def _more_episodes(source: Source) -> str:
+    """Return what the user can do about a dataset of one episode."""
+    if source.convention == "native":
+        return "record with max_episode_steps=200 (--max-episode-steps 200)"
+    return (
+        "record several; or if it is a log of several, name the column that tells them apart "
+        "(--columns episode=NAME)"
+    )
 
 
 def _problems(source: Source, statistics: dict[str, ChannelStatistics]) -> list[str]:
@@ -227,8 +236,7 @@ def _problems(source: Source, statistics: dict[str, ChannelStatistics]) -> list[
     if len(source.table) < 2 and source.table.num_steps < 2 * MIN_BLOCK:
         problems.append(
             f"it holds 1 episode of {source.table.num_steps} steps; fitting needs at least 2 "
-            f"episodes, or one of {2 * MIN_BLOCK} steps: record more steps, or shorter episodes "
-            "with max_episode_steps=200 (--max-episode-steps 200)"
+            f"episodes, or one of {2 * MIN_BLOCK} steps: {_more_episodes(source)}"
         )
     count = 0
     for error in source.audit(visit=add_to_statistics):

@@ -116,7 +116,7 @@ def _write_episodes(
             problem = episode.at(path=source, episode=number)
             if on_bad == "raise":
                 raise problem from episode
-            skipped.append(str(problem))
+            skipped.append(_reason(problem))
             continue
         try:
             writer.add(episode)
@@ -132,10 +132,15 @@ def _write_episodes(
             # An error with a cause comes from the disk, not from the episode.
             if on_bad == "raise" or error.__cause__ is not None:
                 raise problem from error
-            skipped.append(str(problem))
+            skipped.append(_reason(problem))
         if progress is not None:
             progress(number + 1)
     return skipped
+
+
+def _reason(problem: DatasetError) -> str:
+    """Return why an episode was skipped, without the advice to skip it."""
+    return str(problem).removesuffix(f"; {problem.remedy}")
 
 
 def _remove_unfinished(target: Path) -> None:

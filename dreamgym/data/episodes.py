@@ -100,12 +100,14 @@ def require_finite(values: Array, key: str) -> None:
         row = _first_bad_row(~finite)
         count = int((~finite).reshape(len(values), -1).any(axis=1).sum())
         kind = "NaN" if np.isnan(values[row]).any() else "an infinity"
+        where = f" in channel {np.flatnonzero(~finite[row])[0]}" if values[row].size > 1 else ""
         more = f" ({count} such rows)" if count > 1 else ""
         raise DatasetError(
-            f"it holds {kind}{more}",
+            f"it holds {kind}{where}{more}",
             key=key,
             row=row,
-            remedy="leave the episode out, or repair it",
+            remedy="repair the episode, or leave it out (on_bad='skip'; `dreamgym convert "
+            "--skip-bad`)",
         )
 
 

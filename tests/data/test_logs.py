@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dreamgym.data import Dataset, DatasetError, ForeignOptions, check
+from dreamgym.data import Dataset, DatasetError, ForeignOptions, check, convert
 from tests.data.test_formats import flags, read_both_ways
 
 RNG = np.random.default_rng(0)
@@ -174,7 +174,10 @@ def test_images_as_bytes_in_parquet(tmp_path: Path) -> None:
     [
         ({"observation": "z"}, r"no column 'z', only \['angle'"),
         ({"observation": "x", "action": "left", "reward": ("score", "x")}, "one reward column"),
-        ({"observation": "x", "action": "left", "time": "score"}, "score: .*it goes back; sort"),
+        (
+            {"observation": "x", "action": "left", "time": "score"},
+            "score: .*it goes back; name the column that tells.*sort the log by it",
+        ),
     ],
 )
 def test_wrong_columns(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
@@ -196,6 +199,135 @@ def test_scattered_episodes_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "log.csv", log_columns(episode=np.arange(4 * T) % 2))
     with pytest.raises(DatasetError, match="rows of an episode are not together; sort the log"):
         Dataset(path, foreign=ForeignOptions(columns=COLUMNS))
+
+
+USUAL = {f"obs_{i}": OBS[:, i] for i in range(3)} | {"action": ACT[:, 0], "reward": REW}
+STEPS = np.arange(4 * T) % T
+
+
+def notes_of(path: Path, **options: Any) -> str:
+    return "\n".join(check(path, foreign=ForeignOptions(repeat_last=True, **options)).notes)
+
+
+@pytest.mark.parametrize("name", ["t", "Time", "step"])
+def test_a_time_that_restarts_shows_episodes(write_log: Any, tmp_path: Path, name: str) -> None:
+    path = write_log(tmp_path / "log", {name: STEPS} | USUAL)
+    with pytest.raises(
+        DatasetError, match=rf"{name}: .*restarts 3 times.*episode=NAME\).*--columns time={name}"
+    ):
+        Dataset(path)
+    episodes = read_both_ways(path, tmp_path, columns={"time": name}, repeat_last=True)
+    assert flags(episodes) == [(T, False, False, False)] * 4
+    np.testing.assert_allclose(episodes[2].observations[:-1], OBS[2 * T : 3 * T], rtol=1e-6)
+
+
+def test_a_time_that_restarts_between_end_flags(write_flat: Any, tmp_path: Path) -> None:
+    """The end of an episode that was truncated has no flag."""
+    path = write_flat(x=OBS, u=ACT, t=STEPS, fell=ENDS & (EPISODES != 1))
+    columns = {"observation": "x", "action": "u", "terminated": "fell"}
+    with pytest.raises(DatasetError, match=r"t: .*restarts 1 time:"):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+    episodes = read_both_ways(path, tmp_path, columns=columns | {"time": "t"}, repeat_last=True)
+    assert flags(episodes) == [(T, k != 1, False, k != 1) for k in range(4)]
+    np.testing.assert_array_equal(episodes[1].actions, ACT[T : 2 * T])
+
+
+def test_episodes_that_are_mixed_row_by_row(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = write_csv(tmp_path / "log.csv", {"t": np.sort(STEPS)} | USUAL)
+    expected = "18 of 23 rows have the time of the row before; if rows of several episodes are mix"
+    with pytest.raises(DatasetError, match=expected):
+        Dataset(path, foreign=ForeignOptions(columns={"time": "t"}))
+    assert expected in notes_of(path)
+    apart = write_csv(tmp_path / "apart.csv", {"t": STEPS // 6, "episode": EPISODES} | USUAL)
+    assert "rows have the time" not in notes_of(apart)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_time_that_goes_back_within_an_episode(tmp_path: Path, named: bool) -> None:
+    pytest.importorskip("pyarrow")
+    time = STEPS.copy()
+    time[T + 2 : T + 4] = time[T + 2 : T + 4][::-1]
+    path = write_csv(tmp_path / "log.csv", {"time": time, "episode": EPISODES} | USUAL)
+    if named:
+        with pytest.raises(DatasetError, match="time: episode 1, row 3: it goes back; sort the"):
+            Dataset(path, foreign=ForeignOptions(columns={"time": "time"}))
+    else:
+        assert "'time' goes back, first in episode 1, row 3; sort the log by it" in notes_of(path)
+
+
+def test_samples_that_are_missing_are_noted(write_log: Any, tmp_path: Path) -> None:
+    clock = 0.1 * np.arange(4 * T) + RNG.uniform(0, 0.02, 4 * T)
+    columns = {"time": clock, "episode": EPISODES} | USUAL
+    assert "uneven" not in notes_of(write_log(tmp_path / "log", columns))
+    kept = np.arange(4 * T) % 7 != 3
+    gaps = {name: values[kept] for name, values in columns.items()}
+    assert "the steps of 'time' are uneven: 2 of 17" in notes_of(write_log(tmp_path / "gap", gaps))
+
+
+def test_the_advice_for_a_log_of_one_episode(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    long = {name: np.tile(values, 4) for name, values in USUAL.items()}
+    notes = notes_of(write_csv(tmp_path / "log.csv", long))
+    assert "it holds 1 episode" in notes
+    assert "--columns episode=NAME" in notes
+    assert "--max-episode-steps" not in notes
+    short = check(
+        write_csv(tmp_path / "short.csv", USUAL), foreign=ForeignOptions(repeat_last=True)
+    )
+    assert any("--columns episode=NAME" in problem for problem in short.problems)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_decimal_commas(tmp_path: Path, delimiter: str) -> None:
+    pytest.importorskip("pyarrow")
+    columns = {n: [str(v).replace(".", ",") for v in values] for n, values in USUAL.items()}
+    path = write_csv(tmp_path / "log.csv", columns | {"episode": EPISODES}, delimiter)
+    episodes = read_both_ways(path, tmp_path, repeat_last=True)
+    np.testing.assert_allclose(episodes[3].observations[:-1], OBS[3 * T :], rtol=1e-6)
+    np.testing.assert_allclose(episodes[3].rewards, REW[3 * T :], rtol=1e-6)
+
+
+def test_columns_of_text_are_named(write_log: Any, tmp_path: Path) -> None:
+    odd = [f"{value:.3f}" for value in REW]
+    odd[2] = "open"
+    columns = log_columns(mode=["auto"] * 4 * T, gain=odd)
+    path = write_log(tmp_path / "log", columns)
+    with pytest.raises(DatasetError, match=r"not known which.*; as text.*\['gain', 'mode'\]; name"):
+        Dataset(path)
+    with pytest.raises(DatasetError, match=r"gain: row 2: it holds text \('open'\); expected numb"):
+        Dataset(path, foreign=ForeignOptions(columns=COLUMNS | {"reward": "gain"}))
+    assert "columns that are not read: 'mode', 'gain';" in notes_of(path, columns=COLUMNS)
+    usual = {"mode": columns["mode"], "t": np.arange(4 * T)} | USUAL
+    assert "columns that are not read: 't', 'mode';" in notes_of(write_log(tmp_path / "u", usual))
+
+
+def test_a_log_without_a_header(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.csv"
+    numbered = write_csv(path, {str(i): values for i, values in enumerate(USUAL.values())})
+    columns = {"observation": ("0", "1"), "action": "3", "reward": "4"}
+    with Dataset(numbered, foreign=ForeignOptions(columns=columns)) as dataset:  # as pandas writes
+        assert dataset.num_steps == 4 * T - 1
+    path.write_text(path.read_text().split("\n", 1)[1])
+    with pytest.raises(DatasetError, match=r"first line is all numbers \(.*\): .*no header; write"):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+
+
+def test_nan_is_named_by_its_column(write_log: Any, tmp_path: Path) -> None:
+    columns = {name: values.copy() for name, values in log_columns(run=EPISODES).items()}
+    columns["y"][T + 2] = columns["right"][3 * T + 1] = np.nan
+    path = write_log(tmp_path / "log", columns)
+    options = ForeignOptions(columns=COLUMNS, repeat_last=True)
+    problems = check(path, foreign=options).problems
+    assert "y: episode 1, row 2: it holds NaN; " in problems[0]
+    assert "right: episode 3, row 1: it holds NaN; " in problems[1]
+    assert all("--skip-bad" in problem for problem in problems)
+    done = convert(path, tmp_path / "native.h5", options=options, on_bad="skip")
+    assert [reason.split(": ", 1)[1] for reason in done.skipped] == [
+        "y: episode 1, row 2: it holds NaN",
+        "right: episode 3, row 1: it holds NaN",
+    ]
 
 
 # ---------------------------------------------------------------- HDF5 and npz

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dreamgym.data.episodes import Episode, Observations
+from dreamgym.data.episodes import Episode, Observations, require_finite
 from dreamgym.data.formats.common import (
     FlaggedOutline,
     first_readable,
@@ -68,7 +68,10 @@ class Table:
         last_is_observation: whether the last row of an episode holds its last observation only,
             and no action.
         tasks: tasks of each episode; `None` if the format has none.
-        handles: roles that the format itself has read: `episode`, `time`.
+        handles: roles that the format itself has read: `episode`, `time`. Of such a format the
+            user names the columns, and is told which ones are not read.
+        texts: further columns, of text, which cannot be read.
+        notes: findings about the columns that the format itself has read.
     """
 
     path: Path
@@ -82,6 +85,8 @@ class Table:
     last_is_observation: bool = False
     tasks: Sequence[frozenset[str]] | None = None
     handles: tuple[str, ...] = ()
+    texts: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ class Roles:
         read = {*self.observations, *self.following, *self.actions, *options.ignore}
         for each in named:
             read |= {each} if isinstance(each, str) else set(each or ())
-        return [name for name in table.names if name not in read]
+        return [name for name in (*table.names, *table.texts) if name not in read]
 
     def describe(self) -> str:
         """Return which columns are read as what."""
@@ -154,7 +159,9 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
         if isinstance(part, DatasetError):
             raise part
         rows = reader.observations(numbers[index], slice(0, reader.num_rows(numbers[index])))
-        return part.with_observations(rows, table.path)
+        episode = part.with_observations(rows, table.path)
+        reader.require_finite(episode)
+        return episode
 
     def read_rows(index: int, key: str | None, part: slice) -> Array:
         number = numbers[index]
@@ -163,14 +170,16 @@ def open_table(table: Table, options: ForeignOptions, close: Callable[[], None])
     metadata = make_metadata(
         options, sample, good[0].actions, table.path, table.format, outlines=good
     )
-    notes = [*metadata.notes]
+    notes = [*metadata.notes, *table.notes]
     if options.image_size is not None:
         notes.append(
             f"images are resized to {options.image_size[0]} x {options.image_size[1]}; wrap the "
             "real environment in gymnasium.wrappers.ResizeObservation"
         )
     unread = roles.unread(table, options)
-    if unread and not table.observations:  # else the format knows what its other columns are
+    if unread and (
+        table.handles or not table.observations
+    ):  # else the format knows what its other columns are
         notes.append(
             f"columns that are not read: {', '.join(map(repr, unread))}; name those that are "
             "rewards, ends or episodes in columns= (--columns)"
@@ -235,8 +244,9 @@ def find_roles(table: Table, options: ForeignOptions) -> Roles:
         actions = (found.actions,)
     if not actions or not observations:
         what = "actions" if observations else "observations"
+        texts = f"; as text, which is not read, {sorted(table.texts)}" if table.texts else ""
         raise DatasetError(
-            f"it is not known which columns are its {what}; it has {sorted(table.names)}",
+            f"it is not known which columns are its {what}; it has {sorted(table.names)}{texts}",
             path=table.path,
             remedy="name them: ForeignOptions(columns={'observation': ('a', 'b'), 'action': 'c'}) "
             "or --columns 'observation=a,b action=c reward=r done=d'",
@@ -375,6 +385,13 @@ class _Reader:
         values = [self._read_observation(number, name, part) for name in columns]
         return values[0] if len(values) == 1 else np.stack(values, axis=1).astype(np.float32)
 
+    def require_finite(self, episode: Episode) -> None:
+        """Raise `DatasetError` that names the column if an episode holds NaN or an infinity."""
+        rows = episode.observations
+        for key, columns in self._keys.items():
+            _require_finite(rows[key] if isinstance(rows, dict) else rows, columns)
+        _require_finite(episode.actions, self._roles.actions)
+
     def _read_observation(self, number: int, name: str, part: slice) -> Array:
         """Read rows of a column of observations, and the one after its last row."""
         rows = int(self._table.lengths[number])
@@ -492,6 +509,16 @@ def runs(values: Array) -> tuple[Array, Array]:
     flat = values.reshape(-1)
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1])) if len(flat) else flat[:0]
     return starts, np.diff(np.append(starts, len(flat)))
+
+
+def _require_finite(rows: Array, columns: Sequence[str]) -> None:
+    """Raise `DatasetError` if rows that were joined from some columns are not finite."""
+    if rows.dtype.kind != "f" or np.isfinite(rows).all():
+        return
+    if rows.shape[1:] == (len(columns),):
+        for name, values in zip(columns, rows.T, strict=True):
+            require_finite(values, name)
+    require_finite(rows, ", ".join(columns))
 
 
 def is_one_hot(rows: Array) -> bool:

@@ -19,12 +19,13 @@ from dreamgym.data.formats.common import read_column as read_whole
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
 from dreamgym.data.formats.log_rows import (
+    cut_rows,
     describe_split,
     ends_without_action,
     episode_column,
+    find_clock,
     flag_columns,
     named_column,
-    require_order,
     split_by_ends,
     split_by_numbers,
     usual_actions,
@@ -71,11 +72,18 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         start = int(starts[number])
         return read_part(name, slice(start + part.start, start + part.stop))
 
-    time = named_column("time", options, names, path)
-    if time is not None:
-        names.remove(time)
-        for number, rows in enumerate(counts.tolist()):
-            require_order(read_column(number, time, slice(0, rows)), path, time, number)
+    clock = find_clock(options, names, names, episode is not None, path)
+    restarts: str | None = None
+    notes: list[str] = []
+    if clock is not None:
+        time = clock.column
+        cuts, notes = clock.inspect(
+            len(counts), lambda number: read_column(number, time, slice(0, int(counts[number])))
+        )
+        restarts = time if any(map(len, cuts)) else None
+        starts, counts = cut_rows(starts, counts, cuts)
+        if clock.named:
+            names.remove(time)
 
     def read_last_action(number: int) -> Array:
         rows = int(counts[number])
@@ -85,8 +93,9 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         handles=("episode", "time"),
         path=path,
         format=NAME,
-        text=f"{plural(len(counts), 'episode')}, by {describe_split(episode, flags)}",
+        text=f"{plural(len(counts), 'episode')}, by {describe_split(episode, flags, restarts)}",
         names=names,
+        notes=notes,
         lengths=counts.tolist(),
         read=read_column,
         observations=usual_observations(names),

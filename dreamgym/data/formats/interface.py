@@ -119,6 +119,11 @@ class ForeignOptions:
         named = self.columns.get(role, ())
         return (named,) if isinstance(named, str) else tuple(named)
 
+    def named_values(self) -> tuple[str, ...]:
+        """Return the keys and columns that the user wants to be read as numbers or images."""
+        roles = [role for role in self.columns if role not in ("episode", "time")]
+        return (*(self.keys or ()), *(name for role in roles for name in self.columns_for(role)))
+
     def require_roles(self, roles: tuple[str, ...], path: Path, name: str) -> None:
         """Raise `DatasetError` if the user named a column for what a format does not read.
 

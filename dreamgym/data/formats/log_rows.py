@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dreamgym.data.formats.columnar import END_ROLES, find_column, runs
+from dreamgym.data.formats.common import plural
 from dreamgym.data.formats.interface import Array, ForeignOptions
 from dreamgym.data.formats.keys import field_of, find_fields, normalise
 from dreamgym.errors import DatasetError
@@ -16,6 +18,10 @@ _EPISODES = (
     *("episode", "episode_id", "episode_index", "episode_idx", "episode_number", "ep"),
     *("traj", "traj_id", "trajectory", "trajectory_id", "run", "run_id"),
 )
+_TIMES = ("t", "time", "timestamp", "timestep", "time_step", "step")
+_TELL_APART = "name the column that tells episodes apart (--columns episode=NAME)"
+_NEAR_START = 0.1  # of its range: a time that goes back to less restarts
+_LONG_STEP = 1.5  # times the median: more than the jitter of a clock
 # Beginnings of the names of columns that are observations, or actions, where none is named.
 _OBSERVATION_PARTS = frozenset({"observation", "observations", "obs", "state", "states"})
 _ACTION_PARTS = frozenset({"action", "actions", "act"})
@@ -97,11 +103,18 @@ def split_by_ends(ends: Array) -> tuple[Array, Array]:
     return starts, stops - starts
 
 
-def describe_split(episode: str | None, flags: Sequence[str]) -> str:
-    """Return how episodes are told apart, for the convention."""
+def describe_split(episode: str | None, flags: Sequence[str], restarts: str | None = None) -> str:
+    """Return how episodes are told apart, for the convention.
+
+    Args:
+        episode: the column that does so.
+        flags: columns of end flags.
+        restarts: column of times, if the log is cut where they restart.
+    """
     if episode is not None:
         return f"column {episode!r}"
-    return f"end flags {list(flags)}" if flags else "file"
+    text = f"end flags {list(flags)}" if flags else "file"
+    return text if restarts is None else f"{text} and restarts of {restarts!r}"
 
 
 def ends_without_action(count: int, read_last: Callable[[int], Array]) -> bool:
@@ -121,15 +134,149 @@ def ends_without_action(count: int, read_last: Callable[[int], Array]) -> bool:
     return True
 
 
-def require_order(times: Array, path: Path, column: str, episode: int) -> None:
-    """Raise `DatasetError` if the time of an episode goes back."""
-    back = np.flatnonzero(np.diff(times.reshape(-1)) < 0)
-    if len(back):
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """The column of a log that holds the time of each row.
+
+    Attributes:
+        column: its name.
+        named: whether the user named it; else it has a usual name, and what is odd about it is only
+            noted where the log may still be what it seems.
+        apart: whether something else tells all episodes apart: a column, a file, a group.
+        path: path for error messages.
+    """
+
+    column: str
+    named: bool
+    apart: bool
+    path: Path
+
+    def inspect(self, count: int, read: Callable[[int], Array]) -> tuple[list[Array], list[str]]:
+        """Look for episodes that are not told apart, rows out of order and missing rows.
+
+        Args:
+            count: number of episodes.
+            read: returns the times of an episode, `(N,)`.
+
+        Returns:
+            The rows of each episode at which another one begins, and notes.
+
+        Raises:
+            DatasetError: the time restarts, and the user did not name it to cut the log there; or
+                the user named it, and it goes back or stands still.
+        """
+        series = [self._times(number, read) for number in range(count)]
+        with np.errstate(invalid="ignore"):  # infinities
+            back = [np.flatnonzero(np.diff(times) < 0) + 1 for times in series]
+        notes = []
+        if any(map(len, back)):
+            restarts = all(map(_restarts, series, back))
+            if restarts and not self.apart and self.named:
+                return back, self._gaps(series)
+            notes = self._report_order(back, restarts)
+        return [np.empty(0, np.int64)] * count, [*notes, *self._gaps(series)]
+
+    def _times(self, number: int, read: Callable[[int], Array]) -> Array:
+        try:
+            times = read(number)
+        except DatasetError:
+            if self.named:
+                raise
+            return np.empty(0)  # reading the episode reports why
+        return times.reshape(len(times), -1)[:, :1].reshape(-1).astype(np.float64)
+
+    def _report_order(self, back: list[Array], restarts: bool) -> list[str]:
+        """Raise or return what is to be said about times that go back.
+
+        Args:
+            back: rows of each episode whose time is before that of the row before.
+            restarts: whether it goes back to its beginning every time.
+        """
+        first = next(number for number, rows in enumerate(back) if len(rows))
+        remedy = "sort the log by it"
+        if not self.apart:
+            remedy = f"{_TELL_APART}; or, if they are one episode, {remedy}"
+        problem = "it goes back"
+        if restarts and not self.apart:
+            times = sum(map(len, back))
+            problem = f"it restarts {plural(times, 'time')}: these are several episodes"
+            remedy = (
+                f"{_TELL_APART}, or cut the log where it restarts (--columns time={self.column})"
+            )
+        elif not self.named:
+            row = int(back[first][0])
+            return [f"{self.column!r} goes back, first in episode {first}, row {row}; {remedy}"]
         raise DatasetError(
-            "it goes back",
-            path=path,
-            key=column,
-            episode=episode,
-            row=int(back[0]) + 1,
-            remedy="sort the log by it",
+            problem,
+            path=self.path,
+            key=self.column,
+            episode=first,
+            row=int(back[first][0]),
+            remedy=remedy,
         )
+
+    def _gaps(self, series: list[Array]) -> list[str]:
+        """Return notes on steps that are zero, or much longer than most."""
+        with np.errstate(invalid="ignore"):  # infinities
+            steps = np.concatenate([np.diff(times) for times in series] or [np.empty(0)])
+        still = int((steps == 0).sum())
+        if not self.apart and 2 * still > len(steps):
+            problem = f"{still:,} of {len(steps):,} rows have the time of the row before"
+            remedy = f"if rows of several episodes are mixed, {_TELL_APART}, and sort by it first"
+            if self.named:
+                raise DatasetError(problem, path=self.path, key=self.column, remedy=remedy)
+            return [f"{self.column!r}: {problem}; {remedy}"]
+        steps = steps[steps > 0]
+        long = steps[steps > _LONG_STEP * np.median(steps)] if len(steps) else steps
+        if not len(long):
+            return []
+        return [
+            f"the steps of {self.column!r} are uneven: {len(long):,} of {len(steps):,} are longer "
+            f"than {_LONG_STEP:g} times the median of {np.median(steps):.4g}, up to "
+            f"{long.max():.4g}. Where samples are missing, one dream step mixes several durations"
+        ]
+
+
+def _restarts(times: Array, back: Array) -> bool:
+    """Return whether times `(N,)` return to their beginning at each of some rows."""
+    if not len(back):
+        return True
+    first = times[0]
+    return bool((times[back] <= first + _NEAR_START * (np.nanmax(times) - first)).all())
+
+
+def find_clock(
+    options: ForeignOptions, names: Sequence[str], numbers: Sequence[str], apart: bool, path: Path
+) -> Clock | None:
+    """Return the column of times: a named one, or one of a usual name; `None` if there is none.
+
+    Args:
+        options: what the user knows.
+        names: every column.
+        numbers: those of numbers.
+        apart: see `Clock`.
+        path: path for error messages.
+    """
+    named = named_column("time", options, names, path)
+    known = {normalise(name): name for name in numbers}
+    column = named or next((known[name] for name in _TIMES if name in known), None)
+    if column is None:
+        return None
+    return Clock(column=column, named=named is not None, apart=apart, path=path)
+
+
+def cut_rows(starts: Array, counts: Array, rows: Sequence[Array]) -> tuple[Array, Array]:
+    """Return first rows and numbers of rows of episodes that are cut.
+
+    Args:
+        starts: `(E,)` first row of each episode.
+        counts: `(E,)` number of its rows.
+        rows: rows of each episode, counted within it, at which another one begins.
+    """
+    if not any(map(len, rows)):
+        return starts, counts
+    bounds = [
+        np.concatenate([[0], cuts, [count]]) for cuts, count in zip(rows, counts, strict=True)
+    ]
+    begins = [start + each[:-1] for start, each in zip(starts, bounds, strict=True)]
+    return np.concatenate(begins), np.concatenate([np.diff(each) for each in bounds])

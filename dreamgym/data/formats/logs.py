@@ -9,8 +9,9 @@ action is not in the log.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from dreamgym.data.formats.common import plural, sort_by_number
 from dreamgym.data.formats.image_files import SUFFIXES, find_file, read_file
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.log_rows import (
+    cut_rows,
     describe_split,
     ends_without_action,
     episode_column,
+    find_clock,
     flag_columns,
     named_column,
-    require_order,
     split_by_ends,
     split_by_numbers,
     usual_actions,
@@ -49,6 +51,8 @@ NAME = "CSV or Parquet log"
 _PARQUET = b"PAR1"
 _PATTERNS = ("*.parquet", "*.csv", "*.tsv")
 _SNIFFED_BYTES = 1 << 16
+_COMMA = re.compile(r'"?[-+]?[0-9]+,[0-9]+([eE][-+]?[0-9]+)?"?')
+_POINT = re.compile(r'"?[-+]?[0-9]*\.[0-9]+([eE][-+]?[0-9]+)?"?')
 
 
 def detect(probe: Probe) -> bool:
@@ -69,15 +73,24 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     files = _Files(paths, probe.path if probe.is_folder else probe.path.parent)
     kinds = files.kinds()
     episode = episode_column(options, list(kinds), probe.path)
-    names = [name for name, kind in kinds.items() if kind != "text" and name != episode]
+    texts = [name for name, kind in kinds.items() if kind == "text" and name != episode]
+    files.require_numbers([name for name in texts if name in options.named_values()])
+    names = [name for name in kinds if name not in (*texts, episode)]
     flags = flag_columns(options, names, probe.path)
     rows = files.episodes(episode, flags)
-    time = named_column("time", options, list(kinds), probe.path)
-    if time is not None:
-        names.remove(time)
-        for number, each in enumerate(rows):
-            times = files.read(each, time, slice(0, each.count))
-            require_order(times, probe.path, time, number)
+    numbers = [name for name in names if kinds[name] == "number"]
+    clock = find_clock(options, list(kinds), numbers, episode is not None, probe.path)
+    restarts: str | None = None
+    notes: list[str] = []
+    if clock is not None:
+        time = clock.column
+        cuts, notes = clock.inspect(
+            len(rows), lambda number: files.read(rows[number], time, slice(0, rows[number].count))
+        )
+        restarts = time if any(map(len, cuts)) else None
+        rows = [part for each, at in zip(rows, cuts, strict=True) for part in each.cut(at)]
+        if clock.named:
+            names.remove(time)
     actions = usual_actions(names)
     action = named_column("action", options, names, probe.path) or next(iter(actions), None)
 
@@ -90,8 +103,10 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         path=probe.path,
         format=NAME,
         text=f"{plural(len(rows), 'episode')} in {plural(len(paths), 'file')}, "
-        f"by {describe_split(episode, flags)}",
+        f"by {describe_split(episode, flags, restarts)}",
         names=names,
+        texts=texts,
+        notes=notes,
         lengths=[each.count for each in rows],
         read=lambda number, name, part: files.read(rows[number], name, part),
         observations=usual_observations(names),
@@ -108,6 +123,14 @@ class _Rows:
     file: int
     start: int
     count: int
+
+    def cut(self, rows: Array) -> list[_Rows]:
+        """Return its parts, cut at some rows."""
+        starts, counts = cut_rows(np.array([self.start]), np.array([self.count]), [rows])
+        return [
+            replace(self, start=int(start), count=int(count))
+            for start, count in zip(starts, counts, strict=True)
+        ]
 
 
 class _Files:
@@ -136,6 +159,20 @@ class _Files:
             else:
                 kinds[field.name] = "text"
         return kinds
+
+    def require_numbers(self, texts: Sequence[str]) -> None:
+        """Raise `DatasetError` for the first of some columns of text that are to be numbers."""
+        for name in texts:
+            values = self._column(self._paths[0], name).to_pylist()
+            row = next((row for row, value in enumerate(values) if not _is_number(value)), 0)
+            found = f" ({str(values[row])[:40]!r})" if values else ""
+            raise DatasetError(
+                f"it holds text{found}; expected numbers",
+                path=self._paths[0],
+                key=name,
+                row=row,
+                remedy="write numbers with a decimal point, and nothing where one is missing",
+            )
 
     def episodes(self, column: str | None, flags: Sequence[str]) -> list[_Rows]:
         """Return where the episodes are.
@@ -221,15 +258,7 @@ def _is_parquet(path: Path) -> bool:
 
 def _delimiter(path: Path) -> str | None:
     """Return the delimiter of a text file with a header; `None` if it is not one."""
-    with open_regular(path) as file:
-        head = file.read(_SNIFFED_BYTES)
-    try:
-        lines = head.decode(
-            "utf-8-sig", errors="strict" if len(head) < _SNIFFED_BYTES else "ignore"
-        )
-    except UnicodeDecodeError:
-        return None
-    first, *others = [line for line in lines.splitlines() if line.strip()][:2] or [""]
+    first, *others = _first_lines(path)[:2] or [""]
     if not others or first.lstrip().startswith(("{", "[", "<")):
         return None
     for delimiter in (",", "\t", ";"):
@@ -239,8 +268,46 @@ def _delimiter(path: Path) -> str | None:
     return None
 
 
+def _first_lines(path: Path) -> list[str]:
+    """Return the first lines that are not empty; none if it is not a text file."""
+    with open_regular(path) as file:
+        head = file.read(_SNIFFED_BYTES)
+    try:
+        text = head.decode("utf-8-sig", errors="strict" if len(head) < _SNIFFED_BYTES else "ignore")
+    except UnicodeDecodeError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _decimal_point(path: Path, delimiter: str) -> str:
+    """Return a comma if the first numbers have decimal commas, and none has a decimal point."""
+    values = [value for line in _first_lines(path)[1:] for value in line.split(delimiter)]
+    if delimiter == "," or any(map(_POINT.fullmatch, values)):
+        return "."
+    return "," if any(map(_COMMA.fullmatch, values)) else "."
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _require_header(names: list[str], path: Path) -> None:
+    """Raise `DatasetError` if the first line is numbers, other than those of the columns."""
+    if all(map(_is_number, names)) and names != [str(number) for number in range(len(names))]:
+        raise DatasetError(
+            f"its first line is all numbers ({', '.join(names[:3])}, ...): the file seems to have "
+            "no header",
+            path=path,
+            remedy="write a line of column names before it",
+        )
+
+
 def _read_csv(path: Path) -> Any:
-    """Return a CSV file as an Arrow table.
+    """Return a CSV file as an Arrow table; decimal commas are read where they separate no columns.
 
     Raises:
         DatasetError: it has no header, or its rows differ in their number of columns.
@@ -253,6 +320,12 @@ def _read_csv(path: Path) -> Any:
         )
     csv = pyarrow("pyarrow.csv")
     try:
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+        table = csv.read_csv(
+            path,
+            parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(decimal_point=_decimal_point(path, delimiter)),
+        )
     except (pyarrow().ArrowException, OSError) as error:
         raise DatasetError(f"it cannot be read ({error})", path=path) from error
+    _require_header(table.schema.names, path)
+    return table
