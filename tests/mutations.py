@@ -290,6 +290,7 @@ def read_policy(path: Path) -> None:
 WHOLE = ("robomimic", "OGBench", "Ha & Schmidhuber", "npz episodes")
 """Formats of which only whole episodes can be read."""
 
+OWN = ("flat columns by group", "npz episodes of any names")
 LOGS = ("CSV or Parquet log", "Parquet log")
 
 Target = tuple[Path, Callable[[Path], None]]
@@ -324,6 +325,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
 
     if importlib.util.find_spec("pyarrow"):
         samples["Parquet log"] = logs.write_parquet(folder / "log.parquet", logs.log_columns())
+    samples["flat columns by group"] = logs.write_own_groups(folder / "own.h5")
+    samples["npz episodes of any names"] = logs.write_own_files(folder / "own")
     missing = () if importlib.util.find_spec("tensorflow_datasets") else ("RLDS", "rlds")
     for name, path in samples.items():
         options: dict[str, Any] = {"terminals": "termination", "stays": name not in WHOLE}
@@ -331,6 +334,8 @@ def make_targets(folder: Path) -> dict[str, Target]:
             options["columns"] = logs.COLUMNS
         elif name == "MCAP or ROS bag":
             options["columns"] = ros.COLUMNS
+        elif name in OWN:
+            options["columns"] = logs.OWN
         read = functools.partial(read_dataset, **options)
         targets[name] = path, read_without_library if name in missing else read
     for kind in ("mdn-rnn", "ensemble", "nested"):

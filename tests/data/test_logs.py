@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +373,128 @@ def test_episodes_that_do_not_fit_the_rows(write_flat: Any) -> None:
     columns = {"observation": "x", "action": "u", "episode": "where"}
     with pytest.raises(DatasetError, match="where: it has 2 values for 24 rows"):
         Dataset(path, foreign=ForeignOptions(columns=columns))
+
+
+def test_columns_of_another_length_are_refused_by_name(write_flat: Any) -> None:
+    path = write_flat(x=OBS, u=ACT, score=REW[:-1])
+    columns = {"observation": "x", "action": "u", "reward": "score"}
+    with pytest.raises(DatasetError, match="score: it has 23 rows; expected 24, as 'u' has"):
+        Dataset(path, foreign=ForeignOptions(columns=columns))
+
+
+def test_columns_in_groups(tmp_path: Path) -> None:
+    path = tmp_path / "nested.h5"
+    with h5py.File(path, "w") as file:
+        file["robot/sensors/joints"], file["robot/torque"] = OBS, ACT
+        file["robot/score"], file["meta/trial"], file["meta/fell"] = REW, EPISODES, ENDS
+        file["meta/cycle"] = file["robot"]
+        file["meta/elsewhere"] = h5py.SoftLink("/robot/torque")
+    with pytest.raises(
+        DatasetError, match=r"not known which.*\['meta/fell', 'meta/trial', 'robot/sc"
+    ):
+        Dataset(path)
+    columns = {"observation": "joints", "action": "robot/torque", "reward": "score"}
+    columns |= {"terminated": "fell", "episode": "meta/trial"}
+    check_log(read_both_ways(path, tmp_path, columns=columns, repeat_last=True))
+
+
+OWN = {"observation": "joints", "action": "torque", "reward": "gain", "terminated": "fell"}
+
+
+def own_episodes(more: int = 0, **others: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Return the arrays of each episode, with more observations than actions if wanted."""
+    columns = {"torque": ACT, "gain": REW, "fell": ENDS, "name": np.array("x")} | others
+    episodes = []
+    for k in range(4):
+        part = slice(k * T, (k + 1) * T)
+        episodes.append({n: v[part] if v.ndim else v for n, v in columns.items()})
+        episodes[-1]["joints"] = np.concatenate([OBS[part], OBS[:more]])
+    return episodes
+
+
+def write_own_files(folder: Path, episodes: list[dict[str, np.ndarray]] | None = None) -> Path:
+    folder.mkdir()
+    for k, arrays in enumerate(own_episodes() if episodes is None else episodes):
+        np.savez(folder / f"ep_{k}.npz", **arrays)
+    return folder
+
+
+def write_own_groups(
+    path: Path, episodes: list[dict[str, np.ndarray]] | None = None, prefix: str = ""
+) -> Path:
+    with h5py.File(path, "w") as file:
+        file["about/rate"] = np.arange(3)
+        for k, arrays in enumerate(own_episodes() if episodes is None else episodes):
+            for name, values in arrays.items():
+                text = values.dtype.kind == "U"
+                file[f"{prefix}trial_{k}/{name}"] = str(values) if text else values
+    return path
+
+
+@pytest.fixture(params=["groups", "groups in a group", "npz files"])
+def write_own(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "npz files":
+        return lambda episodes: write_own_files(tmp_path / "own", episodes)
+    prefix = "data/" if request.param == "groups in a group" else ""
+    return lambda episodes: write_own_groups(tmp_path / "own.h5", episodes, prefix)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_episodes_of_columns_of_any_names(write_own: Any, tmp_path: Path, more: int) -> None:
+    path = write_own(own_episodes(more))
+    with pytest.raises(DatasetError, match=r"not known which.*'joints', .*'torque'.*--columns"):
+        Dataset(path)
+    episodes = read_both_ways(path, tmp_path, columns=OWN, repeat_last=True)
+    check_log(episodes)
+    assert (episodes[0].observations[-1] == OBS[0 if more else T - 1]).all()
+    with Dataset(path, foreign=ForeignOptions(columns=OWN, repeat_last=True), memory=0) as left:
+        np.testing.assert_array_equal(left.episode(3).observations, episodes[3].observations)
+
+
+def test_episodes_of_columns_that_are_bad(write_own: Any) -> None:
+    episodes = own_episodes(clock=STEPS)
+    episodes[1]["joints"] = OBS[:5]
+    del episodes[2]["gain"]
+    episodes[3]["clock"] = np.arange(T)[::-1]
+    path = write_own(episodes)
+    options = ForeignOptions(columns=OWN | {"time": "clock"}, repeat_last=True)
+    with pytest.raises(DatasetError, match="clock: episode 3, row 1: it goes back; sort"):
+        Dataset(path, foreign=options)
+    options = ForeignOptions(columns=OWN, repeat_last=True)
+    with Dataset(path, foreign=options, on_bad="skip") as dataset:
+        assert len(dataset) == 2
+        assert re.search("_1.*joints: .*5 rows; expected 6, as 'torque' has", dataset.skipped[0])
+        assert re.search("gain.*it is missing", dataset.skipped[1])
+
+
+def test_groups_that_are_no_episodes(tmp_path: Path) -> None:
+    """If a column is named by its whole path, `arm_0` and `arm_1` are two arms."""
+    path = tmp_path / "arms.h5"
+    with h5py.File(path, "w") as file:
+        for arm in range(2):
+            file[f"arm_{arm}/joints"], file[f"arm_{arm}/torque"] = OBS, ACT
+    names = {
+        "observation": ("arm_0/joints", "arm_1/joints"),
+        "action": ("arm_0/torque", "arm_1/torque"),
+    }
+    with Dataset(path, foreign=ForeignOptions(columns=names)) as dataset:
+        assert dataset.action_space.shape == (4,)
+        assert len(dataset) == 1
+
+
+def test_an_array_that_declares_more_rows_than_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "own.h5"
+    with h5py.File(path, "w") as file:
+        for k, arrays in enumerate(own_episodes()):
+            for name in ("joints", "torque"):
+                file[f"trial_{k}/{name}"] = arrays[name]
+        for name in ("joints", "torque"):
+            del file[f"trial_2/{name}"]
+            file.create_dataset(f"trial_2/{name}", (10**12, 3), "f4", chunks=(1024, 3))
+    options = ForeignOptions(columns={"observation": "joints", "action": "torque"})
+    with Dataset(path, foreign=options, on_bad="skip") as dataset:
+        assert len(dataset) == 3
+        assert "stores only 0 bytes" in dataset.skipped[0]
 
 
 # ---------------------------------------------------------------- ALOHA

@@ -29,6 +29,8 @@ from dreamgym.errors import DatasetError
 
 Rows = TypeVar("Rows")
 
+_MOST_LEVELS = 8
+
 
 def read_column(probe: Probe, name: str) -> Array:
     """Read one flat array of an HDF5 file or npz archive."""
@@ -77,6 +79,32 @@ def read_observations(parent: h5py.Group, name: str, path: Path) -> Observations
         else:
             rows[key] = inner
     return rows
+
+
+def array_names(file: h5py.File, path: Path) -> list[str]:
+    """Return the paths of the arrays in an HDF5 file: `a`, `group/b`; links elsewhere are left out.
+
+    A group that several links lead to is visited once, and groups in `_MOST_LEVELS` others are not,
+    so that neither cycles nor chains of groups take long.
+    """
+    found: list[str] = []
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    seen: set[Any] = set()
+    for prefix, group in waiting:
+        with hdf5_errors(path, f"/{prefix}"):
+            names = list(group)
+        for name in names:
+            try:
+                info = h5py.h5g.get_objinfo(group.id, name.encode(), follow_link=False)
+            except (RuntimeError, KeyError, ValueError):
+                continue  # a damaged object
+            if info.type == h5py.h5g.DATASET:
+                found.append(f"{prefix}{name}")
+            elif info.type == h5py.h5g.GROUP and info.objno not in seen:
+                seen.add(info.objno)
+                if prefix.count("/") < _MOST_LEVELS:
+                    waiting.append((f"{prefix}{name}/", get_group(group, name, path)))
+    return found
 
 
 def sort_by_number(names: Iterable[str]) -> list[str]:

@@ -1,21 +1,23 @@
-"""Flat columns of any names in one HDF5 file or npz archive, of which the user names the columns.
+"""Columns of any names in one HDF5 file or npz archive, of which the user names the columns.
 
-All columns that are used have one row per step. Episodes are told apart by a column of their
-numbers, else by the end flags; the column that is named for `episode` may also hold the lengths of
-the episodes, or the row after the last one of each. Files whose observations and actions have usual
-names are read as D4RL.
+In an HDF5 file they may be in groups (`robot/joints`), or each episode may have a group of its own
+(`trial_0/joints`). All columns that are used have one row per step. Without such groups, episodes
+are told apart by a column of their numbers, else by the end flags; the column that is named for
+`episode` may also hold the lengths of the episodes, or the row after the last one of each. Files
+whose observations and actions have usual names are read as D4RL.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
-import h5py
 import numpy as np
 
 from dreamgym.data.formats.columnar import Table, open_table
-from dreamgym.data.formats.common import plural, read_rows
+from dreamgym.data.formats.common import array_names, plural, read_rows, sort_by_number
 from dreamgym.data.formats.common import read_column as read_whole
+from dreamgym.data.formats.episode_columns import EpisodeArrays, episode_groups, open_episodes
 from dreamgym.data.formats.interface import Array, ForeignDataset, ForeignOptions, Probe
 from dreamgym.data.formats.keys import find_fields
 from dreamgym.data.formats.log_rows import (
@@ -35,17 +37,27 @@ from dreamgym.data.hdf5.guard import get_dataset
 from dreamgym.errors import DatasetError
 
 NAME = "flat columns"
+_NATIVE = frozenset({"steps/action", "steps/reward", "episodes/start", "episodes/length"})
+_ROBOMIMIC = "data/demo_"
 # Keys of formats that have columns in the root, too.
 _OTHERS = frozenset({"ep_len", "num_episodes", "is_first"})
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether there are several arrays of as many rows, without usual names for both."""
+    """Return whether there are several arrays of as many rows, without usual names for both.
+
+    In an HDF5 file, groups of arrays that are episodes will do as well.
+    """
     if probe.is_folder or set(probe.names) & _OTHERS:
         return False
     found = find_fields(probe.names)
     if None not in (found.observations, found.actions):
         return False
+    names = _names(probe)
+    if _NATIVE & set(names) or any(name.startswith(_ROBOMIMIC) for name in names):
+        return False
+    if episode_groups(names):
+        return True
     lengths = [length for length in _lengths(probe).values() if length > 1]
     return len(lengths) > len(set(lengths))
 
@@ -56,6 +68,9 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     Raises:
         DatasetError: its columns are not named or differ in length, or an episode is scattered.
     """
+    groups = episode_groups(_names(probe)) if probe.hdf5 is not None else {}
+    if groups and not set(options.named_values()) & set(_names(probe)):
+        return _open_groups(groups, probe, options)
     path, lengths = probe.path, _lengths(probe)
     episode = episode_column(options, list(lengths), path)
     names = [name for name in lengths if name != episode]
@@ -63,6 +78,13 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     action = named_column("action", options, names, path) or next(iter(actions), None)
     action = action or named_column("previous_action", options, names, path)
     count = lengths[action] if action is not None else max(lengths.values())
+    for name in set(options.named_values()) & set(names):
+        if lengths[name] != count:
+            raise DatasetError(
+                f"it has {lengths[name]} rows; expected {count}, as {action!r} has",
+                path=path,
+                key=name,
+            )
     names = [name for name in names if lengths[name] == count]
     flags = flag_columns(options, names, path)
     starts, counts = _split(probe, episode, flags, count)
@@ -107,21 +129,55 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
 
 
 def _lengths(probe: Probe) -> dict[str, int]:
-    """Return the number of rows of each array of numbers in the root."""
+    """Return the number of rows of each array of numbers."""
     lengths = {}
-    for name in probe.names:
-        try:
-            if probe.npz is not None:
-                lengths[name] = probe.npz.count_rows(name)
-            elif probe.hdf5 is not None and isinstance(
-                probe.hdf5.get(name, getlink=True), h5py.HardLink
-            ):
-                dataset = get_dataset(probe.hdf5, name, probe.path)
-                if dataset.ndim:
-                    lengths[name] = len(dataset)
-        except DatasetError:
-            continue  # a group, text, or a single value
+    for name in _names(probe):
+        with contextlib.suppress(DatasetError):  # text, or a single value
+            lengths[name] = _count_rows(probe, name)
     return lengths
+
+
+def _names(probe: Probe) -> list[str]:
+    """Return the arrays of an npz archive, or of an HDF5 file and its groups."""
+    return list(probe.names) if probe.hdf5 is None else array_names(probe.hdf5, probe.path)
+
+
+def _count_rows(probe: Probe, name: str) -> int:
+    """Return the number of rows of an array of numbers, without reading it.
+
+    Raises:
+        DatasetError: it is missing, or something else.
+    """
+    if probe.npz is not None:
+        return probe.npz.count_rows(name)
+    if probe.hdf5 is None:
+        raise DatasetError("expected an HDF5 or npz file", path=probe.path, key=name)
+    dataset = get_dataset(probe.hdf5, name, probe.path)
+    if not dataset.ndim:
+        raise DatasetError("it is a single value; expected rows", path=probe.path, key=name)
+    return len(dataset)
+
+
+def _open_groups(
+    groups: dict[str, list[str]], probe: Probe, options: ForeignOptions
+) -> ForeignDataset:
+    """Open the episodes of an HDF5 file in which each one has a group."""
+    places, read_part = sort_by_number(groups), _reader(probe)
+    holders = {name: place for place in reversed(places) for name in groups[place]}
+    names = []
+    for name, place in holders.items():
+        with contextlib.suppress(DatasetError):  # text, or a single value
+            _count_rows(probe, f"{place}/{name}")
+            names.append(name)
+    arrays = EpisodeArrays(
+        format=NAME,
+        text=f"{plural(len(places), 'episode')}, by groups ({places[0]!r}, ...)",
+        names=names,
+        places=places,
+        count_rows=lambda number, name: _count_rows(probe, f"{places[number]}/{name}"),
+        read=lambda number, name, part: read_part(f"{places[number]}/{name}", part),
+    )
+    return open_episodes(arrays, options, probe)
 
 
 def _reader(probe: Probe) -> Callable[[str, slice], Array]:

@@ -3,11 +3,13 @@
 `observations` has `T + 1` rows (or `T`: then the last action has no outcome and is left out, unless
 there are `next_observations`) and `actions` has `T`. `rewards`, `terminated` and `truncated`
 (single values or rows) are optional. `dones` are ambiguous. All may have another usual name, such
-as `obs` and `reward` (`keys.find_fields`).
+as `obs` and `reward` (`keys.find_fields`). Where observations and actions have none, the user names
+the columns, of as many rows each.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from dreamgym.data.formats.common import (
     require_keys,
     sort_by_number,
 )
+from dreamgym.data.formats.episode_columns import EpisodeArrays, open_episodes
 from dreamgym.data.formats.ha_schmidhuber import has_no_outcomes
 from dreamgym.data.formats.interface import (
     Array,
@@ -44,16 +47,17 @@ from dreamgym.data.formats.keys import (
 from dreamgym.errors import DatasetError
 
 NAME = "npz episodes"
+_FIRST = "is_first"  # of Dreamer
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether the first npz file of a folder has observations and actions."""
+    """Return whether the first npz file of a folder has several arrays, as no other format has."""
     paths = probe.files("*.npz")
     if not paths:
         return False
     with NpzFile(paths[0]) as first:
-        found = find_fields(first.names)
-        return None not in (found.observations, found.actions) and not has_no_outcomes(first.names)
+        names = first.names
+    return len(names) > 1 and _FIRST not in names and not has_no_outcomes(names)
 
 
 def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
@@ -63,9 +67,13 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         DatasetError: a file has neither `T` nor `T + 1` observations, its end is ambiguous, or only
             some files have rewards.
     """
-    require_keys(options.keys, None, probe.path)
     by_name = {path.stem: path for path in probe.files("*.npz")}
     paths = [by_name[name] for name in sort_by_number(by_name)]
+    names = first_readable(lambda number: _names(paths[number]), range(len(paths)))
+    found = find_fields(names)
+    if None in (found.observations, found.actions):
+        return _open_columns(paths, names, probe, options)
+    require_keys(options.keys, None, probe.path)
     model = first_readable(lambda number: _read_fields(paths[number], options), range(len(paths)))
     parts, good = read_outlines(
         len(paths), lambda number: _read_part(paths[number], options, model), probe.path
@@ -94,6 +102,36 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
         episodes=each_episode(len(paths), read_episode, probe.path),
         close=probe.close,
     )
+
+
+def _names(path: Path) -> list[str]:
+    with NpzFile(path) as file:
+        return file.names
+
+
+def _open_columns(
+    paths: list[Path], names: list[str], probe: Probe, options: ForeignOptions
+) -> ForeignDataset:
+    """Open files of columns that the user names."""
+
+    @functools.lru_cache(maxsize=16)
+    def load(number: int, name: str) -> Array:
+        with NpzFile(paths[number]) as file:
+            return file.read_rows(name)
+
+    def count_rows(number: int, name: str) -> int:
+        with NpzFile(paths[number]) as file:
+            return file.count_rows(name)
+
+    arrays = EpisodeArrays(
+        format=NAME,
+        text=f"{plural(len(paths), 'file')}, one per episode",
+        names=names,
+        places=[path.name for path in paths],
+        count_rows=count_rows,
+        read=lambda number, name, part: load(number, name)[part],
+    )
+    return open_episodes(arrays, options, probe)
 
 
 def _read_fields(path: Path, options: ForeignOptions) -> Fields:
