@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import importlib.util
 import io
 import json
@@ -37,7 +38,7 @@ from dreamgym.errors import DreamgymError
 SECONDS = 10  # of processor time, so that other processes on the machine do not matter
 WALL_SECONDS = 120  # for what waits without end
 MEMORY = 2 << 30  # beyond what the libraries have mapped
-EACH = 250  # mutations in one process: libraries, TensorFlow above all, keep memory and addresses
+EACH = 250  # mutations in one process: libraries do not give all of their memory back
 ROOT = Path(__file__).parents[1]
 
 ODD_BYTES = [b"\x00", b"\xff", b"\x7f", b"\x01", b"\x80", b"\xff" * 8, bytes(64)]
@@ -402,6 +403,8 @@ def work_through(
         print(json.dumps(names), file=log, flush=True)
         for name in names:
             for number in numbers:
+                if number % 25 == 0:
+                    gc.collect()  # threads of TensorFlow, whose stacks are counted as memory
                 print(json.dumps([name, number]), file=log, flush=True)
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 signal.alarm(WALL_SECONDS)

@@ -60,6 +60,7 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     require_files(root)
     library = import_extra("tensorflow_datasets", "reading RLDS datasets")
     episodes = _Episodes(library, library.builder_from_directory(str(root)), root)
+    probe.resources.callback(episodes.close)
     names = episodes.names
     actions = tuple(name for name in names if name == "action" or name.startswith("action/"))
     rewards = find_fields(names, options.ignore).rewards
@@ -122,6 +123,10 @@ class _Episodes:
         if isinstance(rows, list):
             return decode_images(rows, self._images[name], name, part.start)
         return rows
+
+    def close(self) -> None:
+        """End the pass: it refers to this object, and holds threads of TensorFlow."""
+        self._iterator = iter(())
 
     def _records(self) -> Iterator[tuple[dict[str, Rows], frozenset[str]]]:
         """Return columns and tasks of each episode, split by split."""
