@@ -51,13 +51,20 @@ _FIRST = "is_first"  # of Dreamer
 
 
 def detect(probe: Probe) -> bool:
-    """Return whether the first npz file of a folder has several arrays, as no other format has."""
+    """Return whether the first npz file of a folder has observations and actions.
+
+    Of a folder without HDF5 files, several arrays of any names will do.
+    """
     paths = probe.files("*.npz")
     if not paths:
         return False
     with NpzFile(paths[0]) as first:
         names = first.names
-    return len(names) > 1 and _FIRST not in names and not has_no_outcomes(names)
+    found = find_fields(names)
+    if None in (found.observations, found.actions):
+        others = probe.files("*.h5") + probe.files("*.hdf5")
+        return not others and len(names) > 1 and _FIRST not in names
+    return not has_no_outcomes(names)
 
 
 def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
