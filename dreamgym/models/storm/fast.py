@@ -20,7 +20,8 @@ from dreamgym.models.base import Prediction, State, Temperature, end_outside_dat
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
-from dreamgym.models.storm.model import STORM, at, begun, enter_action, push
+from dreamgym.models.nn.windows import at
+from dreamgym.models.storm.model import STORM, begun, enter_action, push
 from dreamgym.models.storm.modules import Block
 
 
