@@ -13,6 +13,7 @@ from dreamgym.models import (
     FAMILIES,
     DIAMONDConfig,
     GoalReward,
+    IRISConfig,
     KnownReward,
     KnownTermination,
     MDNRNNConfig,
@@ -23,6 +24,7 @@ from dreamgym.models import (
     WorldModel,
 )
 from dreamgym.models.base import State, zero_action
+from dreamgym.models.iris import QuantiserConfig, TransformerConfig
 from dreamgym.models.observations import Observation
 from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.wrappers import EnsembleConfig
@@ -102,6 +104,21 @@ def small_diamond(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="diamond", config=config), action, IMAGES)
 
 
+def small_iris(action: str, **settings) -> WorldModel:
+    config = IRISConfig(
+        **{
+            "image_size": 8,
+            "channels": (8, 8, 8),
+            "latent": 8,
+            "tokeniser_updates": 0,
+            "quantiser": QuantiserConfig(levels=(4, 4)),
+            "transformer": TransformerConfig(context=5, width=16, blocks=2, heads=2),
+            **settings,
+        }
+    )
+    return built(ModelSpec(family="iris", config=config), action, IMAGES)
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -120,10 +137,14 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),
     "nested": nested,
     "diamond": small_diamond,
+    "iris": small_iris,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), "diamond"]
+OF_IMAGES = ("diamond", "iris")
+"""Families that take images alone."""
+
+ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]
 """Families that are no wrappers."""
 
 KINDS = [

@@ -15,6 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
+from dreamgym.models.iris import IRIS, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.pets import PETS, PETSConfig
@@ -35,6 +36,7 @@ from dreamgym.models.wrappers import (
 __all__ = [
     "DIAMOND",
     "FAMILIES",
+    "IRIS",
     "JEPA",
     "MDNRNN",
     "PETS",
@@ -46,6 +48,7 @@ __all__ = [
     "Decodes",
     "Ensemble",
     "GoalReward",
+    "IRISConfig",
     "JEPAConfig",
     "KnownReward",
     "KnownTermination",

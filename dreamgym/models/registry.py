@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.iris import IRIS
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
@@ -28,6 +29,7 @@ FAMILIES.update(
         "storm": STORM,
         "tdmpc2": TDMPC2,
         "diamond": DIAMOND,
+        "iris": IRIS,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -5,12 +5,14 @@ Which families do is not listed here: a family refuses a space with a TypeError.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from dreamgym.models import DIAMOND, FAMILIES, WorldModel
+from dreamgym.models import DIAMOND, FAMILIES, IRIS, WorldModel
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
     assert_compiles_to_one_graph,
@@ -43,6 +45,7 @@ SPACES = {
 SMALLER = {
     "ensemble": EnsembleConfig(members=2, elites=2),
     "diamond": DIAMOND.presets["diamond-16"],
+    "iris": replace(IRIS.presets["iris-16"], tokeniser_updates=0),
 }
 
 

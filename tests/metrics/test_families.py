@@ -14,6 +14,7 @@ from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import (
     DIAMONDConfig,
     Ensemble,
+    IRISConfig,
     JEPAConfig,
     MDNRNNConfig,
     ModelSpec,
@@ -25,6 +26,7 @@ from dreamgym.models import (
     WorldModel,
 )
 from dreamgym.models.diamond import DiffusionConfig
+from dreamgym.models.iris import QuantiserConfig, TransformerConfig
 from dreamgym.models.statistics import measure_statistics
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.data.samples import dict_cartpole, image_cartpole
@@ -47,8 +49,15 @@ CONFIGS = {
         hidden=8,
         diffusion=DiffusionConfig(denoising_steps=1),
     ),
+    "iris": IRISConfig(
+        image_size=8,
+        channels=(8, 8, 8),
+        latent=4,
+        quantiser=QuantiserConfig(levels=(4, 4)),
+        transformer=TransformerConfig(context=4, width=8, blocks=1, heads=1),
+    ),
 }
-ONLY = {"pets": "vector", "tdmpc2": "vector", "diamond": "image"}
+ONLY = {"pets": "vector", "tdmpc2": "vector", "diamond": "image", "iris": "image"}
 LATENT = {
     "image": {"mdn-rnn", "rssm", "storm"},
     "dict": {"mdn-rnn", "rssm", "storm"},
