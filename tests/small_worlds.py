@@ -11,6 +11,7 @@ import torch
 
 from dreamgym.models import (
     FAMILIES,
+    DeltaIRISConfig,
     DIAMONDConfig,
     GoalReward,
     IRISConfig,
@@ -119,6 +120,22 @@ def small_iris(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="iris", config=config), action, IMAGES)
 
 
+def small_delta(action: str, **settings) -> WorldModel:
+    config = DeltaIRISConfig(
+        **{
+            "image_size": 8,
+            "channels": (8, 8),
+            "halved": (True, False),
+            "latent": 2,
+            "tokeniser_updates": 0,
+            "quantiser": QuantiserConfig(levels=(4, 4)),
+            "transformer": TransformerConfig(context=4, width=16, blocks=2, heads=2),
+            **settings,
+        }
+    )
+    return built(ModelSpec(family="delta-iris", config=config), action, IMAGES)
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -138,10 +155,11 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "nested": nested,
     "diamond": small_diamond,
     "iris": small_iris,
+    "delta-iris": small_delta,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-OF_IMAGES = ("diamond", "iris")
+OF_IMAGES = ("diamond", "iris", "delta-iris")
 """Families that take images alone."""
 
 ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]

@@ -15,7 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
-from dreamgym.models.iris import IRIS, IRISConfig
+from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.pets import PETS, PETSConfig
@@ -46,6 +46,8 @@ __all__ = [
     "Acts",
     "DIAMONDConfig",
     "Decodes",
+    "DeltaIRIS",
+    "DeltaIRISConfig",
     "Ensemble",
     "GoalReward",
     "IRISConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
-from dreamgym.models.iris import IRIS
+from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
@@ -30,6 +30,7 @@ FAMILIES.update(
         "tdmpc2": TDMPC2,
         "diamond": DIAMOND,
         "iris": IRIS,
+        "delta-iris": DeltaIRIS,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

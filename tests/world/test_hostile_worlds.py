@@ -79,6 +79,7 @@ BOMBS = [
     ("diamond", {"hidden": 1 << 20}),
     ("iris", {"residual_blocks": 1 << 24}),
     ("iris", {"latent": 1 << 28}),
+    ("delta-iris", {"latent": 1 << 28}),
     ("ensemble", {"members": 1 << 30}),
 ]
 

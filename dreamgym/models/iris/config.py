@@ -146,10 +146,67 @@ class IRISConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "image_size", "residual_blocks", "latent", "tokeniser_frames")
         check_at_least(self, 0, "tokeniser_updates")
-        check_levels(self.image_size, self.channels)
+        check_levels(self.image_size, self.channels, len(self.channels) - 1)
 
 
-def check_levels(image_size: int, channels: tuple[int, ...]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DeltaIRISConfig:
+    """Sizes of Delta-IRIS; the defaults are a small model for images of 32 by 32 on a CPU.
+
+    Attributes:
+        image_size: side in pixels that images are resized to.
+        channels: channels of each level of the convolutional networks.
+        halved: for each level, whether the side is halved after it; the last level's side is that
+            of the grid which is divided among the tokens.
+        latent: channels of that grid.
+        token_side: tokens along each side of the grid.
+        quantiser: how the parts of the grid become tokens.
+        transformer: sizes of the transformer. Its width is shared by the pixels of the grid: a
+            frame is one entry, its embedding at that size.
+        tokeniser_frames: largest number of transitions of each batch that the tokeniser is fitted
+            on.
+        tokeniser_updates: as of `IRISConfig`.
+        objective: units of the rewards and weights of the losses.
+    """
+
+    image_size: int = 32
+    channels: tuple[int, ...] = (16, 32, 32)
+    halved: tuple[bool, ...] = (True, True, False)
+    latent: int = 8
+    token_side: int = 2
+    quantiser: QuantiserConfig = field(default_factory=QuantiserConfig)
+    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(context=8))
+    tokeniser_frames: int = 64
+    tokeniser_updates: int = 500
+    objective: TokenObjective = field(default_factory=TokenObjective)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "image_size", "latent", "token_side", "tokeniser_frames")
+        check_at_least(self, 0, "tokeniser_updates")
+        if len(self.halved) != len(self.channels):
+            raise ValueError(
+                f"{len(self.channels)} channels {self.channels} and {len(self.halved)} flags "
+                f"halved={self.halved}: give one flag for each level"
+            )
+        check_levels(self.image_size, self.channels, sum(self.halved))
+        if self.side % self.token_side:
+            raise ValueError(
+                f"a grid of {self.side} by {self.side} cannot be divided among "
+                f"{self.token_side} by {self.token_side} tokens; pass a token_side that divides it"
+            )
+        if self.transformer.width % self.side**2:
+            raise ValueError(
+                f"transformer.width={self.transformer.width} is not divisible among the "
+                f"{self.side**2} pixels of a grid of {self.side} by {self.side}; pass a multiple"
+            )
+
+    @property
+    def side(self) -> int:
+        """Side of the grid."""
+        return self.image_size >> sum(self.halved)
+
+
+def check_levels(image_size: int, channels: tuple[int, ...], halvings: int) -> None:
     """Check the levels of convolutional networks on images.
 
     Raises:
@@ -157,11 +214,11 @@ def check_levels(image_size: int, channels: tuple[int, ...]) -> None:
     """
     if not channels or min(channels) < 1:
         raise ValueError(f"channels={channels}: expected at least one level, of at least one")
-    multiple = 1 << (len(channels) - 1)
+    multiple = 1 << halvings
     if image_size % multiple:
         near = max(multiple, multiple * round(image_size / multiple))
         raise ValueError(
-            f"image_size={image_size} cannot be halved {len(channels) - 1} times: work at {near}, "
+            f"image_size={image_size} cannot be halved {halvings} times: work at {near}, "
             f"or another multiple of {multiple}, or with fewer levels"
         )
 
@@ -205,3 +262,21 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
 }
 """How the authors fit the transformer, by sequences of 20 frames. They fit the tokeniser to other
 batches of 256 frames, without weight decay."""
+
+DELTA_PRESETS: Mapping[str, DeltaIRISConfig] = {
+    "delta-iris": DeltaIRISConfig(
+        image_size=64,
+        channels=(32, 32, 64, 64, 128),
+        halved=(True, False, True, True, False),
+        latent=16,
+        quantiser=QuantiserConfig(levels=(), codes=1024, width=64, decay=0.99),
+        transformer=TransformerConfig(context=26, width=256, blocks=3, heads=4, dropout=0.1),
+        tokeniser_frames=256,
+        tokeniser_updates=0,
+        objective=TokenObjective(
+            rewards="sign", commitment=0.02, tokens=0.1, reward=1.0, termination=0.1
+        ),
+    ),
+}
+"""Micheli et al. (arXiv 2406.19320), for images of Atari games. The transformer and its embedding
+of frames have the published sizes; the tokeniser's networks are of the same kind as that."""

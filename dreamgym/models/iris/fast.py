@@ -73,10 +73,10 @@ class FastTokenModel(FastForm):
         entries, place = model.entries(window)
         differentiates = torch.is_grad_enabled() and entries.requires_grad
         if host_sync_allowed(place.device) and not differentiates:
-            first = (place + 1 - model.pending).clamp(min=0)
-            cache = self._matching(window, entries, first)
-            known = _known(cache, first)
             places = place.unsqueeze(1) - torch.arange(model.pending - 1, -1, -1)
+            first = places[:, 0]
+            cache = self._matching(window, entries, first)
+            known = _known(cache, places)
             index = places.clamp(min=0).unsqueeze(-1).expand(-1, -1, entries.shape[-1])
             h, added = add(net, entries.gather(1, index), places, known, None)
             tokens, added = draw_tokens(net, (h, place), (known, added), sampling)
@@ -108,7 +108,7 @@ class FastTokenModel(FastForm):
     def _fill(self, cache: Cache, entries: Tensor, first: Tensor, rows: Tensor) -> None:
         """Recompute keys and values of some rows (R,)."""
         count = int(first[rows].max())
-        if not count:
+        if count <= 0:
             return
         x = entries[rows, :count] + self._net.position[:count]
         _, pairs = look_back(self._net.layers, x)
@@ -143,11 +143,11 @@ class FastTokenModel(FastForm):
             return Cache(torch.zeros(content.shape), entries, pairs)
 
 
-def _known(cache: Cache, first: Tensor) -> Known:
-    """Return the keys and values of the entries before the first (B,) to add."""
-    count = int(first.max())
+def _known(cache: Cache, places: Tensor) -> Known:
+    """Return the keys and values of the entries before places (B, n); negative ones are missing."""
+    count = max(0, int(places[:, 0].max()))
     pairs = [(keys[:, :, :count], values[:, :, :count]) for keys, values in cache.pairs]
-    return Known(pairs, torch.arange(count) < first.unsqueeze(1))
+    return Known(pairs, torch.arange(count) < places[:, :1], places < 0)
 
 
 class PackedTransformer:

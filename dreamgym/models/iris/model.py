@@ -14,10 +14,10 @@ from dreamgym.models.base import Segment, State
 from dreamgym.models.iris.config import PRESET_FITS, PRESETS, IRISConfig
 from dreamgym.models.iris.token_model import TokenModel
 from dreamgym.models.iris.transformer import TokenTransformer
-from dreamgym.models.iris.vision import Tokeniser, pixel_error
+from dreamgym.models.iris.vision import Tokeniser
 from dreamgym.models.nn.windows import at, push
 from dreamgym.models.observations import Observation, get_part
-from dreamgym.models.reduction import evenly_spaced, masked_mean
+from dreamgym.models.reduction import evenly_spaced
 
 
 class IRIS(TokenModel):
@@ -53,13 +53,8 @@ class IRIS(TokenModel):
     config_type = IRISConfig
     presets: ClassVar[Mapping[str, IRISConfig]] = PRESETS
     preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESET_FITS
-    fit_defaults: ClassVar[Mapping[str, Any]] = {
-        "batch_size": 16,
-        "segment_length": 8,
-        "learning_rate": 1e-3,
-        "gradient_clip": 10.0,
-    }
     config: IRISConfig
+    tokeniser: Tokeniser
 
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, config: IRISConfig
@@ -76,7 +71,7 @@ class IRIS(TokenModel):
         )
         self.feature_dim = 2 * tokens * quantiser.width
         self.noise_dim = tokens
-        self.pending, self.held = 2, tokens
+        self.longest, self.pending, self.held = config.transformer.context - 1, 2, tokens
 
     def initial(self, batch_size: int) -> State:
         """See `WorldModel.initial`; an empty window."""
@@ -143,13 +138,9 @@ class IRIS(TokenModel):
         observed = F.pad(segment.mask, (1, 0), value=True).flatten()
         chosen = frames[evenly_spaced(observed, self.config.tokeniser_frames)]
         images = self.pixels.to_float(chosen).to(self.dtype)
-        quantised = self.tokeniser.quantiser(self.tokeniser.latents(images))
+        quantised = self._quantise(self.tokeniser.latents(images))
         decoded = self.tokeniser.decode(quantised.vectors)
-        parts = {"reconstruction": pixel_error(decoded, images, self.config.objective)}
-        if not self.config.quantiser.levels:
-            parts |= {"codebook": quantised.codebook, "commitment": quantised.commitment}
-        everywhere = images.new_ones((), dtype=torch.bool)
-        return {name: masked_mean(values, everywhere) for name, values in parts.items()}
+        return self._autoencoder_terms(decoded, images, quantised)
 
     def _transformer_terms(self, segment: Segment, *, cached: bool) -> dict[str, Tensor]:
         tokens = self._encode(get_part(segment.observation, self.key), cached=cached)
@@ -177,6 +168,6 @@ class IRIS(TokenModel):
 
         if not cached:
             return encode(flat).unflatten(0, lead)
-        weights = list(self.tokeniser.parameters())
+        weights = [*self.tokeniser.parameters(), *self.tokeniser.buffers()]
         tokens = self.cache.encode(flat.flatten(1), weights, lambda rows: encode(flat[rows]))
         return tokens.unflatten(0, lead)

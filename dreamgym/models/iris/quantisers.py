@@ -6,11 +6,13 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.iris.config import QuantiserConfig
 from dreamgym.models.nn.layers import at_least_float32, autocast_disabled
+from dreamgym.models.reduction import all_reduce_sum, processes
 
 
 class Quantised(NamedTuple):
@@ -105,11 +107,68 @@ class Codebook(nn.Module):
         return F.embedding(tokens.long(), self.codes)
 
 
-Quantiser = FiniteScalars | Codebook
+class MovingCodebook(nn.Module):
+    """Directions that follow the mean of what they stand for (arXiv 1711.00937, appendix A.1).
+
+    Vectors are compared by their cosines. A direction that stands for few of them is replaced by
+    one of the batch, so that none falls out of use.
+
+    Args:
+        config: number and width of the codes, rate, and when they are replaced.
+    """
+
+    codes: Tensor
+    sizes: Tensor
+    sums: Tensor
+
+    def __init__(self, config: QuantiserConfig) -> None:
+        super().__init__()
+        self.count, self.width = config.codes, config.width
+        self.decay, self.revive = config.decay, config.revive
+        codes = F.normalize(torch.randn(config.codes, config.width), dim=-1)
+        self.register_buffer("codes", codes)
+        self.register_buffer("sizes", torch.ones(config.codes))
+        self.register_buffer("sums", codes.clone())
+
+    def forward(self, z: Tensor) -> Quantised:
+        """Quantise vectors (..., width)."""
+        with autocast_disabled(z):
+            z = F.normalize(z.to(self.codes.dtype), dim=-1)
+            tokens = (z @ self.codes.T).argmax(-1)
+        chosen = self.lookup(tokens)
+        distance = (chosen - z).square().mean(-1)
+        return Quantised(tokens, z + (chosen - z).detach(), distance.detach(), distance)
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, tokens: Tensor) -> None:
+        """Move the codes towards vectors (N, width) that became tokens (N,)."""
+        z = F.normalize(z.detach().to(self.codes.dtype), dim=-1)
+        sizes = torch.zeros_like(self.sizes).index_add_(0, tokens, torch.ones_like(z[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, tokens, z)
+        both = all_reduce_sum(torch.cat([sizes.unsqueeze(1), sums], 1))
+        self.sizes.lerp_(both[:, 0], 1 - self.decay)
+        self.sums.lerp_(both[:, 1:], 1 - self.decay)
+        # Evenly spaced vectors of the batch for the codes that are hardly used.
+        fair = self.sizes.mean()
+        unused = (self.sizes < self.revive * fair).unsqueeze(1)
+        place = torch.arange(self.count, device=z.device) * len(z) // self.count
+        others = z[place]
+        if processes() > 1:
+            dist.broadcast(others, 0)
+        self.sums.copy_(torch.where(unused, others * fair, self.sums))
+        self.sizes.copy_(torch.where(unused.squeeze(1), fair, self.sizes))
+        self.codes.copy_(F.normalize(self.sums, dim=-1))
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Return the codes (..., width) of tokens (...)."""
+        return F.embedding(tokens.long(), self.codes)
+
+
+Quantiser = FiniteScalars | Codebook | MovingCodebook
 
 
 def quantiser(config: QuantiserConfig) -> Quantiser:
     """Return the quantiser of a config."""
     if config.levels:
         return FiniteScalars(config.levels)
-    return Codebook(config.codes, config.width)
+    return MovingCodebook(config) if config.decay else Codebook(config.codes, config.width)

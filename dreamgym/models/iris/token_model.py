@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.iris.config import TokenObjective, TransformerConfig
+from dreamgym.models.iris.delta_vision import DeltaTokeniser
+from dreamgym.models.iris.quantisers import Codebook, FiniteScalars, MovingCodebook, Quantised
 from dreamgym.models.iris.transformer import TokenTransformer, draw_tokens, start
+from dreamgym.models.iris.vision import Tokeniser, pixel_error
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.nn.conv import Pixels
 from dreamgym.models.nn.encoding_cache import EncodingCache
@@ -59,7 +63,9 @@ class TokenModel(WorldModel):
         family: name of the family, for messages.
 
     Attributes:
-        transformer: set by the family.
+        tokeniser: set by the family, as the others.
+        transformer: the transformer.
+        longest: transitions of the longest segment, and frames of a full window.
         pending: entries up to the action, and with it, whose keys no earlier step has computed.
         held: numbers of the newest block in `content` that earlier steps have computed keys of.
 
@@ -68,7 +74,15 @@ class TokenModel(WorldModel):
     """
 
     config: Any
+    fit_defaults: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 16,
+        "segment_length": 8,
+        "learning_rate": 1e-3,
+        "gradient_clip": 10.0,
+    }
+    tokeniser: Tokeniser | DeltaTokeniser
     transformer: TokenTransformer
+    longest: int
     pending: int
     held: int
     trained: Tensor
@@ -137,7 +151,7 @@ class TokenModel(WorldModel):
         Raises:
             ValueError: the segment is longer than the window.
         """
-        most = self.config.transformer.context - 1
+        most = self.longest
         if segment.action.shape[1] > most:
             raise ValueError(
                 f"segments have {segment.action.shape[1]} transitions, the window {most}: fit with "
@@ -167,6 +181,26 @@ class TokenModel(WorldModel):
             segment: B segments of L transitions.
             cached: whether the tokeniser is frozen, so that tokens can be kept.
         """
+
+    def _quantise(self, latents: Tensor) -> Quantised:
+        """Return latents (N, tokens, width) as codes; a moving codebook follows them in a fit."""
+        quantiser = self.tokeniser.quantiser
+        quantised: Quantised = quantiser(latents)
+        if self.training and isinstance(quantiser, MovingCodebook):
+            quantiser.follow(latents.flatten(0, 1), quantised.tokens.flatten())
+        return quantised
+
+    def _autoencoder_terms(
+        self, decoded: Tensor, images: Tensor, quantised: Quantised
+    ) -> dict[str, Tensor]:
+        """Return the terms of the autoencoder for images (N, channels, side, side)."""
+        parts = {"reconstruction": pixel_error(decoded, images, self.config.objective)}
+        if isinstance(self.tokeniser.quantiser, Codebook):
+            parts["codebook"] = quantised.codebook
+        if not isinstance(self.tokeniser.quantiser, FiniteScalars):
+            parts["commitment"] = quantised.commitment
+        everywhere = images.new_ones((), dtype=torch.bool)
+        return {name: masked_mean(values, everywhere) for name, values in parts.items()}
 
     def _prediction_terms(
         self, segment: Segment, outputs: tuple[Tensor, Tensor], tokens: Tensor
@@ -235,7 +269,7 @@ class TokenModel(WorldModel):
 
         Later positions are untrained, and would turn dreams into noise.
         """
-        most = self.config.transformer.context - 1
+        most = self.longest
         return torch.where(self.trained > 0, self.trained.clamp(max=most), most)
 
     def _encode_action(self, action: Tensor) -> Tensor:

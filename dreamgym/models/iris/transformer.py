@@ -33,10 +33,13 @@ class Known(NamedTuple):
     Attributes:
         pairs: keys and values of each block, of T places.
         seen: (B, T) bool, which of these places count.
+        missing: (B, n) bool, which of the first entries that the step adds do not exist, because
+            the sequence of that row begins after them; None if all do.
     """
 
     pairs: list[Pair]
     seen: Tensor
+    missing: Tensor | None = None
 
 
 class BlockForm(Protocol):
@@ -107,8 +110,9 @@ def extend(
     Returns:
         The blocks' outputs (B, T, width), and all keys and values that were added in this step.
     """
-    entries, pairs = x.shape[1], []
-    hidden = ~known.seen[:, None, None]
+    before = 0 if added is None else added[0][0].shape[2]
+    hidden, later = ~known.seen[:, None, None], _later(x, before, known.missing)
+    pairs = []
     for index, block in enumerate(blocks):
         query, key, value = block.project(x)
         if added is not None:
@@ -119,8 +123,6 @@ def extend(
         # Attention to both parts, without a copy of the known one, which is much the larger.
         keys, values = known.pairs[index]
         query = query * query.shape[-1] ** -0.5
-        later = torch.ones(entries, key.shape[2], dtype=torch.bool, device=x.device)
-        later = later.triu(key.shape[2] - entries + 1)
         scores = [
             (query @ keys.mT).masked_fill(hidden, -torch.inf),
             (query @ key.mT).masked_fill(later, -torch.inf),
@@ -130,6 +132,24 @@ def extend(
         mixed = weights[..., :count] @ values + weights[..., count:] @ value
         x = block.finish(x, mixed)
     return x, pairs
+
+
+def _later(x: Tensor, before: int, missing: Tensor | None) -> Tensor:
+    """Return which of a step's entries (B or 1, 1, T, before + T) the last T do not attend to.
+
+    Args:
+        x: (B, T, width) these entries.
+        before: entries of the step before them.
+        missing: see `Known`.
+    """
+    entries, total = x.shape[1], before + x.shape[1]
+    later = torch.ones(entries, total, dtype=torch.bool, device=x.device).triu(before + 1)
+    if missing is None:
+        return later[None, None]
+    # A missing one sees itself, since a softmax over nothing is not a number.
+    itself = torch.eye(total, dtype=torch.bool, device=x.device)[before:]
+    absent = F.pad(missing, (0, total - missing.shape[1]))[:, None, None] & ~itself
+    return later | absent
 
 
 class TokenTransformer(nn.Module):
