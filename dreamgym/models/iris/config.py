@@ -280,3 +280,8 @@ DELTA_PRESETS: Mapping[str, DeltaIRISConfig] = {
 }
 """Micheli et al. (arXiv 2406.19320), for images of Atari games. The transformer and its embedding
 of frames have the published sizes; the tokeniser's networks are of the same kind as that."""
+
+DELTA_PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
+    "delta-iris": {**PRESET_FITS["iris"], "segment_length": 26},
+}
+"""Sequences of the published length, and otherwise as IRIS is fitted."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from dreamgym.models.base import Segment, State
-from dreamgym.models.iris.config import DELTA_PRESETS, DeltaIRISConfig
+from dreamgym.models.iris.config import DELTA_PRESET_FITS, DELTA_PRESETS, DeltaIRISConfig
 from dreamgym.models.iris.delta_vision import DeltaTokeniser, frame_encoder
 from dreamgym.models.iris.token_model import TokenModel
 from dreamgym.models.iris.transformer import TokenTransformer
@@ -51,6 +51,7 @@ class DeltaIRIS(TokenModel):
 
     config_type = DeltaIRISConfig
     presets: ClassVar[Mapping[str, DeltaIRISConfig]] = DELTA_PRESETS
+    preset_fits: ClassVar[Mapping[str, Mapping[str, Any]]] = DELTA_PRESET_FITS
     config: DeltaIRISConfig
     tokeniser: DeltaTokeniser
 
