@@ -138,9 +138,10 @@ class FastTokenModel(FastForm):
         shape = (len(content), config.heads, len(net.position), width // config.heads)
         # Kept for steps outside of an `inference_mode`, too.
         with torch.inference_mode(mode=False):
-            pairs = [(torch.zeros(shape), torch.zeros(shape)) for _ in self._net.layers]
-            entries = torch.zeros(len(content), dtype=torch.int64)
-            return Cache(torch.zeros(content.shape), entries, pairs)
+            zeros = net.position.new_zeros
+            pairs = [(zeros(shape), zeros(shape)) for _ in self._net.layers]
+            entries = zeros(len(content), dtype=torch.int64)
+            return Cache(zeros(content.shape), entries, pairs)
 
 
 def _known(cache: Cache, places: Tensor) -> Known:
