@@ -21,7 +21,7 @@ OBSERVED = 8
 IMAGES = {"diamond": 64, "iris": 1024, "delta-iris": 1024}
 """Families that take images alone, and the most rows that they are timed with."""
 
-PAYS = {"storm": 1.25, "diamond": 1.2}
+PAYS = {"storm": 1.25, "twister": 1.25, "diamond": 1.2}
 """Families whose prepared step has to be so many times as fast as the plain one, at every size."""
 
 

@@ -24,6 +24,7 @@ from dreamgym.models.rssm import RSSM, RSSMConfig
 from dreamgym.models.spec import ModelSpec
 from dreamgym.models.storm import STORM, STORMConfig
 from dreamgym.models.tdmpc2 import TDMPC2, TDMPC2Config
+from dreamgym.models.twister import TWISTER, TWISTERConfig
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -43,6 +44,7 @@ __all__ = [
     "RSSM",
     "STORM",
     "TDMPC2",
+    "TWISTER",
     "Acts",
     "DIAMONDConfig",
     "Decodes",
@@ -63,6 +65,7 @@ __all__ = [
     "RSSMConfig",
     "STORMConfig",
     "TDMPC2Config",
+    "TWISTERConfig",
     "Segment",
     "State",
     "Values",

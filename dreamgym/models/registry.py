@@ -11,6 +11,7 @@ from dreamgym.models.rssm import RSSM
 from dreamgym.models.spec import FAMILIES
 from dreamgym.models.storm import STORM
 from dreamgym.models.tdmpc2 import TDMPC2
+from dreamgym.models.twister import TWISTER
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -31,6 +32,7 @@ FAMILIES.update(
         "diamond": DIAMOND,
         "iris": IRIS,
         "delta-iris": DeltaIRIS,
+        "twister": TWISTER,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -24,6 +24,7 @@ from dreamgym.models import (
     RSSMConfig,
     STORMConfig,
     TDMPC2Config,
+    TWISTERConfig,
     WorldModel,
 )
 from dreamgym.models.diamond import DiffusionConfig
@@ -41,6 +42,7 @@ CONFIGS = {
     "jepa": JEPAConfig(embedding=8, width=8, blocks=1, heads=1, mlp=8),
     "pets": PETSConfig(hidden=8, layers=1, members=2, elites=1),
     "storm": STORMConfig(context=4, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
+    "twister": TWISTERConfig(context=2, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
     "tdmpc2": TDMPC2Config(latent=8, encoder=8, mlp=8),
     "diamond": DIAMONDConfig(
         image_size=8,
@@ -69,9 +71,9 @@ CONFIGS = {
 }
 ONLY = {"pets": "vector", "tdmpc2": "vector"} | dict.fromkeys(OF_IMAGES, "image")
 LATENT = {
-    "image": {"mdn-rnn", "rssm", "storm"},
-    "dict": {"mdn-rnn", "rssm", "storm"},
-    "vector": {"rssm", "storm"},
+    "image": {"mdn-rnn", "rssm", "storm", "twister"},
+    "dict": {"mdn-rnn", "rssm", "storm", "twister"},
+    "vector": {"rssm", "storm", "twister"},
 }
 
 

@@ -73,6 +73,8 @@ BOMBS = [
     ("pets", {"layers": 1 << 24}),
     ("storm", {"blocks": 1 << 24}),
     ("storm", {"width": 1 << 20}),
+    ("twister", {"context": 1 << 28}),
+    ("twister", {"objective": {"contrastive_steps": 1 << 24}}),
     ("tdmpc2", {"values": 1 << 24}),
     ("tdmpc2", {"encoder_layers": 1 << 24}),
     ("diamond", {"blocks": 1 << 24}),

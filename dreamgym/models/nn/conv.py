@@ -43,8 +43,9 @@ class ConvStack:
         padding: "valid" for no padding; "same" divides (or multiplies) the size by the stride.
         activation: "relu", "elu", "silu" or "gelu"; a decoder's last layer has none.
         norm: normalisation before the activation: "none"; "rms" or "layer" over the channels of
-            each pixel; or "batch" over the images of a batch, after layers without biases. A
-            decoder applies norm and activation to its first grid as well.
+            each pixel; or "batch" over the images of a batch, after layers without biases.
+        bias: whether layers before another norm have biases.
+        norm_grid: whether a decoder applies norm and activation to its first grid as well.
     """
 
     depths: tuple[int, ...]
@@ -53,6 +54,8 @@ class ConvStack:
     padding: Padding = "valid"
     activation: str = "relu"
     norm: Norm = "none"
+    bias: bool = True
+    norm_grid: bool = True
 
     def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.kernels):
@@ -74,6 +77,11 @@ class ConvStack:
     def scaled(self, width: float) -> ConvStack:
         """Return the same stack with `width` times the channels, at least one."""
         return replace(self, depths=tuple(max(1, round(d * width)) for d in self.depths))
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether layers have biases that a norm or an activation follows."""
+        return self.norm == "none" or (self.bias and self.norm != "batch")
 
     def paddings(self, kernel: int) -> tuple[int, int]:
         """Return a layer's padding on each side, and the output padding of its transpose."""
@@ -156,7 +164,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for depth, kernel in zip(stack.depths, stack.kernels, strict=True):
             padding, _ = stack.paddings(kernel)
-            bias = stack.norm != "batch"
+            bias = stack.has_biases
             layers += [nn.Conv2d(channels, depth, kernel, stack.stride, padding, bias=bias)]
             layers += _norm_and_activation(stack, depth)
             channels = depth
@@ -195,10 +203,10 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.pixels = math.prod(size)
         self.grid = (stack.depths[0], *(_grid_size(stack, side) for side in size))
-        bias = stack.norm != "batch"
-        self.dense = nn.Linear(inputs, math.prod(self.grid), bias=bias)
+        bias, norm_grid = stack.has_biases, stack.norm != "none" and stack.norm_grid
+        self.dense = nn.Linear(inputs, math.prod(self.grid), bias=bias or not norm_grid)
         layers: list[nn.Module] = []
-        if stack.norm != "none":
+        if norm_grid:
             layers += _norm_and_activation(stack, stack.depths[0])
         depths = [*stack.depths, channels]
         for k, kernel in enumerate(stack.kernels):

@@ -57,12 +57,14 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, fan_in: int | None =
     return layer
 
 
-def dense_layers(inputs: int, layers: int, width: int, style: LayerStyle) -> nn.Sequential:
+def dense_layers(
+    inputs: int, layers: int, width: int, style: LayerStyle, *, bias: bool = True
+) -> nn.Sequential:
     """Return dense layers with norm and activation each; without layers, the identity."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [
-            linear(inputs, width),
+            linear(inputs, width, bias=bias),
             norm(style.norm, width),
             ACTIVATIONS[style.activation](),
         ]

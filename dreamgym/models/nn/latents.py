@@ -14,6 +14,9 @@ from dreamgym.models.nn.layers import at_least_float32
 from dreamgym.models.nn.objective import FreeNatsOf
 from dreamgym.models.reduction import masked_mean
 
+MAX_CLASSES = 256
+"""Classes of a categorical that fit into a byte of a state."""
+
 MIN_STD = 0.1
 """Smallest standard deviation of a Gaussian latent."""
 
@@ -73,6 +76,15 @@ class Categoricals:
     def draw(self, parameters: Tensor, noise: Tensor, temperature: Temperature = 1.0) -> Tensor:
         """Return the classes (..., count) int64 that `sample` draws."""
         return _beyond(self.tempered(parameters, temperature), noise).sum(-1)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """Return the most probable classes (..., count) int64."""
+        return parameters.unflatten(-1, self.shape).argmax(-1)
+
+    def straight_through(self, parameters: Tensor, classes: Tensor) -> Tensor:
+        """Return z (..., size) for classes (..., count), with the gradient of `sample`."""
+        probabilities = self.probabilities(parameters).flatten(-2)
+        return self.one_hot(classes) + (probabilities - probabilities.detach())
 
     def one_hot(self, classes: Tensor) -> Tensor:
         """Return z (..., size) float for classes (..., count)."""

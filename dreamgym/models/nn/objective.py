@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import torch
+from torch import Tensor
 
 from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.codecs import Units
@@ -96,3 +100,8 @@ class LatentObjective(RewardObjective):
         check_at_least(self, 1, "image_size")
         weights = ("vector", "image", "reward", "termination", "dyn", "rep")
         check_at_least(self, 0, *weights, "free_nats")
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum of losses (), each times the weight of its name, or 1 if there is none."""
+        weighted = (getattr(self, name, 1.0) * term for name, term in terms.items())
+        return sum(weighted, start=torch.zeros(()))

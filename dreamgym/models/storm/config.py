@@ -9,9 +9,7 @@ from typing import Any
 from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.conv import ACTIVATIONS
 from dreamgym.models.nn.objective import LatentObjective
-
-MAX_CLASSES = 256
-"""Classes of a categorical that fit into a byte of the state."""
+from dreamgym.models.nn.transformer import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +70,7 @@ class STORMConfig:
         check_at_least(self, 1, "units", "layers", "image_depth")
         check_at_least(self, 0, "head_layers")
         check_choice("activation", self.activation, ACTIVATIONS)
-        if self.width % self.heads:
-            raise ValueError(
-                f"width={self.width} is not divisible into heads={self.heads} equal heads; pass a "
-                "multiple of heads"
-            )
-        if self.classes > MAX_CLASSES:
-            raise ValueError(f"classes={self.classes}: expected at most {MAX_CLASSES}")
-        for name in ("dropout", "unimix"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected a share of at least 0 and below 1"
-                )
+        check_sizes(self)
 
 
 PRESETS: Mapping[str, STORMConfig] = {

@@ -20,9 +20,10 @@ from dreamgym.models.base import Prediction, State, Temperature, end_outside_dat
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
+from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture
+from dreamgym.models.nn.transformer import Block
 from dreamgym.models.nn.windows import at
 from dreamgym.models.storm.model import STORM, begun, enter_action, push
-from dreamgym.models.storm.modules import Block
 
 
 class Cache(NamedTuple):
@@ -165,23 +166,15 @@ class FastSTORM(FastForm):
 class Tokens:
     """The mixture of latents and actions for inference, with positions.
 
-    A product with one-hot latents is the sum of one row of the matrix for each categorical.
-
     Args:
         model: the model whose weights are used.
         packing: arrangement of the products.
     """
 
     def __init__(self, model: STORM, packing: Packing) -> None:
-        first, *rest = model.transformer.mix
-        weight: Tensor = first.weight.detach()  # type: ignore[operator]
-        size, config = model.latent.size, model.config
-        self.table = weight[:, :size].to(packing.dtype).t().contiguous()
-        self.actions = packing.linear(weight[:, size:], None)
-        self.rest = packing.chain(rest)
+        self.mix = PackedMixture(model.transformer.mix, model.latent, packing)
         self.norm = packing.chain([model.transformer.norm])
         self.position = model.transformer.position.detach()
-        self.offsets = torch.arange(config.stoch, device=packing.device) * config.classes
 
     def __call__(self, latents: Tensor, actions: Tensor, place: Tensor | None = None) -> Tensor:
         """Return tokens (B, T, width).
@@ -191,39 +184,14 @@ class Tokens:
             actions: (B, T, A) encoded.
             place: (B,) position of a single token; None if the first has the first position.
         """
-        shape = latents.shape[:2]
-        index = (latents.long() + self.offsets).flatten(0, 1)
-        mixed = F.embedding_bag(index, self.table, mode="sum").float()
-        mixed = self.rest(mixed + self.actions(actions.flatten(0, 1))).unflatten(0, shape)
+        mixed = self.mix(latents, actions)
         if place is None:
-            return self.norm(mixed + self.position[: shape[1]])
+            return self.norm(mixed + self.position[: mixed.shape[1]])
         return self.norm(mixed + self.position[place].unsqueeze(1))
 
 
-class FastBlock:
-    """`Block` for inference.
-
-    Args:
-        block: the block whose weights are used.
-        packing: arrangement of the products.
-    """
-
-    def __init__(self, block: Block, packing: Packing) -> None:
-        attention = block.attention
-        self.heads, self.pre_norm = attention.heads, block.pre_norm
-        parts = [attention.query.weight, attention.key.weight, attention.value.weight]
-        self.joint = packing.linear(torch.cat(parts), None)
-        self.out = packing.linear(attention.out.weight, None)
-        self.norm_attention = packing.chain([attention.norm])
-        self.mlp = packing.chain([block.widen, torch.nn.ReLU(), block.narrow])
-        self.norm = packing.chain([block.norm])
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values (B, heads, T, width / heads) of x (B, T, width)."""
-        normed = self.norm_attention(x) if self.pre_norm else x
-        joint = self.joint(normed.flatten(0, 1)).unflatten(0, x.shape[:2])
-        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return query, key, value
+class FastBlock(PackedBlock):
+    """`Block` for inference."""
 
     def newest(
         self, x: Tensor, query: Tensor, known: tuple[Tensor, Tensor], place: Tensor
@@ -240,13 +208,3 @@ class FastBlock:
         seen = torch.arange(known[0].shape[2], device=x.device) <= place.unsqueeze(1)
         mixed = F.scaled_dot_product_attention(query, *known, seen[:, None, None])
         return self.finish(x, mixed.flatten(1))
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Return the block's outputs (..., width) for its inputs and the mixed values."""
-        lead = x.shape[:-1]
-        x, mixed = x.flatten(0, -2), mixed.flatten(0, -2)
-        x = x + self.out(mixed)
-        if self.pre_norm:
-            return (x + self.mlp(self.norm(x))).unflatten(0, lead)
-        x = self.norm_attention(x)
-        return self.norm(x + self.mlp(x)).unflatten(0, lead)

@@ -185,13 +185,7 @@ class STORM(WorldModel):
             "dyn": kl_loss(dyn, segment.mask, *free_nats),
             "rep": kl_loss(rep, segment.mask, *free_nats),
         }
-        weights = {
-            "reward": objective.reward,
-            "termination": objective.termination,
-            "dyn": objective.dyn,
-            "rep": objective.rep,
-        }
-        total = sum((weights.get(k, 1.0) * v for k, v in terms.items()), start=torch.zeros(()))
+        total = objective.total(terms)
         terms["kl"] = masked_mean(dyn, segment.mask)
         return total, {name: term.detach() for name, term in terms.items()}
 

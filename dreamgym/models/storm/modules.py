@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym.models.nn.conv import ConvStack, halvings
 from dreamgym.models.nn.dense import linear
 from dreamgym.models.nn.layers import LayerNorm
 from dreamgym.models.nn.observation_codec import CodecConfig
+from dreamgym.models.nn.transformer import EPSILON, Attention, Block
 from dreamgym.models.storm.config import STORMConfig
-
-EPSILON = 1e-6
-"""Added to variances in the norms of the transformer."""
 
 
 def hidden_layers(inputs: int, layers: int, width: int) -> list[nn.Module]:
@@ -29,53 +26,6 @@ def head(outputs: int, config: STORMConfig) -> nn.Sequential:
     """Return a prediction head on the transformer's output."""
     width = config.width
     return nn.Sequential(*hidden_layers(width, config.head_layers, width), linear(width, outputs))
-
-
-class Attention(nn.Module):
-    """Causal self-attention without biases, residual and normalised."""
-
-    def __init__(self, config: STORMConfig) -> None:
-        super().__init__()
-        width, self.heads, self.dropout = config.width, config.heads, config.dropout
-        self.pre_norm = config.pre_norm
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.drop = nn.Dropout(config.dropout)
-        self.norm = LayerNorm(width, eps=EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within x (B, T, width) to tokens that are not later."""
-        normed = self.norm(x) if self.pre_norm else x
-        query, key, value = (
-            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, None, dropout, is_causal=True)
-        total = x + self.drop(self.out(mixed.transpose(1, 2).flatten(2)))
-        return total if self.pre_norm else self.norm(total)
-
-
-class Block(nn.Module):
-    """A transformer block: norms after the residual sums (Vaswani et al. 2017), or before."""
-
-    def __init__(self, config: STORMConfig) -> None:
-        super().__init__()
-        self.pre_norm = config.pre_norm
-        self.attention = Attention(config)
-        self.widen = nn.Linear(config.width, config.mlp)
-        self.narrow = nn.Linear(config.mlp, config.width)
-        self.drop = nn.Dropout(config.dropout)
-        self.norm = LayerNorm(config.width, eps=EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to x (B, T, width)."""
-        x = self.attention(x)
-        if self.pre_norm:
-            return x + self.drop(self.narrow(F.relu(self.widen(self.norm(x)))))
-        return self.norm(x + self.drop(self.narrow(F.relu(self.widen(x)))))
 
 
 class Transformer(nn.Module):
@@ -99,7 +49,7 @@ class Transformer(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(config.context, width))
         self.norm = LayerNorm(width, eps=EPSILON)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(Attention(config), config) for _ in range(config.blocks))
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Return the outputs (B, T, width) after each pair.
