@@ -11,8 +11,10 @@ import torch
 
 from dreamgym.models import (
     FAMILIES,
+    DeltaIRISConfig,
     DIAMONDConfig,
     GoalReward,
+    IRISConfig,
     KnownReward,
     KnownTermination,
     MDNRNNConfig,
@@ -23,6 +25,7 @@ from dreamgym.models import (
     WorldModel,
 )
 from dreamgym.models.base import State, zero_action
+from dreamgym.models.iris import QuantiserConfig, TransformerConfig
 from dreamgym.models.observations import Observation
 from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.wrappers import EnsembleConfig
@@ -102,6 +105,37 @@ def small_diamond(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="diamond", config=config), action, IMAGES)
 
 
+def small_iris(action: str, **settings) -> WorldModel:
+    config = IRISConfig(
+        **{
+            "image_size": 8,
+            "channels": (8, 8, 8),
+            "latent": 8,
+            "tokeniser_updates": 0,
+            "quantiser": QuantiserConfig(levels=(4, 4)),
+            "transformer": TransformerConfig(context=5, width=16, blocks=2, heads=2),
+            **settings,
+        }
+    )
+    return built(ModelSpec(family="iris", config=config), action, IMAGES)
+
+
+def small_delta(action: str, **settings) -> WorldModel:
+    config = DeltaIRISConfig(
+        **{
+            "image_size": 8,
+            "channels": (8, 8),
+            "halved": (True, False),
+            "latent": 2,
+            "tokeniser_updates": 0,
+            "quantiser": QuantiserConfig(levels=(4, 4)),
+            "transformer": TransformerConfig(context=4, width=16, blocks=2, heads=2),
+            **settings,
+        }
+    )
+    return built(ModelSpec(family="delta-iris", config=config), action, IMAGES)
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -120,10 +154,15 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "goal-reward": lambda action: GoalReward(small_model("mdn-rnn", action), GOAL, leaves=("z",)),
     "nested": nested,
     "diamond": small_diamond,
+    "iris": small_iris,
+    "delta-iris": small_delta,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), "diamond"]
+OF_IMAGES = ("diamond", "iris", "delta-iris")
+"""Families that take images alone."""
+
+ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]
 """Families that are no wrappers."""
 
 KINDS = [

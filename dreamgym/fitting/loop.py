@@ -135,6 +135,7 @@ class _Fit:
         self.runtime = launch(config)
         self.training, self.held_out = data.split(config.held_out, seed)
         self.model = build_model(config, family, seed, data, self.training)
+        check_phases(self.model, config)
         self.model.to(self.runtime.device)
         self.losses = BatchLosses(self.runtime, self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -338,6 +339,21 @@ class _Fit:
                 seed=self.seed,
                 info=info,
             )
+        )
+
+
+def check_phases(model: WorldModel, config: FitConfig) -> None:
+    """Check that every phase of a fit begins before it ends.
+
+    Raises:
+        FitError: one does not, so that a part of the model would never be fitted.
+    """
+    last = max(model.phase_starts, default=0)
+    if last >= config.updates:
+        raise FitError(
+            f"updates={config.updates} end before the last phase of this fit begins, at {last}: a "
+            "part of the model would never be fitted. Give more updates, or let that phase begin "
+            "earlier by the model's config"
         )
 
 

@@ -15,6 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
+from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
 from dreamgym.models.pets import PETS, PETSConfig
@@ -36,6 +37,7 @@ from dreamgym.models.wrappers import (
 __all__ = [
     "DIAMOND",
     "FAMILIES",
+    "IRIS",
     "JEPA",
     "MDNRNN",
     "PETS",
@@ -46,8 +48,11 @@ __all__ = [
     "Acts",
     "DIAMONDConfig",
     "Decodes",
+    "DeltaIRIS",
+    "DeltaIRISConfig",
     "Ensemble",
     "GoalReward",
+    "IRISConfig",
     "JEPAConfig",
     "KnownReward",
     "KnownTermination",

@@ -40,6 +40,22 @@ def observation_boxes(space: gym.Space) -> dict[str, gym.spaces.Box]:
     return boxes
 
 
+def only_part(space: gym.Space, family: str) -> tuple[str, gym.spaces.Box]:
+    """Return the key and the Box of observations of one part, for a family that takes images alone.
+
+    Raises:
+        TypeError: there are several parts, or one is not a Box.
+    """
+    boxes = observation_boxes(space)
+    if len(boxes) != 1:
+        raise TypeError(
+            f"the {family} family takes images alone, not {space}; select the key of the images, "
+            "or use a family that takes several parts, such as rssm"
+        )
+    [(key, box)] = boxes.items()
+    return key, box
+
+
 def is_image(box: gym.spaces.Box) -> bool:
     """Return whether a Box holds images; see `image_layout` for the shapes that count as such."""
     return image_layout(box) is not None

@@ -82,3 +82,17 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     if processes() > 1:
         total, count = all_reduce_sum(torch.stack([total, count.to(total.dtype)]))
     return total / count.clamp(min=1)
+
+
+def evenly_spaced(mask: Tensor, count: int) -> Tensor:
+    """Return the indices of at most `count` evenly spaced valid rows.
+
+    Segments start at random places of their episodes, so evenly spaced rows are a random sample.
+
+    Args:
+        mask: (N,) bool.
+        count: number of rows, over all processes that share the batch.
+    """
+    valid = mask.nonzero().squeeze(1)
+    taken = min(max(1, count // processes()), len(valid))
+    return valid[torch.arange(taken, device=valid.device) * len(valid) // max(1, taken)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
@@ -29,6 +30,8 @@ FAMILIES.update(
         "storm": STORM,
         "tdmpc2": TDMPC2,
         "diamond": DIAMOND,
+        "iris": IRIS,
+        "delta-iris": DeltaIRIS,
         "twister": TWISTER,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,

@@ -5,12 +5,15 @@ Which families do is not listed here: a family refuses a space with a TypeError.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from dreamgym.models import DIAMOND, FAMILIES, WorldModel
+from dreamgym.models import DIAMOND, FAMILIES, IRIS, DeltaIRISConfig, WorldModel
+from dreamgym.models.iris import TransformerConfig
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
     assert_compiles_to_one_graph,
@@ -43,6 +46,14 @@ SPACES = {
 SMALLER = {
     "ensemble": EnsembleConfig(members=2, elites=2),
     "diamond": DIAMOND.presets["diamond-16"],
+    "delta-iris": DeltaIRISConfig(
+        image_size=16,
+        channels=(8, 8),
+        halved=(True, True),
+        tokeniser_updates=0,
+        transformer=TransformerConfig(context=4, width=32, blocks=2),
+    ),
+    "iris": replace(IRIS.presets["iris-16"], tokeniser_updates=0),
 }
 
 

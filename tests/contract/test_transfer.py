@@ -25,10 +25,10 @@ from dreamgym.models.spec import unsupported
 from dreamgym.transfer import LatentAgent, LatentObservation, LatentVectorObservation
 from dreamgym.world.world import World
 from tests.small_worlds import ACTION_SPACES as BASES
-from tests.small_worlds import ALONE, KINDS, SPECIAL, STATISTICS, small_model, world_of
+from tests.small_worlds import ALONE, KINDS, OF_IMAGES, SPECIAL, STATISTICS, small_model, world_of
 
 STEPS, SEED = 12, 11
-OF_NUMBERS = [kind for kind in KINDS if kind[0] != "diamond"]
+OF_NUMBERS = [kind for kind in KINDS if kind[0] not in OF_IMAGES]
 FAMILIES_ALONE = sorted({kind for kind, _ in OF_NUMBERS} - {*SPECIAL})
 
 

@@ -26,8 +26,9 @@ STATISTICS = {**TENSORS, "episode_statistics": True}
 ENVS = 64
 """So many that products are computed alike where host syncs are allowed and where they are not."""
 
-CACHED = ("storm", "twister")
-"""Kinds that keep keys and values where host syncs are allowed: other sums in another order."""
+CACHED = {"storm": 1e-5, "twister": 1e-5, "iris": 1e-5, "delta-iris": 0.05}
+"""Kinds that keep keys and values where host syncs are allowed, and the largest difference of their
+features: other sums in another order. Delta-IRIS also rounds pixels, and embeds them again."""
 
 needs_cuda = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
@@ -70,7 +71,7 @@ def step_both(pair: list[DreamVectorEnv], steps: range, kind: str = "") -> None:
     for step in steps:
         one, two = (env.step(acts(env, step)) for env in pair)
         if kind in CACHED and pair[0].device.type == "cpu":
-            torch.testing.assert_close(tensors(one), tensors(two), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(tensors(one), tensors(two), rtol=1e-4, atol=CACHED[kind])
         else:
             assert same(one, two), f"step {step} differs"
 

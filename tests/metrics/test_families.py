@@ -12,8 +12,10 @@ import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import (
+    DeltaIRISConfig,
     DIAMONDConfig,
     Ensemble,
+    IRISConfig,
     JEPAConfig,
     MDNRNNConfig,
     ModelSpec,
@@ -26,10 +28,12 @@ from dreamgym.models import (
     WorldModel,
 )
 from dreamgym.models.diamond import DiffusionConfig
+from dreamgym.models.iris import QuantiserConfig, TransformerConfig
 from dreamgym.models.statistics import measure_statistics
 from dreamgym.models.wrappers import EnsembleConfig
 from tests.data.samples import dict_cartpole, image_cartpole
 from tests.metrics.small_fits import Swing
+from tests.small_worlds import OF_IMAGES
 
 SEEN = {"vector": Swing, "image": image_cartpole, "dict": dict_cartpole}
 CONFIGS = {
@@ -49,8 +53,23 @@ CONFIGS = {
         hidden=8,
         diffusion=DiffusionConfig(denoising_steps=1),
     ),
+    "delta-iris": DeltaIRISConfig(
+        image_size=8,
+        channels=(8, 8),
+        halved=(True, False),
+        latent=2,
+        quantiser=QuantiserConfig(levels=(4, 4)),
+        transformer=TransformerConfig(context=4, width=16, blocks=1, heads=1),
+    ),
+    "iris": IRISConfig(
+        image_size=8,
+        channels=(8, 8, 8),
+        latent=4,
+        quantiser=QuantiserConfig(levels=(4, 4)),
+        transformer=TransformerConfig(context=4, width=8, blocks=1, heads=1),
+    ),
 }
-ONLY = {"pets": "vector", "tdmpc2": "vector", "diamond": "image"}
+ONLY = {"pets": "vector", "tdmpc2": "vector"} | dict.fromkeys(OF_IMAGES, "image")
 LATENT = {
     "image": {"mdn-rnn", "rssm", "storm", "twister"},
     "dict": {"mdn-rnn", "rssm", "storm", "twister"},

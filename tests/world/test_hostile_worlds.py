@@ -79,6 +79,9 @@ BOMBS = [
     ("tdmpc2", {"encoder_layers": 1 << 24}),
     ("diamond", {"blocks": 1 << 24}),
     ("diamond", {"hidden": 1 << 20}),
+    ("iris", {"residual_blocks": 1 << 24}),
+    ("iris", {"latent": 1 << 28}),
+    ("delta-iris", {"latent": 1 << 28}),
     ("ensemble", {"members": 1 << 30}),
 ]
 

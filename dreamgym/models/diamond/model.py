@@ -24,7 +24,7 @@ from dreamgym.models.diamond.modules import Denoiser, Outcomes
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.nn.conv import Pixels
 from dreamgym.models.nn.distributions import per_row, quick_normal
-from dreamgym.models.observations import WHOLE, Observation, get_part, observation_boxes
+from dreamgym.models.observations import Observation, get_part, join_parts, only_part
 from dreamgym.models.reduction import masked_mean
 from dreamgym.models.statistics import Statistics
 
@@ -71,13 +71,8 @@ class DIAMOND(WorldModel):
         self, observation_space: gym.Space, action_space: gym.Space, config: DIAMONDConfig
     ) -> None:
         super().__init__(observation_space, action_space, config)
-        boxes, side = observation_boxes(observation_space), config.image_size
-        if len(boxes) != 1:
-            raise TypeError(
-                f"the diamond family takes images alone, not {observation_space}; select the key "
-                "of the images, or use a family that takes several parts, such as rssm"
-            )
-        [(self.key, box)] = boxes.items()
+        side = config.image_size
+        self.key, box = only_part(observation_space, "diamond")
         self.pixels = Pixels(box, (side, side))
         self.shape = (self.pixels.channels, side, side)
         self.encode_action = ActionEncoder(action_space)
@@ -143,7 +138,7 @@ class DIAMOND(WorldModel):
     def decode(self, state: State) -> Observation:
         """Return the newest frame as an observation (B, ...), zeros if there is none."""
         image = self.pixels.to_bytes(state["frames"][:, -1].float() / BYTE)
-        return image if self.key == WHOLE else {self.key: image}
+        return join_parts({self.key: image})
 
     def sampled_in(self, denoising_steps: int) -> DIAMOND:
         """Return a model with the same weights that takes another number of denoising steps.

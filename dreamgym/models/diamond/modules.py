@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dreamgym.models.diamond.config import HEAD_WIDTH, DIAMONDConfig
 from dreamgym.models.nn.actions import ActionEncoder
+from dreamgym.models.nn.conv import Double
 from dreamgym.models.nn.layers import LSTM, Linear, at_least_float32
 from dreamgym.models.nn.reward_head import RewardHead
 
@@ -141,18 +142,6 @@ def halve(channels: int) -> nn.Conv2d:
     layer = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
     nn.init.orthogonal_(layer.weight)
     return layer
-
-
-class Double(nn.Module):
-    """Doubles the side of an image by repeating pixels, and convolves it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, channels, height, width) to (B, channels, 2 height, 2 width)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class UNet(nn.Module):

@@ -5,8 +5,7 @@ Ha and Schmidhuber, "World Models" (2018), arXiv 1803.10122, appendix A.1.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import gymnasium as gym
@@ -19,6 +18,7 @@ from dreamgym.models.base import KLDiagnostic, LatentDiagnostics, Segment
 from dreamgym.models.nn.codecs import TransitionCodec, flattened, standardised, to_box
 from dreamgym.models.nn.conv import VMC_DECODER, VMC_ENCODER, ConvDecoder, ConvEncoder, Pixels
 from dreamgym.models.nn.distributions import normal
+from dreamgym.models.nn.encoding_cache import EncodingCache
 from dreamgym.models.nn.layers import Linear
 from dreamgym.models.observations import (
     Observation,
@@ -27,14 +27,11 @@ from dreamgym.models.observations import (
     join_parts,
     observation_boxes,
 )
-from dreamgym.models.reduction import all_reduce_sum, processes
+from dreamgym.models.reduction import all_reduce_sum, evenly_spaced, processes
 from dreamgym.models.statistics import Statistics
 
 ENCODE_BATCH = 256
 """Frames encoded in one call: more need more memory and save no time."""
-
-MAX_CACHED_IMAGES = 1 << 20
-"""Images in a `PosteriorCache`: half a gigabyte at 64 latents each."""
 
 
 class Posterior(NamedTuple):
@@ -136,64 +133,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-class PosteriorCache:
-    """Cache of a frozen encoder's posteriors, keyed by image content.
-
-    The authors of V-M-C encode all frames once, before M is fitted. Here the reader gives M's
-    segments as images, so a frame that was encoded before is recognised by a digest of its bytes.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, int] = {}
-        self._weights_version: tuple[tuple[int, int], ...] = ()
-        self._posteriors: Posterior | None = None
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> PosteriorCache:
-        """Return an empty cache: a copy of the encoder may be moved to another device."""
-        return PosteriorCache()
-
-    def posterior(
-        self,
-        images: Tensor,
-        weights: Sequence[nn.Parameter],
-        encode: Callable[[Tensor], Posterior],
-    ) -> Posterior:
-        """Return the posterior of every image, leaves (N, latent).
-
-        Args:
-            images: (N, *shape) uint8, at least one.
-            weights: the encoder's parameters; the cache is cleared if they have changed.
-            encode: function from some of the images to their posterior.
-        """
-        version = tuple((weight.data_ptr(), weight._version) for weight in weights)
-        if version != self._weights_version or len(self) > MAX_CACHED_IMAGES:
-            self._rows, self._posteriors, self._weights_version = {}, None, version
-        keys = [hashlib.blake2b(image, digest_size=16).digest() for image in _image_bytes(images)]
-        missing = {key: k for k, key in enumerate(keys) if key not in self._rows}
-        if missing:
-            self._append(encode(images[list(missing.values())]))
-            self._rows |= {key: len(self._rows) + k for k, key in enumerate(missing)}
-        if self._posteriors is None:
-            raise ValueError("expected at least one image to encode, got none")
-        rows = torch.tensor([self._rows[key] for key in keys], device=images.device)
-        return Posterior(*(leaf[rows] for leaf in self._posteriors))
-
-    def _append(self, new: Posterior) -> None:
-        if self._posteriors is None:
-            self._posteriors = new
-        else:
-            pairs = zip(self._posteriors, new, strict=True)
-            self._posteriors = Posterior(*(torch.cat(leaves) for leaves in pairs))
-
-
-def _image_bytes(images: Tensor) -> list[memoryview]:
-    rows = images.flatten(1).cpu().contiguous().numpy()
-    return [memoryview(row) for row in rows]
 
 
 class ImageVAESizes(NamedTuple):
@@ -303,7 +242,7 @@ class ObservationEncoder(TransitionCodec):
 
     def clear_cache(self) -> None:
         """Release the posteriors that `encode_cached` keeps."""
-        self._caches = {key: PosteriorCache() for key in self.images}
+        self._caches = {key: EncodingCache() for key in self.images}
 
     def _encode(
         self,
@@ -336,9 +275,12 @@ class ObservationEncoder(TransitionCodec):
 
     def _cached_posterior(self, key: str, images: Tensor) -> Posterior:
         weights = self._image_vae(key).vae.encoder_weights()
-        return self._caches[key].posterior(
-            images, weights, lambda missing: self._posterior(key, missing)
+        encoded = self._caches[key].encode(
+            images.flatten(1),
+            weights,
+            lambda missing: torch.stack(self._posterior(key, images[missing]), 1),
         )
+        return Posterior(*encoded.unbind(1))
 
     def _image_vae(self, key: str) -> ImageVAE:
         return cast(ImageVAE, self.sights[self.images[key]])
@@ -357,17 +299,12 @@ class ObservationEncoder(TransitionCodec):
     def sample_frames(self, segment: Segment, noise: Tensor, count: int) -> dict[str, FrameBatch]:
         """Take at most `count` real frames of every image part, evenly spaced over the batch.
 
-        Segments start at random places of their episodes, so evenly spaced frames are a random
-        sample.
-
         Args:
             segment: B windows of L transitions; frames under padding are never taken.
             noise: (B, L + 1, size) uniforms.
             count: number of frames, over all processes that share the batch.
         """
-        real = F.pad(segment.mask, (1, 0), value=True).flatten().nonzero().squeeze(1)
-        taken = min(max(1, count // processes()), len(real))
-        rows = real[torch.arange(taken, device=real.device) * len(real) // taken]
+        rows = evenly_spaced(F.pad(segment.mask, (1, 0), value=True).flatten(), count)
         batches = {}
         for key in self.images:
             part = self._image_vae(key)

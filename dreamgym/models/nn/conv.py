@@ -250,6 +250,18 @@ class ChannelNorm(nn.Module):
         return self.norm(images.movedim(1, -1)).movedim(-1, 1)
 
 
+class Double(nn.Module):
+    """Double the side of an image by repeating pixels, and convolve it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, height, width) to (B, channels, 2 height, 2 width)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
 class ImageBatchNorm(BatchNorm):
     """Batch normalisation of images that ignores padding; see `BatchNorm`."""
 

@@ -22,7 +22,8 @@ from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
 from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture
 from dreamgym.models.nn.transformer import Block
-from dreamgym.models.storm.model import STORM, at, begun, enter_action, push
+from dreamgym.models.nn.windows import at
+from dreamgym.models.storm.model import STORM, begun, enter_action, push
 
 
 class Cache(NamedTuple):

@@ -25,6 +25,8 @@ from dreamgym.models.nn.dense import linear
 from dreamgym.models.nn.latents import Categoricals, kl_loss
 from dreamgym.models.nn.observation_codec import ObservationCodec
 from dreamgym.models.nn.reward_head import RewardHead
+from dreamgym.models.nn.windows import at, put
+from dreamgym.models.nn.windows import push as push_windows
 from dreamgym.models.observations import Observation, map_observation
 from dreamgym.models.reduction import masked_mean
 from dreamgym.models.statistics import Statistics
@@ -239,27 +241,14 @@ def begun(state: State) -> State:
     return state | {"length": state["length"].clamp(min=1)}
 
 
-def at(window: Tensor, place: Tensor) -> Tensor:
-    """Return the entries (B, n) of windows (B, context, n) at places (B,)."""
-    index = place.view(-1, 1, 1).expand(-1, 1, window.shape[-1])
-    return window.gather(1, index).squeeze(1)
-
-
 def newest(state: State, leaf: str) -> Tensor:
     """Return the newest entries (B, n) of a leaf (B, context, n); zeros for an empty window."""
     return at(state[leaf], state["length"].clamp(min=1) - 1)
 
 
-def _is_at(place: Tensor, like: Tensor) -> Tensor:
-    """Return where (B, context, 1) windows (B, context, n) have places (B,)."""
-    places = torch.arange(like.shape[1], device=like.device)
-    return (places == place.unsqueeze(-1)).unsqueeze(-1)
-
-
 def enter_action(state: State, encoded: Tensor) -> State:
     """Return a state with the encoded action (B, A) after its newest latent."""
-    here = _is_at(state["length"] - 1, state["actions"])
-    return state | {"actions": torch.where(here, encoded.unsqueeze(1), state["actions"])}
+    return state | {"actions": put(state["actions"], state["length"] - 1, encoded)}
 
 
 def push(state: State, classes: Tensor, h: Tensor, limit: Tensor) -> State:
@@ -271,16 +260,6 @@ def push(state: State, classes: Tensor, h: Tensor, limit: Tensor) -> State:
         h: (B, width) the output that predicted it.
         limit: () latents of a full window, from 2 to the context.
     """
-    latents, actions, length = state["latents"], state["actions"], state["length"]
-    full = length >= limit
-    place = torch.where(full, limit // 2, length)
-    places = torch.arange(latents.shape[1], device=latents.device)
-    source = (places + (length - place).unsqueeze(-1)).clamp(max=latents.shape[1] - 1).unsqueeze(-1)
-    older = (places < place.unsqueeze(-1)).unsqueeze(-1)
-    news = {"latents": classes.to(latents.dtype), "actions": torch.zeros_like(actions[:, 0])}
-    pushed = {}
-    for key, new in news.items():
-        moved = state[key].gather(1, source.expand_as(state[key]))
-        kept = torch.where(older, moved, torch.zeros_like(moved))
-        pushed[key] = torch.where(_is_at(place, latents), new.unsqueeze(1), kept)
-    return {**pushed, "length": place + 1, "h": h}
+    news = {"latents": classes, "actions": torch.zeros_like(state["actions"][:, 0])}
+    pushed, length = push_windows(state, state["length"], news, limit)
+    return {**pushed, "length": length, "h": h}

@@ -15,7 +15,7 @@ from dreamgym.models import FAMILIES, ModelSpec
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.statistics import measure_statistics
 from tests.data.samples import write_random
-from tests.small_worlds import STATISTICS
+from tests.small_worlds import OF_IMAGES, STATISTICS
 
 BOX = gym.spaces.Box(np.float32([-2, 0]), np.float32([2, 8]))
 
@@ -68,7 +68,7 @@ def test_others_keep_the_scale_of_the_space(family: str) -> None:
     except ValueError:
         pytest.skip("a wrapper: the model inside decides")
     images = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    model = spec.build(images if family == "diamond" else gym.spaces.Box(-1, 1, (4,)), BOX)
+    model = spec.build(images if family in OF_IMAGES else gym.spaces.Box(-1, 1, (4,)), BOX)
     found = measure_statistics(
         [(np.zeros((2, 4)), np.zeros(1))], [np.float32([[7, 1], [2, 3], [1, 1]])]
     )

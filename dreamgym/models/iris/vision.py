@@ -1,0 +1,174 @@
+"""The tokeniser of IRIS: a convolutional autoencoder with tokens between its halves.
+
+The networks are those of VQGAN (Esser et al. 2021, arXiv 2012.09841), as IRIS has them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamgym.models.iris.config import IRISConfig, TokenObjective
+from dreamgym.models.iris.quantisers import quantiser
+from dreamgym.models.nn.conv import Double, apply_in_pieces
+from dreamgym.models.nn.layers import at_least_float32
+
+GROUPS = 32
+"""Groups of a group norm, or fewer if the channels cannot be divided into so many."""
+
+ENCODE_BATCH = 256
+"""Frames encoded in one call: more need more memory and save no time."""
+
+EPSILON = 1e-6
+"""Added to variances in group norms."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm, computed and returned in the dtype of its weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(math.gcd(GROUPS, channels), channels, eps=EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, channels, height, width)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Residual(nn.Module):
+    """Two convolutions with norms before them, added to their input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = GroupNorm(inputs), conv(inputs, outputs)
+        self.norm2, self.conv2 = GroupNorm(outputs), conv(outputs, outputs)
+        self.project = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, height, width) to (B, outputs, height, width)."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.project(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class PixelAttention(nn.Module):
+    """Attention of one head between the pixels of an image, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.joint = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within each of x (B, channels, height, width)."""
+        query, key, value = self.joint(self.norm(x)).flatten(2).mT.chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(mixed.mT.unflatten(-1, x.shape[-2:]))
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a convolution of 3 by 3 that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def blocks(inputs: int, outputs: int, count: int, *, attention: bool) -> list[nn.Module]:
+    """Return residual blocks, each followed by attention if asked for."""
+    modules: list[nn.Module] = []
+    for _ in range(count):
+        modules.append(Residual(inputs, outputs))
+        if attention:
+            modules.append(PixelAttention(outputs))
+        inputs = outputs
+    return modules
+
+
+def middle(channels: int) -> list[nn.Module]:
+    """Return the blocks at the smallest size."""
+    return [
+        Residual(channels, channels),
+        PixelAttention(channels),
+        Residual(channels, channels),
+    ]
+
+
+def last(channels: int, outputs: int) -> list[nn.Module]:
+    """Return the layers at the end of an encoder or a decoder."""
+    return [GroupNorm(channels), nn.SiLU(), conv(channels, outputs)]
+
+
+def encoder(inputs: int, config: IRISConfig) -> nn.Sequential:
+    """Return the network from images to vectors at the pixels of the smallest level."""
+    widths, count = config.channels, config.residual_blocks
+    layers: list[nn.Module] = [conv(inputs, widths[0])]
+    for level, width in enumerate(widths):
+        if level:
+            layers.append(nn.Conv2d(widths[level - 1], widths[level - 1], 3, 2, padding=1))
+        attends = config.image_size >> level in config.attention
+        layers += blocks(widths[max(0, level - 1)], width, count, attention=attends)
+    return nn.Sequential(*layers, *middle(widths[-1]), *last(widths[-1], config.latent))
+
+
+def decoder(outputs: int, config: IRISConfig) -> nn.Sequential:
+    """Return the network from these vectors to images."""
+    widths, count = config.channels, config.residual_blocks + 1
+    layers: list[nn.Module] = [conv(config.latent, widths[-1]), *middle(widths[-1])]
+    for level, width in reversed(list(enumerate(widths))):
+        if level + 1 < len(widths):
+            layers.append(Double(widths[level + 1]))
+        attends = config.image_size >> level in config.attention
+        before = widths[min(level + 1, len(widths) - 1)]
+        layers += blocks(before, width, count, attention=attends)
+    return nn.Sequential(*layers, *last(widths[0], outputs))
+
+
+class Tokeniser(nn.Module):
+    """An autoencoder of images whose latents are tokens.
+
+    Args:
+        channels: channels of the images.
+        config: sizes.
+
+    Attributes:
+        tokens: tokens of an image.
+    """
+
+    def __init__(self, channels: int, config: IRISConfig) -> None:
+        super().__init__()
+        self.side = config.image_size >> (len(config.channels) - 1)
+        self.tokens, self.pixels = self.side**2, config.image_size**2
+        self.encoder, self.decoder = encoder(channels, config), decoder(channels, config)
+        self.quantiser = quantiser(config.quantiser)
+        self.before = nn.Conv2d(config.latent, self.quantiser.width, 1)
+        self.after = nn.Conv2d(self.quantiser.width, config.latent, 1)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Return the vectors (N, tokens, width), before quantisation, of images in [0, 1].
+
+        Args:
+            images: (N, channels, side, side).
+        """
+        encoded = apply_in_pieces(self.encoder, 2 * images - 1, self.pixels)
+        return at_least_float32(self.before(encoded).flatten(2).mT)
+
+    def decode(self, vectors: Tensor) -> Tensor:
+        """Return images (N, channels, side, side), around [0, 1], of codes (N, tokens, width)."""
+        grid = self.after(vectors.mT.unflatten(-1, (self.side, self.side)))
+        return (at_least_float32(apply_in_pieces(self.decoder, grid, self.pixels)) + 1) / 2
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the tokens (N, tokens) int64 of images (N, channels, side, side) in [0, 1]."""
+        parts = images.split(ENCODE_BATCH)
+        return torch.cat([self.quantiser(self.latents(part)).tokens for part in parts])
+
+
+def pixel_error(decoded: Tensor, images: Tensor, objective: TokenObjective) -> Tensor:
+    """Return the weighted error (N,) of decoded images (N, channels, height, width)."""
+    error = (decoded - images).flatten(1)
+    squared = error.square()
+    return (
+        objective.absolute * error.abs().mean(1)
+        + objective.squared * squared.mean(1)
+        + objective.worst * squared.amax(1)
+    )
