@@ -24,7 +24,6 @@ import json
 import sys
 import tempfile
 import time
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +40,9 @@ from dreamgym.transfer.intervals import mean_interval
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)
 EPISODES = 100
-N_STEPS, UPDATES = 32, 4
+N_STEPS = 32
+UPDATES = {256: 4, 4096: 1}
+"""Updates that are timed, after a first one."""
 
 PAIRED = TrainConfig(
     num_envs=4096,
@@ -59,6 +60,17 @@ PAIRED_STEPS = 1_000_000
 
 SOLVED = {"CartPole-v1": 490.0, "Pendulum-v1": -200.0}
 """Mean real return from which on a shipped task is solved."""
+
+DISTRIBUTIONS = {
+    "stable_baselines3": "stable-baselines3",
+    "rsl_rl": "rsl-rl-lib",
+    "skrl": "skrl",
+    "torchrl": "torchrl",
+    "tianshou": "tianshou",
+    "sbx": "sbx-rl",
+    "ray": "ray",
+}
+"""Distribution that has a learner's module."""
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 
@@ -81,12 +93,12 @@ def installed() -> list[str]:
     return [name for name, each in LEARNERS.items() if importlib.util.find_spec(each.requires)]
 
 
-def title(name: str) -> str:
+def title(name: str, versions: dict[str, str]) -> str:
     """Return a learner's title with the version of its library."""
     module = LEARNERS[name].requires
     if module == "torch":
         return f"`{name}` ({LEARNERS[name].title})"
-    return f"`{name}` ({LEARNERS[name].title} {version(packages_distributions()[module][0])})"
+    return f"`{name}` ({LEARNERS[name].title} {versions[DISTRIBUTIONS[module]]})"
 
 
 def bare_speed(count: int) -> float:
@@ -123,7 +135,7 @@ def training_speed(name: str, count: int) -> float:
     """Return dream steps a CPU second of a brief training."""
     rows = count * N_STEPS
     config = TrainConfig(num_envs=count, n_steps=N_STEPS, batch_size=rows // 8, n_epochs=5)
-    return timed_training(name, config, (UPDATES + 1) * rows)[1]
+    return timed_training(name, config, (UPDATES[count] + 1) * rows)[1]
 
 
 def beside_sb3(seeds: int) -> list[Row]:
@@ -270,7 +282,7 @@ def defaults_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], versions: dict[str, str]) -> str:
     """Return the table of learner libraries."""
     values = {row["name"]: row["value"] for row in rows}
     lines = [
@@ -286,15 +298,19 @@ def table(rows: list[dict]) -> str:
             f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
             for count in COUNTS
         )
-        lines.append(f"| {' | '.join([title(name), *needs, shares, result])} |")
+        lines.append(f"| {' | '.join([title(name, versions), *needs, shares, result])} |")
     return "\n".join(lines)
 
 
 def write_docs(file: Path) -> None:
     """Replace the tables of docs/train.md by those of a file of rows."""
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    result = json.loads(file.read_text(encoding="utf-8"))
+    tables = {
+        "learners": table(result["rows"], result["versions"]),
+        "defaults": defaults_table(result["rows"]),
+    }
     text = DOCS.read_text(encoding="utf-8")
-    for name, made in (("learners", table(rows)), ("defaults", defaults_table(rows))):
+    for name, made in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         text = f"{text.split(begin)[0]}{begin}\n\n{made}\n\n{end}{text.split(end)[1]}"
     DOCS.write_text(text, encoding="utf-8")

@@ -25,7 +25,7 @@ from dreamgym.train.training import TrainingRun
 
 ALGORITHM = "CMA-ES"
 
-_GENERATIONS = 120
+_EPISODES = 100_000  # of a training: 100 generations of 64 x 16, or 400 of 64 x 4
 _ON_OBSERVATIONS: dict[str, Any] = {"rollouts": 4, "sigma0": 1.0, "hidden": (8,)}
 _CHECK_EVERY = 16  # steps between checks whether all episodes have ended, a host sync
 _UNUSED = (
@@ -126,7 +126,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         _tell_history(evolution, config, policy, seed, network)
         curve = [list(point) for point in policy.card.curve]
     done = int(curve[-1][0]) if curve else 0
-    steps = run.steps_left(_GENERATIONS * rows * dream.horizon)
+    steps = run.steps_left(_EPISODES * dream.horizon)
     settings = {"popsize": config.popsize, "rollouts": config.rollouts, "sigma0": config.sigma0}
 
     def policy_so_far() -> TrainedPolicy:
