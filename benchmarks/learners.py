@@ -6,9 +6,9 @@ Every learner of the table that is installed trains by PPO in the Pendulum world
   those of the dream alone, stepped with fixed actions in the same run;
 - to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
 
-Every algorithm that is not in that table trains with its defaults in the CartPole world as well
-(part `defaults`; what is made lies in `--work` and is used again, so that a run that was stopped
-goes on).
+Every other algorithm trains with its defaults in that world and in CartPole's, and so does PPO in
+the latter (part `defaults`). Returns lie in `--work` and are used again, so that a run that was
+stopped goes on.
 
 dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
 settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
@@ -24,8 +24,6 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from statistics import median
 
@@ -42,7 +40,9 @@ from dreamgym.transfer.intervals import mean_interval
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)
 EPISODES = 100
-N_STEPS, UPDATES = 32, 4
+N_STEPS = 32
+UPDATES = {256: 4, 4096: 1}
+"""Updates that are timed, after a first one."""
 
 PAIRED = TrainConfig(
     num_envs=4096,
@@ -60,6 +60,17 @@ PAIRED_STEPS = 1_000_000
 
 SOLVED = {"CartPole-v1": 490.0, "Pendulum-v1": -200.0}
 """Mean real return from which on a shipped task is solved."""
+
+DISTRIBUTIONS = {
+    "stable_baselines3": "stable-baselines3",
+    "rsl_rl": "rsl-rl-lib",
+    "skrl": "skrl",
+    "torchrl": "torchrl",
+    "tianshou": "tianshou",
+    "sbx": "sbx-rl",
+    "ray": "ray",
+}
+"""Distribution that has a learner's module."""
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 
@@ -82,12 +93,12 @@ def installed() -> list[str]:
     return [name for name, each in LEARNERS.items() if importlib.util.find_spec(each.requires)]
 
 
-def title(name: str) -> str:
+def title(name: str, versions: dict[str, str]) -> str:
     """Return a learner's title with the version of its library."""
     module = LEARNERS[name].requires
     if module == "torch":
         return f"`{name}` ({LEARNERS[name].title})"
-    return f"`{name}` ({LEARNERS[name].title} {version(packages_distributions()[module][0])})"
+    return f"`{name}` ({LEARNERS[name].title} {versions[DISTRIBUTIONS[module]]})"
 
 
 def bare_speed(count: int) -> float:
@@ -124,7 +135,7 @@ def training_speed(name: str, count: int) -> float:
     """Return dream steps a CPU second of a brief training."""
     rows = count * N_STEPS
     config = TrainConfig(num_envs=count, n_steps=N_STEPS, batch_size=rows // 8, n_epochs=5)
-    return timed_training(name, config, (UPDATES + 1) * rows)[1]
+    return timed_training(name, config, (UPDATES[count] + 1) * rows)[1]
 
 
 def beside_sb3(seeds: int) -> list[Row]:
@@ -155,46 +166,42 @@ def beside_sb3(seeds: int) -> list[Row]:
     return rows
 
 
-def real_returns(name: str, seed: int, steps: int | None, episodes: int) -> np.ndarray:
-    """Train a policy in the dream, and return its returns in the real environment."""
-    policy = train_policy(WORLD, learner=name, seed=seed, steps=steps)
-    return dreamgym.evaluate(policy, TASK, episodes=episodes).returns
-
-
-def measure(names: list[str], seeds: int, quick: bool, partial: Path | None) -> list[Row]:
-    """Return all rows; they are kept in `partial` as they come."""
+def speeds(names: list[str], counts: tuple[int, ...]) -> list[Row]:
+    """Return the speeds of training, and what share of the bare dream's they are."""
     rows: list[Row] = []
-
-    def add(label: str, value: float, unit: str) -> None:
-        rows.append(Row(name=label, value=value, unit=unit))
-        print(label, f"{value:.4g}", unit, file=sys.stderr, flush=True)
-        if partial is not None:
-            partial.write_text(json.dumps([asdict(row) for row in rows]))
-
-    for count in COUNTS[:1] if quick else COUNTS:
+    for count in counts:
         for name in names:
             speed = training_speed(name, count)
             share = speed / bare_speed(count)
-            add(f"{name}: steps a CPU second at {count} copies", speed, "1/s")
-            add(f"{name}: steps at {count} copies, share of the bare dream", share, "ratio")
-    if quick:
-        return rows
-    returns: dict[str, list[float]] = {name: [] for name in names}
-    for seed in range(seeds):
-        for name in names:
-            mean = float(real_returns(name, seed, None, EPISODES).mean())
-            returns[name].append(mean)
-            add(f"{name}: real return, seed {seed}", mean, "return")
-    for name, values in returns.items():
+            print(name, count, f"{speed:.4g} 1/s, {share:.3f}", file=sys.stderr, flush=True)
+            label = f"{name}: steps at {count} copies, share of the bare dream"
+            rows += [
+                Row(name=f"{name}: steps a CPU second at {count} copies", value=speed, unit="1/s"),
+                Row(name=label, value=share, unit="ratio"),
+            ]
+    return rows
+
+
+def real_returns(names: list[str], seeds: int, work: Path) -> list[Row]:
+    """Train PPO of each library with its defaults, and measure it in the real environment."""
+    rows: list[Row] = []
+    for name in names:
+        values = [
+            default_training((TASK, name, "PPO"), seed, work)["return"] for seed in range(seeds)
+        ]
         low, high = mean_interval(np.asarray(values))
-        add(f"{name}: real return, mean of {seeds} seeds", float(np.mean(values)), "return")
-        add(f"{name}: low end of its 95% interval", low, "return")
-        add(f"{name}: high end of its 95% interval", high, "return")
+        figures = {f"real return, seed {seed}": value for seed, value in enumerate(values)}
+        figures[f"real return, mean of {seeds} seeds"] = float(np.mean(values))
+        figures |= {"low end of its 95% interval": low, "high end of its 95% interval": high}
+        rows += [
+            Row(name=f"{name}: {label}", value=value, unit="return")
+            for label, value in figures.items()
+        ]
     return rows
 
 
 def default_cases(names: list[str]) -> list[tuple[str, str, str]]:
-    """Return (task, learner, algorithm) of the trainings that `measure` leaves out."""
+    """Return (task, learner, algorithm) of the trainings that `real_returns` leaves out."""
     cases = []
     for task in SOLVED:
         space = gym.make(task).action_space
@@ -275,7 +282,7 @@ def defaults_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], versions: dict[str, str]) -> str:
     """Return the table of learner libraries."""
     values = {row["name"]: row["value"] for row in rows}
     lines = [
@@ -291,15 +298,19 @@ def table(rows: list[dict]) -> str:
             f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
             for count in COUNTS
         )
-        lines.append(f"| {' | '.join([title(name), *needs, shares, result])} |")
+        lines.append(f"| {' | '.join([title(name, versions), *needs, shares, result])} |")
     return "\n".join(lines)
 
 
 def write_docs(file: Path) -> None:
     """Replace the tables of docs/train.md by those of a file of rows."""
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    result = json.loads(file.read_text(encoding="utf-8"))
+    tables = {
+        "learners": table(result["rows"], result["versions"]),
+        "defaults": defaults_table(result["rows"]),
+    }
     text = DOCS.read_text(encoding="utf-8")
-    for name, made in (("learners", table(rows)), ("defaults", defaults_table(rows))):
+    for name, made in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         text = f"{text.split(begin)[0]}{begin}\n\n{made}\n\n{end}{text.split(end)[1]}"
     DOCS.write_text(text, encoding="utf-8")
@@ -310,18 +321,17 @@ def main(arguments: argparse.Namespace) -> None:
         write_docs(arguments.json)
         return
     torch.set_num_threads(1)
-    partial = arguments.json and arguments.json.with_suffix(".partial")
+    names = [name for name in arguments.learners if "PPO" in LEARNERS[name].algorithms]
+    if arguments.quick:
+        report(speeds(names, COUNTS[:1]), arguments)
     rows: list[Row] = []
-    if "sb3" in arguments.parts and not arguments.quick:
-        rows += beside_sb3(arguments.seeds)
-    if "libraries" in arguments.parts:
-        names = [name for name in arguments.learners if "PPO" in LEARNERS[name].algorithms]
-        rows += measure(names, arguments.seeds, arguments.quick, partial)
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-    if "defaults" in arguments.parts and not arguments.quick:
-        with tempfile.TemporaryDirectory() as temporary:
-            work = arguments.work or Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        if "sb3" in arguments.parts:
+            rows += beside_sb3(arguments.seeds)
+        if "libraries" in arguments.parts:
+            rows += speeds(names, COUNTS) + real_returns(names, arguments.seeds, work)
+        if "defaults" in arguments.parts:
             rows += defaults(arguments.learners, arguments.seeds, work)
     report(rows, arguments)
 
@@ -332,6 +342,6 @@ if __name__ == "__main__":
     parts = ("libraries", "sb3", "defaults")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--work", type=Path, help="folder to keep the part `defaults` in")
+    options.add_argument("--work", type=Path, help="folder in which returns are kept")
     options.add_argument("--docs", action="store_true", help="write the tables of docs/train.md")
     main(options.parse_args())

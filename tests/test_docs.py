@@ -272,15 +272,30 @@ def measured(file: str, *, newest_only: bool = True) -> dict[str, float]:
     return {row["name"]: row["value"] for result in chosen for row in result["rows"]}
 
 
-@pytest.mark.parametrize("file", ["learning.json", "transfer.json"])
-def test_the_page_of_results_has_the_measured_returns(file: str) -> None:
-    values, text = measured(file), read(DOCS / "results.md")
+@pytest.mark.parametrize(
+    ("file", "page"),
+    [("learning.json", "results"), ("transfer.json", "results"), ("planners.json", "planning")],
+)
+def test_a_page_has_the_measured_returns(file: str, page: str) -> None:
+    values, text = measured(file), read(DOCS / f"{page}.md")
     runs = [name.split(": ")[0] for name in values if name.endswith(": real return")]
     assert runs
     for run in runs:
         low, high = (values[f"{run}: {end} end of its 95% interval"] for end in ("low", "high"))
         expected = f"{values[f'{run}: real return']:.0f} ({low:.0f} to {high:.0f})"
         assert expected in text, f"{run}: {expected}"
+
+
+def test_the_page_on_training_has_the_measured_returns() -> None:
+    values, text = measured("learners.json"), read(DOCS / "train.md")
+    by_run: dict[str, list[str]] = {}
+    for name, value in values.items():
+        run, found, _ = name.partition(": real return, seed ")
+        if found:
+            by_run.setdefault(run, []).append(f"{value:.0f}")
+    assert by_run
+    for run, returns in by_run.items():
+        assert f"| {', '.join(returns)} (seed" in text, run
 
 
 def test_the_page_on_the_online_loop_has_the_measured_returns() -> None:

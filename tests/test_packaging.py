@@ -172,3 +172,9 @@ def test_constraints_pin_every_requirement_of_development_exactly() -> None:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_no_vector_wrapper_has_type_arguments() -> None:
+    """Those of gymnasium 1.2, the oldest that is supported, are not generic: the import fails."""
+    for path in (ROOT / "dreamgym").rglob("*.py"):
+        assert "VectorWrapper[" not in path.read_text(encoding="utf-8"), path

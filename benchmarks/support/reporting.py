@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES = ("dreamgym", "torch", "numpy", "gymnasium", "h5py", "stable-baselines3")
-PACKAGES += ("rsl-rl-lib", "skrl", "tensordict", "torchrl")
+PACKAGES += ("rsl-rl-lib", "skrl", "tensordict", "torchrl", "sb3-contrib", "tianshou", "sbx-rl")
+PACKAGES += ("ray", "cma")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ class LatentObservation(
         return _as_numpy(self.model.features(self._state))[0]
 
 
-class LatentVectorObservation(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+class LatentVectorObservation(gym.vector.VectorWrapper):
     """The same for a vector of real environments, whose rows are filtered side by side.
 
     A row's features are those of `LatentObservation`, up to the rounding of products with several

@@ -137,8 +137,21 @@ def test_settings_that_do_not_apply_are_refused(world):
             dreamgym.train_policy(world, algo="CMA-ES", config=config)
 
 
+@pytest.mark.parametrize(
+    ("view", "rollouts", "sigma0", "hidden"),
+    [("observation", 4, 1.0, [8]), ("latent", 16, 0.1, [])],
+)
+def test_the_defaults_are_those_of_the_view(world, view, rollouts, sigma0, hidden):
+    config = TrainConfig(view=view, learner={"popsize": 2})
+    card = dreamgym.train_policy(world, algo="CMA-ES", steps=1, config=config).card
+    assert card.hyperparameters["rollouts"] == rollouts
+    assert card.hyperparameters["sigma0"] == sigma0
+    assert card.policy["hidden"] == hidden
+
+
 def test_a_controller_learns_in_the_dream_of_cartpole():
-    config = TrainConfig(learner={"popsize": 16, "rollouts": 4}, horizon=100)
+    linear = {"popsize": 16, "rollouts": 4, "sigma0": 0.1, "hidden": []}
+    config = TrainConfig(learner=linear, horizon=100)
     policy = dreamgym.train_policy(
         "CartPole-MDNRNN-v0", learner="cma", algo="CMA-ES", steps=60_000, config=config
     )

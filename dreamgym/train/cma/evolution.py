@@ -19,14 +19,14 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError
 from dreamgym.train.cma.controller import Controller
 from dreamgym.train.cma.policy_file import Evolved, load
-from dreamgym.train.config import TrainConfig
 from dreamgym.train.policy import TrainedPolicy
 from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
 
 ALGORITHM = "CMA-ES"
 
-_GENERATIONS = 100
+_EPISODES = 100_000  # of a training: 100 generations of 64 x 16, or 400 of 64 x 4
+_ON_OBSERVATIONS: dict[str, Any] = {"rollouts": 4, "sigma0": 1.0, "hidden": (8,)}
 _CHECK_EVERY = 16  # steps between checks whether all episodes have ended, a host sync
 _UNUSED = (
     "num_envs",
@@ -42,7 +42,11 @@ _UNUSED = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionConfig:
-    """Settings of CMA-ES, the `learner` mapping of `TrainConfig`; the defaults are V-M-C's.
+    """Settings of CMA-ES, the `learner` mapping of `TrainConfig`.
+
+    The defaults are V-M-C's, for the features of a latent view. For observations they are 4
+    rollouts, a sigma0 of 1 and one hidden layer of 8: a linear controller cannot both swing a
+    pendulum up and hold it there.
 
     Attributes:
         popsize: controllers of a generation.
@@ -69,12 +73,13 @@ class EvolutionConfig:
             raise TrainingError(f"sigma0 is {self.sigma0}; expected a number above 0")
 
     @classmethod
-    def of(cls, config: TrainConfig) -> EvolutionConfig:
+    def of(cls, run: TrainingRun) -> EvolutionConfig:
         """Return the settings of a training.
 
         Raises:
             TrainingError: a setting does not exist or does not apply.
         """
+        config = run.config
         given: Mapping[str, Any] = config.learner
         names = [each.name for each in fields(cls)]
         for name in given:
@@ -86,7 +91,7 @@ class EvolutionConfig:
                 f"{unused[0]} does not apply to {ALGORITHM}, which has no gradients; its settings "
                 f"are {', '.join(names)} in learner"
             )
-        return cls(**given)
+        return cls(**{**(_ON_OBSERVATIONS if run.view == "observation" else {}), **given})
 
 
 def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
@@ -96,12 +101,12 @@ def unsupported(algo: str, space: gym.Space[Any]) -> str | None:
 
 def check(run: TrainingRun) -> None:
     """See `LearnerLibrary.check`."""
-    EvolutionConfig.of(run.config)
+    EvolutionConfig.of(run)
 
 
 def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     """See `LearnerLibrary.train`."""
-    config = EvolutionConfig.of(run.config)
+    config = EvolutionConfig.of(run)
     # A resumed evolution asks for the same candidates again, so its seed is that of the first run.
     seed = run.seed if run.earlier is None else run.earlier.seed
     rows = config.popsize * config.rollouts
@@ -121,7 +126,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
         _tell_history(evolution, config, policy, seed, network)
         curve = [list(point) for point in policy.card.curve]
     done = int(curve[-1][0]) if curve else 0
-    steps = run.steps_left(_GENERATIONS * rows * dream.horizon)
+    steps = run.steps_left(_EPISODES * dream.horizon)
     settings = {"popsize": config.popsize, "rollouts": config.rollouts, "sigma0": config.sigma0}
 
     def policy_so_far() -> TrainedPolicy:

@@ -85,10 +85,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         },
     ),
     "SAC": Algorithm(
-        learner=SAC, steps=30_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
+        learner=SAC, steps=20_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
     ),
     "TD3": Algorithm(
-        learner=TD3, steps=30_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
+        learner=TD3, steps=20_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
     ),
     "DQN": Algorithm(
         learner=DQN,
