@@ -170,13 +170,17 @@ def build_world(result: FitResult) -> World:
         "starts": starts.states,
         "episode_starts": starts.num_episode_starts,
     }
+    inspection = monitor.inspect(model)
+    measured = evaluate_metrics(*held_out, seed, **known)
+    # What both measure has one figure, the one that an alarm names.
+    measured |= {key: inspection.figures[key] for key in measured.keys() & inspection.figures}
     quality = {
-        **evaluate_metrics(*held_out, seed, **known),
+        **measured,
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
         + action_bounds_findings(data.action_space)
         + teaching_findings(lessons)
-        + [alarm.sentence for alarm in monitor.inspect(model).alarms],
+        + [alarm.sentence for alarm in inspection.alarms],
     }
     return World(
         model=model.cpu(),
