@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +42,8 @@ def progress_bar(what: str) -> Iterator[Report]:
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _plain_lines(console, what)
+        with _plain_lines(console, what) as report_line:
+            yield report_line
         return
     columns = (
         TextColumn("{task.description}"),
@@ -61,20 +62,33 @@ def progress_bar(what: str) -> Iterator[Report]:
         yield report
 
 
-def _plain_lines(console: Console, what: str) -> Report:
-    last_time, ended = time.monotonic(), False
+@contextmanager
+def _plain_lines(console: Console, what: str) -> Iterator[Report]:
+    """Print a line every `SECONDS_BETWEEN_LINES`, between two reports and after the last, too."""
+    latest, ended, left = "", False, threading.Event()
+
+    def write() -> None:
+        console.print(latest, markup=False, soft_wrap=True)
 
     def report(done: int, total: int, figures: Mapping[str, Any] | None = None) -> None:
-        nonlocal last_time, ended
-        now = time.monotonic()
-        if ended or (done < total and now - last_time < SECONDS_BETWEEN_LINES):
-            return
-        last_time, ended = now, done >= total
-        console.print(
-            f"{what} {done}/{total} {_figures(figures)}".rstrip(), markup=False, soft_wrap=True
-        )
+        nonlocal latest, ended
+        latest = f"{what} {done}/{total} {_figures(figures)}".rstrip()
+        if done >= total and not ended:
+            ended = True
+            write()
 
-    return report
+    def beat() -> None:
+        while not left.wait(SECONDS_BETWEEN_LINES):
+            if latest:
+                write()
+
+    thread = threading.Thread(target=beat, name="dreamgym-progress", daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        left.set()
+        thread.join()
 
 
 def _figures(figures: Mapping[str, Any] | None) -> str:
@@ -111,12 +125,17 @@ def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def show_figures(title: str, figures: Mapping[str, Any]) -> None:
-    """Print JSON-plain figures as a table; groups are indented under their name."""
+    """Print JSON-plain figures as a table; groups are indented under their name.
+
+    Empty groups and lists have no row.
+    """
     show_table(title, list(_rows(figures, "")))
 
 
 def _rows(figures: Mapping[str, Any], indent: str) -> Iterator[tuple[str, str]]:
     for name, value in figures.items():
+        if isinstance(value, Mapping | list | tuple) and not value:
+            continue
         label = indent + str(name).replace("_", " ")
         if isinstance(value, Mapping):
             yield label, ""

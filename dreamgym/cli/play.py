@@ -88,7 +88,12 @@ def play(
         return PlaySession(loaded, env=env, policies=policies, data=data, device=device)
 
     session().close()  # what is wrong is said here, and not in the browser
-    with PlayServer(lambda: Conversation(session(), out, seed), port) as server:
+    try:
+        server = PlayServer(lambda: Conversation(session(), out, seed), port)
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise OSError(f"port {port} cannot be used: {reason}; choose another --port") from error
+    with server:
         say(f"playing {loaded.name} at {server.url} (Ctrl-C ends)")
         if browser and _has_a_screen():
             webbrowser.open(server.url)

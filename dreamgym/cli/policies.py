@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dreamgym._files import local_path, sha256
+from dreamgym._settings import closest
 from dreamgym.errors import PolicyFileError
 from dreamgym.train.registry import LEARNERS, learner_of_file
 
@@ -187,6 +188,8 @@ class ImportedPolicy:
         Raises:
             BadParameter: there is no such function.
         """
+        from dreamgym.data.policies import POLICY_NAMES
+
         _, module, function = self.name.split(":", 2)
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
@@ -195,9 +198,11 @@ class ImportedPolicy:
             for part in function.split("."):
                 found = getattr(found, part)
         except (ImportError, AttributeError, ValueError) as error:
+            near = closest(module, POLICY_NAMES) if function[:1].isdigit() else None
+            hint = f"did you mean {near}:{function}? Otherwise " if near else ""
             raise typer.BadParameter(
-                f"--policy {module}:{function}: {error}; give a function of an observation that "
-                "can be imported from here, as MODULE:FUNCTION"
+                f"--policy {module}:{function}: {error}; {hint}give a function of an observation "
+                "that can be imported from here, as MODULE:FUNCTION"
             ) from None
         if not callable(found):
             raise typer.BadParameter(f"--policy {module}:{function} is not a function")

@@ -46,6 +46,12 @@ if TYPE_CHECKING:
 
 MEASURED = "dataset"  # --statistics dataset
 
+FAMILY_NAMES = sorted(
+    path.parent.name.replace("_", "-")
+    for path in (Path(__file__).parents[1] / "models").glob("*/model.py")
+)
+"""Families that are not wrappers, from their packages: importing these would import torch."""
+
 
 @options_from(FitConfig, skip=("overwrite",), rename={"name": "optimizer"})
 def fit(
@@ -53,7 +59,10 @@ def fit(
         Path, typer.Argument(metavar="DATASET", help="A file or a folder of shards.")
     ],
     family: Annotated[
-        str, typer.Option("--family", metavar="NAME", help="Family of world models.")
+        str,
+        typer.Option(
+            "--family", metavar="NAME", help=f"Family of world models: {', '.join(FAMILY_NAMES)}."
+        ),
     ] = "mdn-rnn",
     preset: Annotated[
         str | None,
@@ -164,8 +173,10 @@ def _show_fit(world: Any, target: Path, seconds: float, json_file: Path | None) 
         "provenance": world.provenance,
     }
     write_json(json_file, figures)
-    show_figures("On held-out episodes", world.quality)
+    show_figures("On held-out episodes", {"horizon": world.horizon, **world.quality})
     say(f"{target}: a world of {world.env_id or 'an unnamed environment'}, {number(seconds)} s")
+    if world.env_id is None:
+        say("note: transfer, play and a ranking need the real environment: fit with --env ENV")
 
 
 @contextmanager

@@ -52,6 +52,7 @@ _BLOCK_VALUES = 1 << 22
 
 _MEMORY = 256 << 20
 _LISTED_PROBLEMS = 50
+_FEW_STEPS = 500  # of which a tenth, held out, says little
 _SPEED_TEST_SECONDS = 0.05
 _SPEED_TEST_SIZE = 16  # segments in a batch, and transitions in a segment
 
@@ -203,12 +204,16 @@ def _make_card(source: Source, skipped: list[str]) -> DatasetCard:
 
 
 def _episode_notes(source: Source) -> list[str]:
-    """Return what fitting does with a single episode."""
-    if len(source.table) > 1 or source.table.num_steps < 2 * MIN_BLOCK:
-        return []
+    """Return what fitting does with few steps, and with a single episode."""
+    episodes, steps = len(source.table), source.table.num_steps
+    few = f"it holds {steps} steps in {episodes} episodes: far too few to fit or to judge a world"
+    notes = [few] if steps < _FEW_STEPS else []
+    if episodes > 1 or steps < 2 * MIN_BLOCK:
+        return notes
     return [
+        *notes,
         "it holds 1 episode, which a fit cuts into blocks to hold some out; dreams then start in "
-        f"the middle of it. To see how episodes start, {_more_episodes(source)}"
+        f"the middle of it. To see how episodes start, {_more_episodes(source)}",
     ]
 
 

@@ -64,6 +64,20 @@ class Mixture:
         ]
         return _interleave(batches, origin)
 
+    def draw_distinct(self, limit: int, rng: np.random.Generator) -> SegmentBatch:
+        """Draw up to `limit` different segments, fewer of a sampler that has fewer than its share.
+
+        Their order is random.
+        """
+        counts = rng.multinomial(limit, self._shares).tolist()
+        batches = [
+            sampler.draw_distinct(count, rng)
+            for sampler, count in zip(self._samplers, counts, strict=True)
+            if count
+        ]
+        origin = np.repeat(np.arange(len(batches)), [len(batch.mask) for batch in batches])
+        return _interleave(batches, rng.permutation(origin))
+
 
 def _interleave(batches: list[SegmentBatch], origin: Array) -> SegmentBatch:
     """Merge one batch per origin into one, with the segments in the order of `origin`.

@@ -49,6 +49,10 @@ class Sampler(Protocol):
         """Draw `batch_size` segments; the same generator state gives the same segments."""
         ...
 
+    def draw_distinct(self, limit: int, rng: np.random.Generator) -> SegmentBatch:
+        """Draw up to `limit` segments that all begin at different transitions."""
+        ...
+
 
 class SegmentSource:
     """The columns that segments are read from, and the place of each episode in them.
@@ -212,6 +216,11 @@ class SegmentSampler:
     def draw(self, batch_size: int, rng: np.random.Generator) -> SegmentBatch:
         """Draw `batch_size` segments; the same generator state gives the same segments."""
         return self.at(rng.integers(self.num_transitions, size=batch_size))
+
+    def draw_distinct(self, limit: int, rng: np.random.Generator) -> SegmentBatch:
+        """Draw up to `limit` segments that all begin at different transitions, in random order."""
+        count = min(limit, self.num_transitions)
+        return self.at(rng.choice(self.num_transitions, count, replace=False))
 
     def at(self, transitions: Array) -> SegmentBatch:
         """Return the segments that begin at given transitions.

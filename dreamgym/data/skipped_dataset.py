@@ -227,6 +227,10 @@ class _BlockSampler:
         """See `Sampler.draw`."""
         return self._dataset.join_actions(self._sampler.draw(batch_size, rng))
 
+    def draw_distinct(self, limit: int, rng: np.random.Generator) -> SegmentBatch:
+        """See `Sampler.draw_distinct`."""
+        return self._dataset.join_actions(self._sampler.draw_distinct(limit, rng))
+
 
 def with_frame_skip(dataset: Dataset, frame_skip: FrameSkip) -> Dataset | SkippedDataset:
     """Return the dataset read with a frame skip, or the dataset itself if nothing is skipped."""

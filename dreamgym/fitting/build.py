@@ -28,7 +28,11 @@ from dreamgym.world.start_states import burn_in
 from dreamgym.world.world import World
 
 MAX_HORIZON = 200
-"""Longest recommended horizon, and the horizon where the real environment has no limit."""
+"""Longest recommended horizon."""
+
+MAX_LENGTHS = 3
+"""Longest recommended horizon where the real environment has no limit, in lengths of the longest
+episode: the data say nothing of what follows."""
 
 RECORDED_VERSIONS = ("dreamgym", "torch", "numpy", "gymnasium", "h5py")
 """Packages whose versions are saved in a world's provenance."""
@@ -155,9 +159,10 @@ class FitResult:
 def build_world(result: FitResult) -> World:
     """Build a world: start states, recommended horizon and termination, metrics, provenance."""
     model, data, seed = result.model, result.data, result.seed
-    limit = data.frame_skip.count(_real_limit(data) or MAX_HORIZON)
     held_out = (model, data, result.held_out)
-    recommendation = recommend(*held_out, cap=min(limit, MAX_HORIZON), seed=seed)
+    lessons = data.lessons()
+    cap = _horizon_cap(data, max(int(each.lengths.max()) for each in lessons))
+    recommendation = recommend(*held_out, cap=cap, seed=seed)
     monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
     starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
     known: dict[str, Any] = {
@@ -165,13 +170,17 @@ def build_world(result: FitResult) -> World:
         "starts": starts.states,
         "episode_starts": starts.num_episode_starts,
     }
+    inspection = monitor.inspect(model)
+    measured = evaluate_metrics(*held_out, seed, **known)
+    # What both measure has one figure, the one that an alarm names.
+    measured |= {key: inspection.figures[key] for key in measured.keys() & inspection.figures}
     quality = {
-        **evaluate_metrics(*held_out, seed, **known),
+        **measured,
         "recommendation": recommendation.reasons,
         "alarms": bounds_findings(data.outside_observations())
         + action_bounds_findings(data.action_space)
-        + teaching_findings(data.lessons())
-        + [alarm.sentence for alarm in monitor.inspect(model).alarms],
+        + teaching_findings(lessons)
+        + [alarm.sentence for alarm in inspection.alarms],
     }
     return World(
         model=model.cpu(),
@@ -183,6 +192,17 @@ def build_world(result: FitResult) -> World:
         quality=quality,
         frame_skip=data.frame_skip,
     )
+
+
+def _horizon_cap(data: AnyDataset, longest: int) -> int:
+    """Return the longest horizon to recommend, in steps of the dream.
+
+    Args:
+        data: the dataset.
+        longest: environment steps of the longest episode; a single one is not in blocks here.
+    """
+    limit = _real_limit(data) or min(MAX_HORIZON, MAX_LENGTHS * longest)
+    return min(data.frame_skip.count(limit), MAX_HORIZON)
 
 
 def _real_limit(data: AnyDataset) -> int | None:

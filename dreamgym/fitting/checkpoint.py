@@ -151,10 +151,13 @@ def _with_prefix(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fingerprint(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
-    for key in sorted({*saved, *expected}):
-        if saved.get(key) != expected.get(key):
-            raise CheckpointError(
-                f"{path} is the checkpoint of a fit with another {key} ({saved.get(key)!r}, here "
-                f"{expected.get(key)!r}); run it with its own settings to resume, or delete it to "
-                "fit from the start"
-            )
+    differing = [k for k in sorted({*saved, *expected}) if saved.get(k) != expected.get(k)]
+    if differing:
+        listed = ", ".join(
+            f"{key} ({saved.get(key)!r}, here {expected.get(key)!r})" for key in differing
+        )
+        raise CheckpointError(
+            f"{path} is the checkpoint of a fit with another {listed}; run it with its own "
+            "settings to resume (--evaluate-every is evaluate_every, and so on), or delete it to "
+            "fit from the start"
+        )

@@ -83,8 +83,9 @@ class FitConfig:
         patience: evaluations without a lower held-out loss after which the fit stops early; None
             never stops early.
         starts: states in the bank of start states; fewer for images larger than 240 by 320.
-        horizon: recommended length of dreams; None for the real limit, at most 200 steps, and less
-            if dreams are worse than the repeat-last baseline (`dreamgym.metrics.recommend`).
+        horizon: recommended length of dreams; None for the real limit (without one, three times the
+            longest episode), at most 200 steps, and less if dreams are worse than the repeat-last
+            baseline (`dreamgym.metrics.recommend`).
         device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own device of
             this type.
         precision: "32-true", or "bf16-mixed" for matrix products in bfloat16; weights, states,

@@ -93,7 +93,9 @@ def fit(
         seed: seed of the split, the weights, the batches and the noise.
         config: settings; None for those of the family's authors (`dreamgym.default_config`).
         progress: called with the updates done, the total number of updates, and the losses; after
-            an evaluation also with "alarms", the names of the alarms raised (`dreamgym.metrics`).
+            an evaluation also with "alarms", the names of the alarms raised (`dreamgym.metrics`);
+            and once at the end with "measuring", before the world is measured, which may take
+            minutes.
 
     Returns:
         The world, saved at `out` if that is given.
@@ -164,6 +166,7 @@ class _Fit:
         self._resume()
         self.data.verify()
         batches = self.batches.iterate(self.progress.update)
+        figures: Figures = {}
         with (
             tensorboard_log(self.config.tensorboard if is_first() else None) as log,
             closing(batches),
@@ -179,6 +182,9 @@ class _Fit:
                 if all(bool(p.isfinite().all()) for p in self.parameters):
                     self._save()
                 raise
+        if is_first():
+            figures = {**figures, "measuring": "on held-out episodes"}
+            report(self.progress.update, self.config.updates, figures)
         self.model.load_state_dict(self.progress.best)
         self.model.after_fit()
         self.model.eval().requires_grad_(False)

@@ -54,6 +54,12 @@ MAX_MISCALIBRATION = 0.25
 """Tolerated error of the predicted number of terminations, relative to the true number, where the
 difference is significant."""
 
+MAX_FALSE_TERMINATION = 0.05
+"""Tolerated predicted probability of termination per step where no episode terminates."""
+
+MIN_HELD_OUT = 32
+"""Fewer held-out transitions than this judge nothing: hardly any other alarm can be significant."""
+
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Rewards with a smaller spread, relative to their size, are all the same."""
 
@@ -102,13 +108,17 @@ class InspectionContext:
     Attributes:
         model: model in eval mode.
         windows: windows of held-out episodes, with the burn-in filtered.
+        episodes: number of held-out episodes.
         transitions: number of different transitions in these episodes.
+        terminates: whether any episode of the dataset terminates.
         rng: generator of noise; the checks share it in the order of `CHECKS`.
     """
 
     model: WorldModel
     windows: Windows
+    episodes: int
     transitions: int
+    terminates: bool
     rng: np.random.Generator
 
     @cached_property
@@ -128,6 +138,22 @@ class InspectionContext:
 
 Check = Callable[[InspectionContext, set[str]], Inspection]
 """Takes the context and the names of the alarms raised so far; returns its figures and alarms."""
+
+
+def check_amount(context: InspectionContext, raised: set[str]) -> Inspection:
+    """Check that enough is held out to judge the model by."""
+    if context.transitions >= MIN_HELD_OUT:
+        return Inspection({}, [])
+    sentence = (
+        f"too little is held out to judge this world, {_counted(context.transitions, 'step')} in "
+        f"{_counted(context.episodes, 'episode')}, so other alarms may be missing; record more, or "
+        "hold more out (--held-out)"
+    )
+    return Inspection({}, [Alarm("data", sentence)])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
@@ -160,11 +186,17 @@ def check_terminations(context: InspectionContext, raised: set[str]) -> Inspecti
     if not len(terminated):
         return Inspection({}, [])
     result = calibration(predicted.termination, terminated)
-    figures = {"termination_ece": result.ece, "termination_brier": result.brier}
+    figures = {
+        "termination_rate": result.rate,
+        "termination_ece": result.ece,
+        "termination_brier": result.brier,
+    }
     if result.skill is not None:
         figures["termination_skill"] = result.skill
     transitions = min(context.transitions, int(context.windows.segment.mask.sum()))
-    return Inspection(figures, termination_alarms(result, transitions))
+    return Inspection(
+        figures, termination_alarms(result, transitions, terminates=context.terminates)
+    )
 
 
 def check_rewards(context: InspectionContext, raised: set[str]) -> Inspection:
@@ -193,6 +225,7 @@ CHECKS: dict[str, Check] = {
     "terminations": check_terminations,
     "actions": check_actions,
     "rewards": check_rewards,
+    "amount": check_amount,
 }
 """Every check by its name, in the order in which they run."""
 
@@ -211,6 +244,11 @@ class TrainingMonitor:
     episodes: NDArray[np.integer]
     seed: int = 0
 
+    @cached_property
+    def _terminates(self) -> bool:
+        """Whether any episode of the dataset terminates."""
+        return any(bool(each.terminated.any()) for each in self.dataset.lessons())
+
     @torch.no_grad()
     def inspect(self, model: WorldModel) -> Inspection:
         """Run every check on a model in eval mode; takes about as long as one training batch."""
@@ -220,7 +258,9 @@ class TrainingMonitor:
         context = InspectionContext(
             model=model,
             windows=draw_windows(model, self.dataset, self.episodes, shape, rng),
+            episodes=len(self.episodes),
             transitions=int(np.asarray(self.dataset.lengths)[self.episodes].sum()),
+            terminates=self._terminates,
             rng=rng,
         )
         figures: dict[str, float] = {}
@@ -280,18 +320,24 @@ def collapse_alarms(name: str, diagnostic: EmbeddingDiagnostic) -> list[Alarm]:
     ]
 
 
-def termination_alarms(result: Calibration, transitions: int) -> list[Alarm]:
+def termination_alarms(
+    result: Calibration, transitions: int, *, terminates: bool = True
+) -> list[Alarm]:
     """Return an alarm if the termination head predicts far too many or too few terminations.
 
     Args:
         result: calibration of the head, one step ahead.
         transitions: number of different transitions, which sets what is significant.
+        terminates: whether any episode of the whole dataset terminates; if none does, predictions
+            above `MAX_FALSE_TERMINATION` are wrong however few transitions there are.
     """
     predicted, actual = result.predicted * transitions, result.rate * transitions
     difference = abs(predicted - actual)
-    # The standard deviation of a count is at most the square root of its mean.
-    significant = EVIDENCE * max(predicted, actual) ** 0.5
-    if difference <= significant or difference <= MAX_MISCALIBRATION * actual:
+    # The standard deviation of a count of n events of probability p is the root of n p (1 - p).
+    variance = max(p * (1 - p) for p in (result.predicted, result.rate))
+    significant = EVIDENCE * (transitions * variance) ** 0.5
+    chance = difference <= significant or difference <= MAX_MISCALIBRATION * actual
+    if chance and (terminates or result.predicted <= MAX_FALSE_TERMINATION):
         return []
     skill = "" if result.skill is None else f", Brier skill {result.skill:.2f}"
     return [

@@ -46,7 +46,7 @@ class OpenLoopErrors(NamedTuple):
 
     Attributes:
         horizons: numbers of steps ahead.
-        windows: numbers of windows of held-out episodes that are long enough.
+        windows: numbers of distinct windows of held-out episodes that are long enough.
         sampled: root mean square error of one sampled dream. It contains the dream's own
             randomness: where nothing is predictable, a perfect model has sqrt(2), and a constant
             guess has 1.

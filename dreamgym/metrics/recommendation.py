@@ -20,7 +20,7 @@ HORIZONS = (1, 2, 3, 5, 8, 12, 15, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200)
 """Horizons at which open-loop dreams are compared with the truth."""
 
 MIN_WINDOWS_AT_HORIZON = 32
-"""A horizon that fewer windows reach is ignored."""
+"""A horizon that fewer distinct windows reach is ignored."""
 
 BASELINE_MARGIN = 1.05
 """A dream is worse than the repeat-last baseline if its error exceeds this multiple of it."""
@@ -88,7 +88,8 @@ def recommend(
         model: model in eval mode.
         dataset: source of the episodes.
         episodes: (E,) indices of held-out episodes.
-        cap: longest recommended horizon; a fit passes the real limit, or 200 if that is longer.
+        cap: longest recommended horizon; a fit passes the real limit, at most 200 steps, and
+            without a real limit at most three times the longest episode.
         seed: seed of windows and noise.
     """
     horizon, reason = _choose_horizon(model, dataset, episodes, cap, seed)
@@ -107,7 +108,7 @@ def _choose_horizon(
     parts = list(errors.values()) if isinstance(errors, dict) else [errors]
     compared = [int(k) for p in parts for k in p.horizons[p.windows >= MIN_WINDOWS_AT_HORIZON]]
     if not compared:
-        return cap, "the longest allowed: too few windows of held-out episodes to judge it by"
+        return cap, "the longest allowed: too few distinct windows of held-out episodes to judge it"
     worse = [k for part in parts if (k := _first_worse_than_baseline(part)) is not None]
     if not worse:
         return cap, (
@@ -149,7 +150,8 @@ def _choose_termination(
     scores = {rule: _scores(share, survived, known) for rule, share in dreamt.items()}
     best = min(scores, key=lambda rule: float(scores[rule].mean()))
     gains = scores[SAMPLE] - scores[best]
-    gain, standard_error = float(gains.mean()), float(gains.std() / max(1, len(gains)) ** 0.5)
+    gain = float(gains.mean())
+    standard_error = float(gains.std() / len(gains) ** 0.5) if len(gains) > 1 else np.inf
     required = max(
         MIN_GAIN * float(scores[SAMPLE].mean()), MIN_ABSOLUTE_GAIN, MIN_EVIDENCE * standard_error
     )

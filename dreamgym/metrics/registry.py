@@ -147,8 +147,8 @@ def evaluate_metrics(
         environment's units. `termination_rate`, `_brier`, `_ece` and `_skill` are those of
         `Calibration`, one step ahead; there is no skill if nothing terminated.
         `action_sensitivity` is described in `action_effect`. `open_loop` has, for each horizon,
-        the number of windows and the errors of `OpenLoopErrors`. `limits` are those of `Limits`. A
-        figure for which no held-out episode is long enough is left out.
+        the number of distinct windows and the errors of `OpenLoopErrors`. `limits` are those of
+        `Limits`. A figure for which no held-out episode is long enough is left out.
     """
     context = metric_context(model, dataset, episodes, seed, **known)
     figures: Figures = {}

@@ -121,7 +121,7 @@ def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...], device: torc
 
 
 def window_shape(dataset: AnyDataset, steps: int, limits: tuple[int, int]) -> tuple[int, int]:
-    """Return the number of windows to evaluate, and their steps after the burn-in.
+    """Return the maximum number of windows to evaluate, and their steps after the burn-in.
 
     Args:
         dataset: source of the windows.
@@ -166,16 +166,20 @@ def draw_windows(
 ) -> Windows:
     """Draw windows that begin anywhere in the episodes, and filter their burn-in.
 
+    No two windows are the same, so small data give fewer windows than asked for.
+
     Args:
         model: model in eval mode.
         dataset: source of the episodes.
         episodes: (E,) indices of the episodes.
-        shape: number of windows, and transitions after the burn-in.
+        shape: maximum number of windows, and transitions after the burn-in.
         rng: generator of the choice of windows and of the filter's noise.
     """
     device = model_device(model)
-    count, steps = shape
-    segment = as_segment(dataset.segments(episodes, BURN_IN + steps).draw(count, rng), device)
+    limit, steps = shape
+    sampler = dataset.segments(episodes, BURN_IN + steps)
+    segment = as_segment(sampler.draw_distinct(limit, rng), device)
+    count = len(segment.mask)
     noise = uniform_noise(rng, (count, BURN_IN + 1, model.noise_dim), device)
     burn_in = Segment(
         map_observation(lambda leaf: leaf[:, : BURN_IN + 1], segment.observation),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Self
 
 import gymnasium as gym
@@ -129,8 +129,17 @@ def family_class(name: Any) -> type[WorldModel]:
         ValueError: there is none; the message names the nearest.
     """
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}: {nearest(str(name), FAMILIES)}")
+        # Wrappers are families too, but a name alone does not say around what.
+        plain = [each for each, kind in FAMILIES.items() if _has_default(kind)]
+        raise ValueError(f"unknown family {name!r}: {nearest(str(name), plain)}")
     return FAMILIES[name]
+
+
+def _has_default(family: type[WorldModel]) -> bool:
+    return all(
+        each.default is not MISSING or each.default_factory is not MISSING
+        for each in fields(family.config_type)
+    )
 
 
 def family_name(model: WorldModel) -> str:

@@ -155,7 +155,7 @@ def _open_loop(figures: dict[str, Any]) -> str:
     text = (
         "<p>Root mean square error of forecasts under the actions of held-out episodes, in units "
         "of each number's standard deviation. Grey: fewer than "
-        f"{MIN_WINDOWS} windows.</p>"
+        f"{MIN_WINDOWS} distinct windows.</p>"
     )
     first = tables[0]
     windows = _table(["steps ahead", *first["horizons"]], [["windows", *first["windows"]]])

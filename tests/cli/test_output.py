@@ -6,10 +6,12 @@ import errno
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from dreamgym.cli import output
 from dreamgym.cli.errors import Interrupted, explain, keeping
 from dreamgym.cli.output import number, progress_bar, show_figures, write_json
 
@@ -50,6 +52,24 @@ def test_progress_without_a_terminal_is_few_lines(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "fit 1000/1000 loss 0.5\n"
+
+
+def test_progress_goes_on_while_nothing_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", 0.05)
+    with progress_bar("fit") as report:
+        report(20, 20, {"loss": 0.5})
+        report(20, 20, {"measuring": "on held-out episodes"})
+        time.sleep(0.5)
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first == "fit 20/20 loss 0.5"
+    assert more[-1] == "fit 20/20 measuring on held-out episodes"
+
+
+def test_empty_groups_and_lists_have_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+    show_figures("Title", {"ends": {}, "alarms": [], "rmse": 0.0})
+    assert capsys.readouterr().out.split() == ["Title", "rmse", "0"]
 
 
 def test_figures_are_shown_in_groups(capsys: pytest.CaptureFixture[str]) -> None:

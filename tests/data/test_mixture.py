@@ -70,6 +70,22 @@ def test_segments_are_drawn_by_weight(tmp_path: Path) -> None:
         assert (only.observation[:, :1] == short[None]).all(axis=2).any(axis=1).all()
 
 
+def test_distinct_segments_do_not_repeat_and_end_where_all_are_drawn(tmp_path: Path) -> None:
+    paths = [write_random(tmp_path / "a.h5", [500]), write_random(tmp_path / "b.h5", [5, 7])]
+    rng = np.random.default_rng(0)
+    with open_dataset([(paths[0], 1.0), (paths[1], 1.0)]) as mixed:
+        segments = mixed.segments([0, 1, 2], 3)
+        some, all_short = segments.draw_distinct(8, rng), segments.draw_distinct(100, rng)
+        part = mixed.segments([1], 2).draw_distinct(50, rng)
+    for batch in (some, all_short, part):
+        assert len(np.unique(batch.observation[:, 0], axis=0)) == len(batch.mask)
+    assert len(some.mask) == 8
+    assert 12 + 30 < len(all_short.mask) < 12 + 70  # the 12 of one, half of 100 of the other
+    assert len(part.mask) == 5
+    blocks = SkippedDataset(Dataset(paths[0]), FrameSkip(steps=2)).segments([0], 4)
+    assert len(blocks.draw_distinct(1000, rng).mask) >= 499  # they begin at any step
+
+
 def test_invalid_mixtures_are_refused(tmp_path: Path, cartpole: Path) -> None:
     path = write_random(tmp_path / "a.h5", [3, 4])
     images = record(image_cartpole(), steps=40, out=tmp_path / "i.h5")

@@ -24,6 +24,7 @@ from dreamgym.fitting import checkpoint
 from dreamgym.fitting.config import OptimizerConfig
 from dreamgym.models import MDNRNN, MDNRNNConfig
 from dreamgym.models.statistics import measure_statistics
+from tests.data.samples import write_random
 from tests.small_worlds import small_model
 
 QUICK = FitConfig(
@@ -103,6 +104,14 @@ def test_alarms_are_reported_and_saved(data):
     assert len(sentences) == 1
     assert "too short" in sentences[0]
     assert world.horizon == 15
+
+
+def test_without_a_time_limit_dreams_are_at_most_three_episodes_long(tmp_path):
+    """The data say nothing of what follows its longest episode."""
+    path = write_random(tmp_path / "short.h5", [4, 6, 5])
+    world = dreamgym.fit(path, config=replace(QUICK, updates=1))
+    assert world.horizon == 18
+    assert "too few distinct windows" in world.quality["recommendation"]["horizon"]
 
 
 def test_a_given_horizon_is_kept(data):

@@ -142,6 +142,19 @@ def test_sentences_give_the_figure_and_the_remedy():
     assert collapse_alarms("", lone) == []  # one dimension cannot have more
 
 
+def test_too_little_held_out_is_an_alarm(dataset):
+    model = build(MDNRNN, SMALL_MDN)
+    shortest = np.argsort(dataset.lengths)[:1]
+    [alarm] = [
+        each
+        for each in TrainingMonitor(dataset=dataset, episodes=shortest).inspect(model).alarms
+        if each.name == "data"
+    ]
+    assert f"{int(min(dataset.lengths))} step" in alarm.sentence
+    every = TrainingMonitor(dataset=dataset, episodes=np.arange(dataset.num_episodes))
+    assert "data" not in every.inspect(model).alarm_names
+
+
 def test_chance_alone_raises_no_calibration_alarm():
     result = Calibration(rate=0.05, predicted=0.07, brier=0.05, skill=0.0, ece=0.02)
     assert termination_alarms(result, 200) == []  # 10 ended, 14 predicted
@@ -150,6 +163,12 @@ def test_chance_alone_raises_no_calibration_alarm():
     assert termination_alarms(near, 10_000_000) == []
     never = Calibration(rate=0.0, predicted=0.05, brier=0.003, skill=None, ece=0.05)
     assert "too short" in termination_alarms(never, 1000)[0].sentence
+    certain = Calibration(rate=0.0, predicted=1.0, brier=1.0, skill=None, ece=1.0)
+    assert termination_alarms(certain, 7)  # not chance: each would terminate
+    unsure = Calibration(rate=0.0, predicted=0.3, brier=0.1, skill=None, ece=0.3)
+    assert termination_alarms(unsure, 7) == []
+    assert "too short" in termination_alarms(unsure, 7, terminates=False)[0].sentence
+    assert termination_alarms(unsure._replace(predicted=0.05), 7, terminates=False) == []
     rare = result._replace(predicted=0.001)
     assert "too long" in termination_alarms(rare, 1000)[0].sentence
 

@@ -109,6 +109,14 @@ def test_the_same_seed_gives_the_same_errors_and_no_global_generator_is_touched(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_windows_are_counted_once(dataset, episodes):
+    lengths = np.asarray(dataset.lengths)
+    few = episodes[np.argsort(lengths[episodes])[-2:]]
+    found = open_loop_errors(Known(), dataset, few, horizons=[1, 5, 9])
+    possible = [np.maximum(0, lengths[few] - BURN_IN - k + 1).sum() for k in (1, 5, 9)]
+    assert found.windows.tolist() == possible
+
+
 def test_a_slow_step_gets_fewer_windows(dataset, episodes, monkeypatch):
     usual = open_loop_errors(Known(), dataset, episodes, horizons=[1, 5])
     monkeypatch.setattr(open_loop, "MAX_SECONDS", 0.0)  # every step is too slow

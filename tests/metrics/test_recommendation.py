@@ -74,7 +74,7 @@ def test_terminations_by_chance_are_sampled(by_chance):
     assert found.termination == "sample"
     ends = found.reasons["ends"]
     assert min(ends["scores"], key=ends["scores"].get) == "sample"
-    assert ends["steps_alive_in_dreams"] == pytest.approx(ends["steps_alive"], rel=0.15)
+    assert ends["steps_alive_in_dreams"] == pytest.approx(ends["steps_alive"], rel=0.25)
 
 
 def test_a_sharp_end_that_leaks_is_thresholded(at_the_edge):
@@ -118,4 +118,4 @@ def test_episodes_too_short_to_dream_in_keep_the_cap_and_the_reason_says_so(tmp_
     with Dataset(dataset_of(TimeLimit(Swing(), 3), tmp_path)) as dataset:
         found = recommendation(Known(), dataset)
     assert found.horizon == CAP
-    assert "too few windows" in found.reasons["horizon"]
+    assert "too few distinct windows" in found.reasons["horizon"]

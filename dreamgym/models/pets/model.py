@@ -350,12 +350,14 @@ def _vector_box(space: gym.Space) -> gym.spaces.Box:
     if isinstance(space, gym.spaces.Box) and not is_image(space):
         return space
     boxes = observation_boxes(space)
-    remedy = (
-        "use a family that takes images: mdn-rnn, rssm or jepa"
-        if any(map(is_image, boxes.values()))
-        else "wrap the environment in gymnasium.wrappers.FlattenObservation and record again, or "
-        "use a family that takes a Dict: mdn-rnn, rssm or jepa"
-    )
+    images = any(map(is_image, boxes.values()))
+    remedy = f"use a family that takes {'images' if images else 'a Dict'} (docs/families.md)"
+    if any(not is_image(box) for box in boxes.values()) and isinstance(space, gym.spaces.Dict):
+        remedy += ", or choose one key of numbers (--key KEY)"
+    if not images:
+        remedy += (
+            ", or wrap the environment in gymnasium.wrappers.FlattenObservation and record again"
+        )
     raise TypeError(
         f"the pets family takes observations from a Box of numbers, not {space}; {remedy}"
     )
