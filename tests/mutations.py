@@ -25,7 +25,7 @@ import tempfile
 import traceback
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -422,9 +422,8 @@ def work_through(
 
 def find_faults(
     names: list[str] | None, count: int, seed: int = 0, first: int = 0
-) -> list[tuple[str, int, str]]:
-    """Return what reading mutations gave that it must not: target, number and description."""
-    findings: list[tuple[str, int, str]] = []
+) -> Iterator[tuple[str, int, str]]:
+    """Yield what reading mutations gave that it must not: target, number and description."""
     numbers = range(first, first + count)
     waiting: list[tuple[list[str] | None, range]] = [
         (names, numbers[start : start + EACH]) for start in range(0, count, EACH)
@@ -447,16 +446,15 @@ def find_faults(
             if not state.exists():
                 raise RuntimeError(child.stderr[-2000:])
             todo, *lines = (json.loads(line) for line in state.read_text().splitlines())
-            findings += [tuple(line) for line in lines if len(line) == 3]
+            yield from (tuple(line) for line in lines if len(line) == 3)
             if child.returncode:
                 if not lines:
                     raise RuntimeError(child.stderr[-2000:])
                 name, number = lines[-1][:2]
-                findings.append((name, number, f"it ended with {child.returncode}"))
+                yield name, number, f"it ended with {child.returncode}"
                 rest = todo[todo.index(name) + 1 :]
                 left = [([name], range(number + 1, numbers.stop)), (rest, numbers)]
                 waiting = [each for each in left if each[0] and len(each[1])] + waiting
-    return findings
 
 
 def main() -> None:
@@ -472,10 +470,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="names of targets")
     given = parser.parse_args()
-    findings = find_faults(given.only, given.count, given.seed, given.first)
-    for name, number, text in findings:
-        print(f"{name}, mutation {number}: {text}")
-    print(f"{len(findings)} findings")
+    findings = 0
+    for name, number, text in find_faults(given.only, given.count, given.seed, given.first):
+        print(f"{name}, mutation {number}: {text}", flush=True)
+        findings += 1
+    print(f"{findings} findings")
     sys.exit(bool(findings))
 
 
