@@ -107,7 +107,7 @@ class RslRlSettings(OnPolicySettings):
     """Settings of rsl_rl's PPO; see its documentation.
 
     Attributes:
-        schedule: "fixed", or "adaptive", rsl_rl's own: with dreams of 200 steps that learnt less.
+        schedule: "fixed", or "adaptive", rsl_rl's own.
         desired_kl: divergence that the adaptive schedule aims at.
         clip_param: how far the ratio of probabilities may leave 1.
         entropy_coef: weight of the entropy.
