@@ -794,3 +794,22 @@ def test_a_full_disk_is_reported_in_one_line(made: Path, tmp_path: Path) -> None
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_families_are_listed_in_the_help_of_fit_and_wrappers_are_not(run: Run) -> None:
+    from dreamgym.cli.worlds import FAMILY_NAMES
+    from dreamgym.fitting.config import default_config
+    from dreamgym.models import FAMILIES
+
+    assert {"mdn-rnn", "rssm", "tdmpc2"} <= set(FAMILY_NAMES) <= set(FAMILIES)
+    shown = " ".join(run("fit", "--help").out.replace("│", " ").split())
+    assert "Family of world models: " + ", ".join(FAMILY_NAMES) in shown
+    with pytest.raises(ValueError, match="did you mean 'rssm'") as unknown:
+        default_config("rsm")
+    assert "goal-reward" not in str(unknown.value)
+
+
+def test_a_misspelt_policy_with_a_number_is_recognised(run: Run) -> None:
+    done = run("record", "CartPole-v1", "--steps", "20", "--policy", "sticy:0.8", "--out", "a.h5")
+    assert done.code == 2
+    assert "did you mean sticky:0.8?" in " ".join(done.err.replace("│", " ").split())

@@ -310,3 +310,11 @@ def test_statistics_of_bytes_are_those_of_numbers() -> None:
     assert fast.as_dict().keys() == plain.as_dict().keys()
     for name in ("count", "low", "high", "mean", "std"):
         np.testing.assert_allclose(getattr(fast, name), getattr(plain, name))
+
+
+def test_few_steps_are_noted(tmp_path: Path) -> None:
+    tiny = check(write_random(tmp_path / "tiny.h5", [4, 6, 5]))
+    assert "it holds 15 steps in 3 episodes: far too few to fit or to judge a world" in tiny.notes
+    assert tiny.ok
+    enough = check(write_random(tmp_path / "enough.h5", [300, 200]))
+    assert not any("far too few" in note for note in enough.notes)
