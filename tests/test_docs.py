@@ -344,3 +344,13 @@ def test_the_page_on_reports_has_the_measured_rankings_and_coverage() -> None:
         assert f"| {shown} | {values[name]:.3f}" in row, task
         assert "| " + ", ".join(f"{value:.1f}" for value in coverage) + " |" in row, task
         assert ("**not met**" in row) == (values[name] < 0.9), task
+
+
+def test_the_page_on_planning_has_the_measured_goals() -> None:
+    values, text = measured("goals.json"), read(DOCS / "planning.md")
+    for way in ("embeddings", "goal value"):
+        found = [v for name, v in values.items() if name.endswith(f"by {way}: goals reached")]
+        assert f"{way} | {', '.join(f'{100 * value:.0f}%' for value in found)} |" in text
+    means = [value for name, value in values.items() if "minus embeddings" in name]
+    difference, low, high = (f"{100 * value:.0f}" for value in means)
+    assert f"{difference} points (95% interval over the 120 pairs: {low} to {high};" in text
