@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.dreamer4 import Dreamer4
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
 from dreamgym.models.pets import PETS
@@ -30,6 +31,7 @@ FAMILIES.update(
         "tdmpc2": TDMPC2,
         "diamond": DIAMOND,
         "twister": TWISTER,
+        "dreamer4": Dreamer4,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -26,7 +26,7 @@ STATISTICS = {**TENSORS, "episode_statistics": True}
 ENVS = 64
 """So many that products are computed alike where host syncs are allowed and where they are not."""
 
-CACHED = ("storm", "twister")
+CACHED = ("storm", "twister", "dreamer4")
 """Kinds that keep keys and values where host syncs are allowed: other sums in another order."""
 
 needs_cuda = pytest.mark.gpu

@@ -13,6 +13,7 @@ from dreamgym.data import Dataset
 from dreamgym.metrics import TrainingMonitor, evaluate_metrics, recommend
 from dreamgym.models import (
     DIAMONDConfig,
+    Dreamer4Config,
     Ensemble,
     JEPAConfig,
     MDNRNNConfig,
@@ -39,6 +40,7 @@ CONFIGS = {
     "pets": PETSConfig(hidden=8, layers=1, members=2, elites=1),
     "storm": STORMConfig(context=4, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
     "twister": TWISTERConfig(context=2, width=8, heads=2, mlp=8, stoch=4, classes=4, image_depth=2),
+    "dreamer4": Dreamer4Config(latents=2, channels=4, tokenizer_width=16, width=16, heads=2),
     "tdmpc2": TDMPC2Config(latent=8, encoder=8, mlp=8),
     "diamond": DIAMONDConfig(
         image_size=8,

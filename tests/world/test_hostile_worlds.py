@@ -75,6 +75,8 @@ BOMBS = [
     ("storm", {"width": 1 << 20}),
     ("twister", {"context": 1 << 28}),
     ("twister", {"objective": {"contrastive_steps": 1 << 24}}),
+    ("dreamer4", {"blocks": 1 << 24}),
+    ("dreamer4", {"finest": 1 << 28}),
     ("tdmpc2", {"values": 1 << 24}),
     ("tdmpc2", {"encoder_layers": 1 << 24}),
     ("diamond", {"blocks": 1 << 24}),
