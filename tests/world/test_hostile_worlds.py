@@ -76,6 +76,7 @@ BOMBS = [
     ("twister", {"context": 1 << 28}),
     ("twister", {"objective": {"contrastive_steps": 1 << 24}}),
     ("dreamer4", {"blocks": 1 << 24}),
+    ("dreamer4", {"context": 1 << 28}),
     ("dreamer4", {"finest": 1 << 28}),
     ("tdmpc2", {"values": 1 << 24}),
     ("tdmpc2", {"encoder_layers": 1 << 24}),

@@ -75,6 +75,7 @@ class Dreamer4(WorldModel):
         "gradient_clip": 1.0,
     }
     config: Dreamer4Config
+    places: Tensor
     worst_return: Tensor
     updates: Tensor
 
@@ -91,6 +92,8 @@ class Dreamer4(WorldModel):
         self.dynamics = Dynamics(self.encode_action.dim, config)
         self.reward = RewardHead(head(objective.reward_outputs, config), objective)
         self.termination = head(1, config)
+        # Saved with the weights, so that a file cannot ask for a window that it has not.
+        self.register_buffer("places", torch.arange(config.window))
         self.register_buffer("worst_return", torch.zeros(()))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -172,8 +175,7 @@ class Dreamer4(WorldModel):
 
     def before(self, state: State) -> list[Keys]:
         """Return keys and values of the last observations of a state, for each block over time."""
-        window, length = self.config.window, state["length"]
-        known = torch.arange(window, device=length.device) >= window - length.unsqueeze(-1)
+        known = self.places >= self.config.window - state["length"].unsqueeze(-1)
         level = self._cleanest(state["actions"])
         return self.dynamics(state["z"], level, state["actions"], known)[2]
 
