@@ -15,6 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
+from dreamgym.models.dreamer4 import Dreamer4, Dreamer4Config
 from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
@@ -47,6 +48,8 @@ __all__ = [
     "TWISTER",
     "Acts",
     "DIAMONDConfig",
+    "Dreamer4",
+    "Dreamer4Config",
     "Decodes",
     "DeltaIRIS",
     "DeltaIRISConfig",

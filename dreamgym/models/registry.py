@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.dreamer4 import Dreamer4
 from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
@@ -33,6 +34,7 @@ FAMILIES.update(
         "iris": IRIS,
         "delta-iris": DeltaIRIS,
         "twister": TWISTER,
+        "dreamer4": Dreamer4,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

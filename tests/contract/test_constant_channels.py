@@ -12,7 +12,7 @@ from dreamgym.models.statistics import measure_statistics
 from dreamgym.models.wrappers import EnsembleConfig
 
 ROWS, STEPS, VALUE = 8, 3, 0.1
-FAMILIES = ["mdn-rnn", "rssm", "jepa", "pets", "storm", "tdmpc2", "twister"]
+FAMILIES = ["mdn-rnn", "rssm", "jepa", "pets", "storm", "tdmpc2", "twister", "dreamer4"]
 SPECS = {
     **{family: ModelSpec(family=family) for family in FAMILIES},
     **{

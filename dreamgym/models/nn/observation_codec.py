@@ -63,45 +63,29 @@ class CodecConfig:
     image: float
 
 
-class ObservationCodec(nn.Module):
-    """Encoder and decoder of observations: one for all vectors, and one for each image.
+class ObservationParts(nn.Module):
+    """Conversion of observations to what networks see and predict, and back.
 
     Args:
         space: a Box or a Dict of Boxes.
-        features: width of the input of the decoders.
-        config: sizes, layers and weights.
+        units: units of the vectors.
+        side: side in pixels that images are resized to.
 
     Attributes:
-        dim: width of an encoded observation.
         sizes: widths of the vectors.
     """
 
-    def __init__(self, space: gym.Space, features: int, config: CodecConfig) -> None:
+    def __init__(self, space: gym.Space, units: Units, side: int) -> None:
         super().__init__()
         boxes = observation_boxes(space)
-        self.config, self.keys = config, list(boxes)
-        units = config.vector_units
+        self.keys = list(boxes)
         self.vector_keys = [key for key, box in boxes.items() if not is_image(box)]
         self.vectors = [VectorCodec(boxes[key], units) for key in self.vector_keys]
         self.image_keys = [key for key, box in boxes.items() if is_image(box)]
-        side = config.image_size
         self.pixels = [Pixels(boxes[key], (side, side)) for key in self.image_keys]
         # Lists by index: a key of a Dict may not be a valid module name.
         self.codecs = nn.ModuleList([*self.vectors, *self.pixels])
         self.sizes = [codec.size for codec in self.vectors]
-        self.dim, size = 0, sum(self.sizes)
-        if size:
-            self.encode_vectors = dense_layers(size, config.layers, config.width, config)
-            trunk = dense_layers(features, config.layers, config.width, config)
-            self.decode_vectors = nn.Sequential(*trunk, linear(config.width, size))
-            self.dim += config.width
-        encoders, decoders = [], []
-        for pixels in self.pixels:
-            encoders.append(ConvEncoder(pixels.channels, pixels.size, config.down))
-            decoders.append(ConvDecoder(features, pixels.channels, pixels.size, config.up))
-            self.dim += encoders[-1].dim
-        self.encode_images = nn.ModuleList(encoders)
-        self.decode_images = nn.ModuleList(decoders)
 
     def set_moments(self, moments: Mapping[str, Moments]) -> None:
         """Fit the normalisers of the vectors; parts without moments are left as they are."""
@@ -119,6 +103,62 @@ class ObservationCodec(nn.Module):
         for key, pixels in zip(self.image_keys, self.pixels, strict=True):
             targets.append(pixels.to_float(get_part(observation, key)) - MID_GREY)
         return targets
+
+    def to_observation(self, predicted: list[Tensor]) -> Observation:
+        """Return an observation (B, ...) in the space's units, dtypes and bounds.
+
+        Args:
+            predicted: predictions of the outputs of `targets`.
+        """
+        predicted, parts = [*predicted], {}
+        if self.sizes:
+            vectors = predicted.pop(0).split(self.sizes, -1)
+            for key, codec, values in zip(self.vector_keys, self.vectors, vectors, strict=True):
+                parts[key] = codec.to_space(codec.decode(values))
+        for key, pixels, values in zip(self.image_keys, self.pixels, predicted, strict=True):
+            parts[key] = pixels.to_bytes(values + MID_GREY)
+        return join_parts({key: parts[key] for key in self.keys})
+
+    def outside_data(self, vectors: Tensor, margin: float) -> Tensor:
+        """Return where (B,) outputs (B, n) of `decode_vectors` leave the data's range.
+
+        Args:
+            vectors: (B, n).
+            margin: widening of the range on each side, as a share of it.
+        """
+        parts = zip(self.vectors, vectors.split(self.sizes, -1), strict=True)
+        outside = [codec.outside_data(codec.decode(values), margin) for codec, values in parts]
+        return torch.stack(outside).any(0)
+
+
+class ObservationCodec(ObservationParts):
+    """Encoder and decoder of observations: one for all vectors, and one for each image.
+
+    Args:
+        space: a Box or a Dict of Boxes.
+        features: width of the input of the decoders.
+        config: sizes, layers and weights.
+
+    Attributes:
+        dim: width of an encoded observation.
+    """
+
+    def __init__(self, space: gym.Space, features: int, config: CodecConfig) -> None:
+        super().__init__(space, config.vector_units, config.image_size)
+        self.config = config
+        self.dim, size = 0, sum(self.sizes)
+        if size:
+            self.encode_vectors = dense_layers(size, config.layers, config.width, config)
+            trunk = dense_layers(features, config.layers, config.width, config)
+            self.decode_vectors = nn.Sequential(*trunk, linear(config.width, size))
+            self.dim += config.width
+        encoders, decoders = [], []
+        for pixels in self.pixels:
+            encoders.append(ConvEncoder(pixels.channels, pixels.size, config.down))
+            decoders.append(ConvDecoder(features, pixels.channels, pixels.size, config.up))
+            self.dim += encoders[-1].dim
+        self.encode_images = nn.ModuleList(encoders)
+        self.decode_images = nn.ModuleList(decoders)
 
     def encode(self, targets: list[Tensor], mask: Tensor | None = None) -> Tensor:
         """Encode observations.
@@ -178,22 +218,4 @@ class ObservationCodec(nn.Module):
 
     def decode(self, features: Tensor) -> Observation:
         """Return the observation (B, ...) in the space's units, dtypes and bounds."""
-        predicted, parts = self.predict(features), {}
-        if self.sizes:
-            vectors = predicted.pop(0).split(self.sizes, -1)
-            for key, codec, values in zip(self.vector_keys, self.vectors, vectors, strict=True):
-                parts[key] = codec.to_space(codec.decode(values))
-        for key, pixels, values in zip(self.image_keys, self.pixels, predicted, strict=True):
-            parts[key] = pixels.to_bytes(values + MID_GREY)
-        return join_parts({key: parts[key] for key in self.keys})
-
-    def outside_data(self, vectors: Tensor, margin: float) -> Tensor:
-        """Return where (B,) outputs (B, n) of `decode_vectors` leave the data's range.
-
-        Args:
-            vectors: (B, n).
-            margin: widening of the range on each side, as a share of it.
-        """
-        parts = zip(self.vectors, vectors.split(self.sizes, -1), strict=True)
-        outside = [codec.outside_data(codec.decode(values), margin) for codec, values in parts]
-        return torch.stack(outside).any(0)
+        return self.to_observation(self.predict(features))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,6 +77,27 @@ def check_sizes(config: LatentTransformerSizes) -> None:
             raise ValueError(
                 f"{name}={getattr(config, name)}: expected a share of at least 0 and below 1"
             )
+
+
+def band(
+    queries: int, keys: int, context: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which keys the last tokens attend to.
+
+    Args:
+        queries: number of the last tokens that attend.
+        keys: number of all tokens.
+        context: largest distance.
+        device: where.
+
+    Returns:
+        (queries, keys) each: distances, limited to 0 and the context; where they are within these;
+        and where they are zero.
+    """
+    places = torch.arange(keys, device=device)
+    distance = places[keys - queries :].unsqueeze(-1) - places
+    within = (distance >= 0) & (distance <= context)
+    return distance.clamp(0, context), within, distance == 0
 
 
 class Attention(nn.Module):

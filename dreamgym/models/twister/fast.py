@@ -21,9 +21,9 @@ from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
 from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture
-from dreamgym.models.nn.transformer import Block
+from dreamgym.models.nn.transformer import Block, band
 from dreamgym.models.twister.model import TWISTER, enter_action, known, push
-from dreamgym.models.twister.modules import RelativeAttention, band
+from dreamgym.models.twister.modules import RelativeAttention
 
 TOKENS = ("latents", "actions", "length")
 """Leaves of a state that keys and values depend on."""

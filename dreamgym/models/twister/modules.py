@@ -12,7 +12,7 @@ from dreamgym.models.nn.conv import ConvStack, halvings
 from dreamgym.models.nn.dense import LAYER_EPSILON, dense_layers, linear
 from dreamgym.models.nn.layers import LayerNorm, Linear, at_least_float32
 from dreamgym.models.nn.observation_codec import CodecConfig
-from dreamgym.models.nn.transformer import Attention, Block
+from dreamgym.models.nn.transformer import Attention, Block, band
 from dreamgym.models.twister.config import TWISTERConfig
 
 LONGEST_WAVE = 10_000.0
@@ -91,27 +91,6 @@ def sinusoids(count: int, width: int) -> Tensor:
     rates = LONGEST_WAVE ** -(2 * torch.arange((width + 1) // 2) / width)
     angles = torch.arange(count).unsqueeze(-1) * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
-
-
-def band(
-    queries: int, keys: int, context: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which keys the last tokens attend to.
-
-    Args:
-        queries: number of the last tokens that attend.
-        keys: number of all tokens.
-        context: largest distance.
-        device: where.
-
-    Returns:
-        (queries, keys) each: distances, limited to 0 and the context; where they are within these;
-        and where they are zero.
-    """
-    places = torch.arange(keys, device=device)
-    distance = places[keys - queries :].unsqueeze(-1) - places
-    within = (distance >= 0) & (distance <= context)
-    return distance.clamp(0, context), within, distance == 0
 
 
 class Transformer(nn.Module):
