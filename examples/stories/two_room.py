@@ -116,7 +116,7 @@ def main(given: list[str] | None = None) -> None:
         places = walk(world, starts, goals, learned=learned)
         reached = np.linalg.norm(places - goals, axis=-1).min(0) < REACHED
         print(f"by the {name}: {reached.sum()} of {len(goals)} goals reached")
-        axes.vlines(0, (-1, DOOR[1]), (DOOR[0], 1), color="black", linewidth=3)
+        axes.vlines((0, 0), (-1, DOOR[1]), (DOOR[0], 1), color="black", linewidth=3)
         axes.plot(places[:, :8, 0], places[:, :8, 1])
         axes.scatter(*goals[:8].T, marker="x", color="black", zorder=3)
         axes.set(title=f"{name}: {reached.mean():.0%}", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")

@@ -257,7 +257,7 @@ def test_codes_of_classes_stored_as_floats_are_noted_and_flags_are_not(tmp_path:
     codes = rng.integers(0, [2, 5], (100, 2)).astype(np.float32)
     notes = notes_on(tmp_path, np.concatenate([codes, rng.normal(size=(100, 1))], 1, dtype="f4"))
     assert "channel 1 of 'observation' only holds whole numbers" in notes
-    plain = notes_on(tmp_path / "plain", rng.normal(size=(100, 2)).astype(np.float32))
+    plain = notes_on(tmp_path / "plain", rng.normal(size=(600, 2)).astype(np.float32))
     assert not plain
 
 

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_before_the_redesign_resumes_where_it_stopped(data, tmp_
     world = dreamgym.fit(
         data, tmp_path / "world", config=CONFIG, progress=lambda *each: reported.append(each[0])
     )
-    assert reported == [12]
+    assert set(reported) == {12}
     assert world.provenance["history"][:2] == history
     # What the fit that was not interrupted had found at its end, in the old package.
     last = world.provenance["history"][2]
