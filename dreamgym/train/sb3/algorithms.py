@@ -74,13 +74,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "A2C": Algorithm(
         learner=A2C,
         # One gradient step a rollout: many small rollouts, not few large ones.
-        steps=800_000,
-        num_envs=32,
+        steps=1_200_000,
+        num_envs=16,
         settings={
             "n_steps": 8,
             "gamma": 0.98,
-            "gae_lambda": 0.95,
-            "learning_rate": 1e-3,
+            "gae_lambda": 0.9,
+            "learning_rate": 7e-4,
             "normalize_advantage": True,
         },
     ),
