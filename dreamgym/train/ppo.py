@@ -198,8 +198,9 @@ class PPO:
             with forbid_host_sync():
                 graph.record(lambda: self._gradient_step(*static))
         except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
             warnings.warn(
-                f"PPO's update cannot be captured here ({type(error).__name__}: {error}); its "
+                f"PPO's update cannot be captured here ({type(error).__name__}: {reason}); its "
                 "steps are taken without it: slower, with equal results",
                 RuntimeWarning,
                 stacklevel=2,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,7 @@ def damaged_lance(folder: Path, at: int, value: bytes) -> Path:
     return copy
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no limits of other processes")
 def test_where_lance_aborts_only_the_read_fails(tmp_path: Path) -> None:
     """An odd offset of an image makes Lance ask for gigabytes, and abort without them."""
     resource = pytest.importorskip("resource")
@@ -88,7 +90,8 @@ def test_where_lance_aborts_only_the_read_fails(tmp_path: Path) -> None:
     lance_process.open_table(copy)
     process = lance_process._child(os.getpid())._process
     assert process is not None
-    used = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * 4096
+    used = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    used *= resource.getpagesize()
     resource.prlimit(process.pid, resource.RLIMIT_AS, (used + (1 << 30), -1))
     with pytest.raises(OSError, match="Lance ended its process: memory allocation of"):
         lance_process.read_rows(copy, "pixels", 13, 4)
