@@ -96,3 +96,15 @@ def test_classes_are_found_under_every_key(tmp_path: Path, hidden: dict[str, Any
     features.write_text(json.dumps({**description, "more": hidden}))
     with pytest.raises(DatasetError, match=r"names the class 'antigravity\.Text'"):
         Dataset(copy)
+
+
+@pytest.mark.parametrize("length", [2**31, str(2**40), 1e300, "+9999999999"])
+def test_a_sequence_longer_than_the_bytes_is_refused(tmp_path: Path, length: float | str) -> None:
+    """TensorFlow would allocate it: it hangs, or ends the process."""
+    copy = Path(shutil.copytree(SOURCE, tmp_path / "d"))
+    features = copy / "features.json"
+    description = json.loads(features.read_text())
+    description["featuresDict"]["features"]["steps"]["sequence"]["length"] = length
+    features.write_text(json.dumps(description))
+    with pytest.raises(DatasetError, match="but the dataset has"):
+        Dataset(copy)

@@ -56,8 +56,8 @@ def read(probe: Probe, options: ForeignOptions) -> ForeignDataset:
     root = _root(probe)
     if root is None:
         raise DatasetError(f"it has none of the files {_FILES}", path=probe.path)
-    _require_own_classes(root / _FILES[0])
     require_files(root)
+    _require_safe_features(root)
     library = import_extra("tensorflow_datasets", "reading RLDS datasets")
     episodes = _Episodes(library, library.builder_from_directory(str(root)), root)
     probe.resources.callback(episodes.close)
@@ -218,8 +218,13 @@ def _features(root: Path) -> Any:
     return inner.get("features", {}) if isinstance(inner, dict) else {}
 
 
-def _require_own_classes(path: Path) -> None:
-    """Raise `DatasetError` if the description names a class outside of tensorflow_datasets."""
+def _require_safe_features(root: Path) -> None:
+    """Raise `DatasetError` if the description names a class outside of tensorflow_datasets.
+
+    Or if it names a sequence longer than the dataset has bytes: TensorFlow allocates it first.
+    """
+    path = root / _FILES[0]
+    size = sum(each.stat().st_size for each in root.iterdir())
     stack: list[Any] = [_read_json(path)]
     while stack:
         value = stack.pop()
@@ -239,7 +244,22 @@ def _require_own_classes(path: Path) -> None:
                         f"classes of {_CLASSES.rstrip('.')}",
                         path=path,
                     )
+            length = value.get("length", 0)
+            if _number(length) > size:
+                raise DatasetError(
+                    f"it describes a sequence of {length} elements, but the dataset has "
+                    f"{size:,} bytes",
+                    path=path,
+                )
             stack += value.values()
+
+
+def _number(value: Any) -> float:
+    """Return a number as Protobuf reads it, also out of text; what is none is zero."""
+    try:
+        return float(value)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def _read_json(path: Path) -> dict[str, Any]:
