@@ -59,7 +59,8 @@ TASKS = {
         steps=60_000,
         policy="mixed",
         fit={
-            "updates": 3000,
+            "updates": 6000,
+            "learning_rate": 5e-3,
             "horizon": 600,
             "model": MDNRNNConfig(hidden=128, trunk=128, head=128),
             "segment_length": 32,

@@ -1,7 +1,7 @@
 """The MDN-RNN's step arranged for speed: the same function as `MDNRNN.step`.
 
-One matrix product gives all gates, one the mixtures (and linear heads), and one each layer of both
-heads together. Normalisers of rewards are folded into the weights.
+One matrix product gives all gates, one the mixtures (and linear heads), and one the first
+and the last layers of all heads. Normalisers of rewards are folded into the weights.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class FastMDNRNN(FastForm):
         if self.linear_heads:
             return outputs[:, -2].contiguous(), outputs[:, -1].sigmoid()
         x = torch.cat([h, new, (new - z) / self.vision.delta_std, encoded], -1)
-        hidden = F.silu(self.linear["head1"](F.silu(self.linear["head0"](x))))
+        first = F.silu(self.linear["head0"](x)).chunk(3, -1)
+        second = [self.linear[f"head1_{k}"](each) for k, each in enumerate(first)]
+        hidden = F.silu(torch.cat(second, -1))
         reward, end_bonus, logit = self.linear["head2"](hidden).unbind(-1)
         termination = logit.sigmoid()
         return torch.addcmul(reward, termination, end_bonus), termination
@@ -142,7 +144,9 @@ def _linear_head_layer(heads: LinearHeads, reward_mean: Tensor, reward_std: Tens
 def joint_head_layers(
     heads: TransitionHeads, reward_mean: Tensor, reward_std: Tensor
 ) -> dict[str, Layer]:
-    """Join the reward head and the termination head into layers with block-structured weights.
+    """Join the first and the last layers of the three heads.
+
+    The layers between stay apart: joined, two thirds of their weights would be zeros.
 
     Args:
         heads: the heads.
@@ -150,22 +154,29 @@ def joint_head_layers(
         reward_std: () standard deviation of the rewards.
 
     Returns:
-        `head0` on (h, new z, change of z, action), `head1`, and `head2`, which gives the reward and
-        the end bonus in the reward's own units, and the termination's logit.
+        `head0` on (h, new z, change of z, action); `head1_0`, `head1_1` and `head1_2` on a third of
+        its outputs each; and `head2`, which gives the reward and the end bonus in the reward's own
+        units, and the termination's logit.
     """
-    reward, termination = (
+    networks = [
         [layer for layer in head if isinstance(layer, nn.Linear)]
-        for head in (heads.reward, heads.termination)
-    )
-    width, hidden = reward[0].out_features, heads.hidden
-    first = reward[0].weight.new_zeros(2 * width, hidden + reward[0].in_features)
-    first[:width, hidden:] = reward[0].weight.detach()
-    first[width:, : termination[0].in_features] = termination[0].weight.detach()
-    pairs = list(zip(reward, termination, strict=True))
-    weights = [first, *(torch.block_diag(a.weight, b.weight).detach() for a, b in pairs[1:])]
-    biases = [torch.cat([a.bias, b.bias]).detach() for a, b in pairs]
+        for head in (heads.reward, heads.end_bonus, heads.termination)
+    ]
+    firsts, seconds, lasts = zip(*networks, strict=True)
+    width, hidden = firsts[0].out_features, heads.hidden
+    first = firsts[0].weight.new_zeros(3 * width, hidden + firsts[0].in_features)
+    # The termination reads (h, new, change), the other two (new, change, action).
+    first[: 2 * width, hidden:] = torch.cat([layer.weight.detach() for layer in firsts[:2]])
+    first[2 * width :, : firsts[2].in_features] = firsts[2].weight.detach()
+    last = torch.block_diag(*(layer.weight.detach() for layer in lasts))
     # The end bonus is a difference of rewards, so the mean belongs to the first output only.
     scale = torch.stack([reward_std, reward_std, torch.ones_like(reward_std)])
     shift = reward_mean * torch.tensor([1.0, 0.0, 0.0], device=scale.device)
-    weights[-1], biases[-1] = weights[-1] * scale[:, None], biases[-1] * scale + shift
-    return {f"head{k}": layer for k, layer in enumerate(zip(weights, biases, strict=True))}
+    return {
+        "head0": (first, torch.cat([layer.bias.detach() for layer in firsts])),
+        **{f"head1_{k}": (layer.weight, layer.bias) for k, layer in enumerate(seconds)},
+        "head2": (
+            last * scale[:, None],
+            torch.cat([layer.bias.detach() for layer in lasts]) * scale + shift,
+        ),
+    }

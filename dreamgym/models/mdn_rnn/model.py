@@ -301,10 +301,11 @@ class LinearHeads(nn.Module):
 class TransitionHeads(nn.Module):
     """Heads of two hidden layers on the sampled transition.
 
-    The reward head does not see h: h predicts the reward before the transition that causes it is
+    The reward heads do not see h: h predicts the reward before the transition that causes it is
     sampled, so a dream would pay for transitions that did not happen, and policies exploit that.
     The reward is r + p b, with p the probability of termination, which may depend on h, and b what
-    termination adds: +100 for a landing, for instance, that looks like every moment before it.
+    termination adds: +100 for a landing, for instance, that looks like every moment before it. b
+    has a network of its own: its errors, large and rare, disturb r where the two share layers.
 
     Args:
         hidden: width of h.
@@ -316,13 +317,12 @@ class TransitionHeads(nn.Module):
     def __init__(self, hidden: int, size: int, actions: int, width: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.reward = mlp(2 * size + actions, width, 2)
+        self.reward = mlp(2 * size + actions, width, 1)
+        self.end_bonus = mlp(2 * size + actions, width, 1)
         self.termination = mlp(hidden + 2 * size, width, 1)
         # Data without a termination cannot teach the bonus, so it starts at zero.
-        last = self.reward[-1]
-        with torch.no_grad():
-            last.weight[1].zero_()  # type: ignore[index]
-            last.bias[1].zero_()  # type: ignore[index]
+        for parameter in self.end_bonus[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, new: Tensor, change: Tensor, encoded: Tensor) -> TransitionOutput:
         """Predict reward and termination of transitions.
@@ -333,6 +333,7 @@ class TransitionHeads(nn.Module):
             change: (..., size) the change of z, in units of the deltas' standard deviation.
             encoded: (..., actions).
         """
-        reward, end_bonus = self.reward(torch.cat([new, change, encoded], -1)).unbind(-1)
-        logit = self.termination(torch.cat([h, new, change], -1)).squeeze(-1)
-        return TransitionOutput(reward, end_bonus, logit)
+        transition = torch.cat([new, change, encoded], -1)
+        reward, end_bonus = self.reward(transition), self.end_bonus(transition)
+        logit = self.termination(torch.cat([h, new, change], -1))
+        return TransitionOutput(reward.squeeze(-1), end_bonus.squeeze(-1), logit.squeeze(-1))

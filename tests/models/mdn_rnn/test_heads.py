@@ -65,14 +65,15 @@ def test_linear_heads_read_h_only():
     assert torch.equal(output.end_bonus, torch.zeros(N))
 
 
-def test_the_joint_layers_are_both_heads_in_the_units_of_the_reward():
+def test_the_joint_layers_are_all_heads_in_the_units_of_the_reward():
     heads, (h, new, change, encoded) = fresh_heads(), transitions()
-    torch.nn.init.normal_(heads.reward[-1].weight)
-    torch.nn.init.normal_(heads.reward[-1].bias)
+    torch.nn.init.normal_(heads.end_bonus[-1].weight)
+    torch.nn.init.normal_(heads.end_bonus[-1].bias)
     layers = joint_head_layers(heads, torch.tensor(3.0), torch.tensor(7.0))
     x = torch.cat([h, new, change, encoded], -1)
-    for name in ("head0", "head1"):
-        x = F.silu(F.linear(x, *layers[name]))
+    first = F.silu(F.linear(x, *layers["head0"])).chunk(3, -1)
+    second = [F.linear(each, *layers[f"head1_{k}"]) for k, each in enumerate(first)]
+    x = F.silu(torch.cat(second, -1))
     reward, end_bonus, logit = F.linear(x, *layers["head2"]).unbind(-1)
     output = heads(h, new, change, encoded)
     torch.testing.assert_close(reward, output.reward * 7 + 3)

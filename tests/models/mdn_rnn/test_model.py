@@ -163,7 +163,7 @@ def test_the_fast_step_is_the_plain_one_in_any_number_of_rows(rows, temperature,
     model = MDNRNN(space, gym.spaces.Discrete(3), config).eval().requires_grad_(False)
     model.set_statistics(STATISTICS)
     for parameter in model.parameters():
-        parameter.normal_()
+        parameter.normal_(0, 0.5)
     state = {key: torch.randn_like(leaf) for key, leaf in model.initial(rows).items()}
     action, noise = torch.arange(rows) % 3, torch.rand(rows, model.noise_dim)
     tau = torch.rand(rows) + 0.5 if temperature == "per row" else TEMPERATURES[temperature]
