@@ -20,6 +20,7 @@ SLOW = {"pixels_or_embeddings", "calibration", "cartpole", "from_minari", "prior
 SINGLE = sorted(
     path for folder in ("stories", "studies") for path in (EXAMPLES / folder).glob("*.py")
 )
+SINGLE.append(EXAMPLES / "ppo.py")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -63,5 +64,6 @@ def test_pendulum_with_every_learner(learner, tmp_path, capsys):
 @pytest.mark.parametrize("script", [*SINGLE, *(EXAMPLES / "stages").glob("*.py")])
 def test_an_example_is_short_and_is_listed(script):
     assert len(script.read_text().splitlines()) < 150
-    assert f"({script.parent.name}/{script.name})" in (EXAMPLES / "README.md").read_text()
+    link = f"({script.relative_to(EXAMPLES).as_posix()})"
+    assert link in (EXAMPLES / "README.md").read_text()
     assert "dreamgym._" not in script.read_text()
