@@ -23,7 +23,7 @@ from dreamgym.train.seeds import seed_path
 CONFIG = TrainConfig(num_envs=4, n_steps=4, batch_size=8, net_arch=(8,))
 LEARNERS_OF_PPO = [name for name, each in LEARNERS.items() if "PPO" in each.algorithms]
 OF_DISCRETE = ("DQN", "QRDQN")
-OFF_POLICY = ("SAC", "TD3", "TQC", "CrossQ", *OF_DISCRETE)
+OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", *OF_DISCRETE)
 RESUMED = [
     (name, algo)
     for name, each in LEARNERS.items()

@@ -16,6 +16,7 @@ ON_POLICY = ("PPO", "A2C", "TRPO")
 OFF_POLICY = {
     "SAC": {"tau": 0.1, "ent_coef": 0.0},
     "TD3": {"tau": 0.1},
+    "DDPG": {"tau": 0.1},
     "DQN": {"target_update_interval": 64},
     "TQC": {"tau": 0.1, "ent_coef": 0.0},
     "CrossQ": {"ent_coef": 0.0},

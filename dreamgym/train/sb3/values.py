@@ -16,9 +16,9 @@ def values(policy: TrainedPolicy, observation: Tensor) -> Tensor:
     """Return the values (B,) of observations (B, ...), in the units that the learner saw.
 
     Args:
-        policy: a policy of PPO, A2C or TRPO (state values), SAC, TD3, TQC or CrossQ (the lowest one
-            of its critics at its own action), or DQN or QRDQN (its highest action value). Of
-            quantiles it is the mean that counts.
+        policy: a policy of PPO, A2C or TRPO (state values), SAC, TD3, DDPG, TQC or CrossQ (the
+            lowest one of its critics at its own action), or DQN or QRDQN (its highest action
+            value). Of quantiles it is the mean that counts.
         observation: (B, ...) raw observations of the policy's view.
 
     Raises:
