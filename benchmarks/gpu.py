@@ -228,6 +228,44 @@ def rollout(device: str) -> Rows:
             yield _failed(name, error)
 
 
+def ppo(device: str) -> Rows:
+    """A rollout and an update of the PPO on tensors; policy, dream and update captured, or not."""
+    from dreamgym.dream import capture
+
+    for count in (256, 4096, 16_384) if device == "cuda" else (8,):
+        for captured in (True, False) if device == "cuda" else (False,):
+            name = f"PPO in Pendulum, {count} copies, {'captured' if captured else 'eager'}"
+            graphs = dict(capture.GRAPHS)
+            try:
+                if not captured:
+                    capture.GRAPHS.clear()
+                learner = _ppo(count, device)
+                rollout = learner.collect()
+                steps = rollout.reward.numel()
+                seconds = _timed(learner.collect, 2)
+                update = _timed(lambda: learner.update(rollout), 1)  # noqa: B023
+                row = {"name": name, "value": steps / (seconds + update), "unit": "env-steps/s"}
+                row |= {"rollout_seconds": seconds, "update_seconds": update}
+                yield row | _memory(device)
+            except Exception as error:
+                yield _failed(name, error)
+            finally:
+                capture.GRAPHS.update(graphs)
+
+
+def _ppo(count: int, device: str) -> Any:
+    from dreamgym.dream import DreamVectorEnv
+    from dreamgym.train.network import ActorCritic
+    from dreamgym.train.ppo import PPO, PPOSettings
+
+    made = {"output": "torch", "autoreset_mode": "SameStep"}
+    env = DreamVectorEnv("Pendulum-MDNRNN-v0", count, device=device, **made)
+    spaces = env.single_observation_space, env.single_action_space
+    network = ActorCritic(*spaces, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 4.0]).to(env.device)
+    batch_size = 1024 if count < 4096 else count * 16 // 8
+    return PPO(env, network, PPOSettings(n_steps=16, batch_size=batch_size), seed=0)
+
+
 def _timed(call: Callable[[], Any], repeats: int) -> float:
     """Seconds that a call takes, the median of five runs after a warm-up."""
     import torch
@@ -267,13 +305,14 @@ def _failed(name: str, error: Exception) -> dict[str, Any]:
 
 STAGES: dict[str, tuple[Callable[[str], Rows], int]] = {
     "machine": (machine, 45),
-    "syncs": (syncs, 60),
+    "syncs": (syncs, 55),
     "tests": (tests, 110),
-    **{f"dream {name}": (lambda device, n=name: dream(device, n), 60) for name in WORLDS},
-    "rollout": (rollout, 40),
-    "ways": (ways, 90),
+    **{f"dream {name}": (lambda device, n=name: dream(device, n), 55) for name in WORLDS},
+    "rollout": (rollout, 35),
+    "ppo": (ppo, 40),
+    "ways": (ways, 80),
 }
-"""Each stage and the seconds that it may take: 525 in all, the slowest to tell its tale last."""
+"""Each stage and the seconds that it may take: 530 in all, the slowest to tell its tale last."""
 
 
 # ---------------------------------------------------------------- running them

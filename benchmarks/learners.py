@@ -7,11 +7,17 @@ Every learner of the table that is installed trains by PPO in the Pendulum world
 - to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
 
 Every other algorithm trains with its defaults in that world and in CartPole's, and so does PPO in
-the latter (part `defaults`). Returns lie in `--work` and are used again, so that a run that was
-stopped goes on.
+the latter (part `defaults`).
+
+PPO of every learner also trains in a world whose values are known (part `truncation`): the value of
+an observation at which every episode is truncated is 10 where the truncation is bootstrapped from
+it, below 7 from the next episode's first one, and about 3 where it is taken for an end.
 
 dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
 settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
+
+What is measured lies in `--work` and is used again, so that a run that was stopped goes on, and the
+same command writes all rows; it needs every library in one environment, with gymnasium 1.2.
 
 `--docs` writes the tables of docs/train.md from the rows of `--json` instead of measuring.
 """
@@ -24,6 +30,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +43,7 @@ import dreamgym
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.train import LEARNERS, TrainConfig, TrainedPolicy, train_policy
 from dreamgym.transfer.intervals import mean_interval
+from tests.train.counting import GAMMA, RIGHT, counting_world
 
 WORLD, TASK = "Pendulum-MDNRNN-v0", "Pendulum-v1"
 COUNTS = (256, 4096)
@@ -138,17 +146,32 @@ def training_speed(name: str, count: int) -> float:
     return timed_training(name, config, (UPDATES[count] + 1) * rows)[1]
 
 
-def beside_sb3(seeds: int) -> list[Row]:
+def kept(work: Path, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return figures that lie in a folder, or measure them and keep them there."""
+    path = work / f"{name}.json"
+    if not path.exists():
+        figures = measure()
+        print(name, figures, file=sys.stderr, flush=True)
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures))
+    return json.loads(path.read_text())
+
+
+def beside_sb3(seeds: int, work: Path) -> list[Row]:
     """Compare PPO on tensors with SB3's: equal settings, speed and real return."""
     speeds: dict[str, list[float]] = {"ppo": [], "sb3": []}
     returns: dict[str, list[float]] = {"ppo": [], "sb3": []}
     for seed in range(seeds):
         for name in speeds:
-            policy, speed = timed_training(name, PAIRED, PAIRED_STEPS, seed)
-            speeds[name].append(speed)
-            result = dreamgym.evaluate(policy, TASK, episodes=EPISODES)
-            returns[name].append(float(result.mean))
-            print(name, seed, f"{speed:.4g} 1/s", f"{result.mean:.4g}", file=sys.stderr, flush=True)
+
+            def measure(name: str = name, seed: int = seed) -> dict[str, float]:
+                policy, speed = timed_training(name, PAIRED, PAIRED_STEPS, seed)
+                mean = dreamgym.evaluate(policy, TASK, episodes=EPISODES).mean
+                return {"speed": speed, "return": float(mean)}
+
+            figures = kept(work, f"paired-{name}-{seed}", measure)
+            speeds[name].append(figures["speed"])
+            returns[name].append(figures["return"])
     where = (
         f"at {PAIRED.num_envs} copies, rollouts of {PAIRED.n_steps} steps, minibatches of "
         f"{PAIRED.batch_size}"
@@ -166,20 +189,63 @@ def beside_sb3(seeds: int) -> list[Row]:
     return rows
 
 
-def speeds(names: list[str], counts: tuple[int, ...]) -> list[Row]:
+def speeds(names: list[str], counts: tuple[int, ...], work: Path) -> list[Row]:
     """Return the speeds of training, and what share of the bare dream's they are."""
     rows: list[Row] = []
     for count in counts:
         for name in names:
-            speed = training_speed(name, count)
-            share = speed / bare_speed(count)
-            print(name, count, f"{speed:.4g} 1/s, {share:.3f}", file=sys.stderr, flush=True)
+
+            def measure(name: str = name, count: int = count) -> dict[str, float]:
+                return {"speed": training_speed(name, count), "bare": bare_speed(count)}
+
+            found = kept(work, f"speed-{name}-{count}", measure)
+            speed, share = found["speed"], found["speed"] / found["bare"]
             label = f"{name}: steps at {count} copies, share of the bare dream"
             rows += [
                 Row(name=f"{name}: steps a CPU second at {count} copies", value=speed, unit="1/s"),
                 Row(name=label, value=share, unit="ratio"),
             ]
     return rows
+
+
+def truncation(names: list[str], work: Path) -> list[Row]:
+    """Return the value that PPO of each library finds at a truncation, see the counting world."""
+    rows = []
+    for name in names:
+        found = kept(work, f"truncation-{name}", lambda name=name: {"value": counted_value(name)})
+        label = f"{name}: value at a truncation"
+        distance = abs(found["value"] - RIGHT)
+        bar = f"{RIGHT:g} +- 0.8"
+        rows.append(
+            Row(name=label, value=found["value"], unit="value", bar=bar, holds=distance < 0.8)
+        )
+    return rows
+
+
+def counted_value(name: str) -> float:
+    """Train in the counting world; return the value of the observation at its truncation."""
+    policy = train_policy(
+        counting_world(gym.spaces.Box(-2.0, 2.0, (1,), np.float32)),
+        learner=name,
+        algo="PPO",
+        steps=30 * 512,
+        config=TrainConfig(
+            num_envs=32,
+            n_steps=16,
+            batch_size=128,
+            gamma=GAMMA,
+            learning_rate=3e-3,
+            net_arch=(32,),
+            reward_scale=1.0,
+        ),
+    )
+    last = torch.ones(1, 1)
+    with torch.no_grad():
+        if LEARNERS[name].suffix == ".zip":
+            from dreamgym.train.sb3 import values
+
+            return float(values(policy, last))
+        return float(policy.network.value(last))
 
 
 def real_returns(names: list[str], seeds: int, work: Path) -> list[Row]:
@@ -218,18 +284,16 @@ def default_cases(names: list[str]) -> list[tuple[str, str, str]]:
 def default_training(case: tuple[str, str, str], seed: int, work: Path) -> dict[str, float]:
     """Train with the defaults and measure; the figures are kept in `work`."""
     task, name, algo = case
-    path = work / f"{task}-{name}-{algo}-{seed}.json"
-    if not path.exists():
+
+    def measure() -> dict[str, float]:
         world = f"{task.removesuffix('-v1')}-MDNRNN-v0"
         start = time.process_time()
         policy = train_policy(world, learner=name, algo=algo, seed=seed)
         seconds = time.process_time() - start
         result = dreamgym.evaluate(policy, task, episodes=EPISODES)
-        figures = {"return": result.mean, "steps": policy.card.steps, "seconds": seconds}
-        print(path.stem, figures, file=sys.stderr, flush=True)
-        work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures))
-    return json.loads(path.read_text())
+        return {"return": result.mean, "steps": policy.card.steps, "seconds": seconds}
+
+    return kept(work, f"{task}-{name}-{algo}-{seed}", measure)
 
 
 def defaults(names: list[str], seeds: int, work: Path) -> list[Row]:
@@ -286,14 +350,16 @@ def table(rows: list[dict], versions: dict[str, str]) -> str:
     """Return the table of learner libraries."""
     values = {row["name"]: row["value"] for row in rows}
     lines = [
-        "| learner | dream | tensors stay on the device | truncation | share of the bare dream's "
-        "speed at 256 / 4,096 | real Pendulum return |",
+        "| learner | dream | tensors stay on the device | truncation: V found | share of the bare "
+        "dream's speed at 256 / 4,096 | real Pendulum return |",
         "|---|---|---|---|---|---|",
     ]
-    for name, needs in NEEDS.items():
+    for name, (arrays, stays, how) in NEEDS.items():
         result = by_seed(values, name)
         if not result:
             continue
+        value = values.get(f"{name}: value at a truncation")
+        needs = arrays, stays, how if value is None else f"{how}: {value:.1f}"
         shares = " / ".join(
             f"{values[f'{name}: steps at {count} copies, share of the bare dream']:.2f}"
             for count in COUNTS
@@ -323,14 +389,18 @@ def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     names = [name for name in arguments.learners if "PPO" in LEARNERS[name].algorithms]
     if arguments.quick:
-        report(speeds(names, COUNTS[:1]), arguments)
+        with tempfile.TemporaryDirectory() as temporary:
+            rows = speeds(names, COUNTS[:1], Path(temporary))
+        report(rows, arguments)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         if "sb3" in arguments.parts:
-            rows += beside_sb3(arguments.seeds)
+            rows += beside_sb3(arguments.seeds, work)
+        if "truncation" in arguments.parts:
+            rows += truncation(names, work)
         if "libraries" in arguments.parts:
-            rows += speeds(names, COUNTS) + real_returns(names, arguments.seeds, work)
+            rows += speeds(names, COUNTS, work) + real_returns(names, arguments.seeds, work)
         if "defaults" in arguments.parts:
             rows += defaults(arguments.learners, arguments.seeds, work)
     report(rows, arguments)
@@ -339,9 +409,9 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
-    parts = ("libraries", "sb3", "defaults")
+    parts = ("libraries", "sb3", "truncation", "defaults")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--work", type=Path, help="folder in which returns are kept")
+    options.add_argument("--work", type=Path, help="folder in which figures are kept")
     options.add_argument("--docs", action="store_true", help="write the tables of docs/train.md")
     main(options.parse_args())

@@ -27,12 +27,14 @@ def test_a_stage_that_is_cut_off_takes_nothing_with_it(tmp_path: Path) -> None:
 
 def test_every_row_says_what_it_measured(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    done = run("--device", "cpu", "--json", file, "--only", "machine", "--only", "rollout")
+    stages = [part for name in ("machine", "rollout", "ppo") for part in ("--only", name)]
+    done = run("--device", "cpu", "--json", file, *stages)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
-    (rate,) = [row for row in rows if row["name"].startswith("rollout")]
-    assert rate["value"] > 0
-    assert rate["unit"] == "env-steps/s"
+    for name in ("rollout", "PPO in Pendulum"):
+        (rate,) = [row for row in rows if row["name"].startswith(name)]
+        assert rate["value"] > 0
+        assert rate["unit"] == "env-steps/s"
 
 
 def test_it_says_what_it_needs_besides_torch() -> None:

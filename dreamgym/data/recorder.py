@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from dreamgym._interrupts import uninterrupted
-from dreamgym.data.episodes import EpisodeBuilder
+from dreamgym.data.episodes import EpisodeBuilder, reward_to_float
+from dreamgym.data.hdf5.journal import Journal
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.layout import index_rows
 from dreamgym.data.metadata import DatasetMetadata
@@ -35,13 +36,17 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         seed: seed of the whole recording, for the dataset's metadata.
         commit_every: number of episodes in a commit, see `DatasetWriter`; of a dataset to create.
         env_index: index of this environment, among several side by side.
+        keep_open: whether every step of the open episode is written at once, to `<out>.open`, so
+            that a kill of the process loses none: `recover` then adds it as incomplete. Not with
+            `commit_every` above 1.
 
     Raises:
         DatasetError: `out` exists or cannot be created.
         UnsupportedSpaceError: the environment has a space that dreamgym does not support.
+        ValueError: `keep_open`, and a commit of several episodes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the dataset's metadata are three of them
         self,
         env: gym.Env[Any, Any],
         out: str | os.PathLike[str] | DatasetWriter,
@@ -50,8 +55,14 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         seed: int | None = None,
         commit_every: int = 1,
         env_index: int = 0,
+        keep_open: bool = False,
     ) -> None:
         super().__init__(env)
+        if keep_open and commit_every > 1:
+            raise ValueError(
+                f"keep_open with commit_every={commit_every}: a kill would lose the episodes that "
+                "wait for their commit; give commit_every=1"
+            )
         self.env_index = env_index
         self._owns_writer = not isinstance(out, DatasetWriter)
         self.writer = (
@@ -65,6 +76,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         )
         self._builder = EpisodeBuilder(env.observation_space, env.action_space, env_index)
         self._error_context = _ErrorContext(self.writer)
+        self._journal = Journal(self.writer.path, self.writer.metadata) if keep_open else None
 
     @property
     def num_steps(self) -> int:
@@ -83,6 +95,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         observation, info = self.env.reset(seed=seed, options=options)
         with self._error_context:
             self._builder.begin(observation, seed)
+            if self._journal is not None:
+                self._journal.begin(self.writer.num_episodes, seed, self.env_index, observation)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -98,6 +112,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         with self._error_context:
             self._builder.append(stored_action, observation, reward)
+            if self._journal is not None:
+                ends = bool(terminated), bool(truncated)
+                self._journal.append(stored_action, observation, reward_to_float(reward), *ends)
         if terminated or truncated:
             self._store(terminated=bool(terminated), truncated=bool(truncated))
         return observation, reward, terminated, truncated, info
@@ -110,6 +127,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         finally:
             if self._owns_writer:
                 self.writer.close()
+        if self._journal is not None:
+            self._journal.close()
 
     def close(self) -> None:
         """Keep the open episode as incomplete, and close the file and the environment."""

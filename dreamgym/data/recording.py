@@ -47,6 +47,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     max_episode_steps: int | None = None,
     commit_every: int = 1,
     overwrite: bool = False,
+    keep_open: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Record steps of a real environment to a native dataset.
@@ -72,6 +73,7 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
         overwrite: whether to replace an existing `out`. It is replaced once the new dataset is
             complete; if the recording is interrupted or fails, `out` is unchanged and the episodes
             recorded until then are in `<out>.new`.
+        keep_open: whether a kill keeps the open episode as well, see `Recorder`.
         progress: callback that receives the steps done and the steps to do.
 
     Returns:
@@ -96,7 +98,12 @@ def record(  # noqa: PLR0913 - what to record, and how, are three each
     with _created(out, overwrite) as target, _opened_env(env, max_episode_steps) as opened:
         chosen = make_policy(policy, opened)
         recorder = Recorder(
-            opened, target, policy=chosen.name, seed=seed, commit_every=commit_every
+            opened,
+            target,
+            policy=chosen.name,
+            seed=seed,
+            commit_every=commit_every,
+            keep_open=keep_open,
         )
         try:
             _record_steps(recorder, chosen, steps=steps, seed=seed, progress=progress)

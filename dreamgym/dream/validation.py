@@ -33,7 +33,8 @@ class ActionValidator:
         num_envs: number of rows.
         device: device of the dreams.
         check_bounds: whether to refuse actions outside the space, which is a host sync; otherwise
-            they are clipped to it.
+            they are clipped to it, and NaN stays NaN: it shows in its row, where a replacement
+            would hide a policy that has diverged.
     """
 
     def __init__(

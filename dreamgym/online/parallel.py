@@ -9,8 +9,9 @@ episodes that it finds. They share a folder and nothing else:
     version-001/        a world and a policy; never changed once weights.json names it
     actor.jsonl         a line for each episode: the version that acted, and its age
 
-Either may be killed at any moment and started again. An actor that is killed loses its open episode
-(those before are saved at its next start), a learner the version that it was making.
+Either may be killed at any moment and started again. The next start of an actor that was killed
+saves every step that it took, those of the open episode as one that was cut off; a learner that was
+killed makes its version anew.
 """
 
 from __future__ import annotations
@@ -153,7 +154,15 @@ def act(
             own = int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
             out = episodes / f"{number:05d}.h5"
             limit = config.max_episode_steps
-            record(made, steps=count, out=out, policy=policy, seed=own, max_episode_steps=limit)
+            record(
+                made,
+                steps=count,
+                out=out,
+                policy=policy,
+                seed=own,
+                max_episode_steps=limit,
+                keep_open=True,
+            )
             recorded, number = recorded + count, number + 1
             if progress is not None:
                 progress({"dataset": str(out), "steps": count, "version": policy.version})

@@ -22,6 +22,7 @@ from dreamgym.data import (
     with_frame_skip,
 )
 from dreamgym.data.hdf5.guard import is_being_written
+from dreamgym.data.hdf5.journal import journal_path
 from dreamgym.data.policies import UnrolledPolicy, make_policy
 from dreamgym.errors import DatasetError, OnlineError, TrainingInterrupted
 from dreamgym.fitting import default_config, fit
@@ -205,10 +206,11 @@ def acting(policy: TrainedPolicy, world: World | Path) -> Policy:
 
 
 def save_killed(path: Path) -> None:
-    """Make a dataset of the episodes that a killed recording had committed, if there was one.
+    """Make a dataset of the steps that a killed recording had taken, if there was one.
 
-    It may itself be killed at any moment and called again. A file that cannot be read at all, of a
-    recording that was killed while it created the file, is set aside with a warning.
+    The open episode is among them if `keep_open` was on. It may itself be killed at any moment and
+    called again. A file that cannot be read at all, of a recording that was killed while it created
+    the file, is set aside with a warning.
 
     Args:
         path: the dataset that was being recorded.
@@ -218,6 +220,7 @@ def save_killed(path: Path) -> None:
     if killed.exists() and not path.exists() and not partial.exists():
         killed.rename(partial)  # killed before the dataset got its name
     if not partial.exists():
+        journal_path(path).unlink(missing_ok=True)  # killed before its removal
         return
     tail.unlink(missing_ok=True)  # it is written again
     if killed.exists():  # it holds damaged episodes, or was killed before its removal

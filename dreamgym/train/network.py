@@ -184,14 +184,22 @@ class ActorCritic(nn.Module):
         """Return values (B,) of raw observations (B, ...)."""
         return self.critic(self.standardise(observation)).squeeze(-1)
 
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw actions from the actor's outputs, (B, outputs) floats or (B, choices) integers."""
+    def noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the noise (rows, outputs) of which `sample` makes actions."""
+        noise = torch.empty(rows, self.codec.outputs, device=self.device)
         if self.codec.continuous:
-            noise = torch.randn(outputs.shape, device=outputs.device, generator=generator)
+            return noise.normal_(generator=generator)
+        return noise.exponential_(generator=generator)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Return actions by the actor's outputs, (B, outputs) floats or (B, choices) integers."""
+        if self.codec.continuous:
             return outputs + self.log_std.exp() * noise
+        sizes = self.codec.sizes
+        # As in torch.multinomial: of clocks with rates p, the first that rings is the class drawn.
         drawn = [
-            torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            for logits in outputs.split(self.codec.sizes, -1)
+            (logits.softmax(-1) / clocks).argmax(-1, keepdim=True)
+            for logits, clocks in zip(outputs.split(sizes, -1), noise.split(sizes, -1), strict=True)
         ]
         return torch.cat(drawn, -1)
 
@@ -229,7 +237,10 @@ class ActorCritic(nn.Module):
         single = array.shape == self.observation_space.shape
         batch = torch.as_tensor(array[None] if single else array, device=self.device)
         outputs = self.actor(self.standardise(batch))
-        actions = self.codec(self.mode(outputs) if deterministic else self.sample(outputs))
+        chosen = (
+            self.mode(outputs) if deterministic else self.sample(outputs, self.noise(len(batch)))
+        )
+        actions = self.codec(chosen)
         result = actions.cpu().numpy().astype(self.action_space.dtype, copy=False)
         return (result[0] if single else result), state
 

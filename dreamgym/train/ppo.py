@@ -113,25 +113,41 @@ class PPO:
             fused=network.device.type in ("cpu", "cuda"),
             capturable=network.device.type == "cuda",
         )
-        self._step: Callable[..., None] | None = None
-        self._observation = network.standardise(env.reset(seed=seed)[0])
+        self._act: Callable[..., Any] | None = None
+        self._step: Callable[..., Any] | None = None
+        self._observation: Tensor = env.reset(seed=seed)[0]
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Step the dream `n_steps` times under the current policy."""
         network, steps = self.network, []
         for _ in range(self.settings.n_steps):
-            outputs = network.actor(self._observation)
-            action = network.sample(outputs, self.generator)
-            log_prob, _ = network.log_prob(outputs, action)
-            observation, reward, terminated, truncated, info = self.env.step(network.codec(action))
-            before, done = self._observation, terminated | truncated
-            self._observation = network.standardise(observation)
-            after = network.standardise(info["final_obs"])
-            reward = reward * self.reward_scale
-            steps.append(Rollout(before, after, action, log_prob, reward, terminated, done))
-        self.num_timesteps += len(steps) * len(self._observation)
-        return Rollout(*(torch.stack(leaves) for leaves in zip(*steps, strict=True)))
+            inputs = self._observation, network.noise(len(self._observation), self.generator)
+            if self._act is None:
+                self._act = self._captured("policy", self._choose, inputs)
+            seen, action, log_prob, chosen = self._act(*inputs)
+            self._observation, reward, terminated, truncated, info = self.env.step(chosen)
+            steps.append((seen, info["final_obs"], action, log_prob, reward, terminated, truncated))
+        leaves = [torch.stack(leaves) for leaves in zip(*steps, strict=True)]
+        seen, final, action, log_prob, reward, terminated, truncated = leaves
+        self.num_timesteps += reward.numel()
+        return Rollout(
+            observation=seen,
+            next_observation=network.standardise(final.flatten(0, 1)).view_as(seen),
+            action=action,
+            log_prob=log_prob,
+            reward=reward * self.reward_scale,
+            terminated=terminated,
+            done=terminated | truncated,
+        )
+
+    def _choose(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return standardised observations, actions, their log probabilities, and env actions."""
+        network = self.network
+        seen = network.standardise(observation)
+        outputs = network.actor(seen)
+        action = network.sample(outputs, noise)
+        return seen, action, network.log_prob(outputs, action)[0], network.codec(action)
 
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -178,48 +194,64 @@ class PPO:
                     self._gradient_step(*batch)
                     continue
                 if self._step is None:
-                    self._step = self._captured(batch)
+                    self._step = self._captured_step(batch)
                 self._step(*batch)
 
-    def _captured(self, batch: tuple[Tensor, ...]) -> Callable[..., None]:
-        """Return the gradient step as one graph where the device has graphs.
-
-        A step is a hundred kernels on tensors this small; launching them one by one takes longer
-        than running them.
-        """
-        device = self.network.device
-        if device.type not in capture.GRAPHS:
-            return self._gradient_step
-        static = [part.clone() for part in batch]
+    def _captured_step(self, batch: tuple[Tensor, ...]) -> Callable[..., Any]:
+        """Return the gradient step as one graph; weights and optimizer are as before."""
         before = self._parameters.detach().clone()
-        graph: capture.Graph | None
-        try:
-            graph = capture.GRAPHS[device.type](device)
-            with forbid_host_sync():
-                graph.record(lambda: self._gradient_step(*static))
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "no reason given")
-            warnings.warn(
-                f"PPO's update cannot be captured here ({type(error).__name__}: {reason}); its "
-                "steps are taken without it: slower, with equal results",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            graph = None
+        step = self._captured("update", self._gradient_step, batch)
         # Recording takes some steps to warm up. Before the first one, Adam's state is all zeros.
         self._parameters.data.copy_(before)
         for state in self.optimizer.state.values():
             for each in state.values():
                 each.zero_()
-        if graph is None:
-            return self._gradient_step
-
-        def step(*batch: Tensor) -> None:
-            for part, new in zip(static, batch, strict=True):
-                part.copy_(new)
-            graph.replay()
-
         return step
+
+    def _captured(
+        self, name: str, work: Callable[..., Any], inputs: tuple[Tensor, ...]
+    ) -> Callable[..., Any]:
+        """Return the same function as one graph, where the device has graphs.
+
+        Both functions are dozens of kernels on tensors this small; launching them one by one takes
+        longer than running them.
+
+        Args:
+            name: name of the function in a warning.
+            work: function of tensors to a tuple of tensors or None, without a host sync.
+            inputs: inputs like those of every later call; copied.
+        """
+        device = self.network.device
+        if device.type not in capture.GRAPHS:
+            return work
+        static = [part.clone() for part in inputs]
+        outputs: tuple[Tensor, ...] = ()
+
+        def record() -> None:
+            nonlocal outputs
+            outputs = work(*static) or ()
+
+        try:
+            graph = capture.GRAPHS[device.type](device)
+            with forbid_host_sync():
+                graph.record(record)
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            warnings.warn(
+                f"PPO's {name} cannot be captured here ({type(error).__name__}: {reason}); its "
+                "steps are taken without it: slower, with equal results",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return work
+
+        def replay(*new: Tensor) -> tuple[Tensor, ...]:
+            for part, value in zip(static, new, strict=True):
+                part.copy_(value)
+            graph.replay()
+            return tuple(each.clone() for each in outputs)  # the next call overwrites them
+
+        return replay
 
     @torch.no_grad()
     def _gradient_step(

@@ -137,7 +137,7 @@ LEARNERS = {
             requires="stable_baselines3",
             extra="sb3",
             module="dreamgym.train.sb3",
-            algorithms=("PPO", "A2C", "SAC", "TD3", "DQN"),
+            algorithms=("PPO", "A2C", "SAC", "TD3", "DDPG", "DQN"),
             suffix=".zip",
             agent_wrappers="dreamgym.train.sb3.agent_wrappers.SB3AgentWrappers",
         ),

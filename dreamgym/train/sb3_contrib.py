@@ -1,7 +1,8 @@
 """The algorithms of sb3-contrib, trained and saved as those of Stable-Baselines3.
 
 The functions of `dreamgym.train.registry.LearnerLibrary` are those of `dreamgym.train.sb3`.
-RecurrentPPO, MaskablePPO and ARS train behind `SB3VecEnv` as they are.
+RecurrentPPO, MaskablePPO and ARS train behind `SB3VecEnv` as they are; the former two take
+`BatchedTruncationValues`, too.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ The functions of `dreamgym.train.registry.LearnerLibrary` are here under their n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -108,7 +109,7 @@ class _NetworkVecEnv(VecEnvWrapper):
 class _BatchedTruncationValues(BatchedTruncationValues):
     """The callback for SBX, whose value function is compiled: its batch always has N rows."""
 
-    def values(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+    def values(self, observation: NDArray[Any], rows: Sequence[int]) -> NDArray[np.float32]:
         policy: Any = self.model.policy
         batch = np.zeros((self.model.n_envs, *observation.shape[1:]), np.float32)
         batch[: len(observation)] = observation

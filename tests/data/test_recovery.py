@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
 
-from dreamgym.data import Dataset, DatasetError, DatasetWriter, check, record, recover, resume
+from dreamgym._files import partial_path
+from dreamgym.data import (
+    Dataset,
+    DatasetError,
+    DatasetWriter,
+    Recorder,
+    check,
+    record,
+    recover,
+    resume,
+)
+from dreamgym.data.hdf5.journal import journal_path, read_journal
 from tests.data.killing import can_kill, kill_at, survive, write_counting
 from tests.data.samples import (
     assert_same_episode,
@@ -79,6 +93,140 @@ def test_recovery_keeps_all_episodes_and_deletes_nothing(tmp_path: Path) -> None
     assert len(check(result.path).problems) == 0
     with DatasetWriter.extend(result.path) as writer:
         assert writer.num_episodes == 5
+
+
+class Walk(gym.Env):
+    """A random walk of which a Dict is seen; it ends after `length` steps."""
+
+    observation_space = gym.spaces.Dict(
+        place=gym.spaces.Box(-np.inf, np.inf, (2,), np.float64),
+        picture=gym.spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    )
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, length: int = 10**9, die_at: int = 10**9) -> None:
+        self.length, self.die_at, self.steps = length, die_at, 0
+
+    def _seen(self):
+        picture = self.np_random.integers(0, 256, (4, 4, 3), np.uint8)
+        return {"place": self.place.copy(), "picture": picture}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.age = self.np_random.normal(size=2), 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.steps, self.age = self.steps + 1, self.age + 1
+        if self.steps > self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.place += action
+        return self._seen(), float(self.place.sum()), False, self.age == self.length, {}
+
+
+def killed_recording(path: Path, env: gym.Env, *, in_commit: int = 0) -> None:
+    """Record with `keep_open` in a child that is killed by the environment, or in a commit."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if in_commit:
+                counter, commit = itertools.count(1), DatasetWriter.commit
+
+                def die(writer):
+                    if next(counter) == in_commit:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    commit(writer)
+
+                DatasetWriter.commit = die  # type: ignore[method-assign]
+            record(env, steps=100, out=path, keep_open=True, seed=3)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@UNIX
+@pytest.mark.parametrize("steps", [1, 4, 17, 20, 24])
+def test_every_step_of_the_open_episode_survives_a_kill(tmp_path: Path, steps: int) -> None:
+    """Episodes have 20 steps; the process is killed in the step after `steps`."""
+    path = tmp_path / "d.h5"
+    killed_recording(path, Walk(20, die_at=steps))
+    found = recover(path)
+    whole = record(Walk(20), steps=steps, out=tmp_path / "whole.h5", seed=3)
+    assert (found.steps, found.tail) == (steps, None)
+    with Dataset(path) as data, Dataset(whole) as expected:
+        assert data.num_episodes == expected.num_episodes
+        for index in range(data.num_episodes):
+            assert_same_episode(data.episode(index), expected.episode(index))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.h5", "d.h5.killed", "whole.h5"]
+    with pytest.raises(DatasetError, match="nothing to recover"):
+        recover(path)
+
+
+@UNIX
+def test_an_open_episode_keeps_how_it_ended_and_is_not_taken_twice(tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    killed_recording(path, Walk(6), in_commit=2)
+    journal = journal_path(path).read_bytes()
+    assert recover(path).episodes == 2
+    with Dataset(path) as data:
+        assert data.lengths.tolist() == [6, 6]
+        assert data.episode(1).truncated
+    path.rename(partial_path(path))  # as if killed after the commit, before the journal went on
+    (tmp_path / "d.h5.killed").unlink()
+    journal_path(path).write_bytes(journal)
+    assert recover(path).episodes == 2
+
+
+def test_a_recording_that_ends_leaves_no_journal_and_one_of_another_dataset_does_not_count(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "d.h5"
+    with Recorder(Walk(), path, keep_open=True) as env:
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        metadata, journal = env.writer.metadata, journal_path(path).read_bytes()
+        number, episode = read_journal(path, metadata)
+        assert (number, episode.length, episode.complete) == (0, 1, False)
+        assert read_journal(path, replace(metadata, created="another time")) is None
+        journal_path(path).write_bytes(journal[:-1])  # a row that was cut off
+        assert read_journal(path, metadata) is None
+    assert [each.name for each in tmp_path.iterdir()] == ["d.h5"]
+
+
+def test_episodes_that_wait_for_a_commit_and_a_kept_open_one_do_not_go_together(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"keep_open.*commit_every=1"):
+        record("CartPole-v1", steps=5, out=tmp_path / "d.h5", keep_open=True, commit_every=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_refuses_the_next_step_of_an_open_episode(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    env = Recorder(Walk(), tmp_path / "d.h5", keep_open=True)
+    env.reset(seed=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        for _ in range(11):  # 78 bytes each
+            env.step(env.action_space.sample())
+        with pytest.raises(DatasetError, match=r"d\.h5\.open.*open episode cannot be written"):
+            env.step(env.action_space.sample())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    env.close()
+
+
+@UNIX
+def test_a_damaged_journal_is_named_and_nothing_is_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "d.h5"
+    killed_recording(path, Walk(20, die_at=25))
+    content = bytearray(journal_path(path).read_bytes())
+    content[-78:-62] = np.full(2, np.nan).tobytes()
+    journal_path(path).write_bytes(content)
+    with pytest.raises(DatasetError, match=r"d\.h5\.open.*NaN.*move this file away"):
+        recover(path)
+    journal_path(path).rename(tmp_path / "away")
+    assert recover(path).steps == 20
 
 
 @UNIX

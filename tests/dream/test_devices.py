@@ -9,8 +9,9 @@ from dreamgym._device import resolve_device
 from dreamgym.dream import validation
 from dreamgym.dream.validation import ActionValidator
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.models.splitmix import uniforms
-from tests.small_worlds import small_world
+from tests.small_worlds import KINDS, random_actions, small_world
 
 ENVS = 4
 
@@ -64,6 +65,45 @@ def test_actions_outside_the_space_are_refused_or_clipped(action, outside, clipp
     torch.testing.assert_close(
         taken, torch.tensor(clipped, dtype=taken.dtype), equal_nan=True, rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, action in KINDS if action == "box"}))
+def test_an_action_that_is_not_a_number_shows_in_its_row_alone_and_until_the_next_episode(kind):
+    """Where bounds are not checked, as on CUDA; on a CPU it is refused."""
+    rows = []
+    for wrong in (False, True):
+        env = DreamVectorEnv(
+            small_world(kind, "box", horizon=3),
+            ENVS,
+            device="cpu",
+            compile=False,
+            view="latent",
+            output="torch",
+            autoreset_mode="SameStep",
+        )
+        space, device = env.single_action_space, torch.device("cpu")
+        env.validate_actions = ActionValidator(space, ENVS, device, check_bounds=False)
+        env.reset(seed=0)
+        steps = []
+        with forbid_host_sync():
+            for step in range(8):
+                action = random_actions(space, ENVS, seed=step)
+                if wrong and step == 0:
+                    action[1] = torch.nan
+                observation, reward, terminated, truncated, info = env.step(action)
+                final = info["final_obs"]
+                steps.append((observation, reward, terminated | truncated, final))
+        rows.append(steps)
+    others = [0, 2, 3]
+    for plain, changed in zip(*rows, strict=True):
+        assert all(torch.equal(a[others], b[others]) for a, b in zip(plain, changed, strict=True))
+    observation, reward, _, final = rows[1][0]
+    assert (reward[1].isnan() | final[1].isnan().any()) or reward[1] < rows[0][0][1][1]
+    first = next(step for step, each in enumerate(rows[1]) if each[2][1])
+    assert first <= 2
+    for observation, reward, _, final in rows[1][first + 1 :]:
+        assert torch.stack([each[1].isfinite().all() for each in (observation, final)]).all()
+        assert reward[1].isfinite()
 
 
 def test_debug_must_be_a_bool():

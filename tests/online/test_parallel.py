@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
+import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import time
 from dataclasses import replace
@@ -31,9 +35,9 @@ def wait_until(condition, seconds=240.0):
         time.sleep(0.02)
 
 
-def complete_steps(folder):
+def complete_steps(folder, paths=None):
     total = 0
-    for path in (folder / "episodes").glob("*.h5"):
+    for path in (folder / "episodes").glob("*.h5") if paths is None else paths:
         with Dataset(path) as data:
             total += data.num_steps
     return total
@@ -45,13 +49,16 @@ def log_of(folder):
     return [json.loads(line) for line in lines]
 
 
-def slow_cartpole():
-    """Return an environment that paces itself as a robot does."""
+def slow_cartpole(taken=None):
+    """Return an environment that paces itself as a robot does, and counts its steps in `taken`."""
 
-    class Paced(type(gym.make(ENV).unwrapped)):
+    class Paced(CartPoleEnv):
         def step(self, action):
             time.sleep(0.01)
-            return super().step(action)
+            result = super().step(action)
+            if taken is not None:
+                taken[:8] = struct.pack("<q", struct.unpack("<q", taken[:8])[0] + 1)
+            return result
 
     if "dreamgym-tests/PacedCartPole-v0" not in gym.registry:
         gym.register("dreamgym-tests/PacedCartPole-v0", entry_point=Paced, max_episode_steps=200)
@@ -77,20 +84,23 @@ def kill(process):
 def test_actor_and_learner_may_be_killed_and_started_again(small, tmp_path):
     config = replace(small, first_steps=60, round_steps=40, noise=0.2)
     settings = {"steps": 10**6, "seed": 1, "config": config}
-    actor = start(act, slow_cartpole, tmp_path, **settings)
+    taken = mmap.mmap(-1, 8)
+    actor = start(act, functools.partial(slow_cartpole, taken), tmp_path, **settings)
     learner = start(learn, tmp_path, versions=10**6, config=config)
     try:
         wait_until(lambda: any(each["version"] >= 1 for each in log_of(tmp_path)))
         wait_until(lambda: list(tmp_path.glob("episodes/*.partial")))
         kill(actor)
-        complete, episodes = complete_steps(tmp_path), len(log_of(tmp_path))
-        assert complete >= 60
+        (steps,), episodes = struct.unpack("<q", taken[:8]), len(log_of(tmp_path))
+        killed = len(list(tmp_path.glob("episodes/*")))
+        assert steps >= 60
 
         actor = start(act, slow_cartpole, tmp_path, **settings)
         wait_until(lambda: len(log_of(tmp_path)) > episodes + 2)
-        # the new actor begins with the newest weights, and nothing that was committed is gone
+        # the new actor begins with the newest weights, and every step is there but one in flight
         assert log_of(tmp_path)[episodes]["version"] >= 1
-        assert complete_steps(tmp_path) >= complete
+        saved = sorted(tmp_path.glob("episodes/*.h5"))[:killed]
+        assert steps - 1 <= complete_steps(tmp_path, saved) <= steps
 
         version = read_weights(tmp_path)["version"]
         wait_until(lambda: read_weights(tmp_path)["version"] > version)
@@ -161,6 +171,28 @@ def test_a_rescue_that_was_killed_is_done_again(small, tmp_path, renamed):
     with Dataset(path) as data:
         assert data.num_episodes == episodes
     assert sorted(each.name for each in path.parent.glob("*.h5")) == ["00000.h5", "00001.h5"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("last", [1, 2, 37, 60, 75])
+def test_no_step_of_an_actor_that_was_killed_is_lost(small, tmp_path, last, monkeypatch):
+    """Datasets have 60 steps; the kill comes in the step after `last`."""
+    calls, step = itertools.count(1), CartPoleEnv.step
+
+    def step_or_die(env, action):
+        if next(calls) > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(env, action)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CartPoleEnv, "step", step_or_die)
+        actor = start(act, ENV, tmp_path, steps=200, config=small)
+        actor.join(60)
+    assert actor.exitcode == -signal.SIGKILL
+    act(ENV, tmp_path, steps=10, config=small)
+    assert complete_steps(tmp_path) == last + 10
+    files = sorted(path.name for path in (tmp_path / "episodes").iterdir())
+    assert files == [f"{number:05d}.h5" for number in range(len(files))]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")

@@ -22,6 +22,23 @@ from dreamgym.train.seeds import seed_path
 
 CONFIG = TrainConfig(num_envs=4, n_steps=4, batch_size=8, net_arch=(8,))
 LEARNERS_OF_PPO = [name for name, each in LEARNERS.items() if "PPO" in each.algorithms]
+OF_DISCRETE = ("DQN", "QRDQN")
+OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", *OF_DISCRETE)
+RESUMED = [
+    (name, algo)
+    for name, each in LEARNERS.items()
+    for algo in each.algorithms
+    if algo != "CMA-ES"  # see test_resuming_evolution_is_exact
+]
+
+
+def config_of(algo):
+    """Return settings that make a training short."""
+    few = {"num_envs": 4, "net_arch": (8,)}
+    if algo in OFF_POLICY:
+        learner = {"learning_starts": 8, "gradient_steps": 1, "buffer_size": 100}
+        return TrainConfig(**few, batch_size=8, learner=learner)
+    return TrainConfig(**few, n_steps=4) if algo == "A2C" else CONFIG
 
 
 def stop_at(steps, error=KeyboardInterrupt):
@@ -40,18 +57,20 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("learner", LEARNERS_OF_PPO)
-def test_a_training_is_resumed_after_ctrl_c(box_world, tmp_path, learner):
+@pytest.mark.parametrize(("learner", "algo"), RESUMED)
+def test_a_training_is_resumed_after_ctrl_c(box_world, discrete_world, tmp_path, learner, algo):
     pytest.importorskip(LEARNERS[learner].requires)
-    arguments = {"learner": learner, "steps": 64, "out": tmp_path / "p", "config": CONFIG}
+    world = discrete_world if algo in OF_DISCRETE else box_world
+    arguments = {"learner": learner, "algo": algo, "steps": 64, "out": tmp_path / "p"}
+    arguments["config"] = config_of(algo)
     with pytest.raises(TrainingInterrupted) as stopped:
-        train_policy(box_world, progress=stop_at(32), **arguments)
+        train_policy(world, progress=stop_at(32), **arguments)
     checkpoint = stopped.value.path
     assert checkpoint == tmp_path / f"p.interrupted{LEARNERS[learner].suffix}"
     before = load_policy(checkpoint)
     reported = []
     policy = train_policy(
-        box_world,
+        world,
         resume=True,
         progress=lambda done, total, figures: reported.append((done, total)),
         **arguments,
@@ -64,7 +83,7 @@ def test_a_training_is_resumed_after_ctrl_c(box_world, tmp_path, learner):
     assert reported[-1] == (64, 64)
     assert reported[0][0] > before.card.steps
     assert policy.card.policy == before.card.policy
-    again = train_policy(box_world, resume=True, **arguments)
+    again = train_policy(world, resume=True, **arguments)
     assert again.name == policy.name, "a finished training is not repeated"
 
 

@@ -58,7 +58,7 @@ def test_log_probabilities_and_entropies_are_those_of_torch(space):
     network = make(space)
     torch.manual_seed(1)
     outputs = torch.randn(500, network.codec.outputs)
-    action = network.sample(outputs)
+    action = network.sample(outputs, network.noise(500))
     log_prob, entropy = network.log_prob(outputs, action)
     if network.codec.continuous:
         torch_own = torch.distributions.Normal(outputs, network.log_std.exp())
@@ -72,6 +72,21 @@ def test_log_probabilities_and_entropies_are_those_of_torch(space):
         )
     torch.testing.assert_close(log_prob, expected[0])
     torch.testing.assert_close(entropy, expected[1])
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_actions_are_drawn_as_often_as_they_are_probable(space):
+    network, rows = make(space), 20_000
+    outputs = torch.randn(1, network.codec.outputs).expand(rows, -1)
+    action = network.sample(outputs, network.noise(rows, torch.Generator().manual_seed(0)))
+    if network.codec.continuous:
+        scaled = (action - outputs) / network.log_std.exp()
+        torch.testing.assert_close(scaled.mean(0), torch.zeros(len(scaled[0])), atol=0.03, rtol=0)
+        torch.testing.assert_close(scaled.std(0), torch.ones(len(scaled[0])), atol=0.03, rtol=0)
+        return
+    for choice, logits in zip(action.T, outputs[0].split(network.codec.sizes), strict=True):
+        found = torch.bincount(choice, minlength=len(logits)) / rows
+        torch.testing.assert_close(found, logits.softmax(-1), atol=0.015, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_the_gradients_of_a_network_are_those_of_autograd(hidden):
     torch.testing.assert_close([each.grad for each in network.parameters()], list(gradients))
 
 
-def learner(world, *, max_grad_norm: float = 0.5, batch_size: int = 42, device: str = "cpu") -> PPO:
+def learner(
+    world, *, max_grad_norm: float = 0.5, batch_size: int = 42, device: str = "cpu", compile=False
+) -> PPO:
     env = DreamVectorEnv(
         world,
         6,
@@ -41,7 +43,7 @@ def learner(world, *, max_grad_norm: float = 0.5, batch_size: int = 42, device: 
         output="torch",
         autoreset_mode="SameStep",
         device=device,
-        compile=False,
+        compile=compile,
     )
     torch.manual_seed(0)
     size = env.single_observation_space.shape[0]
@@ -106,8 +108,7 @@ class BrokenGraph(RecordedGraph):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.mark.parametrize("kind", ["box", "discrete"])
-@pytest.mark.parametrize(
+ON_A_GRAPH = pytest.mark.parametrize(
     ("device", "graph"),
     [
         ("cpu", RecordedGraph),
@@ -115,6 +116,10 @@ class BrokenGraph(RecordedGraph):
         pytest.param("cuda", capture.CudaGraph, marks=pytest.mark.gpu),
     ],
 )
+
+
+@pytest.mark.parametrize("kind", ["box", "discrete"])
+@ON_A_GRAPH
 def test_a_captured_update_is_the_plain_one(kind, device, graph, monkeypatch):
     """Minibatches of 16 and a last one of 10, which is not captured."""
     world = small_world("mdn-rnn", kind)
@@ -125,7 +130,10 @@ def test_a_captured_update_is_the_plain_one(kind, device, graph, monkeypatch):
         else:
             monkeypatch.delitem(capture.GRAPHS, device)
         ppo = learner(world, batch_size=16, device=device)
-        rollout = rollout or ppo.collect()
+        if rollout is None:
+            monkeypatch.delitem(capture.GRAPHS, device)
+            rollout = ppo.collect()
+            monkeypatch.setitem(capture.GRAPHS, device, graph)
         ppo.generator.manual_seed(1)
         expectation = (
             pytest.warns(RuntimeWarning, match="update cannot be captured here .*not permitted")
@@ -137,3 +145,27 @@ def test_a_captured_update_is_the_plain_one(kind, device, graph, monkeypatch):
         ppo.update(rollout)
         networks.append(list(ppo.network.parameters()))
     torch.testing.assert_close(*networks)
+
+
+@pytest.mark.parametrize("kind", ["box", "discrete"])
+@ON_A_GRAPH
+def test_a_captured_rollout_is_the_plain_one(kind, device, graph, monkeypatch):
+    """Policy and dream are a graph each; after an update the policy's graph has the new weights."""
+    world, found = small_world("mdn-rnn", kind), []
+    for captured in (True, False):
+        if captured:
+            monkeypatch.setitem(capture.GRAPHS, device, graph)
+        else:
+            monkeypatch.delitem(capture.GRAPHS, device)
+        ppo = learner(world, batch_size=16, device=device, compile="auto")
+        broken = captured and graph is BrokenGraph
+        with pytest.warns(RuntimeWarning, match="cannot be captured") if broken else nullcontext():
+            first = ppo.collect()
+            ppo.update(first)
+        second = ppo.collect()
+        assert not torch.equal(first.action, second.action)
+        found.append([*first, *second])
+        if captured and not broken:
+            assert ppo.env.stepper.execution == "captured"
+            assert ppo._act != ppo._choose
+    torch.testing.assert_close(*found)

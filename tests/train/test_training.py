@@ -155,6 +155,7 @@ def test_observations_of_several_keys_are_seen_as_features():
         ("discrete_world", "DQN", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
         ("box_world", "SAC", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
         ("box_world", "TD3", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
+        ("box_world", "DDPG", {"learner": {"learning_starts": 64, "gradient_steps": 1}}),
     ],
 )
 def test_every_algorithm_trains_saves_and_is_read_back(request, tmp_path, name, algo, settings):

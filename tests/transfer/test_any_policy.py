@@ -40,7 +40,7 @@ def by_numpy(observation):
 EXPECTED = 8, 100  # episodes, and the least mean return of this rule
 
 LATENT = (("sb3", "PPO"), ("ppo", "PPO"))
-OFF_POLICY = ("SAC", "TD3", "DQN", "TQC", "CrossQ", "QRDQN")
+OFF_POLICY = ("SAC", "TD3", "DDPG", "DQN", "TQC", "CrossQ", "QRDQN")
 EVERY = [(name, algo) for name, each in LEARNERS.items() for algo in each.algorithms]
 
 

@@ -12,13 +12,16 @@ import numpy as np
 
 from dreamgym._files import local_path, partial_path
 from dreamgym.data import layout
+from dreamgym.data.episodes import Episode
 from dreamgym.data.hdf5.guard import (
     hdf5_errors,
     is_being_written,
     open_growing,
     read_superblock,
 )
+from dreamgym.data.hdf5.journal import journal_path, read_journal
 from dreamgym.data.hdf5.reader import open_columns, read_committed, read_metadata
+from dreamgym.data.hdf5.schema import episode_columns
 from dreamgym.data.hdf5.writer import DatasetWriter
 from dreamgym.data.metadata import DatasetMetadata
 from dreamgym.data.storage import EpisodeTable
@@ -54,8 +57,9 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
     """Make a complete dataset from what a killed writer left; nothing is deleted.
 
     All committed episodes with a correct checksum are copied to the dataset that was being
-    recorded. Rows after the last of them, which belong to an episode that was not committed, are
-    copied to `<name>.tail` as they are. The file that the writer left is kept as `<name>.killed`.
+    recorded, and after them the open one of a recorder with `keep_open`, as incomplete; its file
+    `<name>.open` is then removed. Rows after the last committed episode are copied to `<name>.tail`
+    as they are. The file that the writer left is kept as `<name>.killed`.
 
     Args:
         path: the dataset that was being recorded, or its `.partial` file.
@@ -78,17 +82,19 @@ def recover(path: str | os.PathLike[str]) -> Recovery:
         metadata = read_metadata(file, partial)
         for leftover in (rescue, partial_path(rescue)):  # from an interrupted recovery
             leftover.unlink(missing_ok=True)
-        table, damaged = _copy_episodes(file, partial, metadata, rescue)
+        opened = _open_episode(out, metadata, len(read_committed(file, partial)))
+        table, damaged = _copy_episodes(file, partial, metadata, rescue, opened)
         tail_rows = _copy_tail(file, partial, metadata, table, tail)
     partial.rename(killed)
-    any_good = len(damaged) < len(table)
+    any_good = opened is not None or len(damaged) < len(table)
     if any_good:
         rescue.rename(out)
+    journal_path(out).unlink(missing_ok=True)
     good = np.setdiff1d(np.arange(len(table)), damaged)
     return Recovery(
         path=out if any_good else None,
-        episodes=len(good),
-        steps=int(table.length[good].sum()),
+        episodes=len(good) + (opened is not None),
+        steps=int(table.length[good].sum()) + (opened.length if opened is not None else 0),
         damaged=damaged,
         tail=tail if tail_rows else None,
         tail_rows=tail_rows,
@@ -113,10 +119,32 @@ def _find_paths(path: Path) -> tuple[Path, Path]:
     return partial, out
 
 
+def _open_episode(path: Path, metadata: DatasetMetadata, committed: int) -> Episode | None:
+    """Return the open episode of a journal, unless it is one of those that were committed.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    found = read_journal(path, metadata)
+    if found is None or found[0] < committed:
+        return None
+    try:
+        episode_columns(found[1], metadata)
+    except DatasetError as error:
+        raise DatasetError(
+            error.problem,
+            path=journal_path(path),
+            key=error.key,
+            row=error.row,
+            remedy="move this file away, and recover the committed episodes",
+        ) from None
+    return found[1]
+
+
 def _copy_episodes(
-    file: h5py.File, path: Path, metadata: DatasetMetadata, out: Path
+    file: h5py.File, path: Path, metadata: DatasetMetadata, out: Path, opened: Episode | None
 ) -> tuple[EpisodeTable, list[int]]:
-    """Copy the good committed episodes to `out`.
+    """Copy the good committed episodes to `out`, and add the one that was open.
 
     Returns:
         The table of all committed episodes, and the indices of the damaged ones.
@@ -133,6 +161,8 @@ def _copy_episodes(
                 writer.add_columns(columns, header)
             else:
                 damaged.append(episode)
+        if opened is not None:
+            writer.add(opened)
     return table, damaged
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -89,6 +89,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "TD3": Algorithm(
         learner=TD3, steps=20_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
+    ),
+    "DDPG": Algorithm(
+        learner=DDPG,
+        steps=20_000,
+        num_envs=16,
+        action_space=gym.spaces.Box,
+        settings=_OFF_POLICY,
+        network={"n_critics": 1},
     ),
     "DQN": Algorithm(
         learner=DQN,

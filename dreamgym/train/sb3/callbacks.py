@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ class BatchedTruncationValues(BaseCallback):
     reward of each truncated row, with one forward pass a row (their issue 633). In a dream many
     rows are truncated in the same step. This callback adds the same numbers in one pass and then
     marks the infos of these rows as not truncated, so that they are not added twice. Put it last in
-    a list of callbacks: later ones no longer see `TimeLimit.truncated`.
+    a list of callbacks: later ones no longer see `TimeLimit.truncated`. sb3-contrib's RecurrentPPO
+    has its value from the memory that its network has after the step.
 
     Raises:
         TrainingError: at the start of training, if the algorithm is off-policy (such an algorithm
@@ -54,16 +55,21 @@ class BatchedTruncationValues(BaseCallback):
             return True
         final = as_batch([infos[row]["terminal_observation"] for row in rows])
         # in place: this array goes into the rollout buffer
-        self.locals["rewards"][rows] += self._gamma * self.values(final)
+        self.locals["rewards"][rows] += self._gamma * self.values(final, rows)
         for row in rows:
             infos[row]["TimeLimit.truncated"] = False
         return True
 
-    def values(self, observation: Any) -> NDArray[np.float32]:
-        """Return the values (B,) of observations (B, ...)."""
+    def values(self, observation: Any, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Return the values (B,) of observations (B, ...) that follow in `rows` of the step."""
         policy: ActorCriticPolicy = self.model.policy  # type: ignore[assignment]
+        memory: tuple[Any, ...] = ()
+        if "lstm_states" in self.locals:  # RecurrentPPO: the memory of these rows after the step
+            states = self.locals["lstm_states"].vf
+            of_rows = tuple(state[:, rows].contiguous() for state in states)
+            memory = of_rows, torch.zeros(len(rows), device=self.model.device)
         with torch.no_grad():
-            values = policy.predict_values(policy.obs_to_tensor(observation)[0])
+            values = policy.predict_values(policy.obs_to_tensor(observation)[0], *memory)
         return values.cpu().numpy().ravel()
 
 

@@ -48,7 +48,7 @@ _LOAD_IT_YOURSELF = (
     "wrappers, load it with its own library and pass that agent to dreamgym.evaluate or "
     "dreamgym.transfer_policy"
 )
-_NETWORK_ARGUMENTS = ("net_arch", "n_quantiles")
+_NETWORK_ARGUMENTS = ("net_arch", "n_quantiles", "n_critics")
 _BUFFER_ARGUMENTS = ("replay_buffer_class", "replay_buffer_kwargs")
 _CLIP = 10.0  # standard deviations
 _MAX_RATIO, _SPARE_BYTES = 20, 1 << 20

@@ -106,6 +106,7 @@ def test_planning_is_better_than_chance_in_the_real_pendulum():
     [
         ("sb3", "PPO", {"n_steps": 8, "num_envs": 4}),
         ("sb3", "SAC", {"num_envs": 4, "learner": {"buffer_size": 100, "learning_starts": 8}}),
+        ("sb3", "TD3", {"num_envs": 4, "learner": {"buffer_size": 100, "learning_starts": 8}}),
         ("ppo", "PPO", {"n_steps": 8, "num_envs": 4}),
     ],
 )

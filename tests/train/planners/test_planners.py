@@ -212,10 +212,57 @@ def test_a_planner_pickles_without_its_prepared_model():
     torch.testing.assert_close(copied.plan(state, keys(2)).actions, expected.actions)
 
 
+PUBLISHED = {
+    # Hafner et al. 2019, arXiv 1811.04551, appendix A
+    "planet": {"horizon": 12, "candidates": 1000, "iterations": 10, "elites": 100, "std": 1.0},
+    # mbrl-lib's PETS on CartPole; a tenth of the candidates are elites
+    "pets": {"horizon": 15, "candidates": 350, "iterations": 5, "elites": 35, "particles": 20},
+    # Pinneri et al. 2020, arXiv 2008.06389
+    "icem-paper": {
+        "horizon": 30,
+        "candidates": 40,
+        "iterations": 3,
+        "elites": 10,
+        "decay": 1.25,
+        "keep": 0.3,
+        "std": 0.5,
+        "smoothing": 0.1,
+    },
+    # LeWM, arXiv 2603.19312: 5 blocks of 5 actions, all of which are taken
+    "lewm": {"horizon": 5, "candidates": 300, "iterations": 30, "elites": 30, "execute": 5},
+    # TD-MPC2, arXiv 2310.16828: 512 samples, of which 24 are the policy's
+    "td-mpc2": {
+        "horizon": 3,
+        "candidates": 512 - 24,
+        "iterations": 6,
+        "elites": 64,
+        "std": 2.0,
+        "min_std": 0.05,
+        "temperature": 1 / 0.5,
+    },
+}
+
+
 @pytest.mark.parametrize("name", sorted(PLANNER_PRESETS))
-def test_presets_make_planners(name):
+def test_presets_have_the_published_numbers_and_make_planners(name):
     planner = make_planner(Point(OBSERVATION, BOX), name, value=Right())
-    assert planner.config == PLANNER_PRESETS[name]
+    for key, value in PUBLISHED[name].items():
+        assert getattr(planner.config, key) == value, key
+
+
+def test_icem_draws_as_many_candidates_as_its_paper_says(monkeypatch):
+    """2,910 model steps a decision, besides those of elites that are kept."""
+    counts = []
+
+    def counted(keys, count, shape, beta):
+        counts.append(count)
+        return coloured_normals(keys, count, shape, beta)
+
+    monkeypatch.setattr("dreamgym.train.planners.icem.coloured_normals", counted)
+    planner = make_planner(Point(OBSERVATION, BOX), "icem-paper")
+    planner.plan({"x": torch.zeros(1, 2)}, keys(1))
+    assert counts == [40, 32, 25]
+    assert sum(counts) * planner.config.horizon == 2910
 
 
 def test_a_planner_refuses_what_it_cannot_do():
