@@ -15,6 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
+from dreamgym.models.dino_wm import DINOWM, DINOWMConfig
 from dreamgym.models.dreamer4 import Dreamer4, Dreamer4Config
 from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
@@ -37,6 +38,7 @@ from dreamgym.models.wrappers import (
 
 __all__ = [
     "DIAMOND",
+    "DINOWM",
     "FAMILIES",
     "IRIS",
     "JEPA",
@@ -48,6 +50,7 @@ __all__ = [
     "TWISTER",
     "Acts",
     "DIAMONDConfig",
+    "DINOWMConfig",
     "Dreamer4",
     "Dreamer4Config",
     "Decodes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.dino_wm import DINOWM
 from dreamgym.models.dreamer4 import Dreamer4
 from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
@@ -35,6 +36,7 @@ FAMILIES.update(
         "delta-iris": DeltaIRIS,
         "twister": TWISTER,
         "dreamer4": Dreamer4,
+        "dino-wm": DINOWM,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,
