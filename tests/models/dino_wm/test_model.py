@@ -78,14 +78,15 @@ def test_the_published_predictor_has_the_authors_parameters():
 
 
 def test_patches_see_their_own_frame_and_those_before_it():
+    torch.manual_seed(0)
     predictor = Predictor(PATCHES, WIDTH, replace(DINOWM.presets["dino-wm"], blocks=1)).eval()
     frames = torch.randn(1, 3, PATCHES, WIDTH)
     output = predictor(frames)
     changed = frames.clone()
-    changed[:, 1, -1] += 1.0
+    changed[:, 1, -1] = torch.randn(WIDTH)
     difference = (predictor(changed) - output).abs().amax(-1)[0]
     assert (difference[0] == 0).all()
-    assert (difference[1:] > 0).all()
+    assert (difference[1:] > 1e-3).all()
     torch.testing.assert_close(predictor(frames[:, :2]), output[:, :2])
 
 
