@@ -23,6 +23,7 @@ from dreamgym.models import (
     Optimistic,
     Pessimistic,
     PETSConfig,
+    VJEPA2ACConfig,
     WorldModel,
 )
 from dreamgym.models.base import State, zero_action
@@ -149,6 +150,18 @@ def small_dino(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="dino-wm", config=dino_config(**settings)), action, IMAGES)
 
 
+def vjepa2_config(**settings) -> VJEPA2ACConfig:
+    """Return a tiny config, whose encoder is made at the first call."""
+    sizes = {"blocks": 1, "heads": 2, "width": 24, "mlp": 2, "cells": 2, "hidden": 16}
+    encoder, side = frozen_encoders.folder("vjepa2"), frozen_encoders.SIDE
+    return VJEPA2ACConfig(**{"encoder": encoder, "image_size": side, **sizes, **settings})
+
+
+def small_vjepa2(action: str, **settings) -> WorldModel:
+    spec = ModelSpec(family="vjepa2-ac", config=vjepa2_config(**settings))
+    return built(spec, action, IMAGES)
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -170,13 +183,14 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "iris": small_iris,
     "delta-iris": small_delta,
     "dino-wm": small_dino,
+    "vjepa2-ac": small_vjepa2,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-OF_IMAGES = ("diamond", "iris", "delta-iris", "dino-wm")
+OF_IMAGES = ("diamond", "iris", "delta-iris", "dino-wm", "vjepa2-ac")
 """Families that take images, and no vectors without them."""
 
-PRETRAINED = {"dino-wm": dino_config}
+PRETRAINED = {"dino-wm": dino_config, "vjepa2-ac": vjepa2_config}
 """Tiny configs of families whose default config is that of a large pretrained encoder."""
 
 ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]

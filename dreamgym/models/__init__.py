@@ -27,6 +27,7 @@ from dreamgym.models.spec import ModelSpec
 from dreamgym.models.storm import STORM, STORMConfig
 from dreamgym.models.tdmpc2 import TDMPC2, TDMPC2Config
 from dreamgym.models.twister import TWISTER, TWISTERConfig
+from dreamgym.models.vjepa2_ac import VJEPA2AC, VJEPA2ACConfig
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -48,6 +49,7 @@ __all__ = [
     "STORM",
     "TDMPC2",
     "TWISTER",
+    "VJEPA2AC",
     "Acts",
     "DIAMONDConfig",
     "DINOWMConfig",
@@ -72,6 +74,7 @@ __all__ = [
     "STORMConfig",
     "TDMPC2Config",
     "TWISTERConfig",
+    "VJEPA2ACConfig",
     "Segment",
     "State",
     "Values",

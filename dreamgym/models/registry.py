@@ -14,6 +14,7 @@ from dreamgym.models.spec import FAMILIES
 from dreamgym.models.storm import STORM
 from dreamgym.models.tdmpc2 import TDMPC2
 from dreamgym.models.twister import TWISTER
+from dreamgym.models.vjepa2_ac import VJEPA2AC
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -37,6 +38,7 @@ FAMILIES.update(
         "twister": TWISTER,
         "dreamer4": Dreamer4,
         "dino-wm": DINOWM,
+        "vjepa2-ac": VJEPA2AC,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,
