@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamgym import FitConfig, default_config
 from dreamgym.data import SegmentBatch
+from dreamgym.errors import PretrainedError
 from dreamgym.fitting.batches import BatchLosses, MicroBatch
 from dreamgym.fitting.distributed import launch
 from dreamgym.fitting.optimizer import clip_gradients, optimizer_for
@@ -198,7 +199,12 @@ def of_presets(names: list[tuple[str, str | None]], limits: Limits) -> list[Row]
         config = default_config(family, preset)
         shape = (224, 224, 3) if preset == "lewm" else PIXELS
         what = f"{family} {preset or 'default'}, {config.batch_size}x{config.segment_length}"
-        if not fits(family, config, shape, limits):
+        try:
+            fitting = fits(family, config, shape, limits)
+        except PretrainedError as error:
+            print(f"{what}: left out, {error}")
+            continue
+        if not fitting:
             print(f"{what}: left out, an update would take too long or too much memory")
             continue
         updates = Updates(family, config, shape)

@@ -13,6 +13,7 @@ from dreamgym.models import (
     FAMILIES,
     DeltaIRISConfig,
     DIAMONDConfig,
+    DINOWMConfig,
     GoalReward,
     IRISConfig,
     KnownReward,
@@ -22,6 +23,7 @@ from dreamgym.models import (
     Optimistic,
     Pessimistic,
     PETSConfig,
+    VJEPA2ACConfig,
     WorldModel,
 )
 from dreamgym.models.base import State, zero_action
@@ -31,6 +33,7 @@ from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.wrappers import EnsembleConfig
 from dreamgym.world.start_states import StartStates
 from dreamgym.world.world import World
+from tests import frozen_encoders
 
 ACTION_SPACES = {
     "discrete": gym.spaces.Discrete(3),
@@ -136,6 +139,29 @@ def small_delta(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="delta-iris", config=config), action, IMAGES)
 
 
+def dino_config(**settings) -> DINOWMConfig:
+    """Return a tiny config, whose encoder is made at the first call."""
+    sizes = {"blocks": 1, "heads": 2, "head_width": 8, "mlp": 32, "cells": 2, "hidden": 16}
+    encoder, side = frozen_encoders.folder("dinov2"), frozen_encoders.SIDE
+    return DINOWMConfig(**{"encoder": encoder, "image_size": side, **sizes, **settings})
+
+
+def small_dino(action: str, **settings) -> WorldModel:
+    return built(ModelSpec(family="dino-wm", config=dino_config(**settings)), action, IMAGES)
+
+
+def vjepa2_config(**settings) -> VJEPA2ACConfig:
+    """Return a tiny config, whose encoder is made at the first call."""
+    sizes = {"blocks": 1, "heads": 2, "width": 24, "mlp": 2, "cells": 2, "hidden": 16}
+    encoder, side = frozen_encoders.folder("vjepa2"), frozen_encoders.SIDE
+    return VJEPA2ACConfig(**{"encoder": encoder, "image_size": side, **sizes, **settings})
+
+
+def small_vjepa2(action: str, **settings) -> WorldModel:
+    spec = ModelSpec(family="vjepa2-ac", config=vjepa2_config(**settings))
+    return built(spec, action, IMAGES)
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -156,11 +182,16 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "diamond": small_diamond,
     "iris": small_iris,
     "delta-iris": small_delta,
+    "dino-wm": small_dino,
+    "vjepa2-ac": small_vjepa2,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-OF_IMAGES = ("diamond", "iris", "delta-iris")
-"""Families that take images alone."""
+OF_IMAGES = ("diamond", "iris", "delta-iris", "dino-wm", "vjepa2-ac")
+"""Families that take images, and no vectors without them."""
+
+PRETRAINED = {"dino-wm": dino_config, "vjepa2-ac": vjepa2_config}
+"""Tiny configs of families whose default config is that of a large pretrained encoder."""
 
 ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]
 """Families that are no wrappers."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.errors import PretrainedError
 from dreamgym.models import FAMILIES
 from dreamgym.world.world import World
 from support import worlds
@@ -38,8 +39,8 @@ def memory_rows() -> list[Row]:
     for name in FAMILIES:
         try:
             world = worlds.family(name)
-        except (TypeError, ValueError):
-            continue  # no config of its own, or no images
+        except (TypeError, ValueError, PretrainedError):
+            continue  # no config of its own, no images, or an encoder that is not here
         size = worlds.state_bytes(world)
         rows.append(Row(name=f"{name}, default: a row's state", value=size, unit="bytes"))
     rows.append(below(f"V-M-C Car, {MANY} envs: peak", _peak_of_many() / 1e9, "GB", MOST))

@@ -15,6 +15,7 @@ from dreamgym.models.base import (
     imagine,
 )
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
+from dreamgym.models.dino_wm import DINOWM, DINOWMConfig
 from dreamgym.models.dreamer4 import Dreamer4, Dreamer4Config
 from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
@@ -26,6 +27,7 @@ from dreamgym.models.spec import ModelSpec
 from dreamgym.models.storm import STORM, STORMConfig
 from dreamgym.models.tdmpc2 import TDMPC2, TDMPC2Config
 from dreamgym.models.twister import TWISTER, TWISTERConfig
+from dreamgym.models.vjepa2_ac import VJEPA2AC, VJEPA2ACConfig
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -37,6 +39,7 @@ from dreamgym.models.wrappers import (
 
 __all__ = [
     "DIAMOND",
+    "DINOWM",
     "FAMILIES",
     "IRIS",
     "JEPA",
@@ -46,8 +49,10 @@ __all__ = [
     "STORM",
     "TDMPC2",
     "TWISTER",
+    "VJEPA2AC",
     "Acts",
     "DIAMONDConfig",
+    "DINOWMConfig",
     "Dreamer4",
     "Dreamer4Config",
     "Decodes",
@@ -69,6 +74,7 @@ __all__ = [
     "STORMConfig",
     "TDMPC2Config",
     "TWISTERConfig",
+    "VJEPA2ACConfig",
     "Segment",
     "State",
     "Values",

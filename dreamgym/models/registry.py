@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dreamgym.models.diamond import DIAMOND
+from dreamgym.models.dino_wm import DINOWM
 from dreamgym.models.dreamer4 import Dreamer4
 from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
@@ -13,6 +14,7 @@ from dreamgym.models.spec import FAMILIES
 from dreamgym.models.storm import STORM
 from dreamgym.models.tdmpc2 import TDMPC2
 from dreamgym.models.twister import TWISTER
+from dreamgym.models.vjepa2_ac import VJEPA2AC
 from dreamgym.models.wrappers import (
     Ensemble,
     GoalReward,
@@ -35,6 +37,8 @@ FAMILIES.update(
         "delta-iris": DeltaIRIS,
         "twister": TWISTER,
         "dreamer4": Dreamer4,
+        "dino-wm": DINOWM,
+        "vjepa2-ac": VJEPA2AC,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

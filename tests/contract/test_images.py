@@ -15,6 +15,7 @@ import torch
 from dreamgym.models import DIAMOND, FAMILIES, IRIS, DeltaIRISConfig, WorldModel
 from dreamgym.models.iris import TransformerConfig
 from dreamgym.models.wrappers import EnsembleConfig
+from tests import frozen_encoders
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the models below
     assert_compiles_to_one_graph,
     test_a_row_does_not_depend_on_its_neighbours,
@@ -31,7 +32,7 @@ from tests.contract.test_models import (  # noqa: F401 - collected here, with th
     test_same_noise_same_result_and_other_noise_another,
     test_the_loss_is_finite_reaches_every_parameter_and_ignores_padding,
 )
-from tests.small_worlds import STATISTICS
+from tests.small_worlds import PRETRAINED, STATISTICS
 
 ACTIONS = gym.spaces.Discrete(3)
 IMAGE = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -60,7 +61,8 @@ SMALLER = {
 def build(family: str, space: str) -> WorldModel:
     """Return a model with random weights and the family's default config, or a smaller one."""
     torch.manual_seed(0)
-    config = SMALLER.get(family) or FAMILIES[family].config_type()
+    config = PRETRAINED[family]() if family in PRETRAINED else SMALLER.get(family)
+    config = config or FAMILIES[family].config_type()
     model = FAMILIES[family](SPACES[space], ACTIONS, config)
     moments = {"joints": STATISTICS.vector} if space == "both" else {}
     model.set_statistics(STATISTICS._replace(observation=moments))
@@ -68,6 +70,8 @@ def build(family: str, space: str) -> WorldModel:
 
 
 def takes(family: str, space: str) -> bool:
+    if family in PRETRAINED and not frozen_encoders.INSTALLED:
+        return False
     try:
         build(family, space)
     except TypeError:

@@ -25,7 +25,16 @@ from dreamgym.models.spec import unsupported
 from dreamgym.transfer import LatentAgent, LatentObservation, LatentVectorObservation
 from dreamgym.world.world import World
 from tests.small_worlds import ACTION_SPACES as BASES
-from tests.small_worlds import ALONE, KINDS, OF_IMAGES, SPECIAL, STATISTICS, small_model, world_of
+from tests.small_worlds import (
+    ALONE,
+    KINDS,
+    OF_IMAGES,
+    PRETRAINED,
+    SPECIAL,
+    STATISTICS,
+    small_model,
+    world_of,
+)
 
 STEPS, SEED = 12, 11
 OF_NUMBERS = [kind for kind in KINDS if kind[0] not in OF_IMAGES]
@@ -180,7 +189,7 @@ def test_so_it_does_with_a_frame_skip(family, skip, tmp_path):
 TAKE_IMAGES = [
     family
     for family in ALONE
-    if not unsupported(family, Picture.observation_space, BASES["discrete"])
+    if family in PRETRAINED or not unsupported(family, Picture.observation_space, BASES["discrete"])
 ]
 
 
@@ -188,7 +197,10 @@ TAKE_IMAGES = [
 def test_so_it_does_with_images(family, tmp_path):
     path = dreamgym.record(Picture(), steps=8, out=tmp_path / "d", seed=SEED)
     torch.manual_seed(0)
-    model = ModelSpec(family=family).build(Picture.observation_space, BASES["discrete"])
+    config = PRETRAINED[family]() if family in PRETRAINED else None
+    model = ModelSpec(family=family, config=config).build(
+        Picture.observation_space, BASES["discrete"]
+    )
     world = world_of(model.eval().requires_grad_(False))
     with Dataset(path) as dataset:
         check_same_view(world, dataset, Picture, dataset.episode(0).seed)

@@ -58,6 +58,13 @@ PUBLISHED = {
             "warm_up": 0.01,
         },
     ),
+    # gaoyuezhou/dino_wm, conf/train.yaml: windows of 3 frames and the one to predict
+    ("dino-wm", "dino-wm"): ((32, 3), {"name": "adamw", "learning_rate": 5e-4, "warm_up": 0}),
+    # facebookresearch/vjepa2, configs/train/vitg16/droid-256px-8f.yaml: 32 x 8 clips of 8 frames
+    ("vjepa2-ac", "vjepa2-ac"): (
+        (256, 7),
+        {"name": "adamw", "learning_rate": 4.25e-4, "weight_decay": 0.04},
+    ),
     # arXiv 1803.10122; hardmaru/WorldModelsExperiments, rnn_train.py
     ("mdn-rnn", "carracing"): (
         (100, 16),
@@ -77,7 +84,7 @@ def test_a_preset_is_fitted_as_its_authors_did(family, preset):
     assert config.model == FAMILIES[family].presets[preset]
     assert (config.batch_size, config.segment_length) == sizes
     assert {name: getattr(config.optimizer, name) for name in optimizer} == optimizer
-    assert config.precision == ("bf16-mixed" if preset == "lewm" else "32-true")
+    assert config.precision == ("bf16-mixed" if preset in ("lewm", "vjepa2-ac") else "32-true")
 
 
 def test_preset_fits_name_existing_presets_and_settings():

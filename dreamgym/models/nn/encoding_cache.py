@@ -11,6 +11,9 @@ from torch import Tensor
 MAX_CACHED_IMAGES = 1 << 20
 """Images in an `EncodingCache`: half a gigabyte at 128 numbers each."""
 
+MAX_CACHED_BYTES = 4 << 30
+"""Bytes in an `EncodingCache`: 14,000 images of 196 patches with 384 numbers each."""
+
 
 class EncodingCache:
     """Cache of a frozen encoder's outputs, keyed by the bytes that it encodes.
@@ -27,6 +30,11 @@ class EncodingCache:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def _is_full(self) -> bool:
+        size = 0 if self._encoded is None else self._encoded.nbytes
+        return len(self) > MAX_CACHED_IMAGES or size > MAX_CACHED_BYTES
+
     def __deepcopy__(self, memo: dict[int, object]) -> EncodingCache:
         """Return an empty cache: a copy of the encoder may be moved to another device."""
         return EncodingCache()
@@ -42,7 +50,7 @@ class EncodingCache:
             encode: function from the indices (M,) of some inputs to their encodings (M, ...).
         """
         version = tuple((weight.data_ptr(), weight._version) for weight in weights)
-        if version != self._weights_version or len(self) > MAX_CACHED_IMAGES:
+        if version != self._weights_version or self._is_full:
             self._rows, self._encoded, self._weights_version = {}, None, version
         rows = inputs.cpu().contiguous().numpy()
         keys = [hashlib.blake2b(memoryview(row), digest_size=16).digest() for row in rows]

@@ -21,20 +21,26 @@ def put(window: Tensor, place: Tensor, value: Tensor) -> Tensor:
 
 
 def push(
-    leaves: dict[str, Tensor], length: Tensor, news: dict[str, Tensor], limit: Tensor
+    leaves: dict[str, Tensor],
+    length: Tensor,
+    news: dict[str, Tensor],
+    limit: Tensor,
+    *,
+    slides: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Append an entry to windows; a full window loses its older half first.
+    """Append an entry to windows; a full window loses its older half first, or its oldest entry.
 
     Args:
         leaves: windows (B, context, n) by name.
         length: (B,) entries that are set.
         news: the entries (B, n) to append, by the same names.
         limit: () entries of a full window, from 1 to the context.
+        slides: whether a full window loses its oldest entry alone.
 
     Returns:
         The windows, and their lengths (B,).
     """
-    place = torch.where(length >= limit, limit // 2, length)
+    place = torch.where(length >= limit, limit - 1 if slides else limit // 2, length)
     moved = {}
     for key, new in news.items():
         window = leaves[key]

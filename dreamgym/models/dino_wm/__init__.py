@@ -1,0 +1,8 @@
+"""DINO-WM: a predictor of the patches of a frozen DINOv2."""
+
+from __future__ import annotations
+
+from dreamgym.models.dino_wm.config import DINOWMConfig
+from dreamgym.models.dino_wm.model import DINOWM
+
+__all__ = ["DINOWM", "DINOWMConfig"]
