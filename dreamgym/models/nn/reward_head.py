@@ -39,7 +39,6 @@ class RewardHead(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
         self.register_buffer("two_hot_unit", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_add_two_hot_unit)
         if self.units == "sign":
             self.two_hot = TwoHot(SIGNS, limit=math.log(2))  # bins at -1, 0 and 1
         else:
@@ -77,10 +76,3 @@ class RewardHead(nn.Module):
             return self.two_hot.loss(outputs, reward / self.two_hot_unit)
         target = (reward - self.mean) / self.std if self.units == "standard" else reward
         return (outputs.squeeze(-1) - target).square()
-
-
-def _add_two_hot_unit(
-    module: nn.Module, weights: dict[str, Tensor], prefix: str, *unused: object
-) -> None:
-    """Add the unit of rewards to the weights of a world that was saved before there was one."""
-    weights.setdefault(f"{prefix}two_hot_unit", torch.ones(()))
