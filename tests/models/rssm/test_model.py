@@ -315,12 +315,3 @@ def test_two_hot_rewards_have_a_scale_that_the_bins_resolve(unit):
     seen = head.two_hot.encode(rewards / head.two_hot_unit)
     assert seen.std(0).max() > 0.2  # what the head is fitted to varies
     torch.testing.assert_close(head.expected(seen.log()), rewards, rtol=1e-2, atol=1e-4 * unit)
-
-
-def test_a_world_from_before_two_hot_rewards_had_a_unit_is_loaded():
-    head = a_reward_head()
-    head.set_moments(torch.tensor(0.0), torch.tensor(1e-6))
-    weights = head.state_dict()
-    del weights["two_hot_unit"]
-    head.load_state_dict(weights)
-    assert head.two_hot_unit == 1
