@@ -12,7 +12,7 @@ MAX_CACHED_IMAGES = 1 << 20
 """Images in an `EncodingCache`: half a gigabyte at 128 numbers each."""
 
 MAX_CACHED_BYTES = 4 << 30
-"""Bytes in an `EncodingCache`: 14,000 images of 196 patches with 384 numbers each."""
+"""Bytes in an `EncodingCache` by default."""
 
 
 class EncodingCache:
@@ -20,9 +20,15 @@ class EncodingCache:
 
     The authors of V-M-C encode all frames once, before M is fitted. Here the reader gives M's
     segments as images, so a frame that was encoded before is recognised by a digest of its bytes.
+
+    What comes to a full cache is encoded each time; what is in it stays.
+
+    Args:
+        max_bytes: bytes of the outputs that are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_CACHED_BYTES) -> None:
+        self.max_bytes = max_bytes
         self._rows: dict[bytes, int] = {}
         self._weights_version: tuple[tuple[int, int], ...] = ()
         self._encoded: Tensor | None = None
@@ -30,14 +36,9 @@ class EncodingCache:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def _is_full(self) -> bool:
-        size = 0 if self._encoded is None else self._encoded.nbytes
-        return len(self) > MAX_CACHED_IMAGES or size > MAX_CACHED_BYTES
-
     def __deepcopy__(self, memo: dict[int, object]) -> EncodingCache:
         """Return an empty cache: a copy of the encoder may be moved to another device."""
-        return EncodingCache()
+        return EncodingCache(self.max_bytes)
 
     def encode(
         self, inputs: Tensor, weights: Sequence[Tensor], encode: Callable[[Tensor], Tensor]
@@ -50,15 +51,29 @@ class EncodingCache:
             encode: function from the indices (M,) of some inputs to their encodings (M, ...).
         """
         version = tuple((weight.data_ptr(), weight._version) for weight in weights)
-        if version != self._weights_version or self._is_full:
+        if version != self._weights_version:
             self._rows, self._encoded, self._weights_version = {}, None, version
         rows = inputs.cpu().contiguous().numpy()
         keys = [hashlib.blake2b(memoryview(row), digest_size=16).digest() for row in rows]
         missing = {key: k for k, key in enumerate(keys) if key not in self._rows}
         if missing:
             new = encode(torch.tensor(list(missing.values()), device=inputs.device))
+            if not self._has_room(new):
+                return self._with_known(keys, dict(zip(missing, new, strict=True)))
             self._encoded = new if self._encoded is None else torch.cat([self._encoded, new])
             self._rows |= {key: len(self._rows) + k for k, key in enumerate(missing)}
         if self._encoded is None:
             raise ValueError("expected at least one image to encode, got none")
         return self._encoded[torch.tensor([self._rows[key] for key in keys], device=inputs.device)]
+
+    def _has_room(self, new: Tensor) -> bool:
+        """Return whether more encodings can be kept."""
+        size = new.nbytes + (0 if self._encoded is None else self._encoded.nbytes)
+        return size <= self.max_bytes and len(self) + len(new) <= MAX_CACHED_IMAGES
+
+    def _with_known(self, keys: list[bytes], new: dict[bytes, Tensor]) -> Tensor:
+        """Return the encodings of keys, of which some are new and the others kept."""
+        known = self._encoded
+        return torch.stack(
+            [new[key] if known is None or key in new else known[self._rows[key]] for key in keys]
+        )

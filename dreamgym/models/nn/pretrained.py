@@ -114,8 +114,9 @@ def _load(auto: str, name: str, **options: Any) -> Any:
             base, revision=revision or None, trust_remote_code=False, **options
         )
     except (OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise PretrainedError(
-            f"the encoder {name} cannot be loaded: {error}. Check the name and the revision, and "
+            f"the encoder {name} cannot be loaded: {reason}. Check the name and the revision, and "
             "that the hub can be reached; or download the model's folder (config.json and "
             "model.safetensors) and pass its path as the name"
         ) from error

@@ -52,6 +52,8 @@ class PatchConfig:
         hidden: width of the hidden layers of heads, probe and decoder.
         decoder: whether a decoder of images is fitted beside the model, without shaping it. Only
             with it has a dream observations; without it `view="latent"`.
+        cache_gigabytes: memory for patches in a fit, in which each image is encoded once as long as
+            there is room; it is released after the fit.
         range_margin: share of the training data's range by which it is widened on each side; a
             dream whose vectors leave the widened range ends with the worst return in the data. None
             turns this off.
@@ -66,12 +68,14 @@ class PatchConfig:
     cells: int = 4
     hidden: int = 128
     decoder: bool = True
+    cache_gigabytes: float = 4.0
     range_margin: float | None = 0.3
     objective: PatchObjective = field(default_factory=PatchObjective)
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "image_size", "blocks", "heads", "cells", "hidden")
         check_at_least(self, 2, "context")
+        check_at_least(self, 0, "cache_gigabytes")
         if not self.encoder:
             raise ValueError(
                 "encoder='': give the name or the folder of a vision model of the transformers "

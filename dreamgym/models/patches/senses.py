@@ -23,6 +23,9 @@ ENCODE_BATCH = 64
 """Images encoded in one call: more need more memory and save no time."""
 
 
+GIGABYTE = 10**9
+
+
 class Normalisation(NamedTuple):
     """Mean and standard deviation of pixels in [0, 1], by colour, that an encoder was fed with."""
 
@@ -83,7 +86,7 @@ class PatchSenses(ObservationParts):
         self.grid = self._patches_along(config.image_size, config.encoder)
         for name, values in normalisation._asdict().items():
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self.cache = EncodingCache()
+        self.cache = EncodingCache(round(config.cache_gigabytes * GIGABYTE))
 
     def _patches_along(self, side: int, name: str) -> int:
         """Return how many patches the encoder cuts a side into."""
@@ -157,4 +160,4 @@ class PatchSenses(ObservationParts):
 
     def clear_cache(self) -> None:
         """Release the patches that `encode` keeps."""
-        self.cache = EncodingCache()
+        self.cache = EncodingCache(self.cache.max_bytes)

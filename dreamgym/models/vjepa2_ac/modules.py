@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.nn.layers import LayerNorm, Linear
+from dreamgym.models.nn.layers import LayerNorm, Linear, autocast_disabled
 from dreamgym.models.vjepa2_ac.config import VJEPA2ACConfig
 
 EPSILON = 1e-6
@@ -179,10 +179,12 @@ def droid_pose(pose: Tensor, action: Tensor) -> Tensor:
 
     Both are (..., 7): three numbers of place, in metres; three angles about the fixed axes x, y and
     z, in this order and in radians; and how far the gripper is closed, from 0 to 1. Places and
-    grippers are added, and the action's rotation is applied after that of the pose.
+    grippers are added, and the action's rotation is applied after that of the pose. It is computed
+    in full precision, also under autocast.
     """
     place = pose[..., :3] + action[..., :3]
-    turned = _angles(_rotation(action[..., 3:6]) @ _rotation(pose[..., 3:6]))
+    with autocast_disabled(pose):
+        turned = _angles(_rotation(action[..., 3:6]) @ _rotation(pose[..., 3:6]))
     gripper = (pose[..., 6:] + action[..., 6:]).clamp(0.0, 1.0)
     return torch.cat([place, turned, gripper], -1)
 
