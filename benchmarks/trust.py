@@ -44,28 +44,32 @@ class Task:
         policy: policy of the recording; "mixed" for a controller with random actions mixed in.
         fit: settings of the fit that differ from the defaults.
         ranking: how policies are made.
+        seeds: seeds of the fits.
     """
 
     steps: int
     policy: str
     fit: Mapping[str, Any] = field(default_factory=dict)
     ranking: RankingConfig = field(default_factory=RankingConfig)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 TASKS = {
     "CartPole-v1": Task(steps=10_000, policy="random"),
     "Pendulum-v1": Task(steps=20_000, policy="sticky:0.8"),
     "LunarLander-v3": Task(
-        steps=60_000,
+        steps=120_000,
         policy="mixed",
         fit={
             "updates": 6000,
             "learning_rate": 5e-3,
             "horizon": 600,
-            "model": MDNRNNConfig(hidden=128, trunk=128, head=128),
+            # Policies hover where dreams go on outside the data: far above its highest flight.
+            "model": MDNRNNConfig(hidden=128, trunk=128, head=128, range_margin=0.05),
             "segment_length": 32,
         },
         ranking=RankingConfig(steps=1_000_000, temperatures=()),
+        seeds=(3, 4, 5),  # the settings were chosen on others
     ),
 }
 
@@ -178,7 +182,6 @@ def rows_of(run: Run, figures: dict[str, Any]) -> list[Row]:
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--tasks", nargs="+", default=list(TASKS))
-    arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--families", nargs="*", default=list(OTHER_FAMILIES))
     arguments.add_argument("--work", type=Path, help="folder of what is made; default: none kept")
     chosen = arguments.parse_args()
@@ -194,7 +197,8 @@ def measure(chosen: argparse.Namespace, work: Path) -> None:
     tasks = chosen.tasks[:1] if chosen.quick else chosen.tasks
     for env_id in tasks:
         ranks = []
-        for seed in range(1 if chosen.quick else chosen.seeds):
+        seeds = TASKS[env_id].seeds
+        for seed in seeds[:1] if chosen.quick else seeds:
             run = Run(env_id=env_id, family="mdn-rnn", seed=seed, work=work, quick=chosen.quick)
             figures = run.figures(ranked=True)
             rows += rows_of(run, figures)
