@@ -258,18 +258,11 @@ def test_the_page_on_fitting_lists_every_setting() -> None:
     assert table_names("fitting.md", "Settings") == settings - {"overwrite", "tensorboard"}
 
 
-def measured(file: str, *, newest_only: bool = True) -> dict[str, float]:
-    """Return the rows of a benchmark's JSON: value by name.
-
-    Args:
-        file: name of the JSON.
-        newest_only: whether rows of older runs, on other hardware, are left out; otherwise they are
-            there, where no newer run has a row of the same name.
-    """
+def measured(file: str) -> dict[str, float]:
+    """Return the rows of the newest JSON of a benchmark: value by name."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"*/{file}")]
-    results.sort(key=lambda result: result["date"])
-    chosen = results[-1:] if newest_only else results
-    return {row["name"]: row["value"] for result in chosen for row in result["rows"]}
+    newest = max(results, key=lambda result: result["date"])
+    return {row["name"]: row["value"] for row in newest["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +318,7 @@ def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
 
 
 def test_the_page_on_reports_has_the_measured_rankings_and_coverage() -> None:
-    values = measured("trust.json", newest_only=False)
+    values = measured("trust.json")
     section = read(DOCS / "report.md").split("\n### Measured\n")[1].split("\n## ")[0]
     means = [name for name in values if name.endswith(": mean Spearman")]
     assert means
