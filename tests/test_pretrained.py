@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import dreamgym
+from dreamgym._files import sha256
 from dreamgym.world import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +45,23 @@ def test_a_world_dreams_as_when_it_was_made(name):
         whole = key == "observation" and not (expected % 1).any()  # pixels round up or down
         allowed = 1.0 if whole else TOLERANCE * max(float(expected.std()), 1e-3)
         np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=allowed, err_msg=key)
+
+
+def test_a_world_whose_reward_and_end_bonus_share_a_network_is_read(tmp_path):
+    """So were MDN-RNNs until 0.1.0; those that ship have equal hidden layers in both networks."""
+    folder = tmp_path / "Pole"
+    shutil.copytree(zoo.path("CartPole-MDNRNN-v0"), folder)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for kind in ("weight", "bias"):
+        parts = (weights[f"heads.{head}.4.{kind}"] for head in ("reward", "end_bonus"))
+        weights[f"heads.reward.4.{kind}"] = torch.cat([*parts])
+    save_file({key: leaf for key, leaf in weights.items() if "end_bonus" not in key}, path)
+    description = json.loads((folder / "world.json").read_text())
+    description["files"][path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    (folder / "world.json").write_text(json.dumps(description))
+    expected = make.trajectory(dreamgym.load("CartPole-MDNRNN-v0"))
+    assert make.trajectory(dreamgym.load(folder)) == expected
 
 
 def test_a_world_is_whole_small_and_has_its_recipe(name):

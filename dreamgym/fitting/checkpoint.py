@@ -124,9 +124,20 @@ def read(path: Path, fingerprint: dict[str, Any] | None = None) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, parts: TrainedParts) -> FitProgress:
-    """Restore model, optimizer and averages in place, and return the progress."""
+    """Restore model, optimizer and averages in place, and return the progress.
+
+    Raises:
+        CheckpointError: the model had other layers in the version that wrote the checkpoint.
+    """
     info, tensors = checkpoint
-    parts.model.load_state_dict(_with_prefix("model/", tensors))
+    try:
+        parts.model.load_state_dict(_with_prefix("model/", tensors))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the interrupted fit has other layers than {type(parts.model).__name__} in this "
+            "version; finish it with the version that began it, or delete the checkpoint (or give "
+            f"overwrite=True) to fit from the start: {str(error).splitlines()[-1].strip()}"
+        ) from error
     for index, mean in _with_prefix("mean/", tensors).items():
         parts.means[int(index)].copy_(mean)
     slots: dict[int, dict[str, Any]] = {}

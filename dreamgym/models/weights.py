@@ -57,6 +57,31 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
+def in_todays_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a world in the layout of this version; those of today are unchanged.
+
+    Until 0.1.0 the reward and the end bonus of an MDN-RNN were the two outputs of one network. Each
+    has a network of its own now; with the same hidden layers in both they are the same function.
+
+    Args:
+        weights: tensors by name; on the meta device, if only their shapes are known.
+    """
+    upgraded = dict(weights)
+    for name in weights:
+        heads, found, _ = name.partition("heads.reward.4.weight")
+        if not found or f"{heads}heads.end_bonus.4.weight" in weights or len(weights[name]) != 2:
+            continue
+        for layer in ("0", "2", "4"):
+            for kind in ("weight", "bias"):
+                both = upgraded.get(f"{heads}heads.reward.{layer}.{kind}")
+                if both is None:
+                    continue
+                one, two = (both[:1], both[1:]) if layer == "4" else (both, both.clone())
+                upgraded[f"{heads}heads.reward.{layer}.{kind}"] = one
+                upgraded[f"{heads}heads.end_bonus.{layer}.{kind}"] = two
+    return upgraded
+
+
 def shape_mismatch(build: Callable[[], nn.Module], shapes: Shapes) -> str:
     """Describe how the tensors of a file differ from those of a network; empty if they do not.
 

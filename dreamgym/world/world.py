@@ -22,7 +22,7 @@ from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.base import zero_action
 from dreamgym.models.observations import is_image, observation_boxes
 from dreamgym.models.spec import check_is_model
-from dreamgym.models.weights import not_finite, shape_mismatch
+from dreamgym.models.weights import in_todays_layout, not_finite, shape_mismatch
 from dreamgym.world import serialization, zoo
 from dreamgym.world.card import PICTURE_FILE, write_card
 from dreamgym.world.hub import Pushed, download, is_hub_name, parse_name, push_folder, saved
@@ -409,7 +409,9 @@ def _load_model(folder: Path, description: dict[str, Any]) -> WorldModel:
     """Return the model with its weights, without touching torch's global generator."""
     observation_space, action_space, spec = serialization.parse_spec(folder, description)
     path = folder / serialization.MODEL_FILE
-    shapes = serialization.read_shapes(folder, serialization.MODEL_FILE)
+    stored = serialization.read_shapes(folder, serialization.MODEL_FILE)
+    empty = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
+    shapes = {name: tuple(leaf.shape) for name, leaf in in_todays_layout(empty).items()}
     try:
         mismatch = shape_mismatch(lambda: spec.build(observation_space, action_space), shapes)
         if mismatch:
@@ -423,7 +425,7 @@ def _load_model(folder: Path, description: dict[str, Any]) -> WorldModel:
         raise
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise WorldError(f"{folder / zoo.WORLD_FILE} cannot be understood: {error}") from error
-    weights = serialization.read_tensors(folder, serialization.MODEL_FILE)
+    weights = in_todays_layout(serialization.read_tensors(folder, serialization.MODEL_FILE))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
