@@ -58,6 +58,10 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         keep_open: bool = False,
     ) -> None:
         super().__init__(env)
+        if keep_open and isinstance(out, DatasetWriter):
+            raise ValueError(
+                "keep_open with a DatasetWriter: others may write to it; give the path of a dataset"
+            )
         if keep_open and commit_every > 1:
             raise ValueError(
                 f"keep_open with commit_every={commit_every}: a kill would lose the episodes that "

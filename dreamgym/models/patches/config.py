@@ -76,6 +76,8 @@ class PatchConfig:
         check_at_least(self, 1, "image_size", "blocks", "heads", "cells", "hidden")
         check_at_least(self, 2, "context")
         check_at_least(self, 0, "cache_gigabytes")
+        if self.range_margin is not None:
+            check_at_least(self, 0, "range_margin")
         if not self.encoder:
             raise ValueError(
                 "encoder='': give the name or the folder of a vision model of the transformers "

@@ -77,7 +77,6 @@ class PatchModel(WorldModel):
         observation_space: a Box of colour images, or a Dict of one such and of vectors.
         action_space: a Box, Discrete or MultiDiscrete space.
         config: sizes and losses.
-
         units: units of vectors and of a Box's actions: "standard", or "raw", the environment's.
 
     Raises:

@@ -39,5 +39,5 @@ def values(policy: TrainedPolicy, observation: Tensor) -> Tensor:
         return torch.cat(critics, -1).min(-1).values
     raise TrainingError(
         f"{type(network).__name__} has no value function that is known; use a policy of PPO, A2C, "
-        "SAC, TD3 or DQN"
+        "TRPO, SAC, TD3, DDPG, TQC, CrossQ, DQN or QRDQN"
     )
