@@ -1,7 +1,7 @@
 """The MDN-RNN's step arranged for speed: the same function as `MDNRNN.step`.
 
-One matrix product gives all gates, one the mixtures (and linear heads), one the
-first layers of all heads, and one their last layers. Normalisers of rewards are folded into the weights.
+One matrix product gives all gates, one the mixtures (and linear heads), one the first layers of all
+heads, and one their last layers. Normalisers of rewards are folded into the weights.
 """
 
 from __future__ import annotations
