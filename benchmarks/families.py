@@ -1,11 +1,18 @@
 """What a step costs in each family, with default configs and vectors of four numbers, on one core.
 
-Every family's step is timed as it is prepared for a dream but not compiled, and beside it the plain
-one. Start states have been filtered from eight observations. A family that takes images alone is
-timed on images of the size that it works at, and with fewer rows.
+Every family's step is timed as it is prepared for a dream but not compiled, beside it the plain
+one, and the one with products in bfloat16 where the family has it. Start states are copies of one,
+which has been filtered from eight observations. A family that takes images alone is timed on images
+of the size that it works at, and with fewer rows. A frozen encoder that cannot be loaded is
+replaced by an untrained one of its published size: a step does not call it, and its patches are as
+many.
 """
 
 from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +20,10 @@ import torch
 from support.reporting import Row, at_least, parser, report
 from support.side_by_side import Call, side_by_side
 
+from dreamgym._device import computes_bfloat16
 from dreamgym.errors import PretrainedError
 from dreamgym.models import FAMILIES, ModelSpec, WorldModel
+from dreamgym.models.base import State
 
 SIZES = (64, 1024)
 OBSERVED = 8
@@ -42,17 +51,15 @@ def main() -> None:
         if family in IMAGES:
             side = spec.config.image_size
             box = gym.spaces.Box(0, 255, (side, side, 3), np.uint8)
-        try:
-            model = spec.build(box, gym.spaces.Discrete(3)).eval().requires_grad_(False)
-        except PretrainedError as error:
-            print(f"{family}: left out, {error}")
-            continue
-        state = model.initial(1)
-        size = sum(leaf.numel() * leaf.element_size() for leaf in state.values())
+        began, model = time.perf_counter(), built(spec, box).eval().requires_grad_(False)
+        start = start_state(model)
+        size = sum(leaf.numel() * leaf.element_size() for leaf in start.values())
         rows.append(Row(name=f"{family}: state of a row", value=size, unit="bytes"))
         for count in (size for size in SIZES if size <= IMAGES.get(family, size)):
-            prepared = model.prepare(count, torch.device("cpu"), torch.float32)
-            calls = {"plain": dream(model, model, count), "prepared": dream(model, prepared, count)}
+            forms = {"plain": model, "prepared": prepared(model, count, torch.float32)}
+            if model.fast_form is not None and computes_bfloat16("cpu"):
+                forms["bfloat16"] = prepared(model, count, torch.bfloat16)
+            calls = {name: dream(form, start, count) for name, form in forms.items()}
             taken = side_by_side(calls, turn=turn, turns=turns)
             name = f"{family}: step of {count} rows"
             rows.append(Row(name=name, value=1e3 * taken["prepared"], unit="ms"))
@@ -64,27 +71,67 @@ def main() -> None:
                 if bar is None
                 else at_least(name, ratio, "ratio", bar)
             )
+            if "bfloat16" in taken:
+                ratio = taken["prepared"] / taken["bfloat16"]
+                name = f"{family}: float32 / bfloat16, {count} rows"
+                rows.append(Row(name=name, value=ratio, unit="ratio"))
+        print(f"{family}: {time.perf_counter() - began:.0f} s", flush=True)
     report(rows, arguments)
 
 
-def dream(model: WorldModel, form: WorldModel, rows: int) -> Call:
+def built(spec: ModelSpec, box: gym.spaces.Box) -> WorldModel:
+    """Build a model; its frozen encoder is untrained if it cannot be loaded."""
+    actions = gym.spaces.Discrete(3)
+    try:
+        return spec.build(box, actions)
+    except PretrainedError as error:
+        import transformers
+
+        print(f"{spec.family}: an untrained encoder; {error}")
+        encoder = (
+            transformers.VJEPA2Model(transformers.VJEPA2Config())
+            if spec.family == "vjepa2-ac"
+            else transformers.Dinov2Model(
+                transformers.Dinov2Config(
+                    hidden_size=384, num_attention_heads=6, patch_size=14, image_size=518
+                )
+            )
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            encoder.save_pretrained(folder)
+            config = replace(spec.config, encoder=folder)
+            return replace(spec, config=config).build(box, actions)
+
+
+def prepared(model: WorldModel, rows: int, dtype: torch.dtype) -> WorldModel:
+    """Return the form of a model that a dream steps."""
+    return model.prepare(rows, torch.device("cpu"), dtype)
+
+
+def start_state(model: WorldModel) -> State:
+    """Return a state of one row after some observations."""
+    state, action = model.initial(1), torch.zeros(1, dtype=torch.int64)
+    for _ in range(OBSERVED):
+        noise = torch.rand(1, model.noise_dim)
+        state = model.observe(state, action, observations(model, 1), noise)
+    return state
+
+
+def dream(form: WorldModel, start: State, rows: int) -> Call:
     """Return a call that dreams one step further.
 
     Args:
-        model: model that filters the start states.
         form: model that steps.
+        start: state of one row, in which all rows begin.
         rows: rows of a step.
     """
     action = torch.zeros(rows, dtype=torch.int64)
-    state = model.initial(rows)
-    for _ in range(OBSERVED):
-        noise = torch.rand(rows, model.noise_dim)
-        state = model.observe(state, action, observations(model, rows), noise)
+    state = {name: leaf.repeat_interleave(rows, 0) for name, leaf in start.items()}
 
     @torch.no_grad()
     def step() -> None:
         nonlocal state
-        state, _ = form.step(state, action, torch.rand(rows, model.noise_dim))
+        state, _ = form.step(state, action, torch.rand(rows, form.noise_dim))
 
     return step
 

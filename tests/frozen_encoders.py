@@ -25,7 +25,7 @@ def folder(kind: str, seed: int = 0) -> str:
     """Return the folder of a saved model; it is deleted at the end of the process.
 
     Args:
-        kind: "dinov2" or "vjepa2".
+        kind: "dinov2", "vit", whose positions are those of one size of image, or "vjepa2".
         seed: seed of the weights.
     """
     transformers = pytest.importorskip(
@@ -38,6 +38,9 @@ def folder(kind: str, seed: int = 0) -> str:
         if kind == "dinov2":
             config = transformers.Dinov2Config(image_size=SIDE, mlp_ratio=2, **SIZES)
             model = transformers.Dinov2Model(config)
+        elif kind == "vit":
+            config = transformers.ViTConfig(image_size=SIDE, intermediate_size=48, **SIZES)
+            model = transformers.ViTModel(config, add_pooling_layer=False)
         else:
             config = transformers.VJEPA2Config(
                 crop_size=SIDE,

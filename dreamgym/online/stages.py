@@ -210,7 +210,7 @@ def save_killed(path: Path) -> None:
 
     The open episode is among them if `keep_open` was on. It may itself be killed at any moment and
     called again. A file that cannot be read at all, of a recording that was killed while it created
-    the file, is set aside with a warning.
+    the file, is set aside with a warning, and so is a damaged open episode.
 
     Args:
         path: the dataset that was being recorded.
@@ -228,6 +228,12 @@ def save_killed(path: Path) -> None:
     try:
         saved = recover(path)
     except DatasetError as error:
+        journal = journal_path(path)
+        if error.path == str(journal) and journal.exists():
+            aside = journal.rename(_free_name(journal))
+            warnings.warn(f"{error}; it is kept as {aside}, without its steps", stacklevel=2)
+            save_killed(path)
+            return
         if is_being_written(partial) or _has_episodes(partial):
             raise
         aside = partial.rename(_free_name(killed))

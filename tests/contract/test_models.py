@@ -524,6 +524,24 @@ def test_it_fits_with_products_in_bfloat16(model):
     assert curves[1] == pytest.approx(curves[0], rel=0.03, abs=0.03)
 
 
+def test_a_step_with_products_in_bfloat16_keeps_states_and_predictions_in_float32(model):
+    try:
+        prepared = model.prepare(BATCH, torch.device("cpu"), torch.bfloat16)
+    except ValueError as error:
+        assert "no fast form" in str(error)  # noqa: PT017 - float32 is all that it has
+        return
+    state, action, noise = a_state(model), act(model), noise_for(model, BATCH)
+    expected, expected_prediction = model.step(state, action, noise)
+    got, prediction = prepared.step(state, action, noise)
+    assert [*got] == [*expected]
+    for name, leaf in got.items():
+        assert (leaf.dtype, leaf.shape) == (expected[name].dtype, expected[name].shape), name
+        assert leaf.isfinite().all()
+    for one, other in zip(prediction, expected_prediction, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.isfinite().all()
+
+
 def test_a_dream_that_leaves_the_data_ends(model):
     """With narrow data, and 1e6 as the reward outside, which no model predicts."""
     if isinstance(model, GoalReward):

@@ -200,6 +200,14 @@ def test_episodes_that_wait_for_a_commit_and_a_kept_open_one_do_not_go_together(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_kept_open_episode_is_not_for_a_writer_that_others_write_to(tmp_path) -> None:
+    with Recorder(Walk(), tmp_path / "d.h5") as env:
+        with pytest.raises(ValueError, match=r"keep_open with a DatasetWriter.*path of a dataset"):
+            Recorder(Walk(), env.writer, keep_open=True)
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+
+
 def test_a_full_disk_refuses_the_next_step_of_an_open_episode(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     env = Recorder(Walk(), tmp_path / "d.h5", keep_open=True)

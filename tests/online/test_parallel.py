@@ -21,6 +21,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 import dreamgym
 from dreamgym.data import Dataset, DatasetWriter, Recorder
+from dreamgym.data.hdf5.journal import Journal
 from dreamgym.errors import DatasetError
 from dreamgym.online import LatestPolicy, act, learn
 from dreamgym.online.parallel import read_weights
@@ -159,6 +160,21 @@ def first_dataset(tmp_path, config):
     path = tmp_path / "episodes" / "00000.h5"
     with Dataset(path) as data:
         return path, data.num_episodes
+
+
+def test_a_damaged_open_episode_is_set_aside_and_the_actor_goes_on(small, tmp_path):
+    path, episodes = first_dataset(tmp_path, small)
+    with Dataset(path) as data:
+        metadata = data.metadata
+    path.rename(path.with_name(path.name + ".partial"))
+    journal = Journal(path, metadata)
+    journal.begin(episodes, None, 0, [0.0] * 4)
+    journal.append(1, [float("nan")] * 4, 1.0, False, False)
+    with pytest.warns(UserWarning, match=r"kept as .*00000\.h5\.open-1, without its steps"):
+        act(ENV, tmp_path, steps=20, config=small)
+    with Dataset(path) as data:
+        assert data.num_episodes == episodes
+    assert path.with_name("00000.h5.open-1").stat().st_size > 0
 
 
 @pytest.mark.parametrize("renamed", [False, True])

@@ -124,7 +124,7 @@ class DINOWM(PatchModel):
         encoded, embedded = patches.tensor_split([self.senses.width], -1)
         parts = [encoded.flatten(1)]
         if self.embed_vectors is not None:
-            parts.append(embedded.mean(1))
+            parts.append(embedded[:, 0])  # of the first patch, as the authors take it
         return torch.cat([part / part.shape[1] ** 0.5 for part in parts], -1)
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamgym.models.nn.pretrained import FrozenEncoder
+from dreamgym.models.weights import NeedsWeightsError
 
 PREFIX = "transformers:"
 """Prefix of `JEPAConfig.image_encoder` that selects a model of the transformers library."""
@@ -29,7 +30,7 @@ class PretrainedEncoder(FrozenEncoder):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         if self.frozen is None:
-            raise NotImplementedError("only the weights say whether there is a class token: meta")
+            raise NeedsWeightsError("only the weights say whether there is a class token")
         self.has_class_token = any("cls_token" in key for key, _ in self.frozen.named_parameters())
         self.dim = self.width * (1 + self.has_class_token)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,16 +60,30 @@ class EncodingCache:
             new = encode(torch.tensor(list(missing.values()), device=inputs.device))
             if not self._has_room(new):
                 return self._with_known(keys, dict(zip(missing, new, strict=True)))
-            self._encoded = new if self._encoded is None else torch.cat([self._encoded, new])
-            self._rows |= {key: len(self._rows) + k for k, key in enumerate(missing)}
+            self._keep(missing, new)
         if self._encoded is None:
             raise ValueError("expected at least one image to encode, got none")
         return self._encoded[torch.tensor([self._rows[key] for key in keys], device=inputs.device)]
 
     def _has_room(self, new: Tensor) -> bool:
         """Return whether more encodings can be kept."""
-        size = new.nbytes + (0 if self._encoded is None else self._encoded.nbytes)
-        return size <= self.max_bytes and len(self) + len(new) <= MAX_CACHED_IMAGES
+        return len(self) + len(new) <= self._most(new)
+
+    def _most(self, new: Tensor) -> int:
+        """Return how many encodings of this size can be kept."""
+        return min(self.max_bytes // max(1, new[0].nbytes), MAX_CACHED_IMAGES)
+
+    def _keep(self, keys: Iterable[bytes], new: Tensor) -> None:
+        """Keep the encodings of keys; the memory grows by doubling, so that each is copied once."""
+        start, end = len(self), len(self) + len(new)
+        if self._encoded is None or len(self._encoded) < end:
+            size = min(self._most(new), max(end, 2 * start))
+            grown = new.new_empty(size, *new.shape[1:])
+            if self._encoded is not None:
+                grown[:start] = self._encoded[:start]
+            self._encoded = grown
+        self._encoded[start:end] = new
+        self._rows |= {key: start + k for k, key in enumerate(keys)}
 
     def _with_known(self, keys: list[bytes], new: dict[bytes, Tensor]) -> Tensor:
         """Return the encodings of keys, of which some are new and the others kept."""

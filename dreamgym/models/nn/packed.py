@@ -164,7 +164,9 @@ torch.library.register_fake("dreamgym::packed_lstm", _stepped, lib=_LIBRARY)
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype) -> Layer:
-    """Return a linear layer as a function from (rows, in) float32 to (rows, out) float32.
+    """Return a linear layer as a function from (rows, in) to (rows, out) float32.
+
+    Its inputs are float32 or of `dtype`.
 
     On processors where torch does not use Intel's matrix library, oneDNN's packed product is two to
     three times as fast as `F.linear`. Weights are packed once.
@@ -173,10 +175,13 @@ def packed_linear(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.d
         weight: (out, in).
         bias: (out,) or None.
         rows: rows of every later input; other numbers work, more slowly.
-        dtype: dtype of the product; sums, inputs and outputs stay float32.
+        dtype: dtype of the product; sums and outputs stay float32.
     """
-    if dtype == torch.float32 or weight.numel() < SMALLEST_WEIGHT:
-        return packed_product(weight, bias, rows, torch.float32)
+    if dtype == torch.float32:
+        return packed_product(weight, bias, rows, dtype)
+    if weight.numel() < SMALLEST_WEIGHT:
+        exact = packed_product(weight, bias, rows, torch.float32)
+        return lambda x: exact(x.float())
     product = packed_product(weight, bias, rows, dtype)
     return lambda x: product(x).float()
 

@@ -149,7 +149,7 @@ class PatchSenses(ObservationParts):
         with autocast_disabled(images):
             for some in images.split(ENCODE_BATCH):
                 pixels = (self.pixels[0].to_float(some) - self.mean) / self.std
-                tokens = self.encoder.tokens(pixels.to(dtype)).to(self.mean.dtype)
+                tokens = self._tokens(pixels.to(dtype)).to(self.mean.dtype)
                 if tokens.shape[1] < self.patches:
                     raise PretrainedError(
                         f"{self.encoder.resolved} makes {tokens.shape[1]} tokens of an image, "
@@ -157,6 +157,18 @@ class PatchSenses(ObservationParts):
                     )
                 parts.append(tokens[:, -self.patches :])
         return torch.cat(parts)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Return the tokens (N, tokens, width) that the encoder makes of normalised images."""
+        try:
+            return self.encoder.tokens(pixels)
+        except ValueError as error:  # positions of one size of image, such as ViT's
+            size = pixels.shape[-1]
+            raise PretrainedError(
+                f"{self.encoder.resolved} does not take images of {size}x{size} pixels: {error}; "
+                "pass the image_size that it was trained with, or an encoder that takes any, such "
+                "as DINOv2"
+            ) from error
 
     def clear_cache(self) -> None:
         """Release the patches that `encode` keeps."""

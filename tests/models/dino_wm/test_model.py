@@ -190,7 +190,9 @@ def test_windows_are_as_long_as_those_that_were_fitted():
 def test_the_squared_distance_to_a_goal_is_the_authors_objective():
     model, segment = a_model(), a_segment(a_model())
     states = filter_states(model, segment, no_noise())
-    one, two = ({k: leaf[:, t] for k, leaf in states.items()} for t in (0, -1))
+    one, last = ({k: leaf[:, t] for k, leaf in states.items()} for t in (0, -1))
+    # The embedded vectors of a predicted frame differ from patch to patch.
+    two, _ = model.step(last, segment.action[:, -1], torch.zeros(BATCH, 0))
     distance = (model.goal_features(one) - model.goal_features(two)).square().sum(-1)
     patches = [model.newest(each)["patches"].unflatten(-1, (PATCHES, -1)) for each in (one, two)]
     error = (patches[0] - patches[1]).square()
@@ -311,6 +313,15 @@ def test_sizes_that_the_encoder_cannot_take_are_refused(kind, side, nearest):
     config = dino_config(encoder=frozen_encoders.folder(kind), image_size=side)
     with pytest.raises(ValueError, match=rf"image_size={side}.*pass (image_size=)?{nearest}"):
         DINOWM(IMAGE, ACTION_SPACES["box"], config)
+
+
+@needs_encoder
+def test_an_encoder_with_positions_of_one_size_of_image_is_named():
+    encoder, side = frozen_encoders.folder("vit"), 2 * frozen_encoders.SIDE
+    model = DINOWM(IMAGE, ACTION_SPACES["box"], dino_config(encoder=encoder, image_size=side))
+    images = random_observations(IMAGE, 2)
+    with pytest.raises(PretrainedError, match=rf"{side}x{side} pixels.*pass the image_size"):
+        model.senses.encode(images)
 
 
 def test_there_is_no_encoder_without_pretrained_weights(tmp_path):

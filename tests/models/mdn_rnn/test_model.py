@@ -107,7 +107,14 @@ def test_an_unsupported_observation_space_or_image_size_is_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"hidden": 0}, {"trunk": -1}, {"foreground": -1.0}, {"width": 0.0}, {"log_sigma_min": 3.0}],
+    [
+        {"hidden": 0},
+        {"trunk": -1},
+        {"foreground": -1.0},
+        {"width": 0.0},
+        {"log_sigma_min": 3.0},
+        {"range_margin": -0.1},
+    ],
 )
 def test_an_invalid_setting_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
