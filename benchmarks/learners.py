@@ -13,6 +13,8 @@ PPO of every learner also trains in a world whose values are known (part `trunca
 an observation at which every episode is truncated is 10 where the truncation is bootstrapped from
 it, below 7 from the next episode's first one, and about 3 where it is taken for an end.
 
+`ppo` also trains in Pendulum's world with single settings changed (part `settings`).
+
 dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
 settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
 
@@ -65,6 +67,12 @@ PAIRED = TrainConfig(
 """Settings of the comparison with SB3's PPO: the defaults of both, but for the copies, and for the
 steps of a rollout, which are fewer so that there are as many updates."""
 PAIRED_STEPS = 1_000_000
+
+SETTINGS = {
+    "reward_scale=1": TrainConfig(reward_scale=1.0),
+    "4096 copies and rollouts of 64 steps": TrainConfig(num_envs=4096, n_steps=64),
+}
+"""Settings that matter in dreams, each changed alone."""
 
 SOLVED = {
     "CartPole-v1": 490.0,
@@ -272,6 +280,22 @@ def real_returns(names: list[str], seeds: int, work: Path) -> list[Row]:
     return rows
 
 
+def settings(seeds: int, work: Path) -> list[Row]:
+    """Train `ppo` with single settings changed, and measure it in the real environment."""
+    rows: list[Row] = []
+    for number, (name, config) in enumerate(SETTINGS.items()):
+        for seed in range(seeds):
+
+            def measure(config: TrainConfig = config, seed: int = seed) -> dict[str, float]:
+                policy = train_policy(WORLD, learner="ppo", algo="PPO", seed=seed, config=config)
+                return {"return": dreamgym.evaluate(policy, TASK, episodes=EPISODES).mean}
+
+            found = kept(work, f"setting-{number}-{seed}", measure)
+            label = f"ppo with {name}: real return, seed {seed}"
+            rows.append(Row(name=label, value=found["return"], unit="return"))
+    return rows
+
+
 def default_cases(names: list[str]) -> list[tuple[str, str, str]]:
     """Return (task, learner, algorithm) of the trainings that `real_returns` leaves out."""
     cases = []
@@ -411,13 +435,15 @@ def main(arguments: argparse.Namespace) -> None:
             rows += speeds(names, COUNTS, work) + real_returns(names, arguments.seeds, work)
         if "defaults" in arguments.parts:
             rows += defaults(arguments.learners, arguments.seeds, work)
+        if "settings" in arguments.parts:
+            rows += settings(arguments.seeds, work)
     report(rows, arguments)
 
 
 if __name__ == "__main__":
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
-    parts = ("libraries", "sb3", "truncation", "defaults")
+    parts = ("libraries", "sb3", "truncation", "defaults", "settings")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--work", type=Path, help="folder in which figures are kept")
