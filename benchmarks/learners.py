@@ -324,16 +324,23 @@ def default_training(case: tuple[str, str, str], seed: int, work: Path) -> dict[
         result = dreamgym.evaluate(policy, env, episodes=EPISODES)
         return {"return": result.mean, "steps": policy.card.steps, "seconds": seconds}
 
-    return kept(work, f"{task}-{name}-{algo}-{seed}", measure)
+    return kept(work, f"{'-'.join(case)}-{seed}", measure)
 
 
-def defaults(names: list[str], seeds: int, work: Path) -> list[Row]:
+def defaults(names: list[str], seeds: int, work: Path, *, done_only: bool) -> list[Row]:
     """Train with the defaults of every algorithm, and measure in the real environment."""
     rows = []
     for case in default_cases(names):
         task, name, algo = case
         label = f"{task}, defaults of {algo} ({name})"
-        found = [default_training(case, seed, work) for seed in range(seeds)]
+        wanted = [
+            seed
+            for seed in range(seeds)
+            if not done_only or (work / f"{'-'.join(case)}-{seed}.json").exists()
+        ]
+        if not wanted:
+            continue
+        found = [default_training(case, seed, work) for seed in wanted]
         rows += [
             at_least(f"{label}: real return, seed {seed}", each["return"], "return", SOLVED[task])
             for seed, each in enumerate(found)
@@ -434,7 +441,9 @@ def main(arguments: argparse.Namespace) -> None:
         if "libraries" in arguments.parts:
             rows += speeds(names, COUNTS, work) + real_returns(names, arguments.seeds, work)
         if "defaults" in arguments.parts:
-            rows += defaults(arguments.learners, arguments.seeds, work)
+            rows += defaults(
+                arguments.learners, arguments.seeds, work, done_only=arguments.done_only
+            )
         if "settings" in arguments.parts:
             rows += settings(arguments.seeds, work)
     report(rows, arguments)
@@ -447,5 +456,8 @@ if __name__ == "__main__":
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--work", type=Path, help="folder in which figures are kept")
+    options.add_argument(
+        "--done-only", action="store_true", help="leave out defaults that are not in --work yet"
+    )
     options.add_argument("--docs", action="store_true", help="write the tables of docs/train.md")
     main(options.parse_args())
