@@ -343,7 +343,7 @@ def defaults(names: list[str], seeds: int, work: Path, *, done_only: bool) -> li
         found = [default_training(case, seed, work) for seed in wanted]
         rows += [
             at_least(f"{label}: real return, seed {seed}", each["return"], "return", SOLVED[task])
-            for seed, each in enumerate(found)
+            for seed, each in zip(wanted, found, strict=True)
         ]
         steps, seconds = found[0]["steps"], median(each["seconds"] for each in found)
         rows.append(Row(name=f"{label}: dream steps", value=steps, unit="steps"))
