@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 from types import SimpleNamespace
@@ -82,17 +83,22 @@ class Task:
     episodes: int = 100
 
     @property
+    def package(self) -> str:
+        """Package that has the game."""
+        return "ale_py" if "Pong" in self.env_id else "minatar"
+
+    @property
     def side(self) -> int:
         """Side of the images."""
         return games.PONG_SIDE if "Pong" in self.env_id else games.CELL_SIDE
 
 
 TASKS = {
-    "breakout": Task(env_id="PixelBreakout-v0", random="sticky:0.5", real_steps=40_000),
-    "asterix": Task(env_id="PixelAsterix-v0", random="sticky:0.5", real_steps=40_000),
+    "breakout": Task(env_id="PixelBreakout-v0", random="sticky:0.5", real_steps=40_960),
+    "asterix": Task(env_id="PixelAsterix-v0", random="sticky:0.5", real_steps=40_960),
     # A chicken that changes its mind at every step never reaches the other side.
-    "freeway": Task(env_id="PixelFreeway-v0", random="held:20", real_steps=40_000),
-    "pong": Task(env_id="PixelPong-v0", random="sticky:0.8", real_steps=40_000, episodes=20),
+    "freeway": Task(env_id="PixelFreeway-v0", random="held:20", real_steps=40_960),
+    "pong": Task(env_id="PixelPong-v0", random="sticky:0.8", real_steps=40_960, episodes=20),
 }
 
 MODEL_FREE: Mapping[str, Any] = {
@@ -172,7 +178,7 @@ FITS: Mapping[int, Mapping[str, Fit]] = {
 """By the side of the images and by family."""
 FAMILIES = tuple(FITS[16])
 
-QUICK_STEPS = 1000
+QUICK_STEPS = 1024
 QUICK_FIT = {"updates": 4, "evaluate_every": 4, "batch_size": 4}
 QUICK_TRAINING = replace(DREAM_TRAINING, num_envs=8, n_steps=8, batch_size=64, n_epochs=1)
 
@@ -549,6 +555,9 @@ def main() -> None:
     chosen = arguments()
     torch.set_num_threads(1)
     rows: list[Row] = []
+    for name in [name for name in chosen.tasks if find_spec(TASKS[name].package) is None]:
+        print(f"{name}: left out; pip install 'dreamgym[games]'")
+        chosen.tasks.remove(name)
     with tempfile.TemporaryDirectory() as temporary:
         work = chosen.work or Path(temporary)
         for name in chosen.tasks[:1] if chosen.quick else chosen.tasks:
