@@ -51,6 +51,7 @@ from dreamgym.metrics import open_loop_errors, reward_events
 from dreamgym.metrics.open_loop import dream_windows
 from dreamgym.metrics.windows import BURN_IN, draw_windows
 from dreamgym.models import DeltaIRISConfig, DIAMONDConfig, RSSMConfig, STORMConfig
+from dreamgym.models.diamond import DiffusionConfig
 from dreamgym.models.observations import WHOLE, get_part
 from dreamgym.models.rssm import RSSMObjective
 from dreamgym.models.storm import STORMObjective
@@ -138,44 +139,72 @@ class Fit:
     dream_steps: int
 
 
-def _rssm(side: int) -> RSSMConfig:
-    return RSSMConfig(
-        deter=256, hidden=256, units=256, objective=RSSMObjective(image_size=side, image=10.0)
-    )
+def _rssm(side: int, depth: int) -> RSSMConfig:
+    objective = RSSMObjective(image_size=side, image=10.0)
+    return RSSMConfig(deter=256, hidden=256, units=256, image_depth=depth, objective=objective)
 
 
 def _storm(side: int) -> STORMConfig:
     return STORMConfig(objective=STORMObjective(image_size=side, image=10.0))
 
 
+def _diamond(side: int, channels: tuple[int, ...], denoising_steps: int) -> DIAMONDConfig:
+    return DIAMONDConfig(
+        image_size=side,
+        channels=channels,
+        condition=64,
+        reward_channels=(8, 8, 8, 8)[: len(channels) + 1],
+        reward_condition=32,
+        hidden=64,
+        diffusion=DiffusionConfig(denoising_steps=denoising_steps),
+    )
+
+
+def _delta_iris(side: int, tokeniser_updates: int) -> DeltaIRISConfig:
+    return DeltaIRISConfig(image_size=side, tokeniser_updates=tokeniser_updates)
+
+
 FITS: Mapping[int, Mapping[str, Fit]] = {
     16: {
-        "rssm": Fit(model=_rssm(16), settings={"updates": 3000}, dream_steps=1_000_000),
-        "storm": Fit(model=_storm(16), settings={"updates": 3000}, dream_steps=1_000_000),
+        "rssm": Fit(
+            model=_rssm(16, 16), settings={"updates": 2500, "batch_size": 32}, dream_steps=2_500_000
+        ),
+        "storm": Fit(
+            model=_storm(16), settings={"updates": 4000, "batch_size": 64}, dream_steps=2_500_000
+        ),
         "delta-iris": Fit(
-            model=DeltaIRISConfig(image_size=16), settings={"updates": 3000}, dream_steps=300_000
+            model=_delta_iris(16, 1500),
+            settings={"updates": 6000, "batch_size": 16},
+            dream_steps=500_000,
         ),
         "diamond": Fit(
-            model=DIAMONDConfig(
-                image_size=16,
-                channels=(16, 16),
-                condition=64,
-                reward_channels=(8, 8, 8),
-                reward_condition=32,
-                hidden=64,
-            ),
-            settings={"updates": 3000},
-            dream_steps=300_000,
+            model=_diamond(16, (16, 16), 3),
+            settings={"updates": 5500, "batch_size": 16},
+            dream_steps=350_000,
         ),
     },
     32: {
-        "rssm": Fit(model=_rssm(32), settings={"updates": 3000}, dream_steps=1_000_000),
-        "storm": Fit(model=_storm(32), settings={"updates": 3000}, dream_steps=1_000_000),
-        "delta-iris": Fit(model=DeltaIRISConfig(), settings={"updates": 3000}, dream_steps=300_000),
-        "diamond": Fit(model=DIAMONDConfig(), settings={"updates": 3000}, dream_steps=300_000),
+        "rssm": Fit(
+            model=_rssm(32, 8), settings={"updates": 2200, "batch_size": 32}, dream_steps=2_500_000
+        ),
+        "storm": Fit(
+            model=_storm(32), settings={"updates": 2500, "batch_size": 32}, dream_steps=2_500_000
+        ),
+        "delta-iris": Fit(
+            model=_delta_iris(32, 500),
+            settings={"updates": 2000, "batch_size": 16},
+            dream_steps=250_000,
+        ),
+        # One step of denoising: the others would leave time for a third of the dreams.
+        "diamond": Fit(
+            model=_diamond(32, (16, 16, 16), 1),
+            settings={"updates": 2100, "batch_size": 16},
+            dream_steps=300_000,
+        ),
     },
 }
-"""By the side of the images and by family."""
+"""By the side of the images and by family: about ten minutes of a core for each fit, twelve at 32
+pixels, and about ten for each training."""
 FAMILIES = tuple(FITS[16])
 
 QUICK_STEPS = 1024
@@ -419,7 +448,9 @@ class Run:
 def keep(path: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1))
+    whole = path.with_suffix(".tmp")
+    whole.write_text(json.dumps(figures, indent=1))
+    whole.replace(path)
 
 
 def step_seconds(world: dreamgym.World, quick: bool) -> float:
@@ -536,6 +567,50 @@ def rows_of_task(runs: list[Run]) -> list[Row]:
     return rows
 
 
+def table_of(runs: list[Run]) -> list[str]:
+    """Return the lines of a game's table for the docs: means over the seeds that are there."""
+    lines = []
+    for family in dict.fromkeys(run.family for run in runs):
+        done = [
+            run
+            for run in runs
+            if run.family == family
+            and all((run.folder / f"{name}.json").exists() for name in ("measured", "transfer"))
+        ]
+        if not done:
+            continue
+        measured, moved = [run.measured() for run in done], [run.transferred() for run in done]
+        at = [{k: row for row, k in enumerate(found["errors"]["horizons"])} for found in measured]
+        ratios, f1 = [], []
+        for k in SHOWN_HORIZONS:
+            pairs = [(found, where[k]) for found, where in zip(measured, at, strict=True)]
+            ratios.append(
+                mean(f["errors"]["mean"][i] / f["errors"]["repeat_last"][i] for f, i in pairs)
+            )
+            known = [f["events"]["f1"][i] for f, i in pairs if f["events"]["f1"][i] is not None]
+            f1.append(f"{mean(known):.2f}" if known else "-")
+        cells = [
+            runs[0].game.name,
+            f"`{family}`",
+            ", ".join(f"{ratio:.2f}" for ratio in ratios),
+            ", ".join(f1),
+            f"{mean(found['action_sensitivity'] for found in measured):.2f}",
+            f"{mean(found['step_ms'] for found in measured):.1f}",
+            f"{mean(found['real_return_mean'] for found in moved):.2f}",
+            ", ".join(f"{found['real_return_mean']:.2f}" for found in moved),
+            f"{mean(found['dream_return_mean'] for found in moved):.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+TABLE = [
+    f"| game | family | error at {SHOWN_HORIZONS}, against repeat-last | F1 of rewards there "
+    f"| action sensitivity | ms a step of {ROWS} | real return | of each seed | in the dream |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+
+
 def arguments() -> argparse.Namespace:
     parsed = parser(__doc__.splitlines()[0])
     parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
@@ -548,6 +623,7 @@ def arguments() -> argparse.Namespace:
     parsed.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw frames as FILE-<task>.png"
     )
+    parsed.add_argument("--table", action="store_true", help="print a table for the docs, too")
     return parsed.parse_args()
 
 
@@ -555,6 +631,7 @@ def main() -> None:
     chosen = arguments()
     torch.set_num_threads(1)
     rows: list[Row] = []
+    lines = list(TABLE)
     for name in [name for name in chosen.tasks if find_spec(TASKS[name].package) is None]:
         print(f"{name}: left out; pip install 'dreamgym[games]'")
         chosen.tasks.remove(name)
@@ -575,8 +652,11 @@ def main() -> None:
                     rows += rows_of(run)
                 runs += own
             rows += rows_of_task(runs)
+            lines += table_of(runs)
             if chosen.picture is not None:
                 draw(runs, chosen.picture.with_stem(f"{chosen.picture.stem}-{name}"))
+    if chosen.table:
+        print("\n".join(lines))
     report(rows, chosen)
 
 
