@@ -207,7 +207,7 @@ FITS: Mapping[int, Mapping[str, Fit]] = {
 """By the side of the images and by family: about ten minutes of a core for each fit, twelve at 32
 pixels, and about ten for each training. Beside other work, updates at 16 pixels took 0.24, 0.09,
 0.10 and 0.15 s of processor time in this order, and steps of 64 dreams 4.5, 6.6, 61 and 102 ms; at
-32 pixels 0.33, 0.29, 0.65 and about 0.45 s, and 3.6, 4.2, 145 and 116 ms."""
+32 pixels 0.33, 0.29, 0.65 and (with `targets=2`) 0.34 s, and 3.6, 4.2, 145 and 116 ms."""
 FAMILIES = tuple(FITS[16])
 
 QUICK_STEPS = 1024
