@@ -8,6 +8,7 @@ from dreamgym.metrics.limits import Bank, Limits
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.recommendation import Recommendation, recommend
 from dreamgym.metrics.registry import METRICS, REPORT_METRICS, evaluate_metrics
+from dreamgym.metrics.rewards import RewardEvents, reward_events
 
 __all__ = [
     "METRICS",
@@ -19,8 +20,10 @@ __all__ = [
     "MetricContext",
     "OpenLoopErrors",
     "Recommendation",
+    "RewardEvents",
     "TrainingMonitor",
     "evaluate_metrics",
     "open_loop_errors",
     "recommend",
+    "reward_events",
 ]
