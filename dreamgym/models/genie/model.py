@@ -328,17 +328,19 @@ class Genie(BlockCausalModel):
         )
         return shown.unflatten(0, tokens.shape[:-1]).to(self.dtype) / BYTE
 
-    def _infer(self, tokens: Tensor, *, cached: bool) -> Tensor:
+    def _infer(self, tokens: Tensor, mask: Tensor, *, cached: bool = False) -> Tensor:
         """Return the latent actions (B, L) of the changes between frames.
 
         Args:
             tokens: (B, L + 1, N).
-            cached: whether changes that were inferred before are looked up.
+            mask: (B, L) bool, false for padding; batch norms count the others in fitting.
+            cached: whether the latent action model is frozen, so that changes that were inferred
+                before are looked up.
         """
         lead = tokens.shape[0], tokens.shape[1] - 1
         if not cached:
             shown = self._changes(self._shown(tokens)).flatten(0, 1)
-            return self.latent_actions.infer(shown).unflatten(0, lead)
+            return self.latent_actions.infer(shown, mask.flatten()).unflatten(0, lead)
         flat = self._changes(tokens).flatten(0, 1)
         modules = (self.tokeniser, self.latent_actions)
         weights = [leaf for module in modules for leaf in module.state_dict().values()]
@@ -421,7 +423,7 @@ class Genie(BlockCausalModel):
                 terms |= self._action_terms(segment, tokens, cached=cached)
             if done >= last:
                 frozen = cached and first < last
-                inferred = self._infer(tokens, cached=frozen)
+                inferred = self._infer(tokens, segment.mask, cached=frozen)
                 terms |= self._dynamics_terms(segment, (tokens, inferred), noise)
         objective = self.config.objective
         weights = {**vars(objective), "action_commitment": objective.commitment}
@@ -507,7 +509,7 @@ class Genie(BlockCausalModel):
         """
         tokens = self._encode(get_part(segment.observation, self.key))
         observed = F.pad(segment.mask, (1, 0), value=True)
-        inferred = self._infer(tokens, cached=False)
+        inferred = self._infer(tokens, segment.mask)
         count = self.latent_actions.count
         longer = "fit for longer (updates), or with more tokeniser_updates"
         codes = {

@@ -122,9 +122,9 @@ class LatentActions(nn.Module):
         return self.balance(at_least_float32(self.narrow(pooled)), mask)
 
     @torch.no_grad()
-    def infer(self, images: Tensor) -> Tensor:
+    def infer(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the latent actions (M,) int64 of the last changes; see `vectors`."""
-        quantised: Quantised = self.quantiser(self.vectors(images))
+        quantised: Quantised = self.quantiser(self.vectors(images, mask))
         return quantised.tokens
 
     def predict(self, images: Tensor, codes: Tensor) -> Tensor:
