@@ -174,7 +174,7 @@ PRESETS: Mapping[str, GenieConfig] = {
         latent=256,
         quantiser=QuantiserConfig(levels=(), codes=1024, width=32, decay=0.99),
         latent_actions=QuantiserConfig(levels=(), codes=6, width=32, decay=0.99),
-        context=15,
+        context=2,
         width=512,
         blocks=12,
         heads=8,
@@ -196,9 +196,9 @@ PRESETS: Mapping[str, GenieConfig] = {
 }
 """The size of the CoinRun study of arXiv 2402.15391, as the public reproduction Jafar has it (Willi
 et al. 2024): 256 tokens of 1,024 codes of width 32, 6 latent actions of width 32, dynamics of 12
-blocks of width 512 with 8 heads, 16 frames, 25 MaskGIT steps. The networks of the tokeniser and of
-the latent action model are others. And a size for images of 16 by 16 on a CPU, which is not
-published."""
+blocks of width 512 with 8 heads, 25 MaskGIT steps. Every block of theirs sees 16 frames; here each
+sees 2 before its own, and all together 24. The networks of the tokeniser and of the latent action
+model are others. And a size for images of 16 by 16 on a CPU, which is not published."""
 
 PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
     "genie-coinrun": {
