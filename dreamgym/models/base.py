@@ -286,9 +286,17 @@ class WorldModel(nn.Module, ABC):
     def data_action_space(self) -> gym.Space:
         """Action space of the data, by which files describe the model.
 
-        It is `action_space`, unless dreams take other actions than the data has.
+        It is `action_space`, unless dreams take other actions (`takes_data_actions`).
         """
         return self.action_space
+
+    @property
+    def takes_data_actions(self) -> bool:
+        """Whether dreams take the data's actions, and not others, as latent ones.
+
+        If not, actions mean nothing in the real environment, even if the spaces are equal.
+        """
+        return True
 
     @property
     def assumes_single_env_steps(self) -> bool:

@@ -133,6 +133,11 @@ class Genie(BlockCausalModel):
         """See `WorldModel.data_action_space`."""
         return self._data_action_space
 
+    @property
+    def takes_data_actions(self) -> bool:
+        """See `WorldModel.takes_data_actions`."""
+        return self.config.action_space == "real"
+
     def in_latent_actions(self) -> Genie:
         """Return a model with the same weights whose dreams take latent actions.
 
@@ -171,7 +176,7 @@ class Genie(BlockCausalModel):
     ) -> State:
         """See `WorldModel.observe`; the latent action is inferred, or else it is the action."""
         tokens = self._encode(get_part(observation, self.key))
-        if self.config.action_space == "latent":
+        if not self.takes_data_actions:
             latents = action
         else:
             latents = self.latent_actions.infer(self._shown(self._last(state, tokens)))
@@ -210,7 +215,7 @@ class Genie(BlockCausalModel):
         before: list[Keys],
     ) -> tuple[State, Prediction, list[Keys]]:
         """See `BlockCausalModel.imagine`; the latent action is drawn, then the tokens are."""
-        if self.config.action_space == "latent":
+        if not self.takes_data_actions:
             latents = action
         else:
             logits = self._map(state["h"], self._encode_action(action))
@@ -274,7 +279,7 @@ class Genie(BlockCausalModel):
 
     def _acted(self, action: Tensor) -> Tensor:
         """Return actions of a dream as the real ones (B, A + 1) of a state; zeros if unknown."""
-        if self.config.action_space == "latent":
+        if not self.takes_data_actions:
             return self.places.new_zeros(
                 (len(action), self.encode_action.dim + 1), dtype=self.dtype
             )
@@ -406,7 +411,7 @@ class Genie(BlockCausalModel):
         Raises:
             ValueError: the model is played in latent actions.
         """
-        if self.config.action_space == "latent":
+        if not self.takes_data_actions:
             raise ValueError(
                 "action_space='latent' is for dreams of a fitted model: fit with "
                 "action_space='real', then world.with_model(world.model.in_latent_actions())"
