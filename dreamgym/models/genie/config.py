@@ -105,7 +105,7 @@ class GenieConfig:
     action_patch: int = 4
     action_width: int = 32
     action_blocks: int = 2
-    steps: int = 4
+    steps: int = 3
     least_hidden: float = 0.5
     tokeniser_frames: int = 64
     tokeniser_updates: int = 500

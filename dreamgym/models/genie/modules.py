@@ -16,8 +16,8 @@ from dreamgym.models.nn.layers import RMSNorm, at_least_float32
 from dreamgym.models.nn.quantisers import Quantised, quantisation_terms, quantise, quantiser
 from dreamgym.models.reduction import masked_mean
 
-MLP = 4
-"""Width of the blocks' hidden layers, as a multiple of the tokens'."""
+MLP = 2
+"""Width of the blocks' hidden layers, which are gated, as a multiple of the tokens'."""
 
 
 class FrameTransformer(nn.Module):
