@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dreamgym.models.genie.config import GenieConfig
 from dreamgym.models.nn.batch_norm import BatchNorm
-from dreamgym.models.nn.block_causal import EPSILON, Block, Keys, newest, token
+from dreamgym.models.nn.block_causal import EPSILON, TOKEN_STD, Block, Keys, newest, token
 from dreamgym.models.nn.conditional_conv import Blocks
 from dreamgym.models.nn.dense import linear
 from dreamgym.models.nn.image_tokens import PixelWeights, Residual, conv, last, pixel_error
@@ -180,7 +180,9 @@ class Dynamics(nn.Module):
         self.embed_latent = nn.Embedding(latent_actions + 1, width)
         self.embed_action = nn.Linear(action, width, bias=False)
         self.transformer = FrameTransformer(config)
+        # All tokens are about equally likely at first.
         self.leave = linear(width, codes)
+        nn.init.normal_(self.leave.weight, std=TOKEN_STD)
 
     def forward(
         self,
