@@ -28,7 +28,14 @@ from dreamgym.models.base import State
 SIZES = (64, 1024)
 OBSERVED = 8
 
-IMAGES = {"diamond": 64, "iris": 1024, "delta-iris": 1024, "dino-wm": 64, "vjepa2-ac": 64}
+IMAGES = {
+    "diamond": 64,
+    "iris": 1024,
+    "delta-iris": 1024,
+    "genie": 1024,
+    "dino-wm": 64,
+    "vjepa2-ac": 64,
+}
 """Families that take images alone, and the most rows that they are timed with."""
 
 PAYS = {"storm": 1.25, "twister": 1.25, "diamond": 1.2}

@@ -14,6 +14,8 @@ from dreamgym.models import (
     DeltaIRISConfig,
     DIAMONDConfig,
     DINOWMConfig,
+    Genie,
+    GenieConfig,
     GoalReward,
     IRISConfig,
     KnownReward,
@@ -139,6 +141,28 @@ def small_delta(action: str, **settings) -> WorldModel:
     return built(ModelSpec(family="delta-iris", config=config), action, IMAGES)
 
 
+def small_genie(action: str, **settings) -> Genie:
+    config = GenieConfig(
+        **{
+            "image_size": 8,
+            "channels": (8, 8, 8),
+            "latent": 8,
+            "quantiser": QuantiserConfig(levels=(4, 4)),
+            "context": 2,
+            "width": 16,
+            "blocks": 2,
+            "heads": 2,
+            "action_width": 8,
+            "action_blocks": 1,
+            "steps": 2,
+            "tokeniser_updates": 0,
+            "action_updates": 0,
+            **settings,
+        }
+    )
+    return built(ModelSpec(family="genie", config=config), action, IMAGES)
+
+
 def dino_config(**settings) -> DINOWMConfig:
     """Return a tiny config, whose encoder is made at the first call."""
     sizes = {"blocks": 1, "heads": 2, "head_width": 8, "mlp": 32, "cells": 2, "hidden": 16}
@@ -182,12 +206,13 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "diamond": small_diamond,
     "iris": small_iris,
     "delta-iris": small_delta,
+    "genie": small_genie,
     "dino-wm": small_dino,
     "vjepa2-ac": small_vjepa2,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
-OF_IMAGES = ("diamond", "iris", "delta-iris", "dino-wm", "vjepa2-ac")
+OF_IMAGES = ("diamond", "iris", "delta-iris", "genie", "dino-wm", "vjepa2-ac")
 """Families that take images, and no vectors without them."""
 
 PRETRAINED = {"dino-wm": dino_config, "vjepa2-ac": vjepa2_config}

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamgym.data import AnyDataset
-from dreamgym.metrics.action_effect import STEPS, ActionEffect, action_effect
+from dreamgym.metrics.action_effect import STEPS, ActionEffect, action_effect, evidence_of
 from dreamgym.metrics.calibration import Calibration, calibration
+from dreamgym.metrics.codes import code_figures
 from dreamgym.metrics.windows import (
     BURN_IN,
     Windows,
@@ -27,7 +28,7 @@ from dreamgym.metrics.windows import (
     window_shape,
 )
 from dreamgym.models import Prediction, WorldModel
-from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
+from dreamgym.models.base import CodeDiagnostic, EmbeddingDiagnostic, KLDiagnostic
 from dreamgym.models.reduction import root_mean_square
 
 MAX_WINDOWS = (512, 64)
@@ -157,7 +158,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
-    """Check the latent diagnostics of the model: inactive latents and collapsed embeddings."""
+    """Check the latent diagnostics of the model: inactive latents, collapsed embeddings, codes."""
     figures: dict[str, float] = {}
     alarms: list[Alarm] = []
     segment = context.windows.segment
@@ -177,6 +178,9 @@ def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
         figures["embedding_std" + suffix] = float(spread.std)
         figures["effective_rank" + suffix] = float(spread.effective_rank)
         alarms += collapse_alarms(name, spread)
+    figures |= code_figures(diagnostics.codes)
+    for name, code in diagnostics.codes.items():
+        alarms += code_alarms(name, code)
     return Inspection(figures, alarms)
 
 
@@ -316,6 +320,33 @@ def collapse_alarms(name: str, diagnostic: EmbeddingDiagnostic) -> list[Alarm]:
             f"{embeddings} have collapsed: their standard deviation is {std:.2g} (expected at "
             f"least {MIN_STD}) and their effective rank {rank:.2f} of {diagnostic.width} (expected "
             f"at least {MIN_RANK}); {diagnostic.remedy}",
+        )
+    ]
+
+
+def code_alarms(name: str, diagnostic: CodeDiagnostic) -> list[Alarm]:
+    """Return an alarm if few codes are in use, or if they do not control dreams."""
+    codes = f"the codes of {name!r}" if name else "the codes"
+    perplexity, effect = float(diagnostic.perplexity), diagnostic.effect
+    if perplexity < diagnostic.least:
+        return [
+            Alarm(
+                "codes",
+                f"{codes} have collapsed: of {len(diagnostic.shares)}, as many are in use as "
+                f"{perplexity:.2f} used alike (expected at least {diagnostic.least}); "
+                f"{diagnostic.remedy}",
+            )
+        ]
+    if effect is None or len(effect) < 2:
+        return []
+    if evidence_of(effect.double().cpu().numpy()) >= EVIDENCE:
+        return []
+    return [
+        Alarm(
+            "codes",
+            f"{codes} do not control dreams: over {len(effect)} windows, the PSNR of frames is "
+            f"{float(effect.mean()):.2f} dB higher under those of the real frames than under "
+            f"random ones; {diagnostic.remedy}",
         )
     ]
 

@@ -19,6 +19,7 @@ from dreamgym.metrics.action_effect import STEPS, action_effect
 from dreamgym.metrics.action_use import action_detail
 from dreamgym.metrics.calibration import calibration
 from dreamgym.metrics.channels import channel_errors, frame_errors
+from dreamgym.metrics.codes import code_use
 from dreamgym.metrics.context import Figures, Metric, MetricContext
 from dreamgym.metrics.coverage import interval_calibration, spread_and_error
 from dreamgym.metrics.limits import limits
@@ -104,6 +105,7 @@ METRICS: dict[str, Metric] = {
     "action sensitivity": action_sensitivity,
     "open loop": open_loop,
     "limits": limits,
+    "codes": code_use,
 }
 """Every metric of a fit by its name, in the order in which they are computed."""
 
@@ -148,7 +150,8 @@ def evaluate_metrics(
         `Calibration`, one step ahead; there is no skill if nothing terminated.
         `action_sensitivity` is described in `action_effect`. `open_loop` has, for each horizon,
         the number of distinct windows and the errors of `OpenLoopErrors`. `limits` are those of
-        `Limits`. A figure for which no held-out episode is long enough is left out.
+        `Limits`; `code_perplexity` and `code_effect` those of `code_figures`. A figure for which no
+        held-out episode is long enough is left out.
     """
     context = metric_context(model, dataset, episodes, seed, **known)
     figures: Figures = {}

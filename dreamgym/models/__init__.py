@@ -17,6 +17,7 @@ from dreamgym.models.base import (
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
 from dreamgym.models.dino_wm import DINOWM, DINOWMConfig
 from dreamgym.models.dreamer4 import Dreamer4, Dreamer4Config
+from dreamgym.models.genie import Genie, GenieConfig
 from dreamgym.models.iris import IRIS, DeltaIRIS, DeltaIRISConfig, IRISConfig
 from dreamgym.models.jepa import JEPA, JEPAConfig
 from dreamgym.models.mdn_rnn import MDNRNN, MDNRNNConfig
@@ -59,6 +60,8 @@ __all__ = [
     "DeltaIRIS",
     "DeltaIRISConfig",
     "Ensemble",
+    "Genie",
+    "GenieConfig",
     "GoalReward",
     "IRISConfig",
     "JEPAConfig",

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import gymnasium as gym
@@ -92,6 +93,29 @@ class EmbeddingDiagnostic(NamedTuple):
     remedy: str
 
 
+class CodeDiagnostic(NamedTuple):
+    """Use of the codes of a discrete bottleneck.
+
+    Attributes:
+        shares: (K,) share of a batch that each code stands for.
+        least: perplexity (the exponential of the entropy) of the shares below which the codes have
+            collapsed.
+        remedy: advice if they have, or if they have no effect.
+        effect: (N,) decibels by which dreams are closer to the real frames under the codes of these
+            than under random ones; None for codes that control nothing.
+    """
+
+    shares: Tensor
+    least: float
+    remedy: str
+    effect: Tensor | None = None
+
+    @property
+    def perplexity(self) -> Tensor:
+        """Exponential of the shares' entropy (): K if all codes are used alike, 1 if one is."""
+        return torch.special.entr(self.shares).sum().exp()
+
+
 class LatentDiagnostics(NamedTuple):
     """Diagnostics of a model's latents on one batch, by the name of the latent.
 
@@ -100,10 +124,12 @@ class LatentDiagnostics(NamedTuple):
     Attributes:
         divergences: stochastic latents, which can collapse onto their prior.
         spreads: embeddings, which can collapse onto one point.
+        codes: codes, of which all but a few can fall out of use.
     """
 
     divergences: dict[str, KLDiagnostic]
     spreads: dict[str, EmbeddingDiagnostic]
+    codes: Mapping[str, CodeDiagnostic] = MappingProxyType({})
 
 
 class WorldModel(nn.Module, ABC):
@@ -255,6 +281,22 @@ class WorldModel(nn.Module, ABC):
     def phase_starts(self) -> tuple[int, ...]:
         """Update indices at which training switches to another sub-model; empty by default."""
         return ()
+
+    @property
+    def data_action_space(self) -> gym.Space:
+        """Action space of the data, by which files describe the model.
+
+        It is `action_space`, unless dreams take other actions (`takes_data_actions`).
+        """
+        return self.action_space
+
+    @property
+    def takes_data_actions(self) -> bool:
+        """Whether dreams take the data's actions, and not others, as latent ones.
+
+        If not, actions mean nothing in the real environment, even if the spaces are equal.
+        """
+        return True
 
     @property
     def assumes_single_env_steps(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dreamgym.models.diamond import DIAMOND
 from dreamgym.models.dino_wm import DINOWM
 from dreamgym.models.dreamer4 import Dreamer4
+from dreamgym.models.genie import Genie
 from dreamgym.models.iris import IRIS, DeltaIRIS
 from dreamgym.models.jepa import JEPA
 from dreamgym.models.mdn_rnn import MDNRNN
@@ -35,6 +36,7 @@ FAMILIES.update(
         "diamond": DIAMOND,
         "iris": IRIS,
         "delta-iris": DeltaIRIS,
+        "genie": Genie,
         "twister": TWISTER,
         "dreamer4": Dreamer4,
         "dino-wm": DINOWM,

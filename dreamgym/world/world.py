@@ -16,7 +16,7 @@ from dreamgym._files import atomic_file, atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.images import image_layout
-from dreamgym.data.spaces import same_spaces, space_to_json
+from dreamgym.data.spaces import space_to_json
 from dreamgym.errors import WorldError, file_errors
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.base import zero_action
@@ -82,7 +82,10 @@ class World:
 
     @property
     def action_space(self) -> gym.Space:
-        """Action space of one real environment, with the world's frame skip."""
+        """Action space of a dream: that of one real environment, with the world's frame skip.
+
+        Or that of latent actions, where the model is played in them.
+        """
         return self.model.action_space
 
     @property
@@ -190,11 +193,12 @@ class World:
                 f"the model computes the reward of one real step, but a step of world "
                 f"{self.name!r} is {self.frame_skip}; give KnownReward your own function for that"
             )
-        if not same_spaces(model, self):
+        theirs = model.observation_space, model.data_action_space
+        ours = self.observation_space, self.model.data_action_space
+        if theirs != ours:
             raise WorldError(
-                f"the model has the spaces {(model.observation_space, model.action_space)}, world "
-                f"{self.name!r} has {(self.observation_space, self.action_space)}; give a model of "
-                "the same spaces"
+                f"the model has the spaces {theirs}, world {self.name!r} has {ours}; give a model "
+                "of the same spaces"
             )
         mismatch = _state_mismatch(model, self.starts.states)
         if mismatch:
@@ -234,7 +238,7 @@ class World:
             description = {
                 **spec,
                 "observation_space": space_to_json(self.observation_space),
-                "action_space": space_to_json(self.action_space),
+                "action_space": space_to_json(self.model.data_action_space),
                 "env_spec": json.loads(self.env_spec) if self.env_spec else None,
                 "horizon": self.horizon,
                 "termination": self.termination,

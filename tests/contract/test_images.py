@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamgym.models import DIAMOND, FAMILIES, IRIS, DeltaIRISConfig, WorldModel
+from dreamgym.models import DIAMOND, FAMILIES, IRIS, DeltaIRISConfig, Genie, WorldModel
 from dreamgym.models.iris import TransformerConfig
 from dreamgym.models.wrappers import EnsembleConfig
 from tests import frozen_encoders
@@ -54,6 +54,7 @@ SMALLER = {
         tokeniser_updates=0,
         transformer=TransformerConfig(context=4, width=32, blocks=2),
     ),
+    "genie": replace(Genie.presets["genie-16"], tokeniser_updates=0, action_updates=0),
     "iris": replace(IRIS.presets["iris-16"], tokeniser_updates=0),
 }
 

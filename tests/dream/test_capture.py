@@ -26,7 +26,10 @@ STATISTICS = {**TENSORS, "episode_statistics": True}
 ENVS = 64
 """So many that products are computed alike where host syncs are allowed and where they are not."""
 
-CACHED = {"storm": 1e-5, "twister": 1e-5, "dreamer4": 1e-5, "iris": 1e-5, "delta-iris": 0.05}
+CACHED = {
+    **dict.fromkeys(("storm", "twister", "dreamer4", "iris", "genie"), 1e-5),
+    "delta-iris": 0.05,
+}
 """Kinds that keep keys and values where host syncs are allowed, and the largest difference of their
 features: other sums in another order. Delta-IRIS also rounds pixels, and embeds them again."""
 

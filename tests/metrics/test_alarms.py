@@ -13,6 +13,7 @@ from torch import nn
 from dreamgym.data import Dataset
 from dreamgym.metrics import TrainingMonitor
 from dreamgym.metrics.alarms import (
+    code_alarms,
     collapse_alarms,
     latent_alarms,
     reward_alarms,
@@ -20,7 +21,7 @@ from dreamgym.metrics.alarms import (
 )
 from dreamgym.metrics.calibration import Calibration
 from dreamgym.models import JEPA, MDNRNN, RSSM, JEPAConfig, MDNRNNConfig, RSSMConfig, WorldModel
-from dreamgym.models.base import EmbeddingDiagnostic, KLDiagnostic
+from dreamgym.models.base import CodeDiagnostic, EmbeddingDiagnostic, KLDiagnostic
 from dreamgym.models.jepa import JEPAObjective
 from dreamgym.models.rssm import RSSMObjective
 from tests.metrics.small_fits import Swing, fitted, record_swing
@@ -190,3 +191,17 @@ def test_a_model_of_rewards_in_another_unit_raises_the_reward_alarm(dataset):
     assert "reward" not in raised(model, dataset)
     model.reward_std *= 100.0
     assert "reward" in raised(model, dataset)
+
+
+def test_codes_that_fell_out_of_use_or_control_nothing_raise_an_alarm():
+    even, one = torch.full((8,), 1 / 8), torch.tensor([0.99, 0.01, 0, 0, 0, 0, 0, 0])
+    matters = 1 + torch.rand(40, generator=torch.Generator().manual_seed(0))
+    assert float(CodeDiagnostic(even, 1.2, "").perplexity) == pytest.approx(8)
+    assert code_alarms("", CodeDiagnostic(even, 1.2, "fit longer", matters)) == []
+    assert code_alarms("", CodeDiagnostic(even, 1.2, "fit longer")) == []
+    assert code_alarms("", CodeDiagnostic(even, 1.2, "fit longer", matters[:1] - 9)) == []
+    (collapsed,) = code_alarms("moves", CodeDiagnostic(one, 1.2, "fit longer", matters))
+    assert collapsed.name == "codes"
+    assert "of 8, as many are in use as 1.06" in collapsed.sentence
+    (deaf,) = code_alarms("moves", CodeDiagnostic(even, 1.2, "fit longer", torch.zeros(40)))
+    assert "'moves' do not control dreams: over 40 windows" in deaf.sentence

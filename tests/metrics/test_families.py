@@ -16,6 +16,7 @@ from dreamgym.models import (
     DIAMONDConfig,
     Dreamer4Config,
     Ensemble,
+    GenieConfig,
     IRISConfig,
     JEPAConfig,
     MDNRNNConfig,
@@ -77,6 +78,19 @@ CONFIGS = {
         quantiser=QuantiserConfig(levels=(4, 4)),
         transformer=TransformerConfig(context=4, width=16, blocks=1, heads=1),
     ),
+    "genie": GenieConfig(
+        image_size=8,
+        channels=(8, 8, 8),
+        latent=4,
+        quantiser=QuantiserConfig(levels=(4, 4)),
+        context=2,
+        width=8,
+        blocks=1,
+        heads=1,
+        action_width=8,
+        action_blocks=1,
+        steps=2,
+    ),
     "iris": IRISConfig(
         image_size=8,
         channels=(8, 8, 8),
@@ -129,6 +143,7 @@ def test_every_family_on_every_kind_of_observation(family, seen):
     figures = examine(build(ModelSpec(family=family, config=CONFIGS[family]), dataset), dataset)
     assert any(name.startswith("kl") for name in figures) == (family in LATENT[kind])
     assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")
+    assert any(name.startswith("code_") for name in figures) == (family == "genie")
 
 
 def test_wrappers_show_the_diagnostics_of_the_models_inside(tmp_path):

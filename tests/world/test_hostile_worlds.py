@@ -85,6 +85,9 @@ BOMBS = [
     ("iris", {"residual_blocks": 1 << 24}),
     ("iris", {"latent": 1 << 28}),
     ("delta-iris", {"latent": 1 << 28}),
+    ("genie", {"context": 1 << 28}),
+    ("genie", {"blocks": 1 << 24}),
+    ("genie", {"action_blocks": 1 << 24}),
     ("ensemble", {"members": 1 << 30}),
 ]
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamgym._settings import check_at_least
+from dreamgym.models.nn.conditional_conv import HEAD_WIDTH
 from dreamgym.models.nn.objective import RewardObjective
-
-HEAD_WIDTH = 8
-"""Channels of an attention head."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,12 @@ from dreamgym.models.base import (
     Segment,
     State,
     Temperature,
-    WorldModel,
     end_outside_data,
 )
 from dreamgym.models.dreamer4.config import PRESET_FITS, PRESETS, Dreamer4Config
-from dreamgym.models.dreamer4.modules import Dynamics, Keys, Level, Tokenizer
+from dreamgym.models.dreamer4.modules import Dynamics, Level, Tokenizer
 from dreamgym.models.nn.actions import ActionEncoder
+from dreamgym.models.nn.block_causal import BlockCausalModel, Keys
 from dreamgym.models.nn.dense import linear
 from dreamgym.models.nn.distributions import normal, per_row
 from dreamgym.models.nn.reward_head import RewardHead
@@ -31,7 +31,7 @@ from dreamgym.models.splitmix import BITS, uniforms
 from dreamgym.models.statistics import Statistics
 
 
-class Dreamer4(WorldModel):
+class Dreamer4(BlockCausalModel):
     """A tokeniser of observations, and a transformer that denoises the latents of the next one.
 
     The tokeniser makes a few tokens of an observation, each of some numbers in [-1, 1]. The
@@ -74,6 +74,7 @@ class Dreamer4(WorldModel):
         "learning_rate": 2e-3,
         "gradient_clip": 1.0,
     }
+    given = ("z", "actions", "length")
     config: Dreamer4Config
     places: Tensor
     worst_return: Tensor
@@ -124,15 +125,6 @@ class Dreamer4(WorldModel):
         h, _ = self.clean(z, encoded, self.seen(state), self.before(state))
         return push(state, z, encoded, h)
 
-    def step(
-        self, state: State, action: Tensor, noise: Tensor, temperature: Temperature = 1.0
-    ) -> tuple[State, Prediction]:
-        """See `WorldModel.step`; the latents are drawn by denoising."""
-        following, prediction, _ = self.imagine(
-            state, action, noise, temperature, self.before(state)
-        )
-        return following, prediction
-
     def features(self, state: State) -> Tensor:
         """Return (z, h): (B, tokens x numbers + width)."""
         return torch.cat([state["z"][:, -1].flatten(1), state["h"]], -1)
@@ -151,15 +143,7 @@ class Dreamer4(WorldModel):
         temperature: Temperature,
         before: list[Keys],
     ) -> tuple[State, Prediction, list[Keys]]:
-        """Return what `step` returns, and the keys and values of the state that it returns.
-
-        Args:
-            state: leaves (B, ...).
-            action: (B, ...) raw.
-            noise: (B, noise_dim) uniforms.
-            temperature: a number or (B,).
-            before: outputs of `before` for this state.
-        """
+        """See `BlockCausalModel.imagine`; the latents are drawn by denoising."""
         encoded, seen = self.action_after(state, action), self.seen(state)
         z = self._denoised(normal(noise), temperature, encoded, seen, before)
         h, kept = self.clean(z, encoded, seen, before)
@@ -174,7 +158,7 @@ class Dreamer4(WorldModel):
         return push(state, z, encoded, h), ended, kept
 
     def before(self, state: State) -> list[Keys]:
-        """Return keys and values of the last observations of a state, for each block over time."""
+        """See `BlockCausalModel.before`."""
         known = self.places >= self.config.window - state["length"].unsqueeze(-1)
         level = self._cleanest(state["actions"])
         return self.dynamics(state["z"], level, state["actions"], known)[2]

@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dreamgym._settings import check_at_least
+from dreamgym.models.nn.image_tokens import check_levels
 from dreamgym.models.nn.objective import RewardObjective
-
-MAX_CODES = 2**15
-"""Codes that fit into the 16 bits of a token in a state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantiserConfig:
-    """How vectors become tokens.
-
-    Attributes:
-        levels: levels of each number of a finite scalar code (arXiv 2309.15505), whose codes are
-            all combinations of them and need no learning; empty for a learnt codebook.
-        codes: vectors of a learnt codebook.
-        width: width of these vectors.
-        decay: rate at which a codebook's vectors follow the mean of what they stand for, by
-            directions alone (cosines); 0 learns them by gradients, by distances.
-        revive: share of its fair part of the vectors below which a vector of such a codebook is
-            replaced by one of the batch.
-    """
-
-    levels: tuple[int, ...] = (8, 6, 5)
-    codes: int = 512
-    width: int = 512
-    decay: float = 0.0
-    revive: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "width")
-        check_at_least(self, 2, "codes")
-        if min(self.levels, default=2) < 2:
-            raise ValueError(f"levels={self.levels}: expected at least 2 of each")
-        if self.count > MAX_CODES:
-            raise ValueError(f"{self.count} codes: expected at most {MAX_CODES}")
-        for name in ("decay", "revive"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number in [0, 1)")
-
-    @property
-    def count(self) -> int:
-        """Number of codes."""
-        return math.prod(self.levels) if self.levels else self.codes
+from dreamgym.models.nn.quantisers import QuantiserConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,23 +164,6 @@ class DeltaIRISConfig:
     def side(self) -> int:
         """Side of the grid."""
         return self.image_size >> sum(self.halved)
-
-
-def check_levels(image_size: int, channels: tuple[int, ...], halvings: int) -> None:
-    """Check the levels of convolutional networks on images.
-
-    Raises:
-        ValueError: there is no level, one without channels, or the side cannot be halved so often.
-    """
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels={channels}: expected at least one level, of at least one")
-    multiple = 1 << halvings
-    if image_size % multiple:
-        near = max(multiple, multiple * round(image_size / multiple))
-        raise ValueError(
-            f"image_size={image_size} cannot be halved {halvings} times: work at {near}, "
-            f"or another multiple of {multiple}, or with fewer levels"
-        )
 
 
 PRESETS: Mapping[str, IRISConfig] = {

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.iris.config import DeltaIRISConfig
-from dreamgym.models.iris.quantisers import quantiser
-from dreamgym.models.iris.vision import ENCODE_BATCH, Residual, conv, last
 from dreamgym.models.nn.conv import Double
+from dreamgym.models.nn.image_tokens import ENCODE_BATCH, Residual, conv, last
 from dreamgym.models.nn.layers import Linear, at_least_float32
+from dreamgym.models.nn.quantisers import quantiser
 
 
 def frame_encoder(inputs: int, outputs: int, config: DeltaIRISConfig) -> nn.Sequential:

@@ -14,7 +14,7 @@ from dreamgym.models.base import Segment, State
 from dreamgym.models.iris.config import PRESET_FITS, PRESETS, IRISConfig
 from dreamgym.models.iris.token_model import TokenModel
 from dreamgym.models.iris.transformer import TokenTransformer
-from dreamgym.models.iris.vision import Tokeniser
+from dreamgym.models.nn.image_tokens import Tokeniser, frame_tokens
 from dreamgym.models.nn.windows import at, push
 from dreamgym.models.observations import Observation, get_part
 from dreamgym.models.reduction import evenly_spaced
@@ -152,7 +152,6 @@ class IRIS(TokenModel):
         of = outputs[:, :, 0], outputs[:, :, :count]
         return self._prediction_terms(segment, of, tokens[:, 1:])
 
-    @torch.no_grad()
     def _encode(self, frames: Tensor, *, cached: bool = False) -> Tensor:
         """Return the tokens (..., tokens) int64 of frames (..., *box.shape) of bytes.
 
@@ -160,14 +159,4 @@ class IRIS(TokenModel):
             frames: the frames.
             cached: whether frames that were encoded before are looked up.
         """
-        lead = frames.shape[: frames.ndim - self.pixels.ndim]
-        flat = frames.flatten(0, len(lead) - 1)
-
-        def encode(some: Tensor) -> Tensor:
-            return self.tokeniser.encode(self.pixels.to_float(some).to(self.dtype))
-
-        if not cached:
-            return encode(flat).unflatten(0, lead)
-        weights = [*self.tokeniser.parameters(), *self.tokeniser.buffers()]
-        tokens = self.cache.encode(flat.flatten(1), weights, lambda rows: encode(flat[rows]))
-        return tokens.unflatten(0, lead)
+        return frame_tokens(self.tokeniser, self.pixels, frames, self.cache if cached else None)

@@ -14,12 +14,12 @@ from torch import Tensor
 from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
 from dreamgym.models.iris.config import TokenObjective, TransformerConfig
 from dreamgym.models.iris.delta_vision import DeltaTokeniser
-from dreamgym.models.iris.quantisers import Codebook, FiniteScalars, MovingCodebook, Quantised
 from dreamgym.models.iris.transformer import TokenTransformer, draw_tokens, start
-from dreamgym.models.iris.vision import Tokeniser, pixel_error
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.nn.conv import Pixels
 from dreamgym.models.nn.encoding_cache import EncodingCache
+from dreamgym.models.nn.image_tokens import Tokeniser, autoencoder_terms
+from dreamgym.models.nn.quantisers import Quantised, quantise
 from dreamgym.models.nn.windows import put
 from dreamgym.models.observations import Observation, join_parts, only_part
 from dreamgym.models.reduction import masked_mean
@@ -184,23 +184,14 @@ class TokenModel(WorldModel):
 
     def _quantise(self, latents: Tensor) -> Quantised:
         """Return latents (N, tokens, width) as codes; a moving codebook follows them in a fit."""
-        quantiser = self.tokeniser.quantiser
-        quantised: Quantised = quantiser(latents)
-        if self.training and isinstance(quantiser, MovingCodebook):
-            quantiser.follow(latents.flatten(0, 1), quantised.tokens.flatten())
-        return quantised
+        return quantise(self.tokeniser.quantiser, latents, follow=self.training)
 
     def _autoencoder_terms(
         self, decoded: Tensor, images: Tensor, quantised: Quantised
     ) -> dict[str, Tensor]:
         """Return the terms of the autoencoder for images (N, channels, side, side)."""
-        parts = {"reconstruction": pixel_error(decoded, images, self.config.objective)}
-        if isinstance(self.tokeniser.quantiser, Codebook):
-            parts["codebook"] = quantised.codebook
-        if not isinstance(self.tokeniser.quantiser, FiniteScalars):
-            parts["commitment"] = quantised.commitment
-        everywhere = images.new_ones((), dtype=torch.bool)
-        return {name: masked_mean(values, everywhere) for name, values in parts.items()}
+        weights, quantiser = self.config.objective, self.tokeniser.quantiser
+        return autoencoder_terms(decoded, images, quantised, weights, quantiser)
 
     def _prediction_terms(
         self, segment: Segment, outputs: tuple[Tensor, Tensor], tokens: Tensor

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamgym.models.base import (
+    CodeDiagnostic,
     Decodes,
     LatentDiagnostics,
     Prediction,
@@ -196,11 +197,13 @@ class Ensemble(WorldModel):
 
     def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
         """Return the members' diagnostics, named by the member's number: "0/" and so on."""
-        result = LatentDiagnostics({}, {})
+        codes: dict[str, CodeDiagnostic] = {}
+        result = LatentDiagnostics({}, {}, codes)
         for k, member in enumerate(self._models()):
             own = member.diagnostics(segment, noise[..., :-1])
             result.divergences.update({f"{k}/{key}": v for key, v in own.divergences.items()})
             result.spreads.update({f"{k}/{key}": v for key, v in own.spreads.items()})
+            codes.update({f"{k}/{key}": v for key, v in own.codes.items()})
         return result
 
     def call_members(self, method: str, state: State, *arguments: Any) -> Any:

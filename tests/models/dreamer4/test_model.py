@@ -13,7 +13,8 @@ from torch import Tensor
 from dreamgym.models import Dreamer4, Dreamer4Config, Segment, filter_states
 from dreamgym.models.base import select
 from dreamgym.models.dreamer4 import Dreamer4Objective
-from dreamgym.models.dreamer4.modules import Level, TimeAttention, Tokenizer
+from dreamgym.models.dreamer4.modules import Level, Tokenizer
+from dreamgym.models.nn.block_causal import TimeAttention
 from dreamgym.models.nn.distributions import normal
 from dreamgym.models.splitmix import uniforms
 from tests.small_worlds import STATISTICS
@@ -119,7 +120,7 @@ def test_attention_over_time_is_the_published_one():
         torch.nn.init.normal_(parameter, 1.0, 2.0)
     x, context = random(1, 5, 3, 8).double(), 2
     got, (keys, _) = layer(x, context, None, torch.ones(1, 5, dtype=torch.bool))
-    assert keys.shape == (1, 3, 2, context, 4)
+    assert keys.shape == (1, 3, 2, 5, 4)
 
     def unit(v: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
         return v / (v.square().mean() + norm.eps).sqrt() * norm.weight

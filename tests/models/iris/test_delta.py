@@ -14,7 +14,7 @@ from dreamgym.models.base import select
 from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.models.iris import QuantiserConfig, TokenObjective, TransformerConfig
 from dreamgym.models.iris.delta_vision import DeltaTokeniser
-from dreamgym.models.iris.quantisers import MovingCodebook
+from dreamgym.models.nn.quantisers import MovingCodebook
 from tests.models.iris.test_model import ROWS, STEPS, TOKENS, Dot, a_segment, parameters, random
 from tests.small_worlds import random_actions, small_delta
 

@@ -18,8 +18,8 @@ from dreamgym.models import IRIS, IRISConfig, Segment, filter_states
 from dreamgym.models.base import select
 from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.models.iris import QuantiserConfig, TokenObjective, TransformerConfig
-from dreamgym.models.iris.quantisers import Codebook, FiniteScalars
-from dreamgym.models.iris.vision import Tokeniser
+from dreamgym.models.nn.image_tokens import Tokeniser
+from dreamgym.models.nn.quantisers import Codebook, FiniteScalars
 from tests.small_worlds import STATISTICS, random_actions, small_iris
 
 IMAGES = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)

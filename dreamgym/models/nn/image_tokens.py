@@ -1,4 +1,4 @@
-"""The tokeniser of IRIS: a convolutional autoencoder with tokens between its halves.
+"""The tokeniser of images: a convolutional autoencoder with tokens between its halves.
 
 The networks are those of VQGAN (Esser et al. 2021, arXiv 2012.09841), as IRIS has them.
 """
@@ -6,15 +6,23 @@ The networks are those of VQGAN (Esser et al. 2021, arXiv 2012.09841), as IRIS h
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.iris.config import IRISConfig, TokenObjective
-from dreamgym.models.iris.quantisers import quantiser
-from dreamgym.models.nn.conv import Double, apply_in_pieces
+from dreamgym.models.nn.conv import Double, Pixels, apply_in_pieces
+from dreamgym.models.nn.encoding_cache import EncodingCache
 from dreamgym.models.nn.layers import at_least_float32
+from dreamgym.models.nn.quantisers import (
+    Quantised,
+    Quantiser,
+    QuantiserConfig,
+    quantisation_terms,
+    quantiser,
+)
+from dreamgym.models.reduction import masked_mean
 
 GROUPS = 32
 """Groups of a group norm, or fewer if the channels cannot be divided into so many."""
@@ -24,6 +32,76 @@ ENCODE_BATCH = 256
 
 EPSILON = 1e-6
 """Added to variances in group norms."""
+
+
+class TokeniserSizes(Protocol):
+    """What a config says about the tokeniser; see `IRISConfig`."""
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that images are resized to."""
+        ...
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        ...
+
+    @property
+    def residual_blocks(self) -> int:
+        """Residual blocks of a level."""
+        ...
+
+    @property
+    def attention(self) -> tuple[int, ...]:
+        """Sides of the levels with attention."""
+        ...
+
+    @property
+    def latent(self) -> int:
+        """Channels of the encoder's output."""
+        ...
+
+    @property
+    def quantiser(self) -> QuantiserConfig:
+        """How the output becomes tokens."""
+        ...
+
+
+class PixelWeights(Protocol):
+    """Weights of the pixels' errors; see `TokenObjective`."""
+
+    @property
+    def absolute(self) -> float:
+        """Weight of the absolute error."""
+        ...
+
+    @property
+    def squared(self) -> float:
+        """Weight of the squared error."""
+        ...
+
+    @property
+    def worst(self) -> float:
+        """Weight of the squared error of the worst pixel."""
+        ...
+
+
+def check_levels(image_size: int, channels: tuple[int, ...], halvings: int) -> None:
+    """Check the levels of convolutional networks on images.
+
+    Raises:
+        ValueError: there is no level, one without channels, or the side cannot be halved so often.
+    """
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels={channels}: expected at least one level, of at least one")
+    multiple = 1 << halvings
+    if image_size % multiple:
+        near = max(multiple, multiple * round(image_size / multiple))
+        raise ValueError(
+            f"image_size={image_size} cannot be halved {halvings} times: work at {near}, "
+            f"or another multiple of {multiple}, or with fewer levels"
+        )
 
 
 class GroupNorm(nn.GroupNorm):
@@ -98,7 +176,7 @@ def last(channels: int, outputs: int) -> list[nn.Module]:
     return [GroupNorm(channels), nn.SiLU(), conv(channels, outputs)]
 
 
-def encoder(inputs: int, config: IRISConfig) -> nn.Sequential:
+def encoder(inputs: int, config: TokeniserSizes) -> nn.Sequential:
     """Return the network from images to vectors at the pixels of the smallest level."""
     widths, count = config.channels, config.residual_blocks
     layers: list[nn.Module] = [conv(inputs, widths[0])]
@@ -110,7 +188,7 @@ def encoder(inputs: int, config: IRISConfig) -> nn.Sequential:
     return nn.Sequential(*layers, *middle(widths[-1]), *last(widths[-1], config.latent))
 
 
-def decoder(outputs: int, config: IRISConfig) -> nn.Sequential:
+def decoder(outputs: int, config: TokeniserSizes) -> nn.Sequential:
     """Return the network from these vectors to images."""
     widths, count = config.channels, config.residual_blocks + 1
     layers: list[nn.Module] = [conv(config.latent, widths[-1]), *middle(widths[-1])]
@@ -134,7 +212,7 @@ class Tokeniser(nn.Module):
         tokens: tokens of an image.
     """
 
-    def __init__(self, channels: int, config: IRISConfig) -> None:
+    def __init__(self, channels: int, config: TokeniserSizes) -> None:
         super().__init__()
         self.side = config.image_size >> (len(config.channels) - 1)
         self.tokens, self.pixels = self.side**2, config.image_size**2
@@ -142,6 +220,11 @@ class Tokeniser(nn.Module):
         self.quantiser = quantiser(config.quantiser)
         self.before = nn.Conv2d(config.latent, self.quantiser.width, 1)
         self.after = nn.Conv2d(self.quantiser.width, config.latent, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.before.weight.dtype
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the vectors (N, tokens, width), before quantisation, of images in [0, 1].
@@ -163,7 +246,7 @@ class Tokeniser(nn.Module):
         return torch.cat([self.quantiser(self.latents(part)).tokens for part in parts])
 
 
-def pixel_error(decoded: Tensor, images: Tensor, objective: TokenObjective) -> Tensor:
+def pixel_error(decoded: Tensor, images: Tensor, objective: PixelWeights) -> Tensor:
     """Return the weighted error (N,) of decoded images (N, channels, height, width)."""
     error = (decoded - images).flatten(1)
     squared = error.square()
@@ -172,3 +255,46 @@ def pixel_error(decoded: Tensor, images: Tensor, objective: TokenObjective) -> T
         + objective.squared * squared.mean(1)
         + objective.worst * squared.amax(1)
     )
+
+
+def autoencoder_terms(
+    decoded: Tensor, images: Tensor, quantised: Quantised, weights: PixelWeights, of: Quantiser
+) -> dict[str, Tensor]:
+    """Return the terms of an autoencoder's loss.
+
+    Args:
+        decoded: images (N, channels, side, side).
+        images: the same, as they are.
+        quantised: the codes between them.
+        weights: weights of the pixels' errors.
+        of: what made the codes.
+    """
+    parts = {"reconstruction": pixel_error(decoded, images, weights)}
+    parts |= quantisation_terms(of, quantised)
+    everywhere = images.new_ones((), dtype=torch.bool)
+    return {name: masked_mean(values, everywhere) for name, values in parts.items()}
+
+
+@torch.no_grad()
+def frame_tokens(
+    tokeniser: Tokeniser, pixels: Pixels, frames: Tensor, cache: EncodingCache | None = None
+) -> Tensor:
+    """Return the tokens (..., tokens) int64 of frames (..., *box.shape) of bytes.
+
+    Args:
+        tokeniser: what encodes them.
+        pixels: how images of the space become its inputs.
+        frames: the frames.
+        cache: where frames that were encoded before are looked up; None encodes all.
+    """
+    lead = frames.shape[: frames.ndim - pixels.ndim]
+    flat, dtype = frames.flatten(0, len(lead) - 1), tokeniser.dtype
+
+    def encode(some: Tensor) -> Tensor:
+        return tokeniser.encode(pixels.to_float(some).to(dtype))
+
+    if cache is None:
+        return encode(flat).unflatten(0, lead)
+    weights = [*tokeniser.parameters(), *tokeniser.buffers()]
+    tokens = cache.encode(flat.flatten(1), weights, lambda rows: encode(flat[rows]))
+    return tokens.unflatten(0, lead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,50 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamgym.models.iris.config import QuantiserConfig
+from dreamgym._settings import check_at_least
 from dreamgym.models.nn.layers import at_least_float32, autocast_disabled
 from dreamgym.models.reduction import all_reduce_sum, processes
+
+MAX_CODES = 2**15
+"""Codes that fit into the 16 bits of a token in a state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantiserConfig:
+    """How vectors become tokens.
+
+    Attributes:
+        levels: levels of each number of a finite scalar code (arXiv 2309.15505), whose codes are
+            all combinations of them and need no learning; empty for a learnt codebook.
+        codes: vectors of a learnt codebook.
+        width: width of these vectors.
+        decay: rate at which a codebook's vectors follow the mean of what they stand for, by
+            directions alone (cosines); 0 learns them by gradients, by distances.
+        revive: share of its fair part of the vectors below which a vector of such a codebook is
+            replaced by one of the batch.
+    """
+
+    levels: tuple[int, ...] = (8, 6, 5)
+    codes: int = 512
+    width: int = 512
+    decay: float = 0.0
+    revive: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "width")
+        check_at_least(self, 2, "codes")
+        if min(self.levels, default=2) < 2:
+            raise ValueError(f"levels={self.levels}: expected at least 2 of each")
+        if self.count > MAX_CODES:
+            raise ValueError(f"{self.count} codes: expected at most {MAX_CODES}")
+        for name in ("decay", "revive"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number in [0, 1)")
+
+    @property
+    def count(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels) if self.levels else self.codes
 
 
 class Quantised(NamedTuple):
@@ -172,3 +214,32 @@ def quantiser(config: QuantiserConfig) -> Quantiser:
     if config.levels:
         return FiniteScalars(config.levels)
     return MovingCodebook(config) if config.decay else Codebook(config.codes, config.width)
+
+
+def quantise(quantiser: Quantiser, latents: Tensor, *, follow: bool) -> Quantised:
+    """Return vectors (N, ..., width) as codes.
+
+    Args:
+        quantiser: makes codes of vectors.
+        latents: the vectors.
+        follow: whether the codes of a moving codebook follow them, as in a fit.
+    """
+    quantised: Quantised = quantiser(latents)
+    if follow and isinstance(quantiser, MovingCodebook):
+        quantiser.follow(latents.flatten(0, -2), quantised.tokens.flatten())
+    return quantised
+
+
+def quantisation_terms(quantiser: Quantiser, quantised: Quantised) -> dict[str, Tensor]:
+    """Return the losses (...) that a quantiser of its kind needs, by name.
+
+    Args:
+        quantiser: what made the codes.
+        quantised: the codes.
+    """
+    terms = {}
+    if isinstance(quantiser, Codebook):
+        terms["codebook"] = quantised.codebook
+    if not isinstance(quantiser, FiniteScalars):
+        terms["commitment"] = quantised.commitment
+    return terms

@@ -1,4 +1,4 @@
-"""Dreamer 4's step arranged for speed: the same function as `Dreamer4.step`.
+"""The step of block-causal families arranged for speed: the same function as the plain one.
 
 On a CPU the keys and values of the observations before are kept from step to step, in this form and
 not in the state. With them it keeps the states that it returned: a row whose state is another one,
@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 
 from dreamgym.models.base import Prediction, State, Temperature
-from dreamgym.models.dreamer4.model import Dreamer4
-from dreamgym.models.dreamer4.modules import Keys
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
-
-GIVEN = ("z", "actions", "length")
-"""Leaves of a state that keys and values depend on."""
+from dreamgym.models.nn.block_causal import BlockCausalModel, Keys
 
 
-class FastDreamer4(FastForm):
-    """A Dreamer 4 for inference with a fixed number of rows; see `Dreamer4.prepare`.
+class KeptKeys(FastForm):
+    """A block-causal model for inference with a fixed number of rows; see `WorldModel.prepare`.
 
     Args:
         model: the model to arrange.
@@ -31,9 +27,9 @@ class FastDreamer4(FastForm):
         dtype: dtype of the matrix products.
     """
 
-    model: Dreamer4
+    model: BlockCausalModel
 
-    def __init__(self, model: Dreamer4, num_envs: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: BlockCausalModel, num_envs: int, dtype: torch.dtype) -> None:
         super().__init__(model)
         self.dtype = dtype
         self._state: State | None = None
@@ -53,7 +49,7 @@ class FastDreamer4(FastForm):
                 state, action, noise, temperature, before
             )
         # Copies: the caller may change what it was given.
-        self._state = {key: following[key].clone() for key in GIVEN}
+        self._state = {key: following[key].clone() for key in self.model.given}
         self._keys = kept
         return following, prediction
 
@@ -61,13 +57,13 @@ class FastDreamer4(FastForm):
         """Return keys and values of the last observations of each row."""
         if self._state is None or len(self._state["length"]) != len(state["length"]):
             return self.model.before(state)
-        hit = self._state["length"] == state["length"]
-        for name in ("z", "actions"):
-            hit &= (self._state[name] == state[name]).flatten(1).all(1)
+        hit = torch.ones_like(state["length"], dtype=torch.bool)
+        for name, kept in self._state.items():
+            hit &= (kept == state[name]).flatten(1).all(1) if kept.ndim > 1 else kept == state[name]
         if bool(hit.all()):
             return self._keys
         rows = (~hit).nonzero().squeeze(1)
-        fresh = self.model.before({key: state[key][rows] for key in GIVEN})
+        fresh = self.model.before({key: state[key][rows] for key in self.model.given})
         return [
             (old[0].index_copy(0, rows, new[0]), old[1].index_copy(0, rows, new[1]))
             for old, new in zip(self._keys, fresh, strict=True)
