@@ -6,6 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
@@ -117,8 +118,11 @@ def _make_learner(
                 "share": run.config.real_share,
             },
         }
+    algorithm = find_algorithm(run.algo)
+    if algorithm.rate_falls:
+        settings = {**settings, "learning_rate": LinearSchedule(settings["learning_rate"], 0.0, 1)}
     try:
-        learner = find_algorithm(run.algo).learner(
+        learner = algorithm.learner(
             "MlpPolicy",
             env,
             seed=run.seed,
