@@ -10,7 +10,7 @@ from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.conditional_conv import GROUP
 from dreamgym.models.nn.image_tokens import check_levels
 from dreamgym.models.nn.objective import RewardObjective
-from dreamgym.models.nn.quantisers import QuantiserConfig
+from dreamgym.models.nn.quantisers import MAX_CODES, QuantiserConfig
 
 Actions = Literal["real", "latent"]
 
@@ -128,6 +128,11 @@ class GenieConfig:
             raise ValueError(
                 f"action_frames={self.action_frames}: a state has the last {self.window} frames "
                 "(context x blocks); pass at most as many"
+            )
+        if self.latent_actions.count >= MAX_CODES:
+            raise ValueError(
+                f"{self.latent_actions.count} latent actions: expected less than {MAX_CODES}, as "
+                "one more number stands for none"
             )
         if self.image_size % self.action_patch:
             raise ValueError(

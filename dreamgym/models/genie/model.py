@@ -154,8 +154,8 @@ class Genie(BlockCausalModel):
         config = replace(self.config, action_space=kind)
         with torch.random.fork_rng(devices=[]):
             model = type(self)(self.observation_space, self.data_action_space, config)
-        model.load_state_dict(self.state_dict())
-        return model.to(self.places.device).train(self.training)
+        model.to(self.places.device, self.dtype).load_state_dict(self.state_dict())
+        return model.train(self.training)
 
     # ------------------------------------------------------------ states
 

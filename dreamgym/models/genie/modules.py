@@ -32,7 +32,7 @@ class FrameTransformer(nn.Module):
         config: sizes.
     """
 
-    allowed: Tensor
+    seen: Tensor
 
     def __init__(self, config: GenieConfig) -> None:
         super().__init__()
@@ -43,8 +43,7 @@ class FrameTransformer(nn.Module):
             Block(width, config.heads, MLP * width, time=True) for _ in range(config.blocks)
         )
         self.norm = RMSNorm(width, eps=EPSILON)
-        seen = torch.arange(places) < config.tokens
-        self.register_buffer("allowed", seen | ~seen.unsqueeze(1), persistent=False)
+        self.register_buffer("seen", torch.arange(places) < config.tokens, persistent=False)
 
     def forward(
         self, x: Tensor, known: Tensor, before: list[Keys] | None = None
@@ -60,10 +59,12 @@ class FrameTransformer(nn.Module):
             The outputs, and keys and values of all M frames.
         """
         x, kept = x + self.place, []
+        # Not a buffer: with many tokens it would be larger than all weights of a small model.
+        allowed = self.seen | ~self.seen.unsqueeze(1)
         given: list[Keys | None] = [None] * len(self.blocks) if before is None else [*before]
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         for block, keys in zip(blocks, given, strict=True):
-            x = block.space(x, self.allowed)
+            x = block.space(x, allowed)
             if block.time is not None:
                 x, keys = block.time(x, self.context, keys, known)
                 kept.append(keys)

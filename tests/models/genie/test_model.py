@@ -21,6 +21,7 @@ from dreamgym.models.genie.modules import LatentActions
 from dreamgym.models.genie.sampling import draw_frame, hidden_after
 from dreamgym.models.nn.image_tokens import Tokeniser
 from dreamgym.models.nn.quantisers import QuantiserConfig
+from dreamgym.models.weights import shape_mismatch
 from dreamgym.transfer.latent import check_env_spaces
 from dreamgym.world.held_out import open_for
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the model below
@@ -256,7 +257,9 @@ def test_a_world_is_played_in_latent_actions_and_saved_so(tmp_path):
     assert np.isfinite(observations).all()
     back = loaded.with_model(loaded.model.in_real_actions())
     assert back.action_space == model.action_space
-    assert torch.equal(back.model.places, model.places)
+    weights, expected = back.model.state_dict(), model.state_dict()
+    assert all(torch.equal(weights[name], leaf) for name, leaf in expected.items())
+    assert model.double().in_latent_actions().dtype == torch.float64
     wrapped = played.with_model(KnownReward(played.model, lambda seen, action, after: action + 0.5))
     assert wrapped.action_space == gym.spaces.Discrete(8)
     envs = DreamVectorEnv(wrapped, 2, device="cpu")
@@ -486,6 +489,20 @@ def test_the_preset_of_coinrun_has_the_sizes_of_the_public_reproduction():
     assert len(model.dynamics.transformer.blocks) == 12
 
 
+def test_a_small_model_of_frames_with_many_tokens_can_be_loaded():
+    """Loading stops where a network is much larger than the weights in its file."""
+    config = GenieConfig(image_size=96, channels=(8, 8), width=32, blocks=2, latent=8)
+    space = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+
+    def build() -> Genie:
+        return Genie(space, gym.spaces.Discrete(2), config)
+
+    with torch.device("meta"):
+        shapes = {name: tuple(leaf.shape) for name, leaf in build().state_dict().items()}
+    assert config.tokens == 48**2
+    assert shape_mismatch(build, shapes) == ""
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -498,6 +515,7 @@ def test_the_preset_of_coinrun_has_the_sizes_of_the_public_reproduction():
         ({"tokeniser_updates": 0}, "give both or neither"),
         ({"action_space": "imagined"}, "action_space='imagined'"),
         ({"image_size": 36}, "work at 32"),
+        ({"latent_actions": QuantiserConfig(levels=(32, 32, 32))}, "32768 latent actions"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(settings, words):
