@@ -156,7 +156,7 @@ class WorldModel(nn.Module, ABC):
 
     Attributes:
         observation_space: space of one real environment.
-        action_space: space of one real environment.
+        action_space: space of one real environment, or of latent actions (`takes_data_actions`).
         config: the family's config, a frozen dataclass.
         config_type: class of the config.
         feature_dim: width of `features`.

@@ -13,15 +13,27 @@ from torch import Tensor, nn
 
 import dreamgym
 from dreamgym.data import Dataset
+from dreamgym.data.policies import RandomPolicy
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TransferError, WorldError
-from dreamgym.models import Genie, GenieConfig, KnownReward, Segment, filter_states
+from dreamgym.errors import TrainingError, TransferError, WorldError
+from dreamgym.models import (
+    Ensemble,
+    Genie,
+    GenieConfig,
+    KnownReward,
+    ModelSpec,
+    Segment,
+    filter_states,
+)
 from dreamgym.models.base import select
 from dreamgym.models.genie.modules import LatentActions
 from dreamgym.models.genie.sampling import draw_frame, hidden_after
 from dreamgym.models.nn.image_tokens import Tokeniser
 from dreamgym.models.nn.quantisers import QuantiserConfig
 from dreamgym.models.weights import shape_mismatch
+from dreamgym.models.wrappers import EnsembleConfig
+from dreamgym.train import TrainConfig
+from dreamgym.transfer import export_policy
 from dreamgym.transfer.latent import check_env_spaces
 from dreamgym.world.held_out import open_for
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the model below
@@ -267,11 +279,39 @@ def test_a_world_is_played_in_latent_actions_and_saved_so(tmp_path):
     assert envs.step(np.array([2, 6]))[1].tolist() == [2.5, 6.5]
     with pytest.raises(WorldError, match="has the spaces"):
         world.with_model(a_model("discrete").in_latent_actions())
-    with pytest.raises(WorldError, match="take latent actions"), open_for(played, "none.h5"):
-        pass
-    with pytest.raises(TransferError, match="take latent actions"):
-        check_env_spaces(Slide(), played)
     assert wrapped.model.takes_data_actions is False
+
+
+def test_a_world_in_latent_actions_is_not_measured_against_real_ones(tmp_path):
+    """Although the spaces may be equal: here both are Discrete(8)."""
+    space = gym.spaces.Discrete(8)
+    model = Genie(IMAGES, space, a_model().config)
+    played = world_of(model.in_latent_actions())
+    assert played.action_space == space
+    settings = TrainConfig(real_share=0.5, view="observation")
+    refusals = {
+        WorldError: [lambda: open_for(played, "none.h5").__enter__()],
+        TransferError: [
+            lambda: check_env_spaces(Slide(), played),
+            lambda: dreamgym.transfer_policy(RandomPolicy(space), played, env=Slide),
+            lambda: export_policy(None, played, out=tmp_path / "out"),
+        ],
+        TrainingError: [
+            lambda: dreamgym.train_policy(
+                played, algo="DQN", steps=8, config=settings, real_data="none.h5"
+            )
+        ],
+    }
+    for error, calls in refusals.items():
+        for call in calls:
+            with pytest.raises(error, match=r"take latent actions \(Discrete\(8\)\)"):
+                call()
+
+
+def test_members_with_latent_actions_of_their_own_make_no_ensemble():
+    member = ModelSpec(family="genie", config=replace(a_model().config, action_space="latent"))
+    with pytest.raises(ValueError, match="actions of its own"):
+        Ensemble(IMAGES, gym.spaces.Discrete(3), EnsembleConfig(member=member, members=2, elites=2))
 
 
 def test_a_fit_in_latent_actions_is_refused():
