@@ -27,7 +27,7 @@ from dreamgym.models import (
 )
 from dreamgym.models.base import select
 from dreamgym.models.genie.modules import LatentActions
-from dreamgym.models.genie.sampling import draw_frame, hidden_after
+from dreamgym.models.genie.sampling import draw_frame, masked_after
 from dreamgym.models.nn.image_tokens import Tokeniser
 from dreamgym.models.nn.quantisers import QuantiserConfig
 from dreamgym.models.weights import shape_mismatch
@@ -99,13 +99,13 @@ def test_the_schedule_is_the_cosine_of_the_paper(tokens, steps):
         exact = np.isclose(ratio * tokens, nearest, rtol=0, atol=1e-9)
         before = min(int(nearest if exact else np.ceil(ratio * tokens)), before - 1)
         counts.append(before)
-    assert hidden_after(tokens, steps) == counts
+    assert masked_after(tokens, steps) == counts
     assert counts[-1] == 0
     assert counts == sorted(counts, reverse=True)
 
 
 def test_a_frame_is_drawn_as_the_equations_say_row_by_row():
-    """All hidden tokens are drawn, and the least confident are hidden again; in float64."""
+    """All masked tokens are drawn, and the least confident are masked again; in float64."""
     weight = 3 * random(TOKENS, CODES + 1, TOKENS, CODES).double()
     noise, tau = random(ROWS, 3, TOKENS, seed=1).double(), [0.5, 0.7, 1.0, 1.3, 2.0]
 
@@ -130,7 +130,7 @@ def test_a_frame_is_drawn_as_the_equations_say_row_by_row():
 
 
 def test_a_step_draws_from_what_the_loss_is_computed_of():
-    """The logits of hidden tokens in a fit are those of a dream from the same past."""
+    """The logits of masked tokens in a fit are those of a dream from the same past."""
     model = a_model().double()
     segment = a_segment(model, length=6)
     states = filter_states(model, segment, random(ROWS, 7, model.noise_dim))
@@ -551,7 +551,7 @@ def test_a_small_model_of_frames_with_many_tokens_can_be_loaded():
         ({"action_patch": 5}, "cannot be cut into patches of 5"),
         ({"action_frames": 13}, "the last 12 frames"),
         ({"action_width": 97}, "3 groups"),
-        ({"least_hidden": 1.0}, "least_hidden"),
+        ({"min_mask_rate": 1.0}, "min_mask_rate"),
         ({"tokeniser_updates": 0}, "give both or neither"),
         ({"action_space": "imagined"}, "action_space='imagined'"),
         ({"image_size": 36}, "work at 32"),
