@@ -35,6 +35,7 @@ from dreamgym.models.wrappers import EnsembleConfig
 from dreamgym.train import TrainConfig
 from dreamgym.transfer import export_policy
 from dreamgym.transfer.latent import check_env_spaces
+from dreamgym.trust import report
 from dreamgym.world.held_out import open_for
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the model below
     test_a_long_dream_depends_on_its_actions,
@@ -290,7 +291,10 @@ def test_a_world_in_latent_actions_is_not_measured_against_real_ones(tmp_path):
     assert played.action_space == space
     settings = TrainConfig(real_share=0.5, view="observation")
     refusals = {
-        WorldError: [lambda: open_for(played, "none.h5").__enter__()],
+        WorldError: [
+            lambda: open_for(played, "none.h5").__enter__(),
+            lambda: report(played, "none.h5", env=Slide),
+        ],
         TransferError: [
             lambda: check_env_spaces(Slide(), played),
             lambda: dreamgym.transfer_policy(RandomPolicy(space), played, env=Slide),
