@@ -158,7 +158,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def check_latents(context: InspectionContext, raised: set[str]) -> Inspection:
-    """Check the latent diagnostics of the model: inactive latents, collapsed embeddings, codes."""
+    """Check the model's latent diagnostics: inactive latents, collapsed embeddings or codes."""
     figures: dict[str, float] = {}
     alarms: list[Alarm] = []
     segment = context.windows.segment
@@ -325,15 +325,15 @@ def collapse_alarms(name: str, diagnostic: EmbeddingDiagnostic) -> list[Alarm]:
 
 
 def code_alarms(name: str, diagnostic: CodeDiagnostic) -> list[Alarm]:
-    """Return an alarm if few codes are in use, or if they do not control dreams."""
+    """Return an alarm if codes have collapsed, or if they do not control dreams."""
     codes = f"the codes of {name!r}" if name else "the codes"
     perplexity, effect = float(diagnostic.perplexity), diagnostic.effect
-    if perplexity < diagnostic.least:
+    if perplexity < diagnostic.min_perplexity:
         return [
             Alarm(
                 "codes",
-                f"{codes} have collapsed: of {len(diagnostic.shares)}, as many are in use as "
-                f"{perplexity:.2f} used alike (expected at least {diagnostic.least}); "
+                f"{codes} have collapsed: their perplexity is {perplexity:.2f} of "
+                f"{len(diagnostic.shares)} (expected at least {diagnostic.min_perplexity}); "
                 f"{diagnostic.remedy}",
             )
         ]
@@ -344,9 +344,9 @@ def code_alarms(name: str, diagnostic: CodeDiagnostic) -> list[Alarm]:
     return [
         Alarm(
             "codes",
-            f"{codes} do not control dreams: over {len(effect)} windows, the PSNR of frames is "
-            f"{float(effect.mean()):.2f} dB higher under those of the real frames than under "
-            f"random ones; {diagnostic.remedy}",
+            f"{codes} do not control dreams: over {len(effect)} windows, the mean PSNR of frames "
+            f"under the inferred codes minus that under random ones is {float(effect.mean()):.2f} "
+            f"dB; {diagnostic.remedy}",
         )
     ]
 

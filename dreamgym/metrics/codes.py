@@ -1,4 +1,4 @@
-"""How the codes of discrete bottlenecks are used: tokens, latent actions."""
+"""Usage of the codes of discrete bottlenecks, such as tokens and latent actions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreamgym.metrics.windows import uniform_noise
 from dreamgym.models.base import CodeDiagnostic
 
 MAX_WINDOWS = 64
-"""Windows whose codes are examined: dreams of images are slow."""
+"""Largest number of windows: dreams of images are slow."""
 
 
 def code_use(context: MetricContext) -> Figures:
@@ -26,9 +26,9 @@ def code_use(context: MetricContext) -> Figures:
 def code_figures(codes: Mapping[str, CodeDiagnostic]) -> Figures:
     """Return perplexity and effect of codes, JSON-plain, each with the name of the codes.
 
-    `code_perplexity` is the exponential of the entropy of their use: as many codes as are in use,
-    if these were used alike. `code_effect` is how much closer dreams are to the real frames under
-    the codes of these than under random ones, in dB of PSNR (arXiv 2402.15391, section 3).
+    `code_perplexity` is the exponential of the entropy of their usage, the effective number of
+    codes in use. `code_effect` is the PSNR of dreamt frames under the codes inferred from the real
+    frames, minus that under random codes, in dB (Delta_t PSNR, arXiv 2402.15391, section 3).
 
     Args:
         codes: diagnostics by the name of the codes.

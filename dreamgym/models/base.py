@@ -94,25 +94,24 @@ class EmbeddingDiagnostic(NamedTuple):
 
 
 class CodeDiagnostic(NamedTuple):
-    """Use of the codes of a discrete bottleneck.
+    """Usage of the codes of a discrete bottleneck.
 
     Attributes:
-        shares: (K,) share of a batch that each code stands for.
-        least: perplexity (the exponential of the entropy) of the shares below which the codes have
-            collapsed.
-        remedy: advice if they have, or if they have no effect.
-        effect: (N,) decibels by which dreams are closer to the real frames under the codes of these
-            than under random ones; None for codes that control nothing.
+        shares: (K,) relative frequency of each code in a batch.
+        min_perplexity: perplexity of the shares below which the codes have collapsed.
+        remedy: advice if the codes have collapsed or have no effect.
+        effect: (N,) PSNR, in dB, of dreams under the codes inferred from the real frames, minus
+            that under random codes; None for codes that dreams are not controlled by.
     """
 
     shares: Tensor
-    least: float
+    min_perplexity: float
     remedy: str
     effect: Tensor | None = None
 
     @property
     def perplexity(self) -> Tensor:
-        """Exponential of the shares' entropy (): K if all codes are used alike, 1 if one is."""
+        """Exponential of the entropy of the shares (): K if all are equal, 1 for a single code."""
         return torch.special.entr(self.shares).sum().exp()
 
 
@@ -124,7 +123,7 @@ class LatentDiagnostics(NamedTuple):
     Attributes:
         divergences: stochastic latents, which can collapse onto their prior.
         spreads: embeddings, which can collapse onto one point.
-        codes: codes, of which all but a few can fall out of use.
+        codes: codes of discrete bottlenecks, which can collapse onto a few.
     """
 
     divergences: dict[str, KLDiagnostic]
@@ -156,7 +155,7 @@ class WorldModel(nn.Module, ABC):
 
     Attributes:
         observation_space: space of one real environment.
-        action_space: space of one real environment.
+        action_space: space of one real environment, or of latent actions (`takes_data_actions`).
         config: the family's config, a frozen dataclass.
         config_type: class of the config.
         feature_dim: width of `features`.

@@ -266,7 +266,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         if path.exists():
             return load_policy(path, world=run.world)
         run = _resumed(entry, run, checkpoint_path(path))
-    _check_real_share(entry, run.config, real_data)
+    _check_real_share(entry, run, real_data)
     if run.initial is not None:
         _check_initial(entry, run, run.initial)
     library = entry.library()
@@ -332,12 +332,10 @@ def _resumed(learner: Learner, run: TrainingRun, checkpoint: Path) -> TrainingRu
     return replace(run, seed=seed, initial=policy, earlier=card)
 
 
-def _check_real_share(
-    learner: Learner, config: TrainConfig, real_data: DatasetSource | None
-) -> None:
-    if bool(config.real_share) != (real_data is not None):
+def _check_real_share(learner: Learner, run: TrainingRun, real_data: DatasetSource | None) -> None:
+    if bool(run.config.real_share) != (real_data is not None):
         raise TrainingError(
-            f"real_share is {config.real_share} and real_data is {real_data!r}; give both, the "
+            f"real_share is {run.config.real_share} and real_data is {real_data!r}; give both, the "
             "share of a batch and the dataset to draw it from, or neither"
         )
     if real_data is not None and not learner.takes_real_data:
@@ -346,6 +344,8 @@ def _check_real_share(
             f"batches of {learner.title} hold no real transitions; leave real_data and real_share "
             f"out, or use one of {able}"
         )
+    if real_data is not None:
+        run.world.check_takes_data_actions(TrainingError)
 
 
 def _check_initial(learner: Learner, run: TrainingRun, initial: TrainedPolicy) -> None:

@@ -301,12 +301,7 @@ def check_env_spaces(env: Any, world: World, prefix: str = "") -> None:
     Raises:
         TransferError: a space is another one, or the world is played in latent actions.
     """
-    if not world.model.takes_data_actions:
-        raise TransferError(
-            f"dreams of world {world.name!r} take latent actions ({world.action_space}), which "
-            "mean nothing to a real environment; train in the world with its real actions "
-            "(`world.with_model(world.model.in_real_actions())`)"
-        )
+    world.check_takes_data_actions(TransferError)
     for role in ("observation_space", "action_space"):
         real, expected = getattr(env, prefix + role), getattr(world, role)
         if not covers(expected, real):

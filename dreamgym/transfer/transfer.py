@@ -17,7 +17,7 @@ from dreamgym._settings import closest
 from dreamgym.data.mixture import DatasetSource
 from dreamgym.data.policies import POLICY_NAMES, PolicyLike, as_batch
 from dreamgym.data.recording import Progress
-from dreamgym.errors import PolicyFileError, TrainingError
+from dreamgym.errors import PolicyFileError, TrainingError, TransferError
 from dreamgym.models import GoalReward, WorldModel
 from dreamgym.models.observations import as_tensors
 from dreamgym.train.cloning import clone_policy
@@ -156,7 +156,8 @@ def transfer_policy(  # noqa: PLR0913 - whom to run where is five of them
 
     Raises:
         PolicyError: this is not a policy, or its spaces are not those of the environment.
-        TransferError: no real environment is known, or its spaces are not those of the world.
+        TransferError: no real environment is known, its spaces are not those of the world, or the
+            world is played in latent actions.
         PolicyFileError: the policy's file cannot be used.
         WorldError: there is no such world.
     """
@@ -239,7 +240,12 @@ def open_policy(policy: PolicyLike | Path, world: World) -> PolicyLike:
 
 
 def _real_env_maker(world: World, env: EnvSource | None, view: str) -> Callable[[], gym.Env]:
-    """Return a function that makes the real environment as a policy of `view` sees it."""
+    """Return a function that makes the real environment as a policy of `view` sees it.
+
+    Raises:
+        TransferError: no real environment is known, or the world is played in latent actions.
+    """
+    world.check_takes_data_actions(TransferError)
     maker = world_env_maker(world, env)
     goal = _goal_of(world.model)
 

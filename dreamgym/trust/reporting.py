@@ -202,7 +202,8 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
         the page.
 
     Raises:
-        WorldError: the data, or the real environment, has other spaces than the world.
+        WorldError: the data, or the real environment, has other spaces than the world, or the world
+            is played in latent actions.
         DatasetError: the data cannot be read.
         PolicyFileError: a policy's file or folder cannot be used.
         TransferError: there is no such environment; or policies are to be compared and the world
@@ -210,6 +211,7 @@ def report(  # noqa: PLR0913 - a world, what it is compared with, and how are si
     """
     started = time.perf_counter()
     world = as_world(world)
+    world.check_takes_data_actions()  # before its spaces are called those of another environment
     if env is not None:
         _check_env(world, env)
     given = None if policies is None else given_entries(policies, world)

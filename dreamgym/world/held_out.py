@@ -48,12 +48,7 @@ def open_for(world: World, source: DatasetSource) -> Iterator[WorldData]:
         DatasetError: it cannot be opened.
         WorldError: its spaces are not the world's, or the world is played in latent actions.
     """
-    if not world.model.takes_data_actions:
-        raise WorldError(
-            f"dreams of world {world.name!r} take latent actions ({world.action_space}), which no "
-            "dataset has; give the world with its real actions "
-            "(`world.with_model(world.model.in_real_actions())`)"
-        )
+    world.check_takes_data_actions()
     with ExitStack() as stack:
         keys = None
         if isinstance(world.observation_space, gym.spaces.Dict):

@@ -17,7 +17,7 @@ from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
 from dreamgym.data.images import image_layout
 from dreamgym.data.spaces import space_to_json
-from dreamgym.errors import WorldError, file_errors
+from dreamgym.errors import DreamgymError, WorldError, file_errors
 from dreamgym.models import ModelSpec, State, WorldModel
 from dreamgym.models.base import zero_action
 from dreamgym.models.observations import is_image, observation_boxes
@@ -87,6 +87,19 @@ class World:
         Or that of latent actions, where the model is played in them.
         """
         return self.model.action_space
+
+    def check_takes_data_actions(self, error: type[DreamgymError] = WorldError) -> None:
+        """Check that dreams take the actions of the data, which the real environment takes.
+
+        Args:
+            error: class of the exception that is raised if they take latent actions.
+        """
+        if not self.model.takes_data_actions:
+            raise error(
+                f"dreams of world {self.name!r} take latent actions ({self.action_space}), which "
+                "neither a dataset nor a real environment has; pass the world with its real "
+                "actions (world.with_model(world.model.in_real_actions()))"
+            )
 
     @property
     def env_id(self) -> str | None:

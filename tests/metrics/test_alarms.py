@@ -202,6 +202,6 @@ def test_codes_that_fell_out_of_use_or_control_nothing_raise_an_alarm():
     assert code_alarms("", CodeDiagnostic(even, 1.2, "fit longer", matters[:1] - 9)) == []
     (collapsed,) = code_alarms("moves", CodeDiagnostic(one, 1.2, "fit longer", matters))
     assert collapsed.name == "codes"
-    assert "of 8, as many are in use as 1.06" in collapsed.sentence
+    assert "their perplexity is 1.06 of 8 (expected at least 1.2)" in collapsed.sentence
     (deaf,) = code_alarms("moves", CodeDiagnostic(even, 1.2, "fit longer", torch.zeros(40)))
     assert "'moves' do not control dreams: over 40 windows" in deaf.sentence

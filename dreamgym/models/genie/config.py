@@ -10,7 +10,7 @@ from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.conditional_conv import GROUP
 from dreamgym.models.nn.image_tokens import check_levels
 from dreamgym.models.nn.objective import RewardObjective
-from dreamgym.models.nn.quantisers import QuantiserConfig
+from dreamgym.models.nn.quantisers import MAX_CODES, QuantiserConfig
 
 Actions = Literal["real", "latent"]
 
@@ -28,7 +28,7 @@ class GenieObjective(RewardObjective):
             of 1 the vectors follow the codes and not the frames.
         latent_actions: weight of the pixels' error of the next frame, given the latent action,
             which trains the latent action model; it is made up of those above.
-        tokens: weight of the cross-entropy of hidden tokens, which trains the dynamics.
+        tokens: weight of the cross-entropy of masked tokens, which trains the dynamics.
         action_map: weight of the cross-entropy of the latent action, given the real one.
         reward: weight of the reward's loss.
         termination: weight of the termination's cross-entropy, without class weights.
@@ -77,7 +77,8 @@ class GenieConfig:
         action_width: channels of its convolutions, a multiple of 32 above 64.
         action_blocks: residual blocks of its encoder, and of its decoder.
         steps: MaskGIT steps that draw a frame, at most its tokens.
-        least_hidden: smallest share of a frame's tokens that is hidden in fitting, before chance.
+        min_mask_rate: smallest rate at which a frame's tokens are masked in fitting; the rate of
+            each frame is uniform between it and 1.
         tokeniser_frames: largest number of frames of each batch that the tokeniser is fitted on,
             and of transitions that the latent action model is fitted on.
         tokeniser_updates: updates that fit the tokeniser alone, after which it is frozen; 0 fits
@@ -106,7 +107,7 @@ class GenieConfig:
     action_width: int = 32
     action_blocks: int = 2
     steps: int = 3
-    least_hidden: float = 0.5
+    min_mask_rate: float = 0.5
     tokeniser_frames: int = 64
     tokeniser_updates: int = 500
     action_updates: int = 500
@@ -129,6 +130,11 @@ class GenieConfig:
                 f"action_frames={self.action_frames}: a state has the last {self.window} frames "
                 "(context x blocks); pass at most as many"
             )
+        if self.latent_actions.count >= MAX_CODES:
+            raise ValueError(
+                f"{self.latent_actions.count} latent actions: expected less than {MAX_CODES}, as "
+                "one more number stands for none"
+            )
         if self.image_size % self.action_patch:
             raise ValueError(
                 f"images of {self.image_size} pixels cannot be cut into patches of "
@@ -145,9 +151,9 @@ class GenieConfig:
                 f"steps={self.steps}: a frame has {self.tokens} tokens, and every step draws at "
                 "least one; pass at most as many"
             )
-        if not 0 <= self.least_hidden < 1:
+        if not 0 <= self.min_mask_rate < 1:
             raise ValueError(
-                f"least_hidden={self.least_hidden}: expected a share of at least 0 and below 1"
+                f"min_mask_rate={self.min_mask_rate}: expected a rate of at least 0 and below 1"
             )
         if self.action_updates and not self.tokeniser_updates:
             raise ValueError(
@@ -198,7 +204,8 @@ PRESETS: Mapping[str, GenieConfig] = {
 et al. 2024): 256 tokens of 1,024 codes of width 32, 6 latent actions of width 32, dynamics of 12
 blocks of width 512 with 8 heads, 25 MaskGIT steps. Every block of theirs sees 16 frames; here each
 sees 2 before its own, and all together 24. The networks of the tokeniser and of the latent action
-model are others. And a size for images of 16 by 16 on a CPU, which is not published."""
+model are others, and so are the phases: theirs take 200,000 to 300,000 updates each. And a size for
+images of 16 by 16 on a CPU, which is not published."""
 
 PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
     "genie-coinrun": {

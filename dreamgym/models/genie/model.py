@@ -56,7 +56,7 @@ class Genie(BlockCausalModel):
 
     A tokeniser makes tokens of a frame. The latent action model infers which of a few latent
     actions led from frame to frame, from frames alone. The dynamics predict the tokens of the next
-    frame from those of the frames before and the latent action: all of them are hidden at first,
+    frame from those of the frames before and the latent action: all of them are masked at first,
     and in each of a few steps the most confident are drawn (MaskGIT).
 
     Dreams are in real actions, whose latent action is drawn from a distribution that is fitted to
@@ -154,8 +154,8 @@ class Genie(BlockCausalModel):
         config = replace(self.config, action_space=kind)
         with torch.random.fork_rng(devices=[]):
             model = type(self)(self.observation_space, self.data_action_space, config)
-        model.load_state_dict(self.state_dict())
-        return model.to(self.places.device).train(self.training)
+        model.to(self.places.device, self.dtype).load_state_dict(self.state_dict())
+        return model.train(self.training)
 
     # ------------------------------------------------------------ states
 
@@ -253,7 +253,9 @@ class Genie(BlockCausalModel):
             return self.dynamics.logits(outputs).squeeze(1)
 
         shape = (self.config.steps, self.config.tokens)
-        tokens = draw_frame(logits, self.dynamics.hidden, noise.unflatten(1, shape), temperature)
+        tokens = draw_frame(
+            logits, self.dynamics.mask_token, noise.unflatten(1, shape), temperature
+        )
         h, kept = self._clean(tokens, latents, actions, seen, before)
         return push(state, tokens, latents, actions, h), kept
 
@@ -462,10 +464,10 @@ class Genie(BlockCausalModel):
     def _dynamics_terms(
         self, segment: Segment, of: tuple[Tensor, Tensor], noise: Tensor
     ) -> dict[str, Tensor]:
-        """Return the terms of hidden tokens, of the map of actions, and of rewards and ends.
+        """Return the terms of masked tokens, of the map of actions, and of rewards and ends.
 
-        The share of a frame's tokens that is hidden is uniform from `least_hidden` to 1, as
-        published. The frames before it are not hidden, as they are not in dreams.
+        The rate at which a frame's tokens are masked is uniform from `min_mask_rate` to 1, as
+        published. The frames before it are not masked, as they are not in dreams.
 
         Args:
             segment: B segments of L transitions.
@@ -483,16 +485,16 @@ class Genie(BlockCausalModel):
         outputs, keys = self.dynamics(tokens, latents, F.pad(given, (0, 0, 1, 0)), observed)
         h = at_least_float32(outputs[:, :, -1])
 
-        least = self.config.least_hidden
-        share = least + (1 - least) * noise[:, 1:, :1]
-        hidden = noise[:, 1:, 1 : 1 + self.config.tokens] < share
-        shown = torch.where(hidden, self.dynamics.hidden, tokens[:, 1:])
+        smallest = self.config.min_mask_rate
+        rate = smallest + (1 - smallest) * noise[:, 1:, :1]
+        masked = noise[:, 1:, 1 : 1 + self.config.tokens] < rate
+        shown = torch.where(masked, self.dynamics.mask_token, tokens[:, 1:])
         rows = (leaf.flatten(0, 1).unsqueeze(1) for leaf in (shown, inferred, given))
         outputs, _ = self.dynamics(
             *rows, self.dynamics.known_to_each(observed), self.dynamics.of_each(keys)
         )
-        logits = self.dynamics.logits(outputs).view(*hidden.shape, -1)
-        counted = hidden & segment.mask.unsqueeze(-1)
+        logits = self.dynamics.logits(outputs).view(*masked.shape, -1)
+        counted = masked & segment.mask.unsqueeze(-1)
         ended = segment.terminated.to(h.dtype)
         end = self.termination(h[:, 1:]).squeeze(-1)
         of_end = F.binary_cross_entropy_with_logits(end, ended, reduction="none")

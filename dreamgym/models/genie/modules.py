@@ -32,7 +32,7 @@ class FrameTransformer(nn.Module):
         config: sizes.
     """
 
-    allowed: Tensor
+    seen: Tensor
 
     def __init__(self, config: GenieConfig) -> None:
         super().__init__()
@@ -43,8 +43,7 @@ class FrameTransformer(nn.Module):
             Block(width, config.heads, MLP * width, time=True) for _ in range(config.blocks)
         )
         self.norm = RMSNorm(width, eps=EPSILON)
-        seen = torch.arange(places) < config.tokens
-        self.register_buffer("allowed", seen | ~seen.unsqueeze(1), persistent=False)
+        self.register_buffer("seen", torch.arange(places) < config.tokens, persistent=False)
 
     def forward(
         self, x: Tensor, known: Tensor, before: list[Keys] | None = None
@@ -60,10 +59,12 @@ class FrameTransformer(nn.Module):
             The outputs, and keys and values of all M frames.
         """
         x, kept = x + self.place, []
+        # Not a buffer: with many tokens it would be larger than all weights of a small model.
+        allowed = self.seen | ~self.seen.unsqueeze(1)
         given: list[Keys | None] = [None] * len(self.blocks) if before is None else [*before]
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         for block, keys in zip(blocks, given, strict=True):
-            x = block.space(x, self.allowed)
+            x = block.space(x, allowed)
             if block.time is not None:
                 x, keys = block.time(x, self.context, keys, known)
                 kept.append(keys)
@@ -160,13 +161,13 @@ class LatentActions(nn.Module):
 
 
 class Dynamics(nn.Module):
-    """Predicts hidden tokens of a frame, given the others, the frames before and latent actions.
+    """Predicts masked tokens of a frame, given the others, the frames before and latent actions.
 
     Embeddings of latent actions are added to those of the tokens, as in arXiv 2402.15391 (section
     2.1). A summary token sees the real actions, too, where they are known; no other does.
 
     Args:
-        codes: number of different tokens; the next number is a hidden one.
+        codes: number of different tokens; the next number is the mask token.
         latent_actions: number of latent actions; the next number is none, at an episode's first.
         action: numbers of an encoded real action.
         config: sizes.
@@ -175,7 +176,7 @@ class Dynamics(nn.Module):
     def __init__(self, codes: int, latent_actions: int, action: int, config: GenieConfig) -> None:
         super().__init__()
         self.context, width = config.context, config.width
-        self.hidden = codes
+        self.mask_token = codes
         self.embed = nn.Embedding(codes + 1, width)
         self.embed_latent = nn.Embedding(latent_actions + 1, width)
         self.embed_action = nn.Linear(action, width, bias=False)
@@ -195,7 +196,7 @@ class Dynamics(nn.Module):
         """Apply the transformer to T frames.
 
         Args:
-            tokens: (B, T, N), some of them hidden.
+            tokens: (B, T, N), some of them masked.
             latents: (B, T), the latent action that led to each frame.
             actions: (B, T, action), the encoded real one.
             known: (B, M) bool, false for frames that are not there.

@@ -84,7 +84,8 @@ class Ensemble(WorldModel):
     number that selects the elite of the whole dream. Features: the first member's.
 
     Raises:
-        ValueError: ensemble and members both keep a drawn member in their state ("ts-inf").
+        ValueError: ensemble and members both keep a drawn member in their state ("ts-inf"), or the
+            members take latent actions.
     """
 
     config_type = EnsembleConfig
@@ -102,6 +103,11 @@ class Ensemble(WorldModel):
         built = [spec.build(observation_space, action_space) for _ in range(config.members)]
         self.members = nn.ModuleList(built)
         lead = built[LEAD]
+        if not lead.takes_data_actions:
+            raise ValueError(
+                "members that take latent actions cannot be in an ensemble, since each has found "
+                "actions of its own: give members that take the data's actions"
+            )
         self.feature_dim, self.noise_dim = lead.feature_dim, lead.noise_dim + 1
         if config.propagation == "ts-inf" and "member" in lead.initial(1):
             raise ValueError(

@@ -105,7 +105,8 @@ def export_policy(
         PolicyFileError: the policy's file cannot be used, or does not fit the world.
         WorldError: there is no such world, or the data does not fit it.
         TransferError: there is neither policy nor world; the policy sees latents and there is no
-            world; torch cannot export a model; or what was exported differs from the original.
+            world; the world is played in latent actions; torch cannot export a model; or what was
+            exported differs from the original.
     """
     target = local_path(out, TransferError)
     require_new(target, overwrite=overwrite)
@@ -145,6 +146,8 @@ def export_policy(
 def _check(policy: TrainedPolicy | TensorPolicy | None, world: World | None) -> None:
     if policy is None and world is None:
         raise TransferError("there is nothing to export; give a policy, a world, or both")
+    if world is not None:
+        world.check_takes_data_actions(TransferError)
     if policy is not None and policy.view == "latent" and world is None:
         raise TransferError(
             "the policy sees the latent view of a world; give that world as well, whose filter "

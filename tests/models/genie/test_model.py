@@ -13,15 +13,29 @@ from torch import Tensor, nn
 
 import dreamgym
 from dreamgym.data import Dataset
+from dreamgym.data.policies import RandomPolicy
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.errors import TransferError, WorldError
-from dreamgym.models import Genie, GenieConfig, KnownReward, Segment, filter_states
+from dreamgym.errors import TrainingError, TransferError, WorldError
+from dreamgym.models import (
+    Ensemble,
+    Genie,
+    GenieConfig,
+    KnownReward,
+    ModelSpec,
+    Segment,
+    filter_states,
+)
 from dreamgym.models.base import select
 from dreamgym.models.genie.modules import LatentActions
-from dreamgym.models.genie.sampling import draw_frame, hidden_after
+from dreamgym.models.genie.sampling import draw_frame, masked_after
 from dreamgym.models.nn.image_tokens import Tokeniser
 from dreamgym.models.nn.quantisers import QuantiserConfig
+from dreamgym.models.weights import shape_mismatch
+from dreamgym.models.wrappers import EnsembleConfig
+from dreamgym.train import TrainConfig
+from dreamgym.transfer import export_policy
 from dreamgym.transfer.latent import check_env_spaces
+from dreamgym.trust import report
 from dreamgym.world.held_out import open_for
 from tests.contract.test_models import (  # noqa: F401 - collected here, with the model below
     test_a_long_dream_depends_on_its_actions,
@@ -86,13 +100,13 @@ def test_the_schedule_is_the_cosine_of_the_paper(tokens, steps):
         exact = np.isclose(ratio * tokens, nearest, rtol=0, atol=1e-9)
         before = min(int(nearest if exact else np.ceil(ratio * tokens)), before - 1)
         counts.append(before)
-    assert hidden_after(tokens, steps) == counts
+    assert masked_after(tokens, steps) == counts
     assert counts[-1] == 0
     assert counts == sorted(counts, reverse=True)
 
 
 def test_a_frame_is_drawn_as_the_equations_say_row_by_row():
-    """All hidden tokens are drawn, and the least confident are hidden again; in float64."""
+    """All masked tokens are drawn, and the least confident are masked again; in float64."""
     weight = 3 * random(TOKENS, CODES + 1, TOKENS, CODES).double()
     noise, tau = random(ROWS, 3, TOKENS, seed=1).double(), [0.5, 0.7, 1.0, 1.3, 2.0]
 
@@ -117,7 +131,7 @@ def test_a_frame_is_drawn_as_the_equations_say_row_by_row():
 
 
 def test_a_step_draws_from_what_the_loss_is_computed_of():
-    """The logits of hidden tokens in a fit are those of a dream from the same past."""
+    """The logits of masked tokens in a fit are those of a dream from the same past."""
     model = a_model().double()
     segment = a_segment(model, length=6)
     states = filter_states(model, segment, random(ROWS, 7, model.noise_dim))
@@ -256,7 +270,9 @@ def test_a_world_is_played_in_latent_actions_and_saved_so(tmp_path):
     assert np.isfinite(observations).all()
     back = loaded.with_model(loaded.model.in_real_actions())
     assert back.action_space == model.action_space
-    assert torch.equal(back.model.places, model.places)
+    weights, expected = back.model.state_dict(), model.state_dict()
+    assert all(torch.equal(weights[name], leaf) for name, leaf in expected.items())
+    assert model.double().in_latent_actions().dtype == torch.float64
     wrapped = played.with_model(KnownReward(played.model, lambda seen, action, after: action + 0.5))
     assert wrapped.action_space == gym.spaces.Discrete(8)
     envs = DreamVectorEnv(wrapped, 2, device="cpu")
@@ -264,11 +280,42 @@ def test_a_world_is_played_in_latent_actions_and_saved_so(tmp_path):
     assert envs.step(np.array([2, 6]))[1].tolist() == [2.5, 6.5]
     with pytest.raises(WorldError, match="has the spaces"):
         world.with_model(a_model("discrete").in_latent_actions())
-    with pytest.raises(WorldError, match="take latent actions"), open_for(played, "none.h5"):
-        pass
-    with pytest.raises(TransferError, match="take latent actions"):
-        check_env_spaces(Slide(), played)
     assert wrapped.model.takes_data_actions is False
+
+
+def test_a_world_in_latent_actions_is_not_measured_against_real_ones(tmp_path):
+    """Although the spaces may be equal: here both are Discrete(8)."""
+    space = gym.spaces.Discrete(8)
+    model = Genie(IMAGES, space, a_model().config)
+    played = world_of(model.in_latent_actions())
+    assert played.action_space == space
+    settings = TrainConfig(real_share=0.5, view="observation")
+    refusals = {
+        WorldError: [
+            lambda: open_for(played, "none.h5").__enter__(),
+            lambda: report(played, "none.h5", env=Slide),
+        ],
+        TransferError: [
+            lambda: check_env_spaces(Slide(), played),
+            lambda: dreamgym.transfer_policy(RandomPolicy(space), played, env=Slide),
+            lambda: export_policy(None, played, out=tmp_path / "out"),
+        ],
+        TrainingError: [
+            lambda: dreamgym.train_policy(
+                played, algo="DQN", steps=8, config=settings, real_data="none.h5"
+            )
+        ],
+    }
+    for error, calls in refusals.items():
+        for call in calls:
+            with pytest.raises(error, match=r"take latent actions \(Discrete\(8\)\)"):
+                call()
+
+
+def test_members_with_latent_actions_of_their_own_make_no_ensemble():
+    member = ModelSpec(family="genie", config=replace(a_model().config, action_space="latent"))
+    with pytest.raises(ValueError, match="actions of its own"):
+        Ensemble(IMAGES, gym.spaces.Discrete(3), EnsembleConfig(member=member, members=2, elites=2))
 
 
 def test_a_fit_in_latent_actions_is_refused():
@@ -486,6 +533,20 @@ def test_the_preset_of_coinrun_has_the_sizes_of_the_public_reproduction():
     assert len(model.dynamics.transformer.blocks) == 12
 
 
+def test_a_small_model_of_frames_with_many_tokens_can_be_loaded():
+    """Loading stops where a network is much larger than the weights in its file."""
+    config = GenieConfig(image_size=96, channels=(8, 8), width=32, blocks=2, latent=8)
+    space = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+
+    def build() -> Genie:
+        return Genie(space, gym.spaces.Discrete(2), config)
+
+    with torch.device("meta"):
+        shapes = {name: tuple(leaf.shape) for name, leaf in build().state_dict().items()}
+    assert config.tokens == 48**2
+    assert shape_mismatch(build, shapes) == ""
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -494,10 +555,11 @@ def test_the_preset_of_coinrun_has_the_sizes_of_the_public_reproduction():
         ({"action_patch": 5}, "cannot be cut into patches of 5"),
         ({"action_frames": 13}, "the last 12 frames"),
         ({"action_width": 97}, "3 groups"),
-        ({"least_hidden": 1.0}, "least_hidden"),
+        ({"min_mask_rate": 1.0}, "min_mask_rate"),
         ({"tokeniser_updates": 0}, "give both or neither"),
         ({"action_space": "imagined"}, "action_space='imagined'"),
         ({"image_size": 36}, "work at 32"),
+        ({"latent_actions": QuantiserConfig(levels=(32, 32, 32))}, "32768 latent actions"),
     ],
 )
 def test_settings_that_make_no_model_are_refused(settings, words):
