@@ -82,8 +82,7 @@ class LatentActions(nn.Module):
 
     The authors' is a transformer (arXiv 2402.15391, section 2.1). This is a network of
     convolutions, whose features are the same wherever something happens; the code's vector follows
-    from their mean and their maximum. With a transformer that knows places, the codes of small
-    data said where things go, and not which action was taken.
+    from their mean and their maximum, so that a code hardly says where things happen.
 
     Args:
         channels: channels of the images.
