@@ -7,8 +7,8 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.train import TrainConfig, TrainingError, train_policy
-from dreamgym.train.sb3 import BatchedTruncationValues, LearningCurve, SB3VecEnv, training
+from dreamgym.train import TrainingError
+from dreamgym.train.sb3 import BatchedTruncationValues, LearningCurve, SB3VecEnv
 
 ROWS, STEPS = 64, 24
 
@@ -73,19 +73,3 @@ def test_the_curve_is_in_real_units_and_ends_at_the_end(box_world):
     assert [steps for steps, _ in curve.points] == [ROWS * STEPS * k for k in (1, 2, 3)]
     assert all(abs(mean) > 0.1 for _, mean in curve.points)
     assert reported[-1] == (3 * ROWS * STEPS, 3 * ROWS * STEPS)
-
-
-@pytest.mark.parametrize(("algo", "last"), [("DQN", 0.0), ("A2C", 0.01)])
-def test_the_learning_rate_of_dqn_falls_to_zero_and_a_chosen_one_too(
-    discrete_world, monkeypatch, algo, last
-):
-    made, make = [], training._make_learner
-
-    def kept(*arguments):
-        made.append(make(*arguments))
-        return made[0]
-
-    monkeypatch.setattr(training, "_make_learner", kept)
-    config = TrainConfig(num_envs=2, learning_rate=0.01)
-    train_policy(discrete_world, algo=algo, steps=64, config=config)
-    assert [made[0].lr_schedule(left) for left in (1.0, 0.0)] == [0.01, last]

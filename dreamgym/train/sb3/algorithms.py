@@ -32,7 +32,6 @@ class Algorithm:
         settings: keyword arguments of the class. Settings of `TrainConfig` that are missing here do
             not apply to the algorithm.
         network: keyword arguments of its network beside `net_arch`.
-        rate_falls: whether the learning rate falls linearly, to zero at the last step.
     """
 
     learner: type[BaseAlgorithm]
@@ -41,7 +40,6 @@ class Algorithm:
     action_space: type[gym.Space[Any]] | None = None
     settings: Mapping[str, Any]
     network: Mapping[str, Any] = field(default_factory=dict)
-    rate_falls: bool = False
 
     @property
     def on_policy(self) -> bool:
@@ -105,14 +103,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         steps=100_000,
         num_envs=16,
         action_space=gym.spaces.Discrete,
-        settings={
-            **_OFF_POLICY,
-            "gamma": 0.99,
-            "target_update_interval": 320,
-            "exploration_fraction": 0.2,
-        },
-        # At a constant rate the last policy is now and then a bad one.
-        rate_falls=True,
+        settings={**_OFF_POLICY, "target_update_interval": 1000, "exploration_fraction": 0.2},
     ),
 }
 

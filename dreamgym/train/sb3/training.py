@@ -6,7 +6,6 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
@@ -118,11 +117,8 @@ def _make_learner(
                 "share": run.config.real_share,
             },
         }
-    algorithm = find_algorithm(run.algo)
-    if algorithm.rate_falls:
-        settings = {**settings, "learning_rate": LinearSchedule(settings["learning_rate"], 0.0, 1)}
     try:
-        learner = algorithm.learner(
+        learner = find_algorithm(run.algo).learner(
             "MlpPolicy",
             env,
             seed=run.seed,
