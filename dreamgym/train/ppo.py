@@ -296,13 +296,15 @@ def _forward(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return outputs (B, outputs) of a `tanh_mlp`, and the inputs of each of its layers.
 
     With layers this narrow, an update is limited by memory and by calls as much as by products.
-    Tanh and its gradient therefore overwrite their input, and gradients go where the optimiser
+    Tanh and its gradient therefore overwrite their inputs, and gradients go where the optimiser
     reads them: half of autograd's calls.
     """
     inputs = [x]
     *hidden, last = _linear_layers(network)
     for layer in hidden:
-        inputs.append(torch.addmm(layer.bias, inputs[-1], layer.weight.t()).tanh_())
+        # tanh(x) as 2 sigmoid(2x) - 1: torch's tanh takes three times as long on an AMD processor.
+        twice = torch.addmm(layer.bias, inputs[-1], layer.weight.t(), beta=2, alpha=2)
+        inputs.append(twice.sigmoid_().mul_(2).sub_(1))
     return torch.addmm(last.bias, inputs[-1], last.weight.t()), inputs
 
 
