@@ -8,35 +8,27 @@ from typing import Any, Literal, get_args
 
 from dreamgym._settings import check_at_least, check_choice
 from dreamgym.models.nn.conditional_conv import GROUP
-from dreamgym.models.nn.image_tokens import check_levels
-from dreamgym.models.nn.objective import RewardObjective
+from dreamgym.models.nn.image_tokens import TokeniserObjective, check_levels
 from dreamgym.models.nn.quantisers import MAX_CODES, QuantiserConfig
 
 Actions = Literal["real", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenieObjective(RewardObjective):
-    """Units of the rewards, and weights of the losses; see `RewardObjective`.
+class GenieObjective(TokeniserObjective):
+    """Units of the rewards, and weights of the losses; see `TokeniserObjective`.
 
     Attributes:
-        absolute: weight of the decoded pixels' absolute error, with pixels in [0, 1].
-        squared: weight of their squared error.
-        worst: weight of the squared error of a frame's worst pixel.
-        commitment: weight of the squared distance of vectors from their codes, of tokens and of
-            latent actions; only of a learnt codebook. The error of pixels is small: with a weight
-            of 1 the vectors follow the codes and not the frames.
+        commitment: as there, of tokens and of latent actions. The error of pixels is small: with a
+            weight of 1 the vectors follow the codes and not the frames.
         latent_actions: weight of the pixels' error of the next frame, given the latent action,
-            which trains the latent action model; it is made up of those above.
+            which trains the latent action model; it is made up of those of the tokeniser.
         tokens: weight of the cross-entropy of masked tokens, which trains the dynamics.
         action_map: weight of the cross-entropy of the latent action, given the real one.
         reward: weight of the reward's loss.
         termination: weight of the termination's cross-entropy, without class weights.
     """
 
-    absolute: float = 0.1
-    squared: float = 1.0
-    worst: float = 0.01
     commitment: float = 0.02
     latent_actions: float = 1.0
     tokens: float = 1.0
@@ -46,9 +38,8 @@ class GenieObjective(RewardObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pixels = ("absolute", "squared", "worst", "commitment")
         heads = ("latent_actions", "tokens", "action_map", "reward", "termination")
-        check_at_least(self, 0, *pixels, *heads)
+        check_at_least(self, 0, *heads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dreamgym.models.nn.batch_norm import BatchNorm
 from dreamgym.models.nn.block_causal import EPSILON, TOKEN_STD, Block, Keys, newest, token
 from dreamgym.models.nn.conditional_conv import Blocks
 from dreamgym.models.nn.dense import linear
-from dreamgym.models.nn.image_tokens import PixelWeights, Residual, conv, last, pixel_error
+from dreamgym.models.nn.image_tokens import Residual, TokeniserObjective, conv, last, pixel_error
 from dreamgym.models.nn.layers import RMSNorm, at_least_float32
 from dreamgym.models.nn.quantisers import Quantised, quantisation_terms, quantise, quantiser
 from dreamgym.models.reduction import masked_mean
@@ -137,7 +137,7 @@ class LatentActions(nn.Module):
         grid = self.decoder(self.enter(self._enter(images)), codes)
         return images[:, -1] + at_least_float32(self.leave(grid)) / 2
 
-    def terms(self, images: Tensor, weights: PixelWeights) -> dict[str, Tensor]:
+    def terms(self, images: Tensor, weights: TokeniserObjective) -> dict[str, Tensor]:
         """Return the terms of the loss.
 
         Args:

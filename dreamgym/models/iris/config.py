@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamgym._settings import check_at_least
-from dreamgym.models.nn.image_tokens import check_levels
-from dreamgym.models.nn.objective import RewardObjective
+from dreamgym.models.nn.image_tokens import TokeniserObjective, check_levels
 from dreamgym.models.nn.quantisers import QuantiserConfig
 
 
@@ -43,32 +42,22 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenObjective(RewardObjective):
-    """Units of the rewards, and weights of the losses; see `RewardObjective`.
+class TokenObjective(TokeniserObjective):
+    """Units of the rewards, and weights of the losses; see `TokeniserObjective`.
 
     Attributes:
-        absolute: weight of the decoded pixels' absolute error, with pixels in [0, 1].
-        squared: weight of their squared error.
-        worst: weight of the squared error of a frame's worst pixel.
-        commitment: weight of the squared distance of vectors from their codes, which trains the
-            encoder; only of a learnt codebook.
         tokens: weight of the tokens' cross-entropy.
         reward: weight of the reward's loss.
         termination: weight of the termination's cross-entropy, without class weights.
     """
 
-    absolute: float = 0.1
-    squared: float = 1.0
-    worst: float = 0.01
-    commitment: float = 1.0
     tokens: float = 1.0
     reward: float = 1.0
     termination: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = ("absolute", "squared", "worst", "commitment", "tokens", "reward", "termination")
-        check_at_least(self, 0, *names)
+        check_at_least(self, 0, "tokens", "reward", "termination")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,18 @@ The networks are those of VQGAN (Esser et al. 2021, arXiv 2012.09841), as IRIS h
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamgym._settings import check_at_least
 from dreamgym.models.nn.conv import Double, Pixels, apply_in_pieces
 from dreamgym.models.nn.encoding_cache import EncodingCache
 from dreamgym.models.nn.layers import at_least_float32
+from dreamgym.models.nn.objective import RewardObjective
 from dreamgym.models.nn.quantisers import (
     Quantised,
     Quantiser,
@@ -68,23 +71,26 @@ class TokeniserSizes(Protocol):
         ...
 
 
-class PixelWeights(Protocol):
-    """Weights of the pixels' errors; see `TokenObjective`."""
+@dataclass(frozen=True, kw_only=True)
+class TokeniserObjective(RewardObjective):
+    """Units of the rewards, and weights of a tokeniser's losses; see `RewardObjective`.
 
-    @property
-    def absolute(self) -> float:
-        """Weight of the absolute error."""
-        ...
+    Attributes:
+        absolute: weight of the decoded pixels' absolute error, with pixels in [0, 1].
+        squared: weight of their squared error.
+        worst: weight of the squared error of a frame's worst pixel.
+        commitment: weight of the squared distance of vectors from their codes, which trains the
+            encoder; only of a learnt codebook.
+    """
 
-    @property
-    def squared(self) -> float:
-        """Weight of the squared error."""
-        ...
+    absolute: float = 0.1
+    squared: float = 1.0
+    worst: float = 0.01
+    commitment: float = 1.0
 
-    @property
-    def worst(self) -> float:
-        """Weight of the squared error of the worst pixel."""
-        ...
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "absolute", "squared", "worst", "commitment")
 
 
 def check_levels(image_size: int, channels: tuple[int, ...], halvings: int) -> None:
@@ -246,7 +252,7 @@ class Tokeniser(nn.Module):
         return torch.cat([self.quantiser(self.latents(part)).tokens for part in parts])
 
 
-def pixel_error(decoded: Tensor, images: Tensor, objective: PixelWeights) -> Tensor:
+def pixel_error(decoded: Tensor, images: Tensor, objective: TokeniserObjective) -> Tensor:
     """Return the weighted error (N,) of decoded images (N, channels, height, width)."""
     error = (decoded - images).flatten(1)
     squared = error.square()
@@ -258,7 +264,11 @@ def pixel_error(decoded: Tensor, images: Tensor, objective: PixelWeights) -> Ten
 
 
 def autoencoder_terms(
-    decoded: Tensor, images: Tensor, quantised: Quantised, weights: PixelWeights, of: Quantiser
+    decoded: Tensor,
+    images: Tensor,
+    quantised: Quantised,
+    weights: TokeniserObjective,
+    of: Quantiser,
 ) -> dict[str, Tensor]:
     """Return the terms of an autoencoder's loss.
 
