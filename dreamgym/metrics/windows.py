@@ -152,8 +152,8 @@ def decode_chunk(space: gym.Space, observations: int) -> int:
 
 
 def max_steps(dataset: AnyDataset, episodes: NDArray[Any]) -> int:
-    """Return the number of transitions after the burn-in in the longest episode; at least 0."""
-    return max(0, int(np.asarray(dataset.lengths)[episodes].max()) - BURN_IN)
+    """Return the number of transitions after the burn-in in the longest episode; 0 without one."""
+    return max(0, int(np.asarray(dataset.lengths)[episodes].max(initial=0)) - BURN_IN)
 
 
 @torch.no_grad()

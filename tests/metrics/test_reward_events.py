@@ -93,6 +93,11 @@ def test_windows_count_as_long_as_their_episode_continues(dataset):
     assert found.windows[-1] <= 40
 
 
+def test_without_episodes_there_is_no_horizon(dataset):
+    nothing = np.array([], np.int64)
+    assert reward_events(Foresees(reward_of), dataset, nothing).f1.shape == (0,)
+
+
 def test_events_at_another_step_or_of_the_other_sign_are_no_hits(dataset):
     late = events(lambda count: reward_of(count - 1), dataset)
     assert (late.f1 < 0.4).all()
