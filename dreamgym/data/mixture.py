@@ -173,6 +173,11 @@ class MixedDataset:
         return np.concatenate([dataset.random_actions for dataset in self.datasets])
 
     @property
+    def terminated(self) -> Array:
+        """`(E,)` bool, see `Dataset.terminated`."""
+        return np.concatenate([dataset.terminated for dataset in self.datasets])
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Reasons for which fitting refuses the mixture: those that all of its datasets have."""
         if not all(dataset.problems for dataset in self.datasets):

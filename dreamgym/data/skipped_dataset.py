@@ -86,6 +86,11 @@ class SkippedDataset:
         return self.dataset.random_actions[self._numbers]
 
     @property
+    def terminated(self) -> Array:
+        """`(E,)` bool, see `Dataset.terminated`."""
+        return self.dataset.terminated[self._numbers]
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Reasons for which fitting refuses the dataset, see `Dataset.problems`."""
         return self.dataset.problems

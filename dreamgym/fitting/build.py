@@ -84,10 +84,9 @@ def _fit_normalisers(model: WorldModel, data: AnyDataset, training: NDArray) -> 
     actions = (data.actions(int(index)) for index in training)
     boxes = observation_boxes(data.observation_space)
     images = [key for key, box in boxes.items() if is_image(box)]
-    random = data.random_actions[training].tolist()
-    model.set_statistics(
-        measure_statistics(((e.observations, e.rewards) for e in episodes), actions, images, random)
-    )
+    pairs = ((each.observations, each.rewards) for each in episodes)
+    flags = (column[training].tolist() for column in (data.random_actions, data.terminated))
+    model.set_statistics(measure_statistics(pairs, actions, images, *flags))
 
 
 def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel:

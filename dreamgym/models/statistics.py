@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -117,6 +118,9 @@ class Statistics(NamedTuple):
         reward_mean: () mean reward.
         reward_std: () standard deviation of the rewards.
         worst_return: () lowest return from any step to its episode's end, and at most zero.
+        terminal_reward_low: () lowest reward of a step that terminated its episode; -infinity if no
+            episode is known to have terminated.
+        terminal_reward_high: () the highest; infinity likewise.
         action: moments of single Box actions, before any grouping into blocks; None if actions are
             discrete, or were not measured.
     """
@@ -125,6 +129,8 @@ class Statistics(NamedTuple):
     reward_mean: Tensor
     reward_std: Tensor
     worst_return: Tensor
+    terminal_reward_low: Tensor = torch.tensor(-math.inf)
+    terminal_reward_high: Tensor = torch.tensor(math.inf)
     action: Moments | None = None
 
     @property
@@ -196,6 +202,7 @@ def measure_statistics(
     actions: Iterable[NDArray] = (),
     images: Collection[str] | None = None,
     random: Iterable[bool] = (),
+    terminated: Iterable[bool] = (),
 ) -> Statistics:
     """Compute statistics over whole episodes, in one pass and with float64 sums.
 
@@ -207,14 +214,16 @@ def measure_statistics(
             moments; None for every part of bytes.
         random: whether the actions of each episode were drawn at random. Only such episodes can
             show a bound: others may turn back at a place because their policy chose to.
+        terminated: whether each episode terminated; by default none is known to have.
 
     Raises:
         ValueError: there are no episodes.
     """
-    flags = iter(random)
+    flags, ends = iter(random), iter(terminated)
     parts: dict[str, _Sums] = {}
     rewards = _Sums(np.zeros(1))
     worst = 0.0
+    terminal: list[float] = []
     for observations, episode_rewards in episodes:
         is_random = next(flags, False)
         by_key = observations if isinstance(observations, dict) else {WHOLE: observations}
@@ -227,6 +236,8 @@ def measure_statistics(
         rewards.add(episode_rewards[:, None])
         returns = np.cumsum(episode_rewards[::-1].astype(np.float64))
         worst = min(worst, float(returns.min(initial=0.0)))
+        if next(ends, False):
+            terminal.append(float(episode_rewards[-1]))
     if not rewards.rows:
         raise ValueError("no episodes to fit the normalisers on; give at least one")
     reward = rewards.moments()
@@ -235,6 +246,8 @@ def measure_statistics(
         reward_mean=reward.mean[0],
         reward_std=reward.std[0],
         worst_return=torch.tensor(worst, dtype=torch.float64),
+        terminal_reward_low=torch.tensor(min(terminal, default=-math.inf), dtype=torch.float64),
+        terminal_reward_high=torch.tensor(max(terminal, default=math.inf), dtype=torch.float64),
         action=_action_moments(actions),
     )
 

@@ -67,6 +67,7 @@ def in_todays_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Until 0.1.0 the reward and the end bonus of an MDN-RNN were the two outputs of one network. Each
     has a network of its own now; with the same hidden layers in both they are the same function.
+    The reward of a termination had no bounds.
 
     Args:
         weights: tensors by name; on the meta device, if only their shapes are known.
@@ -84,6 +85,14 @@ def in_todays_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 one, two = (both[:1], both[1:]) if layer == "4" else (both, both.clone())
                 upgraded[f"{heads}heads.reward.{layer}.{kind}"] = one
                 upgraded[f"{heads}heads.end_bonus.{layer}.{kind}"] = two
+    for name in [*upgraded]:
+        model, found, _ = name.partition("heads.end_bonus.4.weight")
+        if found:
+            for end, bound in ("low", -math.inf), ("high", math.inf):
+                like = upgraded[name]
+                upgraded.setdefault(
+                    f"{model}terminal_reward_{end}", torch.full((), bound, device=like.device)
+                )
     return upgraded
 
 

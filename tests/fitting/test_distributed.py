@@ -74,9 +74,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_fit_what_one_fits(data, tmp_path):
     (tmp_path / "fit_them.py").write_text(PARALLEL)
     done = torchrun("fit_them.py", str(data), str(tmp_path), cwd=tmp_path)
-    # Only the first process reports: three evaluations and the first update.
+    # Only the first process reports: the first update, three evaluations, and the measuring.
     assert sorted(done.stdout.split("\n")[-7:-1]) == sorted(
-        f"{family} {count}" for family in FITS for count in (0, 4)
+        f"{family} {count}" for family in FITS for count in (0, 5)
     )
     for family, config in FITS.items():
         alone = dreamgym.fit(data, family=family, config=config)

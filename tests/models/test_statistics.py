@@ -79,6 +79,14 @@ def test_the_worst_return_is_the_lowest_to_an_episodes_end_and_at_most_zero():
     assert measure_statistics([(observations, np.ones(3))]).worst_return == 0.0
 
 
+def test_the_range_of_terminal_rewards_is_that_of_the_terminated_episodes():
+    data = [(np.zeros((3, 1)), np.array([5.0, reward])) for reward in (-100.0, 100.0, 9.0)]
+    found = measure_statistics(data, terminated=[True, False, True])
+    assert (found.terminal_reward_low, found.terminal_reward_high) == (-100.0, 9.0)
+    found = measure_statistics(data, terminated=[False] * 3)
+    assert (found.terminal_reward_low, found.terminal_reward_high) == (-np.inf, np.inf)
+
+
 def test_an_empty_dataset_is_refused():
     with pytest.raises(ValueError, match="no episodes"):
         measure_statistics([])

@@ -75,6 +75,23 @@ def test_log_probabilities_and_entropies_are_those_of_torch(space):
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
+def test_the_gradients_of_probabilities_and_entropies_are_those_of_autograd(space):
+    network = make(space).double()
+    torch.manual_seed(1)
+    network.log_std.data.normal_()
+    outputs = torch.randn(50, network.codec.outputs, dtype=torch.double, requires_grad=True)
+    action = network.sample(outputs, network.noise(50)).detach()
+    by_log_prob, by_entropy = torch.randn(50, dtype=torch.double), 0.3
+    log_prob, entropy = network.log_prob(outputs, action)
+    loss = (by_log_prob * log_prob).sum() + by_entropy * entropy.sum()
+    sources = (outputs, network.log_std)
+    expected = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
+    found = network.log_prob_gradients(outputs, action, by_log_prob, by_entropy)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
 def test_actions_are_drawn_as_often_as_they_are_probable(space):
     network, rows = make(space), 20_000
     outputs = torch.randn(1, network.codec.outputs).expand(rows, -1)

@@ -33,6 +33,8 @@ class FastMDNRNN(FastForm):
     """
 
     worst_return: Tensor
+    terminal_reward_low: Tensor
+    terminal_reward_high: Tensor
 
     def __init__(self, model: MDNRNN, num_envs: int, dtype: torch.dtype) -> None:
         super().__init__(model)
@@ -42,7 +44,8 @@ class FastMDNRNN(FastForm):
         self.linear_heads = isinstance(model.heads, LinearHeads)
         self.sigma_min, self.sigma_max = math.exp(config.log_sigma_min), math.exp(LOG_SIGMA_MAX)
         self.encode_action, self.vision = model.encode_action, model.vision
-        self.register_buffer("worst_return", model.worst_return)
+        for name in model.statistics:
+            self.register_buffer(name, getattr(model, name))
         layers = {"mixture": _mixture_layer(model)}
         if config.trunk:
             layers["trunk"] = model.trunk.weight, model.trunk.bias
@@ -110,7 +113,8 @@ class FastMDNRNN(FastForm):
         hidden = F.silu(torch.cat(second, -1))
         reward, end_bonus, logit = self.linear["head2"](hidden).unbind(-1)
         termination = logit.sigmoid()
-        return torch.addcmul(reward, termination, end_bonus), termination
+        at_end = (reward + end_bonus).clamp(self.terminal_reward_low, self.terminal_reward_high)
+        return torch.lerp(reward, at_end, termination), termination
 
 
 def _mixture_layer(model: MDNRNN) -> Layer:

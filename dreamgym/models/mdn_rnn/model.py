@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,6 +64,8 @@ class MDNRNN(WorldModel):
     reward_mean: Tensor
     reward_std: Tensor
     worst_return: Tensor
+    terminal_reward_low: Tensor
+    terminal_reward_high: Tensor
     updates: Tensor
 
     def __init__(
@@ -87,7 +90,11 @@ class MDNRNN(WorldModel):
             if config.head
             else LinearHeads(config.hidden)
         )
-        for name, value in {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}.items():
+        statistics = {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}
+        if config.head:
+            statistics |= {"terminal_reward_low": -math.inf, "terminal_reward_high": math.inf}
+        self.statistics = tuple(statistics)
+        for name, value in statistics.items():
             self.register_buffer(name, torch.tensor(value))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -96,7 +103,7 @@ class MDNRNN(WorldModel):
         self.vision.set_statistics(statistics)
         if statistics.action is not None:
             self.encode_action.fit(statistics.action)
-        for name in ("reward_mean", "reward_std", "worst_return"):
+        for name in self.statistics:
             getattr(self, name).copy_(getattr(statistics, name))
 
     @property
@@ -145,7 +152,11 @@ class MDNRNN(WorldModel):
         new, outside = vision.limit(z * vision.carried + delta * vision.delta_std)
         output = self._predict_reward_termination(h, z, new, encoded)
         termination = output.termination_logit.sigmoid()
-        reward = output.expected_reward(termination) * self.reward_std + self.reward_mean
+        reward = output.reward * self.reward_std + self.reward_mean
+        if self.config.head:
+            at_end = reward + output.end_bonus * self.reward_std
+            at_end = at_end.clamp(self.terminal_reward_low, self.terminal_reward_high)
+            reward = torch.lerp(reward, at_end, termination)
         prediction = Prediction(reward, termination, torch.zeros_like(reward))
         following = {"z": new, **recurrent}
         return following, end_outside_data(prediction, outside, self.worst_return)
@@ -305,7 +316,9 @@ class TransitionHeads(nn.Module):
     sampled, so a dream would pay for transitions that did not happen, and policies exploit that.
     The reward is r + p b, with p the probability of termination, which may depend on h, and b what
     termination adds: +100 for a landing, for instance, that looks like every moment before it. b
-    has a network of its own: its errors, large and rare, disturb r where the two share layers.
+    has a network of its own: its errors, large and rare, disturb r where the two share layers. Few
+    transitions teach it, so a dream bounds r + b by the rewards of the data's terminations
+    (`Statistics.terminal_reward_low`): a policy would find where b is extrapolated.
 
     Args:
         hidden: width of h.

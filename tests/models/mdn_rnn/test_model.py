@@ -43,6 +43,29 @@ def test_the_loss_on_a_segment_is_that_of_filtering_step_by_step():
     torch.testing.assert_close(terms["termination"], entropy[mask].mean())
 
 
+def test_a_termination_pays_no_more_and_no_less_than_those_of_the_data():
+    """However far the network extrapolates, and nothing else is bounded."""
+    model = small_model("mdn-rnn")
+    heads = model.heads
+    model.set_statistics(STATISTICS)
+    low, high = STATISTICS.terminal_reward_low, STATISTICS.terminal_reward_high
+    noise = torch.rand(64, model.noise_dim, generator=torch.Generator().manual_seed(0))
+
+    def rewards(bonus: float, logit: float):
+        heads.end_bonus[-1].bias.fill_(bonus)
+        heads.termination[-1].bias.fill_(logit)
+        arguments = model.initial(64), torch.zeros(64, dtype=torch.int64), noise
+        plain, fast = (each.step(*arguments)[1].reward for each in (model, model.prepare(64)))
+        torch.testing.assert_close(plain, fast)
+        return plain
+
+    assert torch.allclose(rewards(1e3, 50.0), high)
+    assert torch.allclose(rewards(-1e3, 50.0), low)
+    going_on = rewards(1e3, -200.0)
+    assert (going_on > high).any()
+    torch.testing.assert_close(going_on, rewards(0.0, -200.0))
+
+
 def step_from_outside(low: float, high: float):
     """Step 64 rows, of which the first 32 are far outside the data.
 
