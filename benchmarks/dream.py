@@ -130,7 +130,7 @@ def against_products(timing: dict[str, Any]) -> list[Row]:
                 most = seconds["plain"] / least
                 rows.append(_ratio(f"{name}: times plain if there were only products", most, None))
             share, bar = least / seconds[way], subject.share if "float32" in way else None
-            rows.append(_with_bar(f"{name}: products' share of the step", share, "share", bar))
+            rows.append(at_least(f"{name}: products' share of the step", share, "share", bar))
     measured = (Row(name=f"products, {name}", value=rates[name], unit="GFLOP/s") for name in rates)
     return [*measured, *rows]
 
@@ -284,13 +284,7 @@ def _rate(name: str, count: int, seconds: float) -> Row:
 
 
 def _ratio(name: str, ratio: float, bar: float | None) -> Row:
-    return _with_bar(name, ratio, "ratio", bar)
-
-
-def _with_bar(name: str, value: float, unit: str, bar: float | None) -> Row:
-    if bar is None:
-        return Row(name=name, value=value, unit=unit)
-    return at_least(name, value, unit, bar)
+    return at_least(name, ratio, "ratio", bar)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ settings (`PAIRED`): steps a CPU second and real return come from the same train
 What is measured lies in `--work` and is used again, so that a run that was stopped goes on, and the
 same command writes all rows; it needs every library in one environment, with gymnasium 1.2.
 
-`--docs` writes the tables of docs/train.md from the rows of `--json` instead of measuring.
+`--docs` writes the tables of docs/train.md from the rows of all results instead of measuring.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ DISTRIBUTIONS = {
 """Distribution that has a learner's module."""
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 NEEDS = {
     "sb3": ("NumPy, SameStep", "no", "its own, one value pass a step by our callback"),
@@ -407,13 +408,14 @@ def table(rows: list[dict], versions: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def write_docs(file: Path) -> None:
-    """Replace the tables of docs/train.md by those of a file of rows."""
-    result = json.loads(file.read_text(encoding="utf-8"))
-    tables = {
-        "learners": table(result["rows"], result["versions"]),
-        "defaults": defaults_table(result["rows"]),
-    }
+def write_docs() -> None:
+    """Replace the tables of docs/train.md by those of all results; the newest row counts."""
+    files = RESULTS.glob("*/learners.json")
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    results.sort(key=lambda result: result["date"])
+    rows = [*{row["name"]: row for result in results for row in result["rows"]}.values()]
+    versions = {name: each for result in results for name, each in result["versions"].items()}
+    tables = {"learners": table(rows, versions), "defaults": defaults_table(rows)}
     text = DOCS.read_text(encoding="utf-8")
     for name, made in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
@@ -423,7 +425,7 @@ def write_docs(file: Path) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     if arguments.docs:
-        write_docs(arguments.json)
+        write_docs()
         return
     torch.set_num_threads(1)
     names = [name for name in arguments.learners if "PPO" in LEARNERS[name].algorithms]

@@ -49,8 +49,10 @@ def below(name: str, value: float, unit: str, bar: float) -> Row:
     return Row(name=name, value=value, unit=unit, bar=f"< {bar:g}", holds=value < bar)
 
 
-def at_least(name: str, value: float, unit: str, bar: float) -> Row:
-    """Return a row whose value should reach its bar."""
+def at_least(name: str, value: float, unit: str, bar: float | None) -> Row:
+    """Return a row whose value should reach its bar, if it has one."""
+    if bar is None:
+        return Row(name=name, value=value, unit=unit)
     return Row(name=name, value=value, unit=unit, bar=f">= {bar:g}", holds=value >= bar)
 
 

@@ -54,7 +54,12 @@ ALGORITHMS.update(
             learner=TRPO,
             steps=_PPO.steps,
             num_envs=_PPO.num_envs,
-            settings={name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
+            # A policy step for each rollout of 16,384 steps, 25 in all: the library's 0.01 is too
+            # short a way for them.
+            settings={
+                **{name: value for name, value in _PPO.settings.items() if name != "n_epochs"},
+                "target_kl": 0.03,
+            },
         ),
     }
 )
