@@ -60,8 +60,6 @@ STATISTICS = Statistics(
     reward_mean=torch.tensor(0.5),
     reward_std=torch.tensor(2.0),
     worst_return=torch.tensor(-30.0),
-    terminal_reward_low=torch.tensor(-0.25),
-    terminal_reward_high=torch.tensor(0.75),
 )
 
 
