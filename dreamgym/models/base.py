@@ -144,7 +144,8 @@ class WorldModel(nn.Module, ABC):
     - `step` and `observe` are pure: they change neither their arguments nor the model, and draw
       random numbers only from `noise`. A row does not depend on the other rows.
     - A step never syncs with the host (no `.item()`, no `if tensor`) unless
-      `host_sync.host_sync_allowed` permits it, and it compiles to one graph.
+      `host_sync.host_sync_allowed` permits it, and it compiles to one graph; a model that cannot
+      keep this says so (`has_host_syncs`).
     - Rewards, observations and actions are in the real environment's units. `decode`, if there is
       one, returns observations within the bounds of the space.
     - A dream that leaves the data should end: compute a mask of those rows and pass it to
@@ -304,6 +305,23 @@ class WorldModel(nn.Module, ABC):
         Such a model cannot be combined with a frame skip.
         """
         return False
+
+    @property
+    def has_host_syncs(self) -> bool:
+        """Whether a step waits for the host on every device, as a foreign pipeline may.
+
+        Such a step is neither compiled nor captured. It is for models whose step takes so long that
+        waiting does not count.
+        """
+        return False
+
+    @property
+    def pretrained_weights(self) -> str | None:
+        """Published weights that a world of the model needs and does not hold, and their licence.
+
+        In words, for the card of the world; None if there are none.
+        """
+        return None
 
     @property
     def selects_by_loss(self) -> bool:
