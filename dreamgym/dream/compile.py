@@ -73,7 +73,7 @@ class Stepper:
         """Return the fastest step; the dreams are not changed by trying it."""
         option, device = self.engine.options.compile, self.engine.device
         step: Step = self.engine.step
-        if self.engine.plain.has_host_syncs:
+        if self.engine.plain.foreign_step:
             if option is True:
                 _try("compiled", _refuse)
             return step
@@ -159,7 +159,7 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse() -> None:
-    """Say why the step of a model with host syncs is not compiled.
+    """Say why the step of a foreign library is not compiled.
 
     Raises:
         RuntimeError: always.

@@ -145,7 +145,7 @@ class WorldModel(nn.Module, ABC):
       random numbers only from `noise`. A row does not depend on the other rows.
     - A step never syncs with the host (no `.item()`, no `if tensor`) unless
       `host_sync.host_sync_allowed` permits it, and it compiles to one graph; a model that cannot
-      keep this says so (`has_host_syncs`).
+      keep this says so (`foreign_step`).
     - Rewards, observations and actions are in the real environment's units. `decode`, if there is
       one, returns observations within the bounds of the space.
     - A dream that leaves the data should end: compute a mask of those rows and pass it to
@@ -307,11 +307,11 @@ class WorldModel(nn.Module, ABC):
         return False
 
     @property
-    def has_host_syncs(self) -> bool:
-        """Whether a step waits for the host on every device, as a foreign pipeline may.
+    def foreign_step(self) -> bool:
+        """Whether a step is that of a foreign library, which waits for the host on every device.
 
-        Such a step is neither compiled nor captured. It is for models whose step takes so long that
-        waiting does not count.
+        Such a step takes seconds, so that waiting does not count. It is neither compiled nor
+        captured, and not tried where a world is loaded.
         """
         return False
 

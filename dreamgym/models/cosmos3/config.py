@@ -12,6 +12,7 @@ COSMOS3_NANO = "nvidia/Cosmos3-Nano"
 """The smaller of the published pipelines on the hub."""
 
 Precision = Literal["bfloat16", "float32"]
+View = Literal["ego_view", "third_person_view", "wrist_view", "concat_view"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Cosmos3Config:
         tier: the pipeline's size of canvas, 256, 480, 704 or 720: images are padded to it, and they
             have to fit into it.
         prompt: what happens, in a sentence.
-        view: where the camera is: "ego_view", "third_person_view", "wrist_view" or "concat_view".
+        view: where the camera is.
         steps: denoising steps of a block.
         guidance: scale of classifier-free guidance; at 1 it is off, otherwise each denoising step
             runs the network twice.
@@ -68,7 +69,7 @@ class Cosmos3Config:
     image_size: tuple[int, int] | None = None
     tier: int = 256
     prompt: str = ""
-    view: str = "ego_view"
+    view: View = "ego_view"
     steps: int = 30
     guidance: float = 1.0
     flow_shift: float | None = 10.0
@@ -81,6 +82,7 @@ class Cosmos3Config:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "steps", "cells", "hidden")
         check_at_least(self, 0, "guidance")
+        check_choice("view", self.view, get_args(View))
         check_choice("precision", self.precision, get_args(Precision))
         if not self.fps > 0:
             raise ValueError(f"fps={self.fps}: expected the frames a second of the data, above 0")

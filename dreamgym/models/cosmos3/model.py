@@ -40,7 +40,7 @@ class Cosmos3(WorldModel):
 
     Only the heads of reward and termination are fitted, on real frames. Rows are predicted one
     after the other, since the pipeline takes one sample at a time. It asks the device for values on
-    its way, so a step is neither compiled nor captured (`has_host_syncs`).
+    its way, so a step is neither compiled nor captured (`foreign_step`).
 
     State: `frame` (B, 3, height, width) bytes. Features: mean colours over a grid of `cells`.
     Noise: all randomness is in the start noise of the frames. Two uniforms a row make the key of
@@ -103,8 +103,8 @@ class Cosmos3(WorldModel):
         self.termination = mlp(outcome, config.hidden, 1)
 
     @property
-    def has_host_syncs(self) -> bool:
-        """See `WorldModel.has_host_syncs`; the pipeline has."""
+    def foreign_step(self) -> bool:
+        """See `WorldModel.foreign_step`; that of the pipeline."""
         return True
 
     @property
