@@ -145,7 +145,6 @@ class FitResult:
         config: settings of the fit.
         seed: seed of the fit.
         info: how the fit went, JSON-plain; becomes part of the provenance.
-        measured: whether the model is measured on the held-out episodes.
     """
 
     model: WorldModel
@@ -155,13 +154,12 @@ class FitResult:
     config: FitConfig
     seed: int
     info: dict[str, Any]
-    measured: bool = True
 
 
 def build_world(result: FitResult) -> World:
     """Build a world: start states, recommended horizon and termination, metrics, provenance.
 
-    Without measurements the horizon is that of the config, or the longest one.
+    Without `config.measure` the horizon is that of the config, or the longest one.
     """
     model, data, seed = result.model, result.data, result.seed
     held_out = (model, data, result.held_out)
@@ -175,7 +173,7 @@ def build_world(result: FitResult) -> World:
         + teaching_findings(lessons)
     )
     quality: dict[str, Any] = {"alarms": findings}
-    if result.measured:
+    if result.config.measure:
         recommendation = recommend(*held_out, cap=horizon, seed=seed)
         horizon, termination = recommendation.horizon, recommendation.termination
         monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)

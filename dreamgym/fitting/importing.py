@@ -27,7 +27,6 @@ def from_model(
     *,
     seed: int = 0,
     config: FitConfig | None = None,
-    measure: bool = True,
 ) -> World:
     """Make a world of a fitted world model and a dataset of its environment.
 
@@ -41,12 +40,8 @@ def from_model(
             fitted with (`SkippedDataset`).
         out: folder of the world to make; None keeps it in memory.
         seed: seed of the split, the start states and the metrics.
-        config: settings, of which `held_out`, `starts`, `horizon` and `overwrite` are used; None
-            for the defaults.
-        measure: whether the model is measured on the held-out episodes, which takes tens of
-            thousands of its steps. Without that the world has no figures, terminations are sampled,
-            and the horizon is that of the config, or the longest one. For models whose step takes
-            seconds.
+        config: settings, of which `held_out`, `starts`, `horizon`, `measure` and `overwrite` are
+            used; None for the defaults.
 
     Raises:
         WorldError: the model's spaces are not the dataset's, or the world cannot be saved.
@@ -77,7 +72,6 @@ def from_model(
                 config=config,
                 seed=seed,
                 info={"fit": _fit_info(data, config, seed)},
-                measured=measure,
             )
         )
     if out is not None:
