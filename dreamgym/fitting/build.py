@@ -159,7 +159,8 @@ class FitResult:
 def build_world(result: FitResult) -> World:
     """Build a world: start states, recommended horizon and termination, metrics, provenance.
 
-    Without `config.measure` the horizon is that of the config, or the longest one.
+    A model with a foreign step is not measured: its horizon is that of the config, or the longest
+    one, and terminations are sampled.
     """
     model, data, seed = result.model, result.data, result.seed
     held_out = (model, data, result.held_out)
@@ -173,7 +174,7 @@ def build_world(result: FitResult) -> World:
         + teaching_findings(lessons)
     )
     quality: dict[str, Any] = {"alarms": findings}
-    if result.config.measure:
+    if not model.foreign_step:
         recommendation = recommend(*held_out, cap=horizon, seed=seed)
         horizon, termination = recommendation.horizon, recommendation.termination
         monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)

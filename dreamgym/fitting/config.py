@@ -86,10 +86,6 @@ class FitConfig:
         horizon: recommended length of dreams; None for the real limit (without one, three times the
             longest episode), at most 200 steps, and less if dreams are worse than the repeat-last
             baseline (`dreamgym.metrics.recommend`).
-        measure: whether the model dreams on held-out episodes, in each evaluation and at the end,
-            which takes tens of thousands of steps. Without that the world has no figures,
-            terminations are sampled, and the horizon is not reduced. False is for models whose step
-            takes seconds.
         device: "auto", "cpu", "cuda", ...; under `torchrun` each process takes its own device of
             this type.
         precision: "32-true", or "bf16-mixed" for matrix products in bfloat16; weights, states,
@@ -114,7 +110,6 @@ class FitConfig:
     patience: int | None = None
     starts: int = 1024
     horizon: int | None = None
-    measure: bool = True
     device: str = "auto"
     precision: Precision = "32-true"
     threads: int | None = 1

@@ -40,8 +40,8 @@ def from_model(
             fitted with (`SkippedDataset`).
         out: folder of the world to make; None keeps it in memory.
         seed: seed of the split, the start states and the metrics.
-        config: settings, of which `held_out`, `starts`, `horizon`, `measure` and `overwrite` are
-            used; None for the defaults.
+        config: settings, of which `held_out`, `starts`, `horizon` and `overwrite` are used; None
+            for the defaults.
 
     Raises:
         WorldError: the model's spaces are not the dataset's, or the world cannot be saved.

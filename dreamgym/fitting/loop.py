@@ -237,7 +237,7 @@ class _Fit:
         with self._averaged_weights():
             figures["held_out"] = self._held_out_loss()
             inspection = Inspection({}, [])
-            if self.config.measure:
+            if not self.model.foreign_step:
                 inspection = self.monitor.inspect(self.model)
         for name, value in {"loss": figures["held_out"], **inspection.scalars()}.items():
             log(f"held_out/{name}", value, self.progress.update)
@@ -305,15 +305,7 @@ class _Fit:
         The keys are part of the format of checkpoints and of world.json.
         """
         # These change nothing, or are entered below in another form.
-        left_out = (
-            "device",
-            "threads",
-            "overwrite",
-            "tensorboard",
-            "measure",
-            "model",
-            "optimizer",
-        )
+        left_out = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
         settings = {k: v for k, v in vars(self.config).items() if k not in left_out}
         if not self.config.refit_normalisers:  # checkpoints and worlds of before have no such key
             del settings["refit_normalisers"]

@@ -311,7 +311,8 @@ class WorldModel(nn.Module, ABC):
         """Whether a step is that of a foreign library, which waits for the host on every device.
 
         Such a step takes seconds, so that waiting does not count. It is neither compiled nor
-        captured, and not tried where a world is loaded.
+        captured, and no world takes one while it is fitted, made or loaded: there are no figures of
+        its dreams, and no reduced horizon.
         """
         return False
 

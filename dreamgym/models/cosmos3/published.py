@@ -13,13 +13,12 @@ from dreamgym.models.nn.reward_head import silence_heads
 def load_cosmos3(
     observation_space: gym.Space, action_space: gym.Space, config: Cosmos3Config
 ) -> Cosmos3:
-    """Load a published pipeline; `dreamgym.from_model` makes a world of it, without measurements.
+    """Load a published pipeline; `dreamgym.from_model` makes a world of it.
 
     The pipeline has no rewards and terminations: dreams have zeros and do not end, until a fit that
     continues from the model, with `refit_normalisers=True`, has trained the heads. Or give it a
     goal (`GoalReward`), or functions of the frames before and after a block (`KnownReward`,
-    `KnownTermination`). Measurements take tens of thousands of steps, and these take seconds each:
-    pass `FitConfig(measure=False)`.
+    `KnownTermination`).
 
     Args:
         observation_space: Box of colour images.

@@ -183,7 +183,7 @@ def test_a_world_of_a_published_pipeline_is_made_saved_and_loaded(room, tmp_path
         goal = GoalReward(model, data.episode(0).observations[-1])
         with monkeypatch.context() as patched:
             patched.setattr(Cosmos3, "step", None)
-            config = FitConfig(starts=8, horizon=3, held_out=0.3, measure=False)
+            config = FitConfig(starts=8, horizon=3, held_out=0.3)
             dreamgym.from_model(goal, data, tmp_path / "w", config=config)
             world = dreamgym.load(tmp_path / "w")
     assert (world.horizon, world.frame_skip, world.starts.size) == (3, SKIP, 8)
@@ -214,7 +214,6 @@ def test_a_fit_trains_the_heads_without_asking_the_pipeline(room, monkeypatch):
         segment_length=2,
         evaluate_every=200,
         starts=8,
-        measure=False,
         device="cpu",
         optimizer=OptimizerConfig(learning_rate=1e-2),
     )
@@ -231,7 +230,7 @@ def test_a_reward_of_the_user_sees_the_frames_around_a_block(room, model):
     known = KnownReward(model, lambda before, action, after: brightness(after) - brightness(before))
     with Dataset(room) as dataset:
         data = SkippedDataset(dataset, SKIP)
-        world = dreamgym.from_model(known, data, config=FitConfig(measure=False, starts=8))
+        world = dreamgym.from_model(known, data, config=FitConfig(starts=8))
     env = DreamVectorEnv(world, 2, device="cpu", view="observation", **TENSORS)
     before, _ = env.reset(seed=0)
     after, reward, *_ = env.step(random_actions(BLOCKS, 2))
