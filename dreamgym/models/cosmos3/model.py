@@ -91,9 +91,9 @@ class Cosmos3(WorldModel):
         described = describe(config)
         self.block = _block(action_space, config, described)
         _check_size(self.pixels.size, described)
-        # Save the exact revision of the pipeline with the config.
+        # Load the exact revision of the pipeline, and save it with the config.
         self.config = replace(config, pipeline=described.resolved)
-        self.pipeline = FrozenPipeline(config, described)
+        self.pipeline = FrozenPipeline(self.config, described)
         self.encode_action = ActionEncoder(action_space)
         self.cells = min(config.cells, *self.pixels.size)
         self.feature_dim, self.noise_dim = COLOURS * self.cells**2, 2

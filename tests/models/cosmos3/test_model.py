@@ -265,6 +265,18 @@ def test_images_are_resized_to_whole_latents():
 
 
 @needs_diffusers
+def test_a_dict_of_one_image_is_as_the_image(model):
+    inside = load_cosmos3(gym.spaces.Dict(camera=FRAMES), BLOCKS, cosmos_config())
+    images, drawn = random_observations(FRAMES, 1), noise(model, 1)
+    state = inside.observe(inside.initial(1), torch.zeros(1, 8), {"camera": images}, drawn)
+    assert torch.equal(inside.decode(state)["camera"], images)
+    actions = random_actions(BLOCKS, 1)
+    after, _ = inside.step(state, actions, drawn)
+    expected, _ = model.step(start(model, 1), actions, drawn)
+    assert torch.equal(after["frame"], expected["frame"])
+
+
+@needs_diffusers
 def test_frames_that_do_not_fit_into_the_canvas_are_refused():
     space = gym.spaces.Box(0, 255, (288, 288, 3), np.uint8)
     model = load_cosmos3(space, BLOCKS, cosmos_config())
