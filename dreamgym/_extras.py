@@ -8,6 +8,8 @@ from types import ModuleType
 
 EXTRA_OF = {
     "av": "video",
+    "accelerate": "cosmos",
+    "diffusers": "cosmos",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
     "huggingface_hub": "hub",

@@ -11,6 +11,7 @@ import torch
 
 from dreamgym.models import (
     FAMILIES,
+    Cosmos3Config,
     DeltaIRISConfig,
     DIAMONDConfig,
     DINOWMConfig,
@@ -35,7 +36,7 @@ from dreamgym.models.statistics import Moments, Statistics
 from dreamgym.models.wrappers import EnsembleConfig
 from dreamgym.world.start_states import StartStates
 from dreamgym.world.world import World
-from tests import frozen_encoders
+from tests import frozen_encoders, tiny_cosmos
 
 ACTION_SPACES = {
     "discrete": gym.spaces.Discrete(3),
@@ -186,6 +187,25 @@ def small_vjepa2(action: str, **settings) -> WorldModel:
     return built(spec, action, IMAGES)
 
 
+def cosmos_config(**settings) -> Cosmos3Config:
+    """Return a config of a tiny pipeline, which is made at the first call."""
+    told = {"domain": "pusht", "fps": 10.0, "steps": 1, "cells": 2, "hidden": 16}
+    here = {"pipeline": tiny_cosmos.folder(), "guardrail": False, "precision": "float32"}
+    return Cosmos3Config(**{**told, **here, **settings})
+
+
+FRAMES = gym.spaces.Box(0, 255, (tiny_cosmos.SIDE, tiny_cosmos.SIDE, 3), np.uint8)
+BLOCKS = gym.spaces.Box(-1.0, 1.0, (tiny_cosmos.BLOCK * tiny_cosmos.ACTION,), np.float32)
+
+
+def small_cosmos(action: str, **settings) -> WorldModel:
+    """Return a model of blocks of actions, the only ones that it takes."""
+    spec = ModelSpec(family="cosmos3", config=cosmos_config(**settings))
+    model = spec.build(FRAMES, BLOCKS)
+    model.set_statistics(STATISTICS)
+    return model
+
+
 def nested(action: str) -> WorldModel:
     known = KnownReward(small_ensemble(action), "CartPole-v1")
     return GoalReward(Pessimistic(known, weight=0.5), GOAL, threshold=0.01)
@@ -209,6 +229,7 @@ SPECIAL: dict[str, Callable[[str], WorldModel]] = {
     "genie": small_genie,
     "dino-wm": small_dino,
     "vjepa2-ac": small_vjepa2,
+    "cosmos3": small_cosmos,
 }
 """Families without a default config, small configs, and wrappers around models."""
 
@@ -218,12 +239,18 @@ OF_IMAGES = ("diamond", "iris", "delta-iris", "genie", "dino-wm", "vjepa2-ac")
 PRETRAINED = {"dino-wm": dino_config, "vjepa2-ac": vjepa2_config}
 """Tiny configs of families whose default config is that of a large pretrained encoder."""
 
+ELSEWHERE = ("cosmos3",)
+"""Families with other spaces or slow steps, whose package's tests import those of the contract."""
+
 ALONE = [*sorted({*FAMILIES} - {*SPECIAL}), *OF_IMAGES]
 """Families that are no wrappers."""
 
 KINDS = [
     *((family, action) for family in ALONE for action in ACTION_SPACES),
-    *zip([kind for kind in SPECIAL if kind not in ALONE], itertools.cycle(ACTION_SPACES)),
+    *zip(
+        [kind for kind in SPECIAL if kind not in (*ALONE, *ELSEWHERE)],
+        itertools.cycle(ACTION_SPACES),
+    ),
 ]
 """What the contract is tested on: families on every action space, wrappers on one."""
 

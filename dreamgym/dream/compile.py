@@ -73,6 +73,10 @@ class Stepper:
         """Return the fastest step; the dreams are not changed by trying it."""
         option, device = self.engine.options.compile, self.engine.device
         step: Step = self.engine.step
+        if self.engine.plain.foreign_step:
+            if option is True:
+                _try("compiled", _refuse)
+            return step
         succeeded: list[str] = []
         if option is True:
             compiled_step = _try("compiled", lambda: compiled(self.engine, dreams, action))
@@ -152,6 +156,15 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
     code = run.__code__.replace()
     return FunctionType(code, run.__globals__, run.__name__, None, run.__closure__)
+
+
+def _refuse() -> None:
+    """Say why the step of a foreign library is not compiled.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError("its model waits for the host in every step")
 
 
 def _captured(step: Step, device: torch.device, dreams: Dreams, action: Tensor) -> CapturedStep:

@@ -156,38 +156,51 @@ class FitResult:
 
 
 def build_world(result: FitResult) -> World:
-    """Build a world: start states, recommended horizon and termination, metrics, provenance."""
+    """Build a world: start states, recommended horizon and termination, metrics, provenance.
+
+    A model with a foreign step is not measured: its horizon is that of the config, or the longest
+    one, and terminations are sampled.
+    """
     model, data, seed = result.model, result.data, result.seed
     held_out = (model, data, result.held_out)
     lessons = data.lessons()
-    cap = _horizon_cap(data, max(int(each.lengths.max()) for each in lessons))
-    recommendation = recommend(*held_out, cap=cap, seed=seed)
-    monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
+    horizon = _horizon_cap(data, max(int(each.lengths.max()) for each in lessons))
+    termination: str | float = "sample"
     starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
-    known: dict[str, Any] = {
-        "training": result.training,
-        "starts": starts.states,
-        "episode_starts": starts.num_episode_starts,
-    }
-    inspection = monitor.inspect(model)
-    measured = evaluate_metrics(*held_out, seed, **known)
-    # What both measure has one figure, the one that an alarm names.
-    measured |= {key: inspection.figures[key] for key in measured.keys() & inspection.figures}
-    quality = {
-        **measured,
-        "recommendation": recommendation.reasons,
-        "alarms": bounds_findings(data.outside_observations())
+    findings = (
+        bounds_findings(data.outside_observations())
         + action_bounds_findings(data.action_space)
         + teaching_findings(lessons)
-        + [alarm.sentence for alarm in inspection.alarms],
-    }
+    )
+    quality: dict[str, Any] = {"alarms": findings}
+    if not model.foreign_step:
+        recommendation = recommend(*held_out, cap=horizon, seed=seed)
+        horizon, termination = recommendation.horizon, recommendation.termination
+        monitor = TrainingMonitor(dataset=data, episodes=result.held_out, seed=seed)
+        known: dict[str, Any] = {
+            "training": result.training,
+            "starts": starts.states,
+            "episode_starts": starts.num_episode_starts,
+        }
+        inspection = monitor.inspect(model)
+        measured = evaluate_metrics(*held_out, seed, **known)
+        # What both measure has one figure, the one that an alarm names.
+        measured |= {key: inspection.figures[key] for key in measured.keys() & inspection.figures}
+        quality = {
+            **measured,
+            "recommendation": recommendation.reasons,
+            "alarms": findings + [alarm.sentence for alarm in inspection.alarms],
+        }
+    provenance = {**_dataset_provenance(data), **result.info, "versions": _versions()}
+    if model.pretrained_weights is not None:
+        provenance["pretrained_weights"] = model.pretrained_weights
     return World(
         model=model.cpu(),
         starts=starts,
         env_spec=data.env_spec,
-        horizon=result.config.horizon or recommendation.horizon,
-        termination=recommendation.termination,
-        provenance={**_dataset_provenance(data), **result.info, "versions": _versions()},
+        horizon=result.config.horizon or horizon,
+        termination=termination,
+        provenance=provenance,
         quality=quality,
         frame_skip=data.frame_skip,
     )

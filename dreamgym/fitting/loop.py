@@ -33,7 +33,7 @@ from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
 from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
-from dreamgym.metrics import TrainingMonitor
+from dreamgym.metrics import Inspection, TrainingMonitor
 from dreamgym.models import WorldModel
 from dreamgym.models.checksum import weights_sha256
 from dreamgym.models.observations import observation_bytes
@@ -236,7 +236,9 @@ class _Fit:
         figures: Figures = {**self._to_finite(terms)}
         with self._averaged_weights():
             figures["held_out"] = self._held_out_loss()
-            inspection = self.monitor.inspect(self.model)
+            inspection = Inspection({}, [])
+            if not self.model.foreign_step:
+                inspection = self.monitor.inspect(self.model)
         for name, value in {"loss": figures["held_out"], **inspection.scalars()}.items():
             log(f"held_out/{name}", value, self.progress.update)
         if inspection.alarms:

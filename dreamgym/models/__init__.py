@@ -14,6 +14,7 @@ from dreamgym.models.base import (
     filter_states,
     imagine,
 )
+from dreamgym.models.cosmos3 import Cosmos3, Cosmos3Config
 from dreamgym.models.diamond import DIAMOND, DIAMONDConfig
 from dreamgym.models.dino_wm import DINOWM, DINOWMConfig
 from dreamgym.models.dreamer4 import Dreamer4, Dreamer4Config
@@ -52,6 +53,8 @@ __all__ = [
     "TWISTER",
     "VJEPA2AC",
     "Acts",
+    "Cosmos3",
+    "Cosmos3Config",
     "DIAMONDConfig",
     "DINOWMConfig",
     "Dreamer4",

@@ -144,7 +144,8 @@ class WorldModel(nn.Module, ABC):
     - `step` and `observe` are pure: they change neither their arguments nor the model, and draw
       random numbers only from `noise`. A row does not depend on the other rows.
     - A step never syncs with the host (no `.item()`, no `if tensor`) unless
-      `host_sync.host_sync_allowed` permits it, and it compiles to one graph.
+      `host_sync.host_sync_allowed` permits it, and it compiles to one graph; a model that cannot
+      keep this says so (`foreign_step`).
     - Rewards, observations and actions are in the real environment's units. `decode`, if there is
       one, returns observations within the bounds of the space.
     - A dream that leaves the data should end: compute a mask of those rows and pass it to
@@ -304,6 +305,24 @@ class WorldModel(nn.Module, ABC):
         Such a model cannot be combined with a frame skip.
         """
         return False
+
+    @property
+    def foreign_step(self) -> bool:
+        """Whether a step is that of a foreign library, which waits for the host on every device.
+
+        Such a step takes seconds, so that waiting does not count. It is neither compiled nor
+        captured, and no world takes one while it is fitted, made or loaded: there are no figures of
+        its dreams, and no reduced horizon.
+        """
+        return False
+
+    @property
+    def pretrained_weights(self) -> str | None:
+        """Published weights that a world of the model needs and does not hold, and their licence.
+
+        In words, for the card of the world; None if there are none.
+        """
+        return None
 
     @property
     def selects_by_loss(self) -> bool:

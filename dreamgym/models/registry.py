@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dreamgym.models.cosmos3 import Cosmos3
 from dreamgym.models.diamond import DIAMOND
 from dreamgym.models.dino_wm import DINOWM
 from dreamgym.models.dreamer4 import Dreamer4
@@ -41,6 +42,7 @@ FAMILIES.update(
         "dreamer4": Dreamer4,
         "dino-wm": DINOWM,
         "vjepa2-ac": VJEPA2AC,
+        "cosmos3": Cosmos3,
         "ensemble": Ensemble,
         "pessimistic": Pessimistic,
         "optimistic": Optimistic,

@@ -216,7 +216,7 @@ def _figures(description: Description) -> str:
 
 
 def _again(description: Description) -> str:
-    """Return how to make the world again, and its licence."""
+    """Return how to make the world again, the weights that it needs, and its licence."""
     card = description["provenance"].get("card") or {}
     lines = ["## Make it again", ""]
     if card.get("commands"):
@@ -225,6 +225,9 @@ def _again(description: Description) -> str:
         "Dataset, checksums, seeds, settings and versions of the fit, and all figures, are in "
         "`world.json`."
     )
+    weights = description["provenance"].get("pretrained_weights")
+    if weights:
+        lines += ["", f"Published weights that it needs, which are not in this folder: {weights}"]
     if card.get("licence"):
         lines += ["", f"Licence: {card['licence']}"]
     return "\n".join(lines)

@@ -326,7 +326,8 @@ def _read_world(folder: Path) -> World:
     description = serialization.read_description(folder)
     model = _load_model(folder, description)
     starts = _load_starts(folder, model, description[serialization.NUM_EPISODE_STARTS])
-    _try_a_step(folder, model, starts)
+    if not model.foreign_step:
+        _try_a_step(folder, model, starts)
     env_spec = description["env_spec"]
     return World(
         model=model,

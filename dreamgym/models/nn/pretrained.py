@@ -1,4 +1,4 @@
-"""Frozen vision models of the transformers library: DINOv2, V-JEPA 2, ViT and others.
+"""Frozen, pretrained networks, and those of the transformers library that encode images.
 
 Their weights are not saved with a world: they are large (86 MB to 4 GB), identical for every world,
 and under licences of their own. A world stores the model's name, its exact revision and a
@@ -7,7 +7,7 @@ fingerprint of the weights that it was fitted with; loading it with other weight
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,61 @@ from dreamgym.errors import PretrainedError
 from dreamgym.models.checksum import weights_sha256
 
 
-class FrozenEncoder(nn.Module):
+class Frozen(nn.Module):
+    """Holds pretrained networks that are neither saved nor trained, and the checksum of them.
+
+    Args:
+        frozen: the networks; None on torch's meta device, where a description in a file is compared
+            with its weights before a model is built.
+        resolved: their name with the exact revision, where it is known.
+
+    Attributes:
+        frozen: the networks. They are no registered submodule, so they are not saved, not trained,
+            and never switched to train mode.
+        resolved: see above.
+    """
+
+    frozen: Any
+    fingerprint: Tensor
+
+    def __init__(self, frozen: nn.Module | None, resolved: str) -> None:
+        super().__init__()
+        self.resolved = resolved
+        fingerprint = torch.zeros(32, dtype=torch.uint8)
+        if frozen is not None:
+            fingerprint = torch.tensor(list(weights_sha256(frozen)), dtype=torch.uint8)
+            frozen = frozen.eval().requires_grad_(False)
+        # Assigning it as an attribute would register it as a submodule.
+        self.__dict__["frozen"] = frozen
+        self.register_buffer("fingerprint", fingerprint)
+
+    def _apply(self, function: Any, recurse: bool = True) -> Self:
+        # Moves to another device or dtype have to reach the unregistered networks.
+        if self.frozen is not None:
+            self.frozen._apply(function)
+        super()._apply(function, recurse)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        saved = state_dict.get(f"{prefix}fingerprint")
+        if saved is not None and not torch.equal(saved.cpu(), self.fingerprint.cpu()):
+            error_messages = arguments[-1]
+            error_messages.append(
+                f"the weights of {self.resolved} found here differ from those that this model was "
+                "fitted with; provide the same revision, or fit again"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class FrozenEncoder(Frozen):
     """A frozen, pretrained vision model that encodes images as tokens.
 
     A video model receives a still image: the same frame repeated over one tubelet. There is no way
     to get random weights: what cannot be loaded is an error.
 
-    On torch's meta device, where a description in a file is compared with its weights before a
-    model is built, the model's own config is read and its weights are not.
+    On torch's meta device the model's own config is read and its weights are not.
 
     Args:
         name: "NAME" or "NAME@REVISION" as on the hub, or the path of a folder.
@@ -33,42 +80,22 @@ class FrozenEncoder(nn.Module):
         patch: side in pixels of a patch; 0 if the model's config does not say.
         side: side in pixels of the only images that a video model takes; 0 for any.
         frames: frames in one tubelet of a video model; 0 for an image model.
-        resolved: the name with the exact revision, where it is known.
-        frozen: the model. It is not a registered submodule, so it is not saved, not trained, and
-            never switched to train mode. None on the meta device.
 
     Raises:
         PretrainedError: transformers is not installed, the model cannot be loaded, or it does not
             encode images or videos.
     """
 
-    frozen: Any
-    fingerprint: Tensor
-
     def __init__(self, name: str) -> None:
-        super().__init__()
         described = torch.get_default_device().type == "meta"
         model = None if described else _load("AutoModel", name, use_safetensors=True)
         config = _load("AutoConfig", name) if model is None else model.config
-        self.frames = 0 if model is None else _frames_per_tubelet(name, model)
-        self.resolved = _with_revision(name, config)
+        frames = 0 if model is None else _frames_per_tubelet(name, model)
+        super().__init__(model, _with_revision(name, config))
+        self.frames = frames
         self.width = int(getattr(config, "hidden_size", 0))
         self.patch = int(getattr(config, "patch_size", 0))
         self.side = int(getattr(config, "crop_size", 0))
-        fingerprint = torch.zeros(32, dtype=torch.uint8)
-        if model is not None:
-            fingerprint = torch.tensor(list(weights_sha256(model)), dtype=torch.uint8)
-            model = model.eval().requires_grad_(False)
-        # Assigning it as an attribute would register it as a submodule.
-        self.__dict__["frozen"] = model
-        self.register_buffer("fingerprint", fingerprint)
-
-    def _apply(self, function: Any, recurse: bool = True) -> FrozenEncoder:
-        # Moves to another device or dtype have to reach the unregistered model.
-        if self.frozen is not None:
-            self.frozen._apply(function)
-        super()._apply(function, recurse)
-        return self
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
@@ -83,18 +110,6 @@ class FrozenEncoder(nn.Module):
             output = self.frozen(pixel_values=images)
         tokens: Tensor = output.last_hidden_state
         return tokens
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        saved = state_dict.get(f"{prefix}fingerprint")
-        if saved is not None and not torch.equal(saved.cpu(), self.fingerprint.cpu()):
-            error_messages = arguments[-1]
-            error_messages.append(
-                f"the weights of {self.resolved} found here differ from those that this model was "
-                "fitted with; provide the same revision, or fit again"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def _load(auto: str, name: str, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from dreamgym.models.nn.objective import SIGNS, RewardObjective
 SMALLEST_TWO_HOT_STD = 0.01
 """Rewards with a smaller spread are divided by it before the two-hot encoding, whose bins are 0.17
 apart around zero. Other rewards are encoded as they are, as published."""
+
+NEVER = -30.0
+"""Logit of terminations of a model without a head for them."""
 
 
 class RewardHead(nn.Module):
@@ -76,3 +80,17 @@ class RewardHead(nn.Module):
             return self.two_hot.loss(outputs, reward / self.two_hot_unit)
         target = (reward - self.mean) / self.std if self.units == "standard" else reward
         return (outputs.squeeze(-1) - target).square()
+
+
+@torch.no_grad()
+def silence_heads(reward: RewardHead, termination: nn.Sequential) -> None:
+    """Set rewards to zero and terminations to never, for weights that were published without heads.
+
+    Args:
+        reward: head whose moments are not fitted yet.
+        termination: network with one output, a logit.
+    """
+    for layers, bias in ((reward.net, 0.0), (termination, NEVER)):
+        last = cast(nn.Linear, layers[-1])
+        last.weight.zero_()
+        last.bias.fill_(bias)

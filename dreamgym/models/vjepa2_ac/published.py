@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -22,12 +22,10 @@ from torch import Tensor, nn
 
 from dreamgym._files import local_path
 from dreamgym.errors import PretrainedError
+from dreamgym.models.nn.reward_head import silence_heads
 from dreamgym.models.vjepa2_ac.config import PRESETS, VJEPA2ACConfig
 from dreamgym.models.vjepa2_ac.model import VJEPA2AC
 from dreamgym.models.weights import read_state_dict
-
-NEVER = -30.0
-"""Logit of terminations of a model without a head for them."""
 
 # Replacements that turn names of a `Predictor` into published ones, in this order.
 _NAMES = (
@@ -101,7 +99,7 @@ def load_vjepa2_ac(
                 "and the spaces"
             )
         destination.copy_(value)
-    _disable_heads(model)
+    silence_heads(model.reward, model.termination)
     return model.eval().requires_grad_(False)
 
 
@@ -129,12 +127,3 @@ def _read(file: Path) -> Mapping[str, Any]:
             f"{file} holds a {type(predictor).__name__} as predictor; expected its state dict"
         )
     return {str(name): value for name, value in predictor.items()}
-
-
-@torch.no_grad()
-def _disable_heads(model: VJEPA2AC) -> None:
-    """Set rewards to zero and terminations to never."""
-    for head in (model.reward.net, model.termination):
-        last = cast(nn.Linear, head[-1])
-        last.weight.zero_()
-        last.bias.fill_(NEVER if head is model.termination else 0.0)
