@@ -6,6 +6,10 @@ which has been filtered from eight observations. A family that takes images alon
 of the size that it works at, and with fewer rows. A frozen encoder that cannot be loaded is
 replaced by an untrained one of its published size: a step does not call it, and its patches are as
 many.
+
+Two families are timed at their published sizes, too, in dreams that reset themselves. The products'
+share of a step there is the time that its matrix products and convolutions would take at the rate
+of this core's best product, which runs in turns with it, divided by the time of the step.
 """
 
 from __future__ import annotations
@@ -18,8 +22,11 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import torch
+from support import worlds
+from support.products import gflops, product_calls, work_of
 from support.reporting import Row, at_least, parser, report
 from support.side_by_side import Call, side_by_side
+from support.subjects import OFTEN, a_dream, stepping
 
 from dreamgym._device import computes_bfloat16
 from dreamgym.errors import PretrainedError
@@ -41,6 +48,13 @@ IMAGES = {
 
 PAYS = {"storm": 1.25, "twister": 1.25, "diamond": 1.2}
 """Families whose prepared step has to be so many times as fast as the plain one, at every size."""
+
+PUBLISHED = {"storm": ((1, 64, 1024), 64), "diamond": ((1, 4, 16), 2)}
+"""Families whose published size is timed: the rows, and the steps of which the work is the mean,
+because windows grow and are cut."""
+
+SHARE = 0.5
+"""Share of the products in the step of the most rows."""
 
 
 def main() -> None:
@@ -86,8 +100,28 @@ def main() -> None:
                 ratio = taken["prepared"] / taken["bfloat16"]
                 name = f"{family}: float32 / bfloat16, {count} rows"
                 rows.append(Row(name=name, value=ratio, unit="ratio"))
+        if family in PUBLISHED and not arguments.quick:
+            rows += published(family, turn, turns)
         print(f"{family}: {time.perf_counter() - began:.0f} s", flush=True)
     report(rows, arguments)
+
+
+def published(family: str, turn: float, turns: int) -> list[Row]:
+    """Time dreams of the published size, and measure the products' share of a step."""
+    world, rows = worlds.published(family), []
+    counts, steps = PUBLISHED[family]
+    for count in counts:
+        step = stepping(a_dream(world, count, device="cpu", **OFTEN))
+        work = work_of(lambda step=step: [step() for _ in range(steps)]) / steps
+        products = product_calls()
+        calls = {name: products[name] for name in ("F.linear", "float32")}
+        taken = side_by_side({**calls, "step": step}, turn=turn, turns=turns)
+        rate = 1e9 * gflops(min(taken[name] for name in calls))
+        name = f"{family}, published size, {count} envs"
+        rows.append(Row(name=name, value=count / taken["step"], unit="env-steps/s"))
+        share, bar = work / rate / taken["step"], SHARE if count == counts[-1] else None
+        rows.append(at_least(f"{name}: products' share of the step", share, "share", bar))
+    return rows
 
 
 def built(spec: ModelSpec, box: gym.spaces.Box) -> WorldModel:

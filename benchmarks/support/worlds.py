@@ -67,6 +67,11 @@ def family(name: str) -> World:
     return _world(_built(FAMILIES[name], CAR, FAMILIES[name].config_type()))
 
 
+def published(name: str) -> World:
+    """Return a world of a family's preset of its own name, on 64x64 images."""
+    return _world(_built(FAMILIES[name], _box(4), FAMILIES[name].presets[name]))
+
+
 def state_bytes(world: World) -> int:
     """Return the bytes of one row's state."""
     leaves = world.model.initial(1).values()

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dreamgym._device import seeded
-from dreamgym.data import AnyDataset
+from dreamgym.data import AnyDataset, MixedDataset
 from dreamgym.data.bounds import action_bounds_findings, bounds_findings, covers, widened_space
 from dreamgym.data.images import unread_images
 from dreamgym.data.layout import observation_columns
@@ -120,8 +120,11 @@ def divisible(data: AnyDataset) -> AnyDataset:
     """
     blocks = data.in_blocks()
     if blocks is not data:
+        parts = data.datasets if isinstance(data, MixedDataset) else [data]
+        single = [str(part.path) for part in parts if part.num_episodes == 1]
+        count = blocks.num_episodes - data.num_episodes + len(single)
         warnings.warn(
-            f"{data.path} holds a single episode; it is cut into {blocks.num_episodes} blocks, and "
+            f"{' and '.join(single)} holds a single episode; it is cut into {count} blocks, and "
             "some of them are held out. Dreams start where blocks start, in the middle of the "
             "episode: to see how episodes start, record with max_episode_steps=200 "
             "(--max-episode-steps 200)",

@@ -428,3 +428,7 @@ def test_a_single_episode_is_fitted_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="single episode; it is cut into 10 blocks"):
         world = dreamgym.fit(path, config=config)
     assert world.provenance["dataset_episodes"] == 10
+    several = dreamgym.record("Pendulum-v1", steps=600, out=tmp_path / "several.h5")
+    with pytest.warns(UserWarning, match=rf"^{path} holds a single .* into 10 blocks"):
+        world = dreamgym.fit([(path, 1.0), (several, 1.0)], config=config)
+    assert world.provenance["dataset_episodes"] == 13
