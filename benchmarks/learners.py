@@ -15,8 +15,8 @@ it, below 7 from the next episode's first one, and about 3 where it is taken for
 
 `ppo` also trains in Pendulum's world with single settings changed (part `settings`).
 
-dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies, in turns and with equal
-settings (`PAIRED`): steps a CPU second and real return come from the same trainings.
+dreamgym's own PPO is compared with Stable-Baselines3's at 4,096 copies and with equal settings
+(`PAIRED`): steps a CPU second in brief trainings, in turns, and real returns of whole ones.
 
 What is measured lies in `--work` and is used again, so that a run that was stopped goes on, and the
 same command writes all rows; it needs every library in one environment, with gymnasium 1.2.
@@ -67,6 +67,8 @@ PAIRED = TrainConfig(
 """Settings of the comparison with SB3's PPO: the defaults of both, but for the copies, and for the
 steps of a rollout, which are fewer so that there are as many updates."""
 PAIRED_STEPS = 1_000_000
+TURNS, TURN_STEPS = 9, 4 * 65_536
+"""Brief trainings of each, in turns, and their steps: the speed of a core varies by the minute."""
 
 SETTINGS = {
     "reward_scale=1": TrainConfig(reward_scale=1.0),
@@ -176,17 +178,21 @@ def beside_sb3(seeds: int, work: Path) -> list[Row]:
     """Compare PPO on tensors with SB3's: equal settings, speed and real return."""
     speeds: dict[str, list[float]] = {"ppo": [], "sb3": []}
     returns: dict[str, list[float]] = {"ppo": [], "sb3": []}
+    for turn in range(TURNS):
+        for name, each in speeds.items():
+
+            def measure(name: str = name) -> dict[str, float]:
+                return {"speed": timed_training(name, PAIRED, TURN_STEPS)[1]}
+
+            each.append(kept(work, f"paired-speed-{name}-{turn}", measure)["speed"])
     for seed in range(seeds):
-        for name in speeds:
+        for name, each in returns.items():
 
             def measure(name: str = name, seed: int = seed) -> dict[str, float]:
-                policy, speed = timed_training(name, PAIRED, PAIRED_STEPS, seed)
-                mean = dreamgym.evaluate(policy, TASK, episodes=EPISODES).mean
-                return {"speed": speed, "return": float(mean)}
+                policy = timed_training(name, PAIRED, PAIRED_STEPS, seed)[0]
+                return {"return": dreamgym.evaluate(policy, TASK, episodes=EPISODES).mean}
 
-            figures = kept(work, f"paired-{name}-{seed}", measure)
-            speeds[name].append(figures["speed"])
-            returns[name].append(figures["return"])
+            each.append(kept(work, f"paired-{name}-{seed}", measure)["return"])
     where = (
         f"at {PAIRED.num_envs} copies, rollouts of {PAIRED.n_steps} steps, minibatches of "
         f"{PAIRED.batch_size}"

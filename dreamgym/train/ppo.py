@@ -183,16 +183,16 @@ class PPO:
         """Take the gradient steps of one rollout."""
         settings = self.settings
         advantage, target = self.advantages(rollout)
-        rows = advantage.numel()
-        parts = [
-            part.reshape(rows, *part.shape[2:])
-            for part in (rollout.observation, rollout.action, rollout.log_prob, advantage, target)
-        ]
+        rows, action = advantage.numel(), rollout.action.flatten(0, 1)
+        # Side by side, because to gather a row takes as long as to gather a number.
+        numbers = torch.stack([rollout.log_prob, advantage, target], -1)
+        joined = torch.cat([rollout.observation, numbers], -1).flatten(0, 1)
         for _ in range(settings.n_epochs):
             order = torch.randperm(rows, device=advantage.device, generator=self.generator)
-            shuffled = [part[order].split(settings.batch_size) for part in parts]
-            for batch in zip(*shuffled, strict=True):
-                if len(batch[0]) < settings.batch_size:  # the last one
+            shuffled = (part[order].split(settings.batch_size) for part in (joined, action))
+            for floats, actions in zip(*shuffled, strict=True):
+                batch = floats[:, :-3], actions, *floats[:, -3:].unbind(-1)
+                if len(actions) < settings.batch_size:  # the last one
                     self._gradient_step(*batch)
                     continue
                 if self._step is None:
