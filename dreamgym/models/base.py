@@ -308,9 +308,9 @@ class WorldModel(nn.Module, ABC):
 
     @property
     def foreign_step(self) -> bool:
-        """Whether a step is that of a foreign library, which waits for the host on every device.
+        """Whether a step is that of a foreign library, which syncs with the host on every device.
 
-        Such a step takes seconds, so that waiting does not count. It is neither compiled nor
+        Such a step takes seconds, beside which a sync is nothing. It is neither compiled nor
         captured, and no world takes one while it is fitted, made or loaded: there are no figures of
         its dreams, and no reduced horizon.
         """

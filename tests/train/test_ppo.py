@@ -48,8 +48,8 @@ def learner(world, *, batch_size: int = 42, device: str = "cpu", compile=False, 
     spaces = env.single_observation_space, env.single_action_space
     network = ActorCritic(*spaces, net_arch=(8,), mean=[0.0] * size, std=[1.0] * size)
     network = network.to(device)
-    told = PPOSettings(n_steps=7, batch_size=batch_size, n_epochs=1, **settings)
-    return PPO(env, network, told, seed=0)
+    options = PPOSettings(n_steps=7, batch_size=batch_size, n_epochs=1, **settings)
+    return PPO(env, network, options, seed=0)
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1e3])

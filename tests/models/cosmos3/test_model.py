@@ -93,8 +93,8 @@ def test_a_step_is_the_last_frame_of_the_published_pipeline(steps):
     """With the first frame encoded by hand, and the same start noise behind it."""
     import diffusers
 
-    told = {"prompt": "Move.", "view": "third_person_view", "guidance": 2.0, "flow_shift": 5.0}
-    model = load_cosmos3(FRAMES, BLOCKS, cosmos_config(steps=steps, **told))
+    settings = {"prompt": "Move.", "view": "third_person_view", "guidance": 2.0, "flow_shift": 5.0}
+    model = load_cosmos3(FRAMES, BLOCKS, cosmos_config(steps=steps, **settings))
     pipeline = diffusers.Cosmos3OmniPipeline.from_pretrained(tiny_cosmos.folder())
     pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(
         pipeline.scheduler.config, flow_shift=5.0, use_karras_sigmas=False
@@ -170,7 +170,7 @@ def world_with(model: Cosmos3) -> World:
 def test_compiling_is_refused_with_one_warning(model):
     env = DreamVectorEnv(world_with(model), 2, device="cpu", compile=True, **TENSORS)
     env.reset(seed=0)
-    with pytest.warns(RuntimeWarning, match="cannot be compiled here.*waits for the host"):
+    with pytest.warns(RuntimeWarning, match="cannot be compiled here.*syncs with the host"):
         env.step(random_actions(BLOCKS, 2))
     assert env.stepper.execution == "eager"
 
