@@ -22,10 +22,11 @@ from dreamgym.data import Dataset, FrameSkip, SkippedDataset
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.errors import PretrainedError, WorldError
 from dreamgym.fitting import FitConfig, OptimizerConfig
-from dreamgym.models import Cosmos3, Cosmos3Config, GoalReward, KnownReward
+from dreamgym.models import Cosmos3, Cosmos3Config, GoalReward, KnownReward, ModelSpec
 from dreamgym.models.cosmos3 import load_cosmos3
 from dreamgym.models.nn.distributions import quick_normal
 from dreamgym.models.splitmix import uniforms
+from dreamgym.models.wrappers import EnsembleConfig
 from dreamgym.world.world import World
 from tests import tiny_cosmos
 from tests.small_worlds import (
@@ -36,6 +37,7 @@ from tests.small_worlds import (
     random_actions,
     random_observations,
     small_world,
+    world_of,
 )
 from tests.tiny_cosmos import ACTION, BLOCK, SIDE
 
@@ -241,6 +243,19 @@ def test_a_reward_of_the_user_sees_the_frames_around_a_block(room, model):
 
 def brightness(observation: torch.Tensor) -> torch.Tensor:
     return observation.flatten(1).float().mean(1)
+
+
+@needs_diffusers
+def test_an_ensemble_dreams():
+    member = ModelSpec(family="cosmos3", config=cosmos_config())
+    config = EnsembleConfig(member=member, members=2, elites=2)
+    model = ModelSpec(family="ensemble", config=config).build(FRAMES, BLOCKS)
+    env = DreamVectorEnv(
+        world_of(model.requires_grad_(False)), 2, device="cpu", view="observation", **TENSORS
+    )
+    before, _ = env.reset(seed=0)
+    after, *_ = env.step(random_actions(BLOCKS, 2))
+    assert not torch.equal(after, before)
 
 
 @needs_diffusers
