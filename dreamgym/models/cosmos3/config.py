@@ -86,6 +86,11 @@ class Cosmos3Config:
         check_choice("precision", self.precision, get_args(Precision))
         if not self.fps > 0:
             raise ValueError(f"fps={self.fps}: expected the frames a second of the data, above 0")
+        if self.flow_shift is not None and not self.flow_shift > 0:
+            raise ValueError(
+                f"flow_shift={self.flow_shift}: expected a number above 0, or None for the "
+                "pipeline's own setting"
+            )
         if not self.pipeline:
             raise ValueError(
                 "pipeline='': give the name or the folder of a Cosmos 3 pipeline; there is no "

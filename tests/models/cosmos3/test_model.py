@@ -337,6 +337,7 @@ def test_other_observations_are_refused(space):
         ({"tier": 100}, "100.*expected one of"),
         ({"steps": 0}, "steps=0"),
         ({"fps": 0.0}, "fps=0.0"),
+        ({"flow_shift": 0.0}, "flow_shift=0.0"),
         ({"image_size": (32,)}, r"image_size=\(32,\)"),
         ({"precision": "int4"}, "precision='int4'"),
         ({"pipeline": ""}, "pretrained weights"),
