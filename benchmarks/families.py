@@ -91,11 +91,7 @@ def main() -> None:
             ratio = taken["plain"] / taken["prepared"]
             name = f"{family}: plain / prepared, {count} rows"
             bar = PAYS.get(family)
-            rows.append(
-                Row(name=name, value=ratio, unit="ratio")
-                if bar is None
-                else at_least(name, ratio, "ratio", bar)
-            )
+            rows.append(at_least(name, ratio, "ratio", bar))
             if "bfloat16" in taken:
                 ratio = taken["prepared"] / taken["bfloat16"]
                 name = f"{family}: float32 / bfloat16, {count} rows"

@@ -414,12 +414,27 @@ def table(rows: list[dict], versions: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def by_figure(rows: list[dict]) -> dict[str, list[dict]]:
+    """Return the rows of each figure, which are one, or one for each seed."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row["name"].partition(", seed ")[0], []).append(row)
+    return found
+
+
 def write_docs() -> None:
-    """Replace the tables of docs/train.md by those of all results; the newest row counts."""
+    """Replace the tables of docs/train.md by those of all results.
+
+    The newest rows count. The seeds of a run belong together: none of an older result stays beside
+    newer ones, which may have other settings.
+    """
     files = RESULTS.glob("*/learners.json")
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     results.sort(key=lambda result: result["date"])
-    rows = [*{row["name"]: row for result in results for row in result["rows"]}.values()]
+    newest: dict[str, list[dict]] = {}
+    for result in results:
+        newest |= by_figure(result["rows"])
+    rows = [row for each in newest.values() for row in each]
     versions = {name: each for result in results for name, each in result["versions"].items()}
     tables = {"learners": table(rows, versions), "defaults": defaults_table(rows)}
     text = DOCS.read_text(encoding="utf-8")

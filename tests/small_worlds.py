@@ -189,9 +189,9 @@ def small_vjepa2(action: str, **settings) -> WorldModel:
 
 def cosmos_config(**settings) -> Cosmos3Config:
     """Return a config of a tiny pipeline, which is made at the first call."""
-    told = {"domain": "pusht", "fps": 10.0, "steps": 1, "cells": 2, "hidden": 16}
+    inputs = {"domain": "pusht", "fps": 10.0, "steps": 1, "cells": 2, "hidden": 16}
     here = {"pipeline": tiny_cosmos.folder(), "guardrail": False, "precision": "float32"}
-    return Cosmos3Config(**{**told, **here, **settings})
+    return Cosmos3Config(**{**inputs, **here, **settings})
 
 
 FRAMES = gym.spaces.Box(0, 255, (tiny_cosmos.SIDE, tiny_cosmos.SIDE, 3), np.uint8)

@@ -259,11 +259,16 @@ def test_the_page_on_fitting_lists_every_setting() -> None:
 
 
 def measured(file: str, *, joined: bool = False) -> dict[str, float]:
-    """Return value by name of the newest JSON of a benchmark, or the newest row of each name."""
+    """Return value by name of the newest JSON of a benchmark, or the newest rows of each figure."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"*/{file}")]
     results.sort(key=lambda result: result["date"])
-    kept = results if joined else results[-1:]
-    return {row["name"]: row["value"] for result in kept for row in result["rows"]}
+    newest: dict[str, dict[str, float]] = {}
+    for result in results if joined else results[-1:]:
+        figures: dict[str, dict[str, float]] = {}
+        for row in result["rows"]:
+            figures.setdefault(row["name"].partition(", seed ")[0], {})[row["name"]] = row["value"]
+        newest |= figures
+    return {name: value for figure in newest.values() for name, value in figure.items()}
 
 
 @pytest.mark.parametrize(

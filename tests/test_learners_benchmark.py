@@ -27,3 +27,29 @@ def test_a_figure_that_was_measured_is_not_measured_again(tmp_path: Path) -> Non
     assert row["name"] == "ppo: value at a truncation"
     assert abs(found[0] - 10) < 0.8
     assert found[1] == 9.5
+
+
+def test_seeds_of_older_results_do_not_stay_beside_newer_ones(tmp_path: Path) -> None:
+    write = """
+import json, sys
+from pathlib import Path
+import learners
+learners.RESULTS = Path(sys.argv[1])
+learners.DOCS = learners.RESULTS / "train.md"
+learners.write_docs()
+"""
+    run, cost = "Pendulum-v1, defaults of TRPO (sb3-contrib)", {"value": 7, "unit": "s"}
+    seconds = [{"name": f"{run}: {what}", **cost} for what in ("dream steps", "CPU seconds")]
+    for place, day, seeds, rest in (("x", 2, (0, 1), []), ("y", 1, (0, 1, 2), seconds)):
+        rows = [{"name": f"{run}: real return, seed {k}", "value": 100 * day + k} for k in seeds]
+        (tmp_path / place).mkdir()
+        result = {"date": f"2026-01-0{day}", "versions": {}, "rows": [*rows, *rest]}
+        (tmp_path / place / "learners.json").write_text(json.dumps(result))
+    parts = ("learners", "defaults")
+    page = "".join(f"<!-- {name}:begin -->old<!-- {name}:end -->" for name in parts)
+    (tmp_path / "train.md").write_text(page)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    command = [sys.executable, "-c", write, str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    text = (tmp_path / "train.md").read_text()
+    assert "| TRPO | `sb3-contrib` |  | 200, 201 |  |  |  | 7 | 7 |" in text

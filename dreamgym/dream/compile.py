@@ -159,12 +159,12 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse() -> None:
-    """Say why the step of a foreign library is not compiled.
+    """Raise the reason why the step of a foreign library is not compiled.
 
     Raises:
         RuntimeError: always.
     """
-    raise RuntimeError("its model waits for the host in every step")
+    raise RuntimeError("its model syncs with the host in every step")
 
 
 def _captured(step: Step, device: torch.device, dreams: Dreams, action: Tensor) -> CapturedStep:

@@ -308,11 +308,11 @@ class WorldModel(nn.Module, ABC):
 
     @property
     def foreign_step(self) -> bool:
-        """Whether a step is that of a foreign library, which waits for the host on every device.
+        """Whether a step is that of a foreign library, which syncs with the host on every device.
 
-        Such a step takes seconds, so that waiting does not count. It is neither compiled nor
-        captured, and no world takes one while it is fitted, made or loaded: there are no figures of
-        its dreams, and no reduced horizon.
+        Such a step takes seconds, beside which a sync is nothing. It is neither prepared, compiled
+        nor captured, and no world takes one while it is fitted, made or loaded: there are no
+        figures of its dreams, and no reduced horizon.
         """
         return False
 
@@ -377,7 +377,8 @@ class WorldModel(nn.Module, ABC):
         """
         self.to(device)
         dtype = product_dtype(device.type, dtype)
-        if self.fast_form is not None:
+        # The members of an ensemble may be foreign, whose steps cannot be batched.
+        if self.fast_form is not None and not self.foreign_step:
             return self.fast_form(self, num_envs, dtype)
         if dtype != torch.float32:
             raise ValueError(

@@ -24,6 +24,9 @@ class NeedsWeightsError(NotImplementedError):
     """Raised on torch's meta device by a constructor that computes with values."""
 
 
+_OPEN = {"terminal_reward_low": -math.inf, "terminal_reward_high": math.inf}
+"""Buffers of an MDN-RNN that older worlds lack, with the values that bound nothing."""
+
 _PARTS_PER_TENSOR, _SPARE_PARTS = 16, 256
 _COPIES, _SPARE_ELEMENTS = 4, 1 << 20  # of a tensor that is registered in several places
 
@@ -88,12 +91,23 @@ def in_todays_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [*upgraded]:
         model, found, _ = name.partition("heads.end_bonus.4.weight")
         if found:
-            for end, bound in ("low", -math.inf), ("high", math.inf):
+            for key, bound in _OPEN.items():
                 like = upgraded[name]
-                upgraded.setdefault(
-                    f"{model}terminal_reward_{end}", torch.full((), bound, device=like.device)
-                )
+                upgraded.setdefault(f"{model}{key}", torch.full((), bound, device=like.device))
     return upgraded
+
+
+def without_open_bounds(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without those that `in_todays_layout` adds to an older world's.
+
+    Policies name the world that they were trained in by the checksum of its file.
+    """
+    kept = {}
+    for name, leaf in weights.items():
+        bound = _OPEN.get(name.rpartition(".")[2])
+        if bound is None or float(leaf) != bound:
+            kept[name] = leaf
+    return kept
 
 
 def shape_mismatch(build: Callable[[], nn.Module], shapes: Shapes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from dreamgym._files import local_path
 from dreamgym.data import FrameSkip
 from dreamgym.data.spaces import space_from_json
 from dreamgym.errors import PolicyFileError, file_errors
+from dreamgym.models.weights import without_open_bounds
 from dreamgym.train.actions import environment_actions
 from dreamgym.train.registry import LEARNERS, find_learner, format_owner, learner_of_file
 from dreamgym.world.world import World, as_world
@@ -321,7 +322,7 @@ def _check_world(path: Path, policy: TrainedPolicy, world: World) -> None:
                 f"(of {policy.card.env_id}): pass that world"
             )
     known = policy.card.world_checksum
-    if policy.view == "latent" and known is not None and known != world_checksum(world):
+    if policy.view == "latent" and known is not None and known not in _checksums(world):
         raise PolicyFileError(
             f"the policy in {path} sees the latents of world {policy.card.world!r} with other "
             f"weights than {world.name!r} has (checksum {known[:12]}, not "
@@ -338,10 +339,18 @@ def _interchangeable(own: gym.Space[Any], expected: gym.Space[Any]) -> bool:
 
 def world_checksum(world: World) -> str:
     """Return the SHA-256 of a world's weights, as its `model.safetensors` stores them."""
-    weights = {
-        key: value.detach().cpu().contiguous() for key, value in world.model.state_dict().items()
-    }
-    return hashlib.sha256(save(weights)).hexdigest()
+    return _weights_checksum(world.model.state_dict())
+
+
+def _checksums(world: World) -> tuple[str, str]:
+    """Return the checksums of a world's weights in the layouts of this version and of the last."""
+    weights = world.model.state_dict()
+    return _weights_checksum(weights), _weights_checksum(without_open_bounds(weights))
+
+
+def _weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:
+    stored = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    return hashlib.sha256(save(stored)).hexdigest()
 
 
 def _network_checksum(network: torch.nn.Module) -> str:

@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 import dreamgym
 from dreamgym import FitConfig
+from dreamgym.data import Dataset, DatasetMetadata, FrameSkip, MixedDataset, SkippedDataset
 from dreamgym.errors import CheckpointError
+from dreamgym.fitting.build import build_model
 from dreamgym.models import PETSConfig
+from tests.data.samples import random_episode, write
 
 SHORT = FitConfig(updates=40, evaluate_every=20)
 
@@ -49,6 +53,27 @@ def test_the_normalisers_stay_those_of_the_weights(data, world, tmp_path):
     assert not torch.equal(
         dreamgym.fit(other, config=SHORT).model.vision.std, further.model.vision.std
     )
+
+
+def test_ends_are_bounded_by_those_of_the_training_episodes(tmp_path):
+    """Of every dataset of a mixture, and of whole steps of a frame skip."""
+    spaces = gym.spaces.Box(-9, 9, (3,)), gym.spaces.Discrete(2)
+    metadata = DatasetMetadata(observation_space=spaces[0], action_space=spaces[1])
+    rng, parts = np.random.default_rng(0), []
+    for name, lengths in {"a": (1, 5, 6, 9), "b": (7, 2, 1, 8, 5)}.items():
+        episodes = [
+            random_episode(*spaces, length, rng, terminated=k % 2 == 1, truncated=k % 2 == 0)
+            for k, length in enumerate(lengths)
+        ]
+        dataset = Dataset(write(tmp_path / f"{name}.h5", episodes, metadata))
+        parts.append(SkippedDataset(dataset, FrameSkip(steps=2)))
+    data = MixedDataset([(part, 1.0) for part in parts])
+    for training in (np.array([0, 1, 3, 4, 6]), np.array([1, 5]), np.array([1, 3])):
+        episodes = [data.episode(index) for index in training]
+        ends = [each.rewards[-1] for each in episodes if each.terminated]
+        model = build_model(FitConfig(), "mdn-rnn", 0, data, training)
+        assert model.terminal_reward_low == min(ends, default=-np.inf)
+        assert model.terminal_reward_high == max(ends, default=np.inf)
 
 
 def test_a_checkpoint_of_a_fit_from_other_weights_is_refused(data, world, tmp_path):

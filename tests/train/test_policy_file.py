@@ -13,11 +13,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stable_baselines3 import PPO
 
+from dreamgym._files import sha256
 from dreamgym.models import ModelSpec
 from dreamgym.train import PolicyFileError, TrainConfig, TrainingError, load_policy, train_policy
-from tests.small_worlds import built, small_model
+from tests.small_worlds import built, small_model, small_world
 
 QUICK = TrainConfig(num_envs=16, n_steps=16, batch_size=64)
 
@@ -192,6 +194,27 @@ def test_latents_of_other_weights_are_refused(good, discrete_world, tmp_path):
         card = json.loads(archive.read("dreamgym.json"))
     unknown = json.dumps({**card, "world_checksum": None})
     load_policy(changed(path, tmp_path / "old.zip", dreamgym_DOT_json=unknown), world=other)
+
+
+@pytest.mark.parametrize("kind", ["mdn-rnn", "nested"])
+def test_a_policy_on_the_latents_of_an_older_world_is_accepted(kind, tmp_path):
+    """Worlds had no bounds of the terminations' rewards; they dream as before, and are the same."""
+    world = small_world(kind)
+    path, folder = tmp_path / "latent.zip", world.save(tmp_path / "w")
+    train_policy(world, steps=256, out=path, config=replace(QUICK, view="latent"))
+    older = load_file(folder / "model.safetensors")
+    bounds = [name for name in older if "terminal_reward" in name]
+    assert bounds
+    save_file({name: older[name] for name in older.keys() - bounds}, folder / "model.safetensors")
+    checksum = sha256(folder / "model.safetensors")
+    description = json.loads((folder / "world.json").read_text())
+    size = (folder / "model.safetensors").stat().st_size
+    description["files"]["model.safetensors"] = {"sha256": checksum, "bytes": size}
+    (folder / "world.json").write_text(json.dumps(description))
+    with zipfile.ZipFile(path) as archive:
+        card = json.loads(archive.read("dreamgym.json")) | {"world_checksum": checksum}
+    before = changed(path, tmp_path / "before.zip", dreamgym_DOT_json=json.dumps(card))
+    assert load_policy(before, world=folder).view == "latent"
 
 
 def test_a_foreign_zip_needs_algo_and_env(tmp_path):

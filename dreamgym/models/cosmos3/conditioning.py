@@ -31,7 +31,7 @@ class ConditionedPipeline(Cosmos3OmniPipeline):
         Raises:
             ValueError: the pipeline has shrunk the frames, so the noise does not fit them.
         """
-        # The noise that this draws is overwritten; the global generator must not be asked for it.
+        # The noise that this draws is overwritten; it must not come from the global generator.
         unused = torch.Generator().manual_seed(0)
         prepared = super().prepare_latents(latents=None, generator=unused, **others)
         start: Tensor = prepared[0]

@@ -1,4 +1,4 @@
-"""Settings of Cosmos 3: which published pipeline, and how it is asked."""
+"""Settings of Cosmos 3: which published pipeline, and its inputs."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Cosmos3Objective(RewardObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosmos3Config:
-    """Which pipeline predicts frames, what it is told, and the sizes of the heads beside it.
+    """Which pipeline predicts frames, its inputs, and the sizes of the heads beside it.
 
     The defaults of the sampler are those that diffusers' documentation gives for actions.
 
     Attributes:
         domain: the embodiment whose actions these are, by the pipeline's name for it, such as
             "pusht" (2 numbers an action), "av" (9) or "droid_lerobot" (10).
-        fps: frames a second in the data, which the pipeline is told.
+        fps: frames a second in the data, an input of the pipeline.
         pipeline: the pipeline of the diffusers library: its name on the hub, as "NAME" or
             "NAME@REVISION", or the path of its folder. Its weights are safetensors; they are not
             saved with a world, which keeps the name, the revision that was found, and a checksum.
@@ -86,6 +86,11 @@ class Cosmos3Config:
         check_choice("precision", self.precision, get_args(Precision))
         if not self.fps > 0:
             raise ValueError(f"fps={self.fps}: expected the frames a second of the data, above 0")
+        if self.flow_shift is not None and not self.flow_shift > 0:
+            raise ValueError(
+                f"flow_shift={self.flow_shift}: expected a number above 0, or None for the "
+                "pipeline's own setting"
+            )
         if not self.pipeline:
             raise ValueError(
                 "pipeline='': give the name or the folder of a Cosmos 3 pipeline; there is no "

@@ -39,8 +39,8 @@ class Cosmos3(WorldModel):
     other memory, and its authors have not validated such chains of blocks.
 
     Only the heads of reward and termination are fitted, on real frames. Rows are predicted one
-    after the other, since the pipeline takes one sample at a time. It asks the device for values on
-    its way, so a step is neither compiled nor captured (`foreign_step`).
+    after the other, since the pipeline takes one sample at a time. It syncs with the host, so
+    a step is neither compiled nor captured (`foreign_step`).
 
     State: `frame` (B, 3, height, width) bytes. Features: mean colours over a grid of `cells`.
     Noise: all randomness is in the start noise of the frames. Two uniforms a row make the key of
@@ -51,7 +51,7 @@ class Cosmos3(WorldModel):
         observation_space: a Box of colour images, or a Dict of one.
         action_space: a Box of floats; the raw actions of a block, one after the other, in the units
             of the pipeline's own data.
-        config: the pipeline, and what it is told.
+        config: the pipeline and its inputs, and the sizes of the heads.
 
     Raises:
         TypeError: a space is of another kind, or not of whole blocks.
@@ -162,7 +162,7 @@ class Cosmos3(WorldModel):
         return {self._key: images} if self._key else images
 
     def loss(self, segment: Segment, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses of the heads on real frames; the pipeline is not asked and not fitted.
+        """Return the losses of the heads on real frames; the pipeline is neither run nor fitted.
 
         Rewards have the loss of `RewardHead`, terminations the cross-entropy.
         """

@@ -103,7 +103,7 @@ class FrozenPipeline(Frozen):
     On torch's meta device no weights are read.
 
     Args:
-        config: which pipeline, and what it is told.
+        config: which pipeline, and its inputs.
         described: what its files say.
 
     Raises:

@@ -23,7 +23,7 @@ def load_cosmos3(
     Args:
         observation_space: Box of colour images.
         action_space: Box of the k x D numbers of a block of k actions.
-        config: which pipeline, by name or folder, and what it is told.
+        config: which pipeline, by name or folder, and its inputs.
 
     Returns:
         The model in eval mode.

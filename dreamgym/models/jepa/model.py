@@ -208,6 +208,13 @@ class JEPA(WorldModel):
         return embedding if self.goal_value is None else self.goal_value(embedding)
 
     @property
+    def pretrained_weights(self) -> str | None:
+        """See `WorldModel.pretrained_weights`; those of a pretrained image encoder."""
+        networks = (each.network for each in self.senses.image_encoders.values())
+        encoders = (each for each in networks if isinstance(each, PretrainedEncoder))
+        return next((each.published for each in encoders), None)
+
+    @property
     def selects_by_loss(self) -> bool:
         """See `WorldModel.selects_by_loss`; a goal value is its own target."""
         return self.goal_value is None

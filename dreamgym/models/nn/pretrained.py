@@ -97,6 +97,11 @@ class FrozenEncoder(Frozen):
         self.patch = int(getattr(config, "patch_size", 0))
         self.side = int(getattr(config, "crop_size", 0))
 
+    @property
+    def published(self) -> str:
+        """Name and revision, see `WorldModel.pretrained_weights`; licences are not known here."""
+        return f"{self.resolved} (licence: see the model's card)"
+
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
         """Encode normalised images (B, 3, height, width) as (B, tokens, width), without gradient.

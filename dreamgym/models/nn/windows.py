@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamgym.models.host_sync import host_sync_allowed
-
 
 def at(window: Tensor, place: Tensor) -> Tensor:
     """Return the entries (B, n) of a window (B, context, n) at places (B,)."""
@@ -42,15 +40,7 @@ def push(
     Returns:
         The windows, and their lengths (B,).
     """
-    full = length >= limit
-    if host_sync_allowed(length.device) and not bool(full.any()):  # the usual case
-        index = length.view(-1, 1, 1)
-        added = {
-            key: leaves[key].scatter(1, index.expand(-1, 1, new.shape[-1]), new.unsqueeze(1))
-            for key, new in ((key, new.to(leaves[key].dtype)) for key, new in news.items())
-        }
-        return added, length + 1
-    place = torch.where(full, limit - 1 if slides else limit // 2, length)
+    place = torch.where(length >= limit, limit - 1 if slides else limit // 2, length)
     moved = {}
     for key, new in news.items():
         window = leaves[key]

@@ -150,6 +150,11 @@ class PatchModel(WorldModel):
 
     # ------------------------------------------------------------ filtering and dreaming
 
+    @property
+    def pretrained_weights(self) -> str:
+        """See `WorldModel.pretrained_weights`; those of the encoder."""
+        return self.senses.encoder.published
+
     def set_statistics(self, statistics: Statistics) -> None:
         """See `WorldModel.set_statistics`; the actions of a Box are standardised, or raw."""
         self.senses.set_moments(statistics.observation)

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,10 +22,11 @@ from dreamgym.data import Dataset, FrameSkip, SkippedDataset
 from dreamgym.dream import DreamVectorEnv
 from dreamgym.errors import PretrainedError, WorldError
 from dreamgym.fitting import FitConfig, OptimizerConfig
-from dreamgym.models import Cosmos3, Cosmos3Config, GoalReward, KnownReward
+from dreamgym.models import Cosmos3, Cosmos3Config, GoalReward, KnownReward, ModelSpec
 from dreamgym.models.cosmos3 import load_cosmos3
 from dreamgym.models.nn.distributions import quick_normal
 from dreamgym.models.splitmix import uniforms
+from dreamgym.models.wrappers import EnsembleConfig
 from dreamgym.world.world import World
 from tests import tiny_cosmos
 from tests.small_worlds import (
@@ -35,6 +37,7 @@ from tests.small_worlds import (
     random_actions,
     random_observations,
     small_world,
+    world_of,
 )
 from tests.tiny_cosmos import ACTION, BLOCK, SIDE
 
@@ -92,8 +95,8 @@ def test_a_step_is_the_last_frame_of_the_published_pipeline(steps):
     """With the first frame encoded by hand, and the same start noise behind it."""
     import diffusers
 
-    told = {"prompt": "Move.", "view": "third_person_view", "guidance": 2.0, "flow_shift": 5.0}
-    model = load_cosmos3(FRAMES, BLOCKS, cosmos_config(steps=steps, **told))
+    settings = {"prompt": "Move.", "view": "third_person_view", "guidance": 2.0, "flow_shift": 5.0}
+    model = load_cosmos3(FRAMES, BLOCKS, cosmos_config(steps=steps, **settings))
     pipeline = diffusers.Cosmos3OmniPipeline.from_pretrained(tiny_cosmos.folder())
     pipeline.scheduler = diffusers.UniPCMultistepScheduler.from_config(
         pipeline.scheduler.config, flow_shift=5.0, use_karras_sigmas=False
@@ -169,7 +172,7 @@ def world_with(model: Cosmos3) -> World:
 def test_compiling_is_refused_with_one_warning(model):
     env = DreamVectorEnv(world_with(model), 2, device="cpu", compile=True, **TENSORS)
     env.reset(seed=0)
-    with pytest.warns(RuntimeWarning, match="cannot be compiled here.*waits for the host"):
+    with pytest.warns(RuntimeWarning, match="cannot be compiled here.*syncs with the host"):
         env.step(random_actions(BLOCKS, 2))
     assert env.stepper.execution == "eager"
 
@@ -240,6 +243,19 @@ def test_a_reward_of_the_user_sees_the_frames_around_a_block(room, model):
 
 def brightness(observation: torch.Tensor) -> torch.Tensor:
     return observation.flatten(1).float().mean(1)
+
+
+@needs_diffusers
+def test_an_ensemble_dreams():
+    member = ModelSpec(family="cosmos3", config=cosmos_config())
+    config = EnsembleConfig(member=member, members=2, elites=2)
+    model = ModelSpec(family="ensemble", config=config).build(FRAMES, BLOCKS)
+    env = DreamVectorEnv(
+        world_of(model.requires_grad_(False)), 2, device="cpu", view="observation", **TENSORS
+    )
+    before, _ = env.reset(seed=0)
+    after, *_ = env.step(random_actions(BLOCKS, 2))
+    assert not torch.equal(after, before)
 
 
 @needs_diffusers
@@ -321,6 +337,7 @@ def test_other_observations_are_refused(space):
         ({"tier": 100}, "100.*expected one of"),
         ({"steps": 0}, "steps=0"),
         ({"fps": 0.0}, "fps=0.0"),
+        ({"flow_shift": 0.0}, "flow_shift=0.0"),
         ({"image_size": (32,)}, r"image_size=\(32,\)"),
         ({"precision": "int4"}, "precision='int4'"),
         ({"pipeline": ""}, "pretrained weights"),
@@ -402,8 +419,7 @@ def test_the_licence_is_that_of_the_pipelines_card(card, licence, tmp_path):
 
 @needs_diffusers
 def test_a_guardrail_that_is_not_installed_is_an_error():
-    pytest.importorskip("diffusers")
-    if "cosmos_guardrail" in sys.modules:
+    if find_spec("cosmos_guardrail"):
         pytest.skip("the guardrail is installed")
     with pytest.raises(PretrainedError, match=r"cosmos_guardrail.*guardrail=False"):
         Cosmos3(FRAMES, BLOCKS, cosmos_config(guardrail=True))

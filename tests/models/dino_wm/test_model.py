@@ -252,6 +252,8 @@ def test_images_and_vectors_from_a_fit_to_a_dream(tmp_path):
     world = dreamgym.fit(data, tmp_path / "w", family="dino-wm", config=config)
     assert len(world.model.senses.cache) == 0
     assert {"termination_ece", "action_sensitivity"} <= {*world.quality}
+    needed = f"which are not in this folder: {frozen_encoders.folder('dinov2')} (licence"
+    assert needed in (tmp_path / "w" / "README.md").read_text()
     env = DreamVectorEnv(dreamgym.load(tmp_path / "w"), 2, view="observation", output="numpy")
     env.reset(seed=0)
     observation, *_ = env.step(env.action_space.sample())

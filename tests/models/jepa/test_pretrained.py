@@ -14,7 +14,7 @@ from dreamgym.errors import PretrainedError
 from dreamgym.models.jepa.config import JEPAConfig
 from dreamgym.models.jepa.model import JEPA
 from dreamgym.models.jepa.pretrained import PretrainedEncoder
-from tests.small_worlds import ACTION_SPACES
+from tests.small_worlds import ACTION_SPACES, small_model
 
 SIDE = 28
 IMAGES = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
@@ -85,6 +85,8 @@ def test_the_encoding_is_the_class_token_and_the_mean_of_all_tokens(tmp_path):
 
 def test_weights_are_not_saved_and_other_weights_are_refused(tmp_path):
     folder = a_folder(tmp_path / "dinov2", "dinov2")
+    assert str(a_model(folder).pretrained_weights).startswith(f"{folder} (licence")
+    assert small_model("jepa").pretrained_weights is None
     saved = a_model(folder).state_dict()
     assert [key for key in saved if "network" in key] == ["senses.images.0.network.fingerprint"]
     again = a_model(folder)
