@@ -118,7 +118,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, channels, height, width)."""
-        return super().forward(x.to(self.weight.dtype))
+        # Batched over the members of an ensemble, torch refuses other memory formats.
+        return super().forward(x.to(self.weight.dtype).contiguous())
 
 
 class Residual(nn.Module):

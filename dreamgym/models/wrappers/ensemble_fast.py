@@ -69,4 +69,6 @@ class FastEnsemble(FastForm):
 
         # The fused attention of a CPU cannot be batched over members; written out, it can.
         with sdpa_kernel(SDPBackend.MATH):
-            return vmap(call, in_dims=(0, 1), out_dims=1)(self.weights, state)
+            results = vmap(call, in_dims=(0, 1))(self.weights, state)
+        # `out_dims=1` cannot place what no member changes, such as a frame that was observed.
+        return torch.utils._pytree.tree_map(lambda leaf: leaf.transpose(0, 1), results)

@@ -30,6 +30,7 @@ from tests.small_worlds import (
     built,
     random_actions,
     small_ensemble,
+    small_model,
 )
 
 ROWS = 32
@@ -108,6 +109,22 @@ def test_members_of_every_family_are_one_batched_call_that_compiles_to_one_graph
         torch.testing.assert_close(
             tuple(prediction), tuple(expected_prediction), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("family", ["iris", "delta-iris", "genie", "diamond"])
+def test_members_of_image_families_are_one_batched_call(family):
+    member = small_model(family)
+    config = EnsembleConfig(member=ModelSpec.of(member), members=2, elites=2)
+    spec = ModelSpec(family="ensemble", config=config)
+    torch.manual_seed(0)
+    model = spec.build(member.observation_space, member.action_space).eval().requires_grad_(False)
+    prepared = model.prepare(ROWS, torch.device("cpu"), torch.float32)
+    shape, action = member.observation_space.shape, torch.zeros(ROWS, dtype=torch.int64)
+    seen, noise = torch.randint(0, 256, (ROWS, *shape)).byte(), torch.rand(ROWS, model.noise_dim)
+    states = [each.observe(model.initial(ROWS), action, seen, noise) for each in (model, prepared)]
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-4)
+    expected, got = (each.step(states[0], action, noise)[1] for each in (model, prepared))
+    torch.testing.assert_close(tuple(got), tuple(expected), rtol=1e-3, atol=1e-3)
 
 
 def test_a_step_is_that_of_an_elite_and_the_others_observe_what_it_dreamt():
