@@ -242,6 +242,11 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(box_world, algo, config
         train_policy(box_world, algo=algo, steps=256, config=config)
 
 
+def test_steps_of_a_rollout_are_not_taken_for_those_of_a_target():
+    with pytest.raises(TrainingError, match="n_steps=5 does not apply to DQN"):
+        train_policy("CartPole-MDNRNN-v0", algo="DQN", steps=256, config=TrainConfig(n_steps=5))
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"num_envs": 0}, {"gamma": 1.5}, {"learning_rate": -1.0}, {"threads": 0}, {"horizon": 0}],
