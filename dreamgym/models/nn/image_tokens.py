@@ -118,8 +118,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, channels, height, width)."""
+        x = x.to(self.weight.dtype)
         # Batched over the members of an ensemble, torch refuses other memory formats.
-        return super().forward(x.to(self.weight.dtype).contiguous())
+        return super().forward(x if torch.is_grad_enabled() else x.contiguous())
 
 
 class Residual(nn.Module):

@@ -112,6 +112,7 @@ def test_members_of_every_family_are_one_batched_call_that_compiles_to_one_graph
 
 
 @pytest.mark.parametrize("family", ["iris", "delta-iris", "genie", "diamond"])
+@torch.no_grad()
 def test_members_of_image_families_are_one_batched_call(family):
     member = small_model(family)
     config = EnsembleConfig(member=ModelSpec.of(member), members=2, elites=2)
