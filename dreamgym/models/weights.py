@@ -24,8 +24,8 @@ class NeedsWeightsError(NotImplementedError):
     """Raised on torch's meta device by a constructor that computes with values."""
 
 
-_OPEN = {"terminal_reward_low": -math.inf, "terminal_reward_high": math.inf}
-"""Buffers of an MDN-RNN that older worlds lack, with the values that bound nothing."""
+OPEN_BOUNDS = {"terminal_reward_low": -math.inf, "terminal_reward_high": math.inf}
+"""Bounds of an MDN-RNN's terminal rewards, which older worlds lack, where they bound nothing."""
 
 _PARTS_PER_TENSOR, _SPARE_PARTS = 16, 256
 _COPIES, _SPARE_ELEMENTS = 4, 1 << 20  # of a tensor that is registered in several places
@@ -91,7 +91,7 @@ def in_todays_layout(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [*upgraded]:
         model, found, _ = name.partition("heads.end_bonus.4.weight")
         if found:
-            for key, bound in _OPEN.items():
+            for key, bound in OPEN_BOUNDS.items():
                 like = upgraded[name]
                 upgraded.setdefault(f"{model}{key}", torch.full((), bound, device=like.device))
     return upgraded
@@ -104,7 +104,7 @@ def without_open_bounds(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kept = {}
     for name, leaf in weights.items():
-        bound = _OPEN.get(name.rpartition(".")[2])
+        bound = OPEN_BOUNDS.get(name.rpartition(".")[2])
         if bound is None or float(leaf) != bound:
             kept[name] = leaf
     return kept

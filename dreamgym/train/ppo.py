@@ -38,7 +38,7 @@ __all__ = [
     "unsupported",
 ]
 
-_MINUS_ONE = torch.tensor(-1.0)
+_MINUS_ONE = torch.tensor(-1.0, device="cpu")  # whatever the default device is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -110,14 +111,16 @@ def test_real_transitions_of_a_frame_skip_fill_the_buffer(tmp_path):
 
 def test_dqn_learns_from_both_and_its_file_has_no_data_in_it(cartpole_data, tmp_path):
     config = TrainConfig(real_share=0.1, starts="anywhere", horizon=1, **FEW)
-    policy = train_policy(
-        "CartPole-MDNRNN-v0",
-        algo="DQN",
-        steps=128,
-        config=config,
-        real_data=cartpole_data,
-        out=tmp_path / "policy",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*n_steps")  # not even by default
+        policy = train_policy(
+            "CartPole-MDNRNN-v0",
+            algo="DQN",
+            steps=128,
+            config=config,
+            real_data=cartpole_data,
+            out=tmp_path / "policy",
+        )
     assert policy.card.hyperparameters["real_share"] == 0.1
     with zipfile.ZipFile(tmp_path / "policy.zip") as archive:
         assert archive.getinfo("data").file_size < 60_000
@@ -139,6 +142,7 @@ def test_box_actions_are_stored_as_the_algorithm_scales_them(tmp_path):
     [
         ("PPO", {"real_share": 0.1}, "learns from its own steps only"),
         ("DQN", {"real_share": 0.1, "view": "latent"}, "sees the latent view"),
+        ("DQN", {"real_share": 0.1, "learner": {"n_steps": 5}}, "targets of one step"),
         ("DQN", {}, "give both"),
     ],
 )

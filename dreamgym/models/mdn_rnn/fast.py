@@ -18,6 +18,7 @@ from dreamgym.models.mdn_rnn.config import LOG_SIGMA_MAX
 from dreamgym.models.mdn_rnn.model import MDNRNN, LinearHeads, TransitionHeads
 from dreamgym.models.nn.distributions import is_one, per_row, quick_normal
 from dreamgym.models.nn.packed import Packing
+from dreamgym.models.weights import OPEN_BOUNDS
 
 Layer = tuple[Tensor, Tensor]
 """Weight (out, in) and bias (out,)."""
@@ -44,7 +45,8 @@ class FastMDNRNN(FastForm):
         self.linear_heads = isinstance(model.heads, LinearHeads)
         self.sigma_min, self.sigma_max = math.exp(config.log_sigma_min), math.exp(LOG_SIGMA_MAX)
         self.encode_action, self.vision = model.encode_action, model.vision
-        for name in model.statistics:
+        bounds = () if self.linear_heads else OPEN_BOUNDS
+        for name in ("worst_return", *bounds):
             self.register_buffer(name, getattr(model, name))
         layers = {"mixture": _mixture_layer(model)}
         if config.trunk:

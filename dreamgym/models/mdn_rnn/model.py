@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,6 +28,7 @@ from dreamgym.models.nn.layers import LSTM, Linear, mlp
 from dreamgym.models.observations import Observation
 from dreamgym.models.reduction import masked_mean
 from dreamgym.models.statistics import Statistics
+from dreamgym.models.weights import OPEN_BOUNDS
 
 
 class MDNRNN(WorldModel):
@@ -90,11 +90,11 @@ class MDNRNN(WorldModel):
             if config.head
             else LinearHeads(config.hidden)
         )
-        statistics = {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}
+        measured = {"reward_mean": 0.0, "reward_std": 1.0, "worst_return": 0.0}
         if config.head:
-            statistics |= {"terminal_reward_low": -math.inf, "terminal_reward_high": math.inf}
-        self.statistics = tuple(statistics)
-        for name, value in statistics.items():
+            measured |= OPEN_BOUNDS
+        self.measured = tuple(measured)  # names of what `Statistics` gives
+        for name, value in measured.items():
             self.register_buffer(name, torch.tensor(value))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -103,7 +103,7 @@ class MDNRNN(WorldModel):
         self.vision.set_statistics(statistics)
         if statistics.action is not None:
             self.encode_action.fit(statistics.action)
-        for name in self.statistics:
+        for name in self.measured:
             getattr(self, name).copy_(getattr(statistics, name))
 
     @property

@@ -158,20 +158,30 @@ def settings_for(name: str, config: TrainConfig) -> dict[str, Any]:
     Raises:
         TrainingError: the config has a setting that the algorithm does not have.
     """
-    settings = dict(ALGORITHMS[name].settings)
+    algorithm = ALGORITHMS[name]
+    settings = dict(algorithm.settings)
+    if config.real_share and not algorithm.on_policy:
+        if config.learner.get("n_steps", 1) > 1:
+            raise TrainingError(
+                f"real_share={config.real_share} needs targets of one step, and learner has "
+                f"n_steps={config.learner['n_steps']}; leave one of them out"
+            )
+        settings.pop("n_steps", None)
+    fields = [key for key in _SETTINGS if key in settings]
+    if "n_steps" in fields and not algorithm.on_policy:
+        fields.remove("n_steps")  # the steps of a target; the config's are those of a rollout
     for key in _SETTINGS:
         value = getattr(config, key)
         if value is None:
             continue
-        # The field means the steps of a rollout, and not those of a target.
-        if key not in settings or (key == "n_steps" and not ALGORITHMS[name].on_policy):
+        if key not in fields:
             raise TrainingError(
-                f"{key}={value} does not apply to {name}; its settings are "
-                f"{', '.join(sorted(settings))} (others go into TrainConfig(learner={{...}}))"
+                f"{key}={value} does not apply to {name}, and these do: {', '.join(fields)} "
+                "(what else it takes goes into TrainConfig(learner={...}))"
             )
         settings[key] = value
-    if ALGORITHMS[name].on_policy and "batch_size" in settings and config.batch_size is None:
-        rollout = (config.num_envs or ALGORITHMS[name].num_envs) * settings["n_steps"]
+    if algorithm.on_policy and "batch_size" in settings and config.batch_size is None:
+        rollout = (config.num_envs or algorithm.num_envs) * settings["n_steps"]
         settings["batch_size"] = min(settings["batch_size"], rollout)
     return {**settings, **config.learner}
 
