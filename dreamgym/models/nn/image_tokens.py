@@ -119,7 +119,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, channels, height, width)."""
         x = x.to(self.weight.dtype)
-        # Batched over the members of an ensemble, torch refuses other memory formats.
+        # In dreams of ensembles, which are batched over members, torch takes no other memory format.
         return super().forward(x if torch.is_grad_enabled() else x.contiguous())
 
 
