@@ -119,7 +119,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, channels, height, width)."""
         x = x.to(self.weight.dtype)
-        # In dreams of ensembles, which are batched over members, torch takes no other memory format.
+        # Batched over members, as dreams of ensembles are, torch takes no other memory format.
         return super().forward(x if torch.is_grad_enabled() else x.contiguous())
 
 
