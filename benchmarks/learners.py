@@ -82,6 +82,8 @@ SOLVED = {
     "Acrobot-v1": -100.0,
     "MountainCar-v0": -110.0,
     "MountainCarContinuous-v0": 90.0,
+    "LunarLander-v3": 200.0,
+    "InvertedPendulum-v5": 1000.0,
 }
 """Mean real return from which on a shipped task is solved."""
 

@@ -18,7 +18,7 @@ from dreamgym.train.scales import measure_scales
 from dreamgym.train.training import TrainingRun
 
 NUM_ENVS = 256
-STEPS = 400_000
+STEPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

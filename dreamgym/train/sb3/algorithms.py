@@ -32,6 +32,7 @@ class Algorithm:
         settings: keyword arguments of the class. Settings of `TrainConfig` that are missing here do
             not apply to the algorithm.
         network: keyword arguments of its network beside `net_arch`.
+        anneal: whether the learning rate falls linearly to zero by the end of a training.
     """
 
     learner: type[BaseAlgorithm]
@@ -40,6 +41,7 @@ class Algorithm:
     action_space: type[gym.Space[Any]] | None = None
     settings: Mapping[str, Any]
     network: Mapping[str, Any] = field(default_factory=dict)
+    anneal: bool = False
 
     @property
     def on_policy(self) -> bool:
@@ -60,7 +62,7 @@ _OFF_POLICY: dict[str, Any] = {
 ALGORITHMS: dict[str, Algorithm] = {
     "PPO": Algorithm(
         learner=PPO,
-        steps=400_000,
+        steps=1_000_000,
         num_envs=256,
         settings={
             "n_steps": 64,

@@ -6,6 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor, nn
 
 from dreamgym.errors import TrainingError
@@ -60,7 +61,7 @@ def train(run: TrainingRun) -> tuple[TrainedPolicy, bool]:
     dream = run.make_dream(num_envs)
     env = SB3VecEnv(dream, reward_scale=run.config.reward_scale or reward_scale)
     try:
-        learner = _make_learner(run, env, network, settings)
+        learner = _make_learner(run, env, network, settings, steps)
         every = rollout if algorithm.on_policy else steps // _CURVE_POINTS
 
         def policy_so_far() -> TrainedPolicy:
@@ -106,8 +107,9 @@ def _forget_last_batch(network: nn.Module) -> None:
 
 
 def _make_learner(
-    run: TrainingRun, env: SB3VecEnv, network: dict[str, Any], settings: dict[str, Any]
+    run: TrainingRun, env: SB3VecEnv, network: dict[str, Any], settings: dict[str, Any], steps: int
 ) -> BaseAlgorithm:
+    algorithm = find_algorithm(run.algo)
     if run.real_data is not None:
         settings = {
             **settings,
@@ -118,7 +120,11 @@ def _make_learner(
             },
         }
     try:
-        learner = find_algorithm(run.algo).learner(
+        if algorithm.anneal:  # a run that was stopped goes on from where its rate had fallen to
+            share = min(1.0, steps / (run.steps or algorithm.steps))
+            rate = LinearSchedule(share * settings["learning_rate"], 0.0, 1.0)
+            settings = {**settings, "learning_rate": rate}
+        learner = algorithm.learner(
             "MlpPolicy",
             env,
             seed=run.seed,
