@@ -47,7 +47,8 @@ ALGORITHMS.update(
             action_space=gym.spaces.Discrete,
             # A target network every 150 gradient steps: with DQN's 500, values are too slow to
             # spread in half as many steps.
-            settings={**_DQN.settings, "gamma": 0.98, "n_steps": 1, "target_update_interval": 300},
+            settings={**_DQN.settings, "target_update_interval": 300},
+            anneal=True,
             network={"n_quantiles": 25},  # as TQC has; the loss is over all pairs of them
         ),
         "TRPO": Algorithm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,19 @@ def test_a_training_is_resumed_after_ctrl_c(box_world, discrete_world, tmp_path,
     assert policy.card.policy == before.card.policy
     again = train_policy(world, resume=True, **arguments)
     assert again.name == policy.name, "a finished training is not repeated"
+
+
+def test_a_rate_that_falls_to_zero_goes_on_from_where_it_had_fallen_to(discrete_world, tmp_path):
+    config = replace(config_of("DQN"), learning_rate=1e-3)
+    arguments = {"algo": "DQN", "steps": 64, "out": tmp_path / "p", "config": config}
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train_policy(discrete_world, progress=stop_at(32), **arguments)
+    done = load_policy(stopped.value.path).card.steps
+    policy = train_policy(discrete_world, resume=True, **arguments)
+    rate = policy.algorithm.lr_schedule
+    assert rate(1.0) == pytest.approx(1e-3 * (1 - done / 64))
+    assert rate(0.0) == 0.0
+    assert policy.card.hyperparameters["learning_rate"] == 1e-3
 
 
 @pytest.mark.parametrize("learner", LEARNERS_OF_PPO)

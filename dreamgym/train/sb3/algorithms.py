@@ -113,6 +113,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "target_update_interval": 1000,
             "exploration_fraction": 0.2,
         },
+        anneal=True,
     ),
 }
 
