@@ -109,6 +109,19 @@ class CodeDiagnostic(NamedTuple):
     remedy: str
     effect: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        codes: Tensor,
+        count: int,
+        min_perplexity: float,
+        remedy: str,
+        effect: Tensor | None = None,
+    ) -> CodeDiagnostic:
+        """Return the diagnostic of codes (...) below `count`; see the attributes."""
+        used = torch.bincount(codes.flatten(), minlength=count).float()
+        return cls(used / used.sum().clamp(min=1), min_perplexity, remedy, effect)
+
     @property
     def perplexity(self) -> Tensor:
         """Exponential of the entropy of the shares (): K if all are equal, 1 for a single code."""

@@ -27,7 +27,12 @@ from dreamgym.models.nn.block_causal import BlockCausalModel, Keys
 from dreamgym.models.nn.conv import Pixels
 from dreamgym.models.nn.distributions import categorical, per_row
 from dreamgym.models.nn.encoding_cache import EncodingCache
-from dreamgym.models.nn.image_tokens import Tokeniser, autoencoder_terms, frame_tokens
+from dreamgym.models.nn.image_tokens import (
+    Tokeniser,
+    autoencoder_terms,
+    frame_tokens,
+    token_use,
+)
 from dreamgym.models.nn.layers import at_least_float32, mlp
 from dreamgym.models.nn.quantisers import quantise
 from dreamgym.models.nn.reward_head import RewardHead
@@ -43,9 +48,6 @@ EFFECT_STEPS = 4
 
 SMALLEST_ERROR = (0.5 / BYTE) ** 2 / 3
 """Mean squared error of rounding to bytes, with pixels in [0, 1]: no PSNR is higher."""
-
-DISTINCT_TOKENS = 1.05
-"""Perplexity of the tokens below which all frames look the same."""
 
 DISTINCT_ACTIONS = 1.2
 """Perplexity of the latent actions below which one of them stands for nearly all changes."""
@@ -517,16 +519,11 @@ class Genie(BlockCausalModel):
         tokens = self._encode(get_part(segment.observation, self.key))
         observed = F.pad(segment.mask, (1, 0), value=True)
         inferred = self._infer(tokens, segment.mask)
-        count = self.latent_actions.count
-        longer = "fit for longer (updates), or with more tokeniser_updates"
         codes = {
-            "tokens": CodeDiagnostic(
-                shares(tokens[observed], self.tokeniser.quantiser.count),
-                DISTINCT_TOKENS,
-                longer,
-            ),
-            "latent_actions": CodeDiagnostic(
-                shares(inferred[segment.mask], count),
+            "tokens": token_use(self.tokeniser.quantiser, tokens[observed]),
+            "latent_actions": CodeDiagnostic.of(
+                inferred[segment.mask],
+                self.latent_actions.count,
                 DISTINCT_ACTIONS,
                 "fit with more action_updates, with fewer latent actions, or on data in which more "
                 "happens from frame to frame",
@@ -586,12 +583,6 @@ def push(state: State, tokens: Tensor, latents: Tensor, actions: Tensor, h: Tens
     }
     length = (state["length"] + 1).clamp(max=state["tokens"].shape[1])
     return {**pushed, "length": length, "h": h}
-
-
-def shares(codes: Tensor, count: int) -> Tensor:
-    """Return the share (count,) of each code among codes (N,) of any shape."""
-    used = torch.bincount(codes.flatten(), minlength=count).float()
-    return used / used.sum().clamp(min=1)
 
 
 def as_bytes(tokens: Tensor) -> Tensor:

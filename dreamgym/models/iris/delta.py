@@ -185,6 +185,11 @@ class DeltaIRIS(TokenModel):
             segment, (outputs[:, :, 1], outputs[:, :, 1 : 1 + count]), tokens
         )
 
+    def _held_out_tokens(self, segment: Segment) -> Tensor:
+        frames = self._frames(get_part(segment.observation, self.key))
+        actions = self._encode_action(segment.action)
+        return self._encode(frames, actions, cached=False)[segment.mask]
+
     @torch.no_grad()
     def _encode(self, frames: Tensor, actions: Tensor, *, cached: bool) -> Tensor:
         """Return the tokens (B, L, tokens) int64 of the changes between frames.

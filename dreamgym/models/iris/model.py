@@ -152,6 +152,10 @@ class IRIS(TokenModel):
         of = outputs[:, :, 0], outputs[:, :, :count]
         return self._prediction_terms(segment, of, tokens[:, 1:])
 
+    def _held_out_tokens(self, segment: Segment) -> Tensor:
+        tokens = self._encode(get_part(segment.observation, self.key))
+        return tokens[F.pad(segment.mask, (1, 0), value=True)]
+
     def _encode(self, frames: Tensor, *, cached: bool = False) -> Tensor:
         """Return the tokens (..., tokens) int64 of frames (..., *box.shape) of bytes.
 

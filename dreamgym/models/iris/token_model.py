@@ -11,14 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamgym.models.base import Prediction, Segment, State, Temperature, WorldModel
+from dreamgym.models.base import (
+    LatentDiagnostics,
+    Prediction,
+    Segment,
+    State,
+    Temperature,
+    WorldModel,
+)
 from dreamgym.models.iris.config import TokenObjective, TransformerConfig
 from dreamgym.models.iris.delta_vision import DeltaTokeniser
 from dreamgym.models.iris.transformer import TokenTransformer, draw_tokens, start
 from dreamgym.models.nn.actions import ActionEncoder
 from dreamgym.models.nn.conv import Pixels
 from dreamgym.models.nn.encoding_cache import EncodingCache
-from dreamgym.models.nn.image_tokens import Tokeniser, autoencoder_terms
+from dreamgym.models.nn.image_tokens import Tokeniser, autoencoder_terms, token_use
 from dreamgym.models.nn.quantisers import Quantised, quantise
 from dreamgym.models.nn.windows import put
 from dreamgym.models.observations import Observation, join_parts, only_part
@@ -181,6 +188,15 @@ class TokenModel(WorldModel):
             segment: B segments of L transitions.
             cached: whether the tokeniser is frozen, so that tokens can be kept.
         """
+
+    @abstractmethod
+    def _held_out_tokens(self, segment: Segment) -> Tensor:
+        """Return the tokens (N, tokens) of what a segment shows; padding is left out."""
+
+    def diagnostics(self, segment: Segment, noise: Tensor) -> LatentDiagnostics:
+        """See `WorldModel.diagnostics`: how the codes of tokens are used."""
+        tokens = self._held_out_tokens(segment)
+        return LatentDiagnostics({}, {}, {"": token_use(self.tokeniser.quantiser, tokens)})
 
     def _quantise(self, latents: Tensor) -> Quantised:
         """Return latents (N, tokens, width) as codes; a moving codebook follows them in a fit."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamgym._settings import check_at_least
+from dreamgym.models.base import CodeDiagnostic
 from dreamgym.models.nn.conv import Double, Pixels, apply_in_pieces
 from dreamgym.models.nn.encoding_cache import EncodingCache
 from dreamgym.models.nn.layers import at_least_float32
@@ -26,6 +27,9 @@ from dreamgym.models.nn.quantisers import (
     quantiser,
 )
 from dreamgym.models.reduction import masked_mean
+
+DISTINCT_TOKENS = 1.05
+"""Perplexity of the tokens below which all frames look the same."""
 
 GROUPS = 32
 """Groups of a group norm, or fewer if the channels cannot be divided into so many."""
@@ -288,6 +292,12 @@ def autoencoder_terms(
 
 
 @torch.no_grad()
+def token_use(quantiser: Quantiser, tokens: Tensor) -> CodeDiagnostic:
+    """Return how tokens (...) use the codes of their quantiser."""
+    remedy = "fit for longer (updates), or with more tokeniser_updates"
+    return CodeDiagnostic.of(tokens, quantiser.count, DISTINCT_TOKENS, remedy)
+
+
 def frame_tokens(
     tokeniser: Tokeniser, pixels: Pixels, frames: Tensor, cache: EncodingCache | None = None
 ) -> Tensor:

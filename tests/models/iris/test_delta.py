@@ -245,6 +245,7 @@ def test_a_fit_learns_frames_actions_and_rewards(tmp_path):
     assert error["rmse"] < 0.6 * error["repeat_last"]
     assert quality["action_sensitivity"] > 1.3
     assert quality["reward_rmse"] < 0.5 * quality["reward_spread"]
+    assert 1.5 < quality["code_perplexity"] < 16, "of the 16 codes"
 
 
 @pytest.mark.parametrize(
