@@ -7,7 +7,8 @@ Every learner of the table that is installed trains by PPO in the Pendulum world
 - to the end with its own defaults, once a seed; the policy is measured in 100 real episodes.
 
 Every algorithm trains with its defaults in the worlds of vectors that ship (part `defaults`); PPO's
-trainings in Pendulum's are those above.
+trainings in Pendulum's are those above (part `returns`). LunarLander and InvertedPendulum need
+`box2d` and `mujoco`.
 
 PPO of every learner also trains in a world whose values are known (part `truncation`): the value of
 an observation at which every episode is truncated is 10 where the truncation is bootstrapped from
@@ -430,7 +431,7 @@ def write_docs() -> None:
     The newest rows count. The seeds of a run belong together: none of an older result stays beside
     newer ones, which may have other settings.
     """
-    files = RESULTS.glob("*/learners.json")
+    files = RESULTS.glob("*/learners*.json")
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     results.sort(key=lambda result: result["date"])
     newest: dict[str, list[dict]] = {}
@@ -463,8 +464,10 @@ def main(arguments: argparse.Namespace) -> None:
             rows += beside_sb3(arguments.seeds, work)
         if "truncation" in arguments.parts:
             rows += truncation(names, work)
-        if "libraries" in arguments.parts:
-            rows += speeds(names, COUNTS, work) + real_returns(names, arguments.seeds, work)
+        if "speeds" in arguments.parts:
+            rows += speeds(names, COUNTS, work)
+        if "returns" in arguments.parts:
+            rows += real_returns(names, arguments.seeds, work)
         if "defaults" in arguments.parts:
             rows += defaults(
                 arguments.learners, arguments.seeds, work, done_only=arguments.done_only
@@ -477,7 +480,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=installed())
-    parts = ("libraries", "sb3", "truncation", "defaults", "settings")
+    parts = ("speeds", "returns", "sb3", "truncation", "defaults", "settings")
     options.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--work", type=Path, help="folder in which figures are kept")
