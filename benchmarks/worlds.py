@@ -44,23 +44,24 @@ def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]
         made.recipe.get("train", {})["steps"] = QUICK["steps"]
     returns, bar = made.returns(), made.recipe.get("bar")
     rows: list[Row] = []
+    unit = "% of goals" if "measure" in returns else "return"
     for each in returns["policies"]:
-        what = f"{name}, {each['name']}: real return"
+        what = f"{name}, {each['name']}: {returns.get('measure', 'real return')}"
         low, high = each["interval"]
         judged = bar is not None and not quick
         rows += [
-            at_least(what, each["real"], "return", bar)
+            at_least(what, each["real"], unit, bar)
             if judged
-            else Row(name=what, value=each["real"], unit="return"),
-            Row(name=f"{what}, low end of its 95% interval", value=low, unit="return"),
-            Row(name=f"{what}, high end of its 95% interval", value=high, unit="return"),
+            else Row(name=what, value=each["real"], unit=unit),
+            Row(name=f"{what}, low end of its 95% interval", value=low, unit=unit),
+            Row(name=f"{what}, high end of its 95% interval", value=high, unit=unit),
         ]
     (random,) = [each for each in returns["baselines"] if each["name"] == "random"]
-    rows.append(Row(name=f"{name}: random", value=random["real"], unit="return"))
+    rows.append(Row(name=f"{name}: random", value=random["real"], unit=unit))
     if not quick:
         (record,) = [each for each in dreamgym.worlds() if each.name == name]
-        rows.append(Row(name=f"{name}: mean on the card", value=record.real_return, unit="return"))
-        rows.append(Row(name=f"{name}: mean here", value=returns["mean"], unit="return"))
+        rows.append(Row(name=f"{name}: mean on the card", value=record.real_return, unit=unit))
+        rows.append(Row(name=f"{name}: mean here", value=returns["mean"], unit=unit))
     return rows
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dreamgym._lazy import lazy_names
 from dreamgym.dream.registration import register_worlds
+from dreamgym.envs import register_envs
 from dreamgym.train import registry as _registry  # noqa: F401 - tells whose agents it knows
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ __all__ = [
 ]
 __getattr__ = lazy_names(__name__, _NAMES_OF)
 
+register_envs()
 register_worlds()
 
 

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -26,13 +27,15 @@ import dreamgym
 from dreamgym._files import atomic_file, json_text
 from dreamgym.cli.output import progress_bar
 from dreamgym.data import Dataset, FrameSkip, with_frame_skip
-from dreamgym.models import Decodes
+from dreamgym.models import Decodes, GoalReward
 from dreamgym.models.base import as_tensors
 from dreamgym.models.observations import get_part, observation_boxes
 from dreamgym.models.spec import config_from_json, family_class
 from dreamgym.train import find_learner, load_policy, train_policy
-from dreamgym.train.planners import PlannedPolicy
+from dreamgym.train.cloning import clone_policy
+from dreamgym.train.planners import PLANNERS, PlannedPolicy
 from dreamgym.train.policy import world_checksum
+from dreamgym.transfer import LatentObservation
 from dreamgym.transfer.intervals import mean_interval
 from dreamgym.trust import RankingConfig, report
 from dreamgym.trust.picture import card_picture
@@ -159,7 +162,7 @@ class Maker:
         """Return the policy of a seed: trained in the world, or planning in it."""
         plan = self.recipe.get("plan")
         if plan:
-            return PlannedPolicy(self.world, plan["planner"])
+            return self._planned(plan)
         train = self.recipe["train"]
         learner = find_learner(train["algo"], train.get("learner"))
         made = {key: value for key, value in train.items() if key != "seeds"}
@@ -192,6 +195,8 @@ class Maker:
         seed = (plan or self.recipe["train"])["seeds"][number]
         made = [self.recipe.get("train"), plan, recipe, CARD_SEED]
         path = self.kept / f"transfer-{seed}-{_digest(made)}.json"
+        if not path.exists() and plan and plan.get("goals"):
+            _write(path, self._goals_reached(seed, recipe, beside=number == 0))
         if not path.exists():
             with progress_bar(f"evaluate {self.name}, seed {seed}") as bar:
                 result = dreamgym.transfer_policy(
@@ -207,6 +212,59 @@ class Maker:
             _write(path, {**result.as_dict(), "real_returns": result.real.returns.tolist()})
         return _read(path)
 
+    def _planned(self, plan: dict[str, Any]) -> PlannedPolicy:
+        world, planner = self.world, plan["planner"]
+        if "config" in plan:
+            planner = config_from_json(PLANNERS[planner].config_type, plan["config"], planner)
+        if plan.get("goals"):
+            space = world.observation_space
+            blank = np.zeros(space.shape, space.dtype)  # until the episode gives its own goal
+            world = world.with_model(GoalReward(world.model, blank))
+        return PlannedPolicy(world, planner)
+
+    def _goals_reached(self, seed: int, recipe: dict[str, Any], *, beside: bool) -> dict[str, Any]:
+        """Return the share of goals that the plan reaches, in percent, in place of returns.
+
+        An episode's seed draws its start and its goal. Episodes that begin at the goal are left
+        out.
+        """
+        policies = {"plan": self.policy(seed)}
+        if beside:
+            policies["random"] = "random"
+            if recipe["cloning"]:
+                policies["behaviour cloning"] = clone_policy(self.world, self.data)
+        shares, intervals, left_out = {}, {}, 0
+        for name, policy in policies.items():
+            with progress_bar(f"evaluate {name} in {self.name}, seed {seed}") as bar:
+                result = dreamgym.evaluate(
+                    policy,
+                    lambda latent=getattr(policy, "view", "") == "latent": self._real(latent),
+                    episodes=recipe["episodes"],
+                    seed=CARD_SEED + 1000 * seed,
+                    max_episode_steps=recipe["max_episode_steps"],
+                    progress=bar,
+                )
+            left_out = int(result.at_goal.sum())
+            shares[name] = 100.0 * result.success[~result.at_goal]
+            intervals[name] = list(mean_interval(shares[name]))
+        return {
+            "episodes": recipe["episodes"],
+            "left_out": left_out,
+            "real_returns": shares["plan"].tolist(),
+            "real_return_mean": shares["plan"].mean(),
+            "real_return_interval": intervals["plan"],
+            "dream_return_mean": None,
+            "baselines": {
+                name: {"return_mean": share.mean(), "return_interval": intervals[name]}
+                for name, share in shares.items()
+                if name != "plan"
+            },
+        }
+
+    def _real(self, latent: bool) -> gym.Env:
+        env = self.world.real_env()
+        return LatentObservation(env, self.world) if latent else env
+
     def returns(self) -> dict[str, Any]:
         """Return what the card says of the real returns; see `dreamgym.world.annotate`."""
         names = self.policies()
@@ -215,6 +273,7 @@ class Maker:
         train = self.recipe.get("train", {})
         return {
             "how": self._how(),
+            **self._measure(results),
             "episodes": results[0]["episodes"],
             "temperature": train.get("config", {}).get("temperature", 1.0),
             "policies": [
@@ -234,6 +293,11 @@ class Maker:
             "interval": list(mean_interval(every)),
             "bar": self.recipe.get("bar"),
         }
+
+    def _measure(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what is measured, where it is no return."""
+        left_out = [each["left_out"] for each in results if "left_out" in each]
+        return {"measure": "goals reached (%)", "left_out": sum(left_out)} if left_out else {}
 
     def _how(self) -> str:
         plan = self.recipe.get("plan")
@@ -353,7 +417,7 @@ def main() -> None:
         print("\n".join(made.report()["summary"]["findings"]))
     if last >= STAGES.index("train"):
         for each in made.returns()["policies"]:
-            print(f"{each['name']}: real {each['real']:.1f}, dream {each['dream']:.1f}")
+            print(f"{each['name']}: real {each['real']:.1f}, dream {each['dream']}")
     if last >= STAGES.index("card"):
         made.card()
         print(made.out / "README.md")

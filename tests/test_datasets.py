@@ -26,9 +26,12 @@ RECORDED = [
     if all(part["make"] == "record" for part in recipe["parts"]) and "extra" not in recipe
 ]
 """Those that are made in seconds and the same on every machine."""
+IMAGES = ("two-room-held",)
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * (each in IMAGES)) for each in RECORDED]
+)
 def test_a_recipe_makes_its_dataset_bit_for_bit(name, tmp_path):
     assert make.make(name, tmp_path / "data.h5")
     assert list(tmp_path.iterdir()) == [tmp_path / "data.h5"]

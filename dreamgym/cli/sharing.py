@@ -17,7 +17,8 @@ def worlds(json_file: JsonFile = None) -> None:
     """List the worlds that ship with dreamgym, and what policies trained in them reach.
 
     Every verb that takes a world takes these names. The real return is the mean of policies that
-    were trained (or planned) only in the world, one for each seed; --json has each of them.
+    were trained (or planned) only in the world, one for each seed; --json has each of them. Of
+    a world for goals it is the share of them that plans reach.
 
     Example: [bold]dreamgym worlds --json worlds.json[/]
     """
@@ -32,6 +33,7 @@ def _row(world: ShippedWorld) -> list[str]:
     if world.real_return is not None and world.real_interval is not None:
         low, high = map(_figure, world.real_interval)
         measured = f"{_figure(world.real_return)} [{low}, {high}]"
+        measured += "% of goals" if "goals" in world.measure else ""
     return [
         world.name,
         f"{world.env_id}, {world.family}, {world.observations}",

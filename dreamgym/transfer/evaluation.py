@@ -41,6 +41,9 @@ SUCCESS_KEYS = ("is_success", "success")
 AT_GOAL = "at_goal"
 """Key of a reset's info: whether the episode begins at the goal."""
 
+GOAL = "goal_observation"
+"""Key of a reset's info: the observation that the episode is to reach."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -258,7 +261,8 @@ def evaluate(  # noqa: PLR0913 - what to run is six of them
     Args:
         policy: a name such as "random", a function from one observation to one action, an object
             with `predict` (a `TrainedPolicy`, a Stable-Baselines3 model), or a `Policy`; see
-            `dreamgym.data.policies.make_policy`.
+            `dreamgym.data.policies.make_policy`. A policy with `set_goals` (a `PlannedPolicy`) is
+            given the goal of each episode, where the info of the reset has a `goal_observation`.
         env: an id, an `EnvSpec` or its JSON, or a callable that makes a `gym.Env`.
         episodes: number of episodes; each runs to its termination or truncation.
         seed: episode k is reset with `seed + k`, independent of the episodes beside it.
@@ -391,6 +395,7 @@ def _run(
     for row, env in enumerate(envs):
         observations[row], info = env.reset(seed=plan.seed + row)
         at_goal[row] = _begins_at_goal(info)
+        _give_goal(policy, row, info)
     started, finished, steps = len(envs), 0, 0
     while episodes:
         rows = list(episodes)
@@ -419,6 +424,7 @@ def _run(
             policy.reset([row], [plan.seed + started])
             observations[row], info = env.reset(seed=plan.seed + started)
             at_goal[started] = _begins_at_goal(info)
+            _give_goal(policy, row, info)
             started += 1
     return Evaluation(
         returns=returns,
@@ -440,6 +446,12 @@ def _success(info: Mapping[str, Any]) -> bool | None:
 def _begins_at_goal(info: Mapping[str, Any]) -> bool:
     """Return whether the info of a reset says that the episode begins at the goal."""
     return bool(info[AT_GOAL]) if AT_GOAL in info else bool(_success(info))
+
+
+def _give_goal(policy: Policy, row: int, info: Mapping[str, Any]) -> None:
+    """Give a policy that takes goals, such as a `PlannedPolicy`, the one of an episode."""
+    if GOAL in info and hasattr(policy, "set_goals"):
+        policy.set_goals([row], [info[GOAL]])
 
 
 def _as_array(successes: Mapping[int, bool | None]) -> NDArray[np.bool_] | None:

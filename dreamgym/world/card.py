@@ -101,20 +101,24 @@ def _returns(description: Description) -> str:
     transfer = description["quality"].get("transfer")
     if transfer is None:
         return ""
+    measure = transfer.get("measure")
     rows = [
-        f"| {row['name']} | {row['real']:.1f} | {_interval(row['interval'])} | "
-        f"{_number(row.get('dream'))} |"
+        f"| {row['name']} | {row['real']:.1f} | {_interval(row['interval'])} |"
+        + (f" {_number(row.get('dream'))} |" if measure is None else "")
         for row in [*transfer["policies"], *transfer["baselines"]]
     ]
-    bar = transfer.get("bar")
+    bar, left_out = transfer.get("bar"), transfer.get("left_out")
     lines = [
-        "## Real returns",
+        "## Real returns" if measure is None else "## Goals",
         "",
         f"{transfer['how']}, measured over {transfer['episodes']} episodes of the real environment"
-        + ("." if bar is None else f"; the bar of each is {bar:g}."),
+        + ("." if bar is None else f"; the bar of each is {bar:g}.")
+        + (f" Left out: {left_out} episodes that began at their goal." if left_out else ""),
         "",
-        "| policy | real return | 95% interval | dream return |",
-        "|---|---|---|---|",
+        "| policy | real return | 95% interval | dream return |"
+        if measure is None
+        else f"| policy | {measure} | 95% interval |",
+        "|---|---|---|---|" if measure is None else "|---|---|---|",
         *rows,
     ]
     return "\n".join(lines)

@@ -24,6 +24,8 @@ class ShippedWorld:
         bytes: size of its weights and start states.
         horizon: recommended steps of a dream.
         how: how policies were made in it, in words.
+        measure: what was measured: "real return", or "goals reached (%)", which then stands in
+            place of every return below.
         episodes: real episodes of each policy.
         returns: mean real return of each policy, one for each seed; empty where none was measured.
         real_return: mean over all policies; None where none was measured.
@@ -43,6 +45,7 @@ class ShippedWorld:
     bytes: int
     horizon: int
     how: str | None = None
+    measure: str = "real return"
     episodes: int | None = None
     returns: tuple[float, ...] = ()
     real_return: float | None = None
@@ -96,6 +99,7 @@ def _record(name: str) -> ShippedWorld:
         bytes=sum(each["bytes"] for each in description["files"].values()),
         horizon=description["horizon"],
         how=transfer.get("how"),
+        measure=transfer.get("measure", "real return"),
         episodes=transfer.get("episodes"),
         returns=tuple(row["real"] for row in transfer.get("policies", [])),
         real_return=transfer.get("mean"),

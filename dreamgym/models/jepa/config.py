@@ -78,6 +78,7 @@ class JEPAConfig:
             "transformers:NAME" or "transformers:NAME@REVISION" for a frozen, pretrained model of
             the transformers library. Vectors are always encoded by an MLP.
         image_size: height and width, in pixels, that images are resized to.
+        image_width: factor on the channels of "conv", and of the probe's decoder of images.
         width: hidden width of the vector MLP and of the projectors.
         blocks: number of transformer blocks in the predictor.
         heads: number of attention heads in the predictor.
@@ -103,6 +104,7 @@ class JEPAConfig:
     context: int = 3
     image_encoder: str = "conv"
     image_size: int = 64
+    image_width: float = 1.0
     width: int = 128
     blocks: int = 2
     heads: int = 4
@@ -120,6 +122,8 @@ class JEPAConfig:
         check_at_least(self, 1, "embedding", "context", "image_size", "width")
         check_at_least(self, 1, "blocks", "heads", "head_width", "mlp")
         check_at_least(self, 0, "gate", "range_margin", "goal_value")
+        if not self.image_width > 0:
+            raise ValueError(f"image_width={self.image_width}: expected a number above 0")
         check_choice("predicts", self.predicts, get_args(PredictionTarget))
         check_choice("probe", self.probe, get_args(ProbedParts))
         if not 0 <= self.dropout < 1:

@@ -192,7 +192,7 @@ class ImageEncoder(nn.Module):
 def _image_network(channels: int, config: JEPAConfig) -> Any:
     name, side = config.image_encoder, config.image_size
     if name == "conv":
-        return ConvEncoder(channels, (side, side), VMC_ENCODER)
+        return ConvEncoder(channels, (side, side), VMC_ENCODER.scaled(config.image_width))
     if name.startswith(PREFIX):
         return PretrainedEncoder(name.removeprefix(PREFIX))
     sizes, patch = vit.parse(name)
@@ -335,8 +335,9 @@ class Probe(nn.Module):
                 nn.Linear(config.width, self.vector_size, bias=False),
             )
         encoders = codec.image_encoders.values() if config.probe == "all" else ()
+        stack = VMC_DECODER.scaled(config.image_width)
         self.images = nn.ModuleList(
-            ConvDecoder(config.embedding, e.pixels.channels, e.pixels.size, VMC_DECODER)
+            ConvDecoder(config.embedding, e.pixels.channels, e.pixels.size, stack)
             for e in encoders
         )
         self.decodes_all = len(self.images) == len(codec.images)

@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -163,3 +164,36 @@ def test_discrete_actions_are_those_of_the_space():
     policy = PlannedPolicy(world, config)
     policy.reset([0], [0])
     assert world.action_space.contains(policy.act(observations(1), [0])[0])
+
+
+class Reach(gym.Env):
+    """A point goes to where the info of a reset says."""
+
+    observation_space, action_space = OBSERVATION, BOX
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self.goal = (self.place + self.np_random.choice([0, 3])).astype(np.float32)
+        return self.place, {"goal_observation": self.goal, "is_success": self._reached()}
+
+    def step(self, action):
+        self.place = self.place + action
+        return self.place, 0.0, False, self._reached(), {"is_success": self._reached()}
+
+    def _reached(self):
+        return bool(np.abs(self.place - self.goal).max() < 0.3)
+
+
+def test_episodes_give_a_planner_their_goals(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "point", PointWorld)
+    world = world_of(PointWorld(OBSERVATION, BOX))
+    goals = world.with_model(GoalReward(world.model, np.zeros(2, np.float32)))
+    policy = PlannedPolicy(goals, CEMConfig(horizon=4, candidates=64, elites=8, std=1.0))
+    options = {"episodes": 20, "seed": 0, "max_episode_steps": 6}  # more than run side by side
+    result = dreamgym.evaluate(policy, Reach, **options)
+    assert result.success_rate == 1.0
+    assert 0 < result.at_goal.sum() < 20
+    assert dreamgym.evaluate("random", Reach, **options).success_rate < 0.5
+    with pytest.raises(TrainingError, match="has no goals"):
+        dreamgym.evaluate(PlannedPolicy(world, QUICK), Reach, **options)
