@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,7 @@ class Maker:
             with progress_bar(f"evaluate {name} in {self.name}, seed {seed}") as bar:
                 result = dreamgym.evaluate(
                     policy,
-                    lambda latent=getattr(policy, "view", "") == "latent": self._real(latent),
+                    partial(self._real, getattr(policy, "view", None)),
                     episodes=recipe["episodes"],
                     seed=CARD_SEED + 1000 * seed,
                     max_episode_steps=recipe["max_episode_steps"],
@@ -261,9 +261,10 @@ class Maker:
             },
         }
 
-    def _real(self, latent: bool) -> gym.Env:
+    def _real(self, view: str | None) -> gym.Env:
+        """Return the real environment as a policy of a view sees it."""
         env = self.world.real_env()
-        return LatentObservation(env, self.world) if latent else env
+        return LatentObservation(env, self.world) if view == "latent" else env
 
     def returns(self) -> dict[str, Any]:
         """Return what the card says of the real returns; see `dreamgym.world.annotate`."""

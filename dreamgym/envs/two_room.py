@@ -36,7 +36,7 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     `reset(options={"start": (x, y), "goal": (x, y)})` chooses either place.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
@@ -71,7 +71,7 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         info = self._info()
         return picture(new), 0.0, False, info["is_success"], info
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """Return the image, with `render_mode="rgb_array"`."""
         return picture(self._place) if self.render_mode == "rgb_array" else None
 
@@ -102,7 +102,9 @@ def _near(middle: float) -> slice:
 
 def _rooms() -> NDArray[np.uint8]:
     """Return the image of the rooms without the dot."""
-    wall = (np.abs(_CENTRES) < WALL) & ~((_CENTRES > DOOR[0]) & (_CENTRES < DOOR[1]))[:, None]
+    low, high = DOOR
+    closed = (low >= _CENTRES) | (high <= _CENTRES)
+    wall = (np.abs(_CENTRES) < WALL) & closed[:, None]
     return np.where(wall[..., None], WALL_COLOUR, np.zeros(3)).astype(np.uint8)
 
 

@@ -337,8 +337,7 @@ class Probe(nn.Module):
         encoders = codec.image_encoders.values() if config.probe == "all" else ()
         stack = VMC_DECODER.scaled(config.image_width)
         self.images = nn.ModuleList(
-            ConvDecoder(config.embedding, e.pixels.channels, e.pixels.size, stack)
-            for e in encoders
+            ConvDecoder(config.embedding, e.pixels.channels, e.pixels.size, stack) for e in encoders
         )
         self.decodes_all = len(self.images) == len(codec.images)
         self.residual_size = self.vector_size if self.decodes_all else 0
