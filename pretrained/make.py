@@ -36,7 +36,7 @@ from dreamgym.train.cloning import clone_policy
 from dreamgym.train.planners import PLANNERS, PlannedPolicy
 from dreamgym.train.policy import world_checksum
 from dreamgym.transfer import LatentObservation
-from dreamgym.transfer.intervals import mean_interval
+from dreamgym.transfer.intervals import mean_interval, share_interval
 from dreamgym.trust import RankingConfig, report
 from dreamgym.trust.picture import card_picture
 from dreamgym.world import annotate
@@ -233,10 +233,10 @@ class Maker:
             policies["random"] = "random"
             if recipe["cloning"]:
                 policies["behaviour cloning"] = clone_policy(self.world, self.data)
-        shares, intervals, left_out = {}, {}, 0
+        results = {}
         for name, policy in policies.items():
             with progress_bar(f"evaluate {name} in {self.name}, seed {seed}") as bar:
-                result = dreamgym.evaluate(
+                results[name] = dreamgym.evaluate(
                     policy,
                     partial(self._real, getattr(policy, "view", None)),
                     episodes=recipe["episodes"],
@@ -244,20 +244,20 @@ class Maker:
                     max_episode_steps=recipe["max_episode_steps"],
                     progress=bar,
                 )
-            left_out = int(result.at_goal.sum())
-            shares[name] = 100.0 * result.success[~result.at_goal]
-            intervals[name] = list(mean_interval(shares[name]))
+        plan = results.pop("plan")
         return {
             "episodes": recipe["episodes"],
-            "left_out": left_out,
-            "real_returns": shares["plan"].tolist(),
-            "real_return_mean": shares["plan"].mean(),
-            "real_return_interval": intervals["plan"],
+            "left_out": int(plan.at_goal.sum()),
+            "real_returns": (100.0 * plan.success[~plan.at_goal]).tolist(),
+            "real_return_mean": 100.0 * plan.success_rate,
+            "real_return_interval": _percent(plan.success_interval),
             "dream_return_mean": None,
             "baselines": {
-                name: {"return_mean": share.mean(), "return_interval": intervals[name]}
-                for name, share in shares.items()
-                if name != "plan"
+                name: {
+                    "return_mean": 100.0 * each.success_rate,
+                    "return_interval": _percent(each.success_interval),
+                }
+                for name, each in results.items()
             },
         }
 
@@ -271,10 +271,11 @@ class Maker:
         names = self.policies()
         results = [self.transferred(number) for number in range(len(names))]
         every = np.concatenate([each["real_returns"] for each in results])
+        measure = self._measure(results)
         train = self.recipe.get("train", {})
         return {
             "how": self._how(),
-            **self._measure(results),
+            **measure,
             "episodes": results[0]["episodes"],
             "temperature": train.get("config", {}).get("temperature", 1.0),
             "policies": [
@@ -291,7 +292,7 @@ class Maker:
                 for name, each in results[0]["baselines"].items()
             ],
             "mean": float(every.mean()),
-            "interval": list(mean_interval(every)),
+            "interval": _percent(share_interval(every > 0)) if measure else [*mean_interval(every)],
             "bar": self.recipe.get("bar"),
         }
 
@@ -365,6 +366,10 @@ def trajectory(world: dreamgym.World) -> dict[str, Any]:
         ):
             rows[name].append([_short(each) for each in value.tolist()])
     return rows
+
+
+def _percent(shares: tuple[float, float]) -> list[float]:
+    return [100.0 * share for share in shares]
 
 
 def _short(value: Any) -> Any:

@@ -36,7 +36,7 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     `reset(options={"start": (x, y), "goal": (x, y)})` chooses either place.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - as Gymnasium declares it
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)

@@ -19,7 +19,7 @@ from dreamgym.data.episodes import reward_to_float
 from dreamgym.data.policies import Policy, PolicyLike, PredictPolicy, check_action, make_policy
 from dreamgym.data.recording import Progress
 from dreamgym.errors import DatasetError, TransferError
-from dreamgym.transfer.intervals import interval, iqm, mean_interval
+from dreamgym.transfer.intervals import interval, iqm, mean_interval, share_interval
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 
 EVALUATION_SEED = 10_000
@@ -123,15 +123,15 @@ class Evaluation:
 
     @cached_property
     def success_interval(self) -> tuple[float, float] | None:
-        """95% percentile-bootstrap interval of `success_rate`; None where there is none."""
+        """95% Wilson interval of `success_rate`; None where there is none."""
         successes = self._successes()
-        return None if successes is None else mean_interval(successes)
+        return None if successes is None else share_interval(successes)
 
-    def _successes(self) -> NDArray[np.float64] | None:
-        """Return successes as numbers, of episodes that did not begin at the goal."""
+    def _successes(self) -> NDArray[np.bool_] | None:
+        """Return the successes of episodes that did not begin at the goal."""
         if self.success is None:
             return None
-        counted = self.success[~np.asarray(self.at_goal, bool)].astype(np.float64)
+        counted = self.success[~np.asarray(self.at_goal, bool)]
         return counted if len(counted) else None
 
     @property

@@ -78,6 +78,24 @@ def mean_interval(
     return interval(np.mean, values, confidence=confidence, seed=seed)
 
 
+def share_interval(outcomes: NDArray[np.bool_], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson interval of a share (Wilson 1927).
+
+    Where all of a few outcomes are equal, a bootstrap would claim certainty.
+
+    Args:
+        outcomes: (n,) bool, n >= 1.
+        confidence: share of such intervals that hold the true share, in (0, 1).
+
+    Returns:
+        (low, high), between 0 and 1.
+    """
+    from scipy.stats import binomtest
+
+    result = binomtest(int(outcomes.sum()), len(outcomes)).proportion_ci(confidence, "wilson")
+    return float(result.low), float(result.high)
+
+
 def difference_interval(
     first: Floats, second: Floats, *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

@@ -3,7 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dreamgym.transfer.intervals import difference_interval, interval, iqm, mean_interval
+from dreamgym.transfer.intervals import (
+    difference_interval,
+    interval,
+    iqm,
+    mean_interval,
+    share_interval,
+)
 
 
 def test_its_coverage_of_the_true_mean_is_about_its_confidence():
@@ -57,3 +63,9 @@ def test_the_interval_of_a_difference():
     # independent streams: a sample against itself still has the width of two
     low, high = difference_interval(first, first)
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(2 / 200), rel=0.15)
+
+
+def test_a_share_of_one_is_not_certain():
+    low, high = share_interval(np.ones(100, bool))
+    assert (low, high) == (pytest.approx(100 / (100 + 1.96**2), abs=1e-3), 1.0)  # Wilson 1927
+    assert share_interval(np.zeros(100, bool))[1] == pytest.approx(1 - low)
