@@ -326,3 +326,27 @@ def test_a_resumed_fit_restarts_the_momentum_of_the_target_encoder():
     assert not target_moves()
     model.before_fit()
     assert target_moves()
+
+
+def test_narrow_image_networks_encode_and_decode_with_fewer_weights():
+    sizes = []
+    for width in (1.0, 0.25):
+        model = a_model(replace(SMALL, image_width=width, probe="all"), IMAGE)
+        segment = a_segment(IMAGE, batch=2, length=2)
+        state = {key: leaf[:, 0] for key, leaf in _filtered(model, segment).items()}
+        assert model.decode(state).shape == (2, *IMAGE.shape)
+        sizes.append([_count(part) for part in (model.senses.images, model.probe.images)])
+    (encoder, decoder), (narrow_encoder, narrow_decoder) = sizes
+    assert narrow_encoder < encoder / 10
+    assert narrow_decoder < decoder / 10
+    with pytest.raises(ValueError, match="image_width=0: expected a number above 0"):
+        JEPAConfig(image_width=0)
+
+
+def _filtered(model, segment):
+    with torch.no_grad():
+        return filter_states(model, segment, noise_for(model, segment))
+
+
+def _count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
