@@ -43,6 +43,15 @@ Preset = Annotated[
 Updates = Annotated[
     int | None, typer.Option("--updates", min=1, metavar="N", help="Updates of every fit.")
 ]
+Planner = Annotated[
+    str | None,
+    typer.Option(
+        "--planner",
+        metavar="NAME",
+        help="Planner or preset of a planner that acts, such as td-mpc2; nothing is trained in "
+        "dreams.",
+    ),
+]
 Gamma = Annotated[
     float | None, typer.Option("--gamma", metavar="X", help="Discount factor of the policy.")
 ]
@@ -66,6 +75,7 @@ def improve(
     seed: Seed = 0,
     updates: Updates = None,
     gamma: Gamma = None,
+    planner: Planner = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -78,7 +88,7 @@ def improve(
     """
     from dreamgym.online.loop import improve as improve_policy
 
-    config = _config(preset, settings, updates, gamma)
+    config = _config(preset, settings | given(planner=planner), updates, gamma)
 
     def kept() -> str:
         if not out.exists():
@@ -135,6 +145,7 @@ def act(
         ),
     ] = None,
     seed: Seed = 0,
+    planner: Planner = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -159,7 +170,8 @@ def act(
         return f"all steps are in {out}; the same command records more"
 
     with keeping(kept):
-        act_in(env, out, steps=steps, seed=seed, config=ImproveConfig(**settings), progress=show)
+        config = ImproveConfig(**settings, **given(planner=planner))
+        act_in(env, out, steps=steps, seed=seed, config=config, progress=show)
     write_json(json_file, {"folder": str(out), "recorded": recorded})
 
 
@@ -182,6 +194,7 @@ def learn(
     seed: Seed = 0,
     updates: Updates = None,
     gamma: Gamma = None,
+    planner: Planner = None,
     json_file: JsonFile = None,
     **settings: Any,
 ) -> None:
@@ -197,14 +210,14 @@ def learn(
 
     def show(weights: dict[str, Any]) -> None:
         say(
-            f"{folder / weights['policy']}: version {weights['version']}, "
+            f"{folder / (weights['policy'] or weights['world'])}: version {weights['version']}, "
             f"{number(weights['real_steps'])} real steps"
         )
 
     def kept() -> str:
         return f"the versions so far are in {folder}; the same command continues from there"
 
-    config = _config(preset, settings, updates, gamma)
+    config = _config(preset, settings | given(planner=planner), updates, gamma)
     with keeping(kept):
         newest = learn_in(folder, versions=versions, seed=seed, config=config, progress=show)
     write_json(json_file, {"folder": str(folder), **newest})

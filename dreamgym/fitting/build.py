@@ -63,7 +63,7 @@ def build_model(
         if isinstance(source, WorldModel):
             model = _copy_fitted(source, family, data)
             if config.refit_normalisers:
-                _fit_normalisers(model, data, training)
+                fit_normalisers(model, data, training)
             return model
         config_type = FAMILIES[family].config_type
         if source is not None and not isinstance(source, config_type):
@@ -74,11 +74,11 @@ def build_model(
         spec = ModelSpec(family=family, config=source)
         space = widened_space(data.observation_space, data.outside_observations())
         model = spec.build(space, data.action_space)
-    _fit_normalisers(model, data, training)
+    fit_normalisers(model, data, training)
     return model
 
 
-def _fit_normalisers(model: WorldModel, data: AnyDataset, training: NDArray) -> None:
+def fit_normalisers(model: WorldModel, data: AnyDataset, training: NDArray) -> None:
     """Fit a model's normalisers to some episodes."""
     episodes = (data.episode(int(index)) for index in training)
     actions = (data.actions(int(index)) for index in training)

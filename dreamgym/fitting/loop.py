@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from dreamgym._device import float32_by_default, threads
 from dreamgym._files import local_path, require_new
 from dreamgym._interrupts import uninterrupted
 from dreamgym.data import AnyDataset, Dataset, open_dataset
-from dreamgym.errors import DatasetError, FitError, WorldError
+from dreamgym.errors import CheckpointError, DatasetError, FitError, WorldError
 from dreamgym.fitting import checkpoint
 from dreamgym.fitting.batches import HELD_OUT, TRAINING, Batches, BatchLosses, MicroBatch, Shard
 from dreamgym.fitting.build import (
@@ -28,6 +29,7 @@ from dreamgym.fitting.build import (
     build_model,
     build_world,
     divisible,
+    fit_normalisers,
 )
 from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
@@ -122,7 +124,8 @@ def fit(
         world = running.world(time.perf_counter() - started)
     if target is not None and is_first():
         world.save(target, overwrite=config.overwrite)
-        checkpoint.path_for(target).unlink(missing_ok=True)
+        if not config.keep_checkpoint:
+            checkpoint.path_for(target).unlink(missing_ok=True)
     return world
 
 
@@ -285,12 +288,45 @@ class _Fit:
 
     def _resume(self) -> None:
         """Restore the checkpoint if there is one; every process takes the first one's."""
-        path, saved = self.checkpoint, None
-        if path is not None and path.exists() and is_first():
+        path, saved, earlier = self.checkpoint, None, self.config.continue_from
+        resumes = path is not None and path.exists()
+        if is_first() and path is not None and resumes:
             saved = checkpoint.read(path, self.fingerprint())
+        elif is_first() and earlier is not None:
+            saved = checkpoint.read(Path(earlier))
         saved = self.runtime.broadcast(saved)
-        if saved is not None:
-            self.progress = checkpoint.restore(saved, self._parts())
+        if saved is None:
+            return
+        self.progress = checkpoint.restore(saved, self._parts())
+        if not resumes:
+            self._continue(saved.info["fingerprint"])
+
+    def _continue(self, earlier: dict[str, Any]) -> None:
+        """Go on from a finished fit, whose state has been restored.
+
+        Args:
+            earlier: fingerprint of that fit.
+
+        Raises:
+            CheckpointError: it had another model or optimizer, or as many updates.
+        """
+        own, path = self.fingerprint(), self.config.continue_from
+        for name in ("family", "model", "optimizer"):
+            if own[name] != earlier[name]:
+                raise CheckpointError(
+                    f"{path} is of a fit with {name} {earlier[name]!r}, and this one has "
+                    f"{own[name]!r}; give the settings of the fit to continue"
+                )
+        done = self.progress.update
+        if done >= self.config.updates:
+            raise CheckpointError(
+                f"{path} has {done} updates, which count towards updates={self.config.updates}; "
+                "give more"
+            )
+        # Losses on other data cannot be compared with those of this fit.
+        self.progress = FitProgress(update=done)
+        if self.config.refit_normalisers:
+            fit_normalisers(self.model, self.data, self.training)
 
     def _save(self) -> None:
         if self.checkpoint is not None and self.progress.update and is_first():
@@ -305,7 +341,10 @@ class _Fit:
         The keys are part of the format of checkpoints and of world.json.
         """
         # These change nothing, or are entered below in another form.
-        left_out = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
+        left_out = (
+            *("device", "threads", "overwrite", "tensorboard", "model", "optimizer"),
+            *("keep_checkpoint", "continue_from"),
+        )
         settings = {k: v for k, v in vars(self.config).items() if k not in left_out}
         if not self.config.refit_normalisers:  # checkpoints and worlds of before have no such key
             del settings["refit_normalisers"]
@@ -322,6 +361,9 @@ class _Fit:
         }
         if isinstance(self.config.model, WorldModel):
             fingerprint["begun_from"] = weights_sha256(self.config.model).hex()
+        if self.config.continue_from is not None:
+            with Path(self.config.continue_from).open("rb") as file:
+                fingerprint["continued_from"] = hashlib.file_digest(file, "sha256").hexdigest()
         plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
         return plain
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dreamgym._settings import check_at_least, check_choice, nearest
 from dreamgym.errors import OnlineError
-from dreamgym.fitting.config import FitConfig
+from dreamgym.fitting.config import FitConfig, OptimizerConfig
 from dreamgym.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class ImproveConfig:
     """Settings of `improve`.
 
     A round is: record `round_steps` real steps with the policy so far, fit the world to all data
-    so far, train the policy in its dreams, measure it in the real environment.
+    so far, train the policy in its dreams, measure it in the real environment. With a `planner`
+    nothing is trained: it plans in the world.
 
     Attributes:
         first_steps: real steps of the first round, recorded with `first_policy`.
@@ -69,6 +70,9 @@ class ImproveConfig:
         max_episode_steps: real steps after which an episode is truncated, if it has not ended
             before; None for the environment's own time limit. A task without an end needs it.
         family: family of the world model.
+        planner: planner that acts in the world of each round, instead of a policy that is trained
+            in its dreams: the name of a planner or of a preset, or its config (see `make_planner`).
+            It records as its config's `exploring()` says.
         algo: algorithm of the policy.
         learner: learner library; None for the first that has the algorithm.
         train_ratio: replayed steps for each recorded one, as Dreamer counts them: a round's fit has
@@ -82,6 +86,8 @@ class ImproveConfig:
             that of `train`.
         fresh_world: whether every fit starts from fresh weights; otherwise it goes on from those of
             the last one, and only the normalisers are fitted again.
+        one_fit: whether the fits of all rounds are one, which also keeps the state of the optimizer
+            and its count of updates. The schedule should be constant.
         fresh_policy: whether every training starts from fresh weights; otherwise it goes on from
             the last policy.
         evaluation_episodes: real episodes that every round's policy is measured over. Their steps
@@ -100,6 +106,7 @@ class ImproveConfig:
     actions: Literal["blocks", "repeated"] = "blocks"
     max_episode_steps: int | None = None
     family: str = "mdn-rnn"
+    planner: Any = None
     algo: str = "PPO"
     learner: str | None = None
     train_ratio: float | None = None
@@ -107,6 +114,7 @@ class ImproveConfig:
     dream_steps: int | None = None
     branches: Branches | None = None
     fresh_world: bool = False
+    one_fit: bool = False
     fresh_policy: bool = False
     evaluation_episodes: int = 10
     fit: FitConfig | None = None
@@ -126,6 +134,15 @@ class ImproveConfig:
                 raise OnlineError(f"{name} is {value}; expected a number above 0")
         if self.dream_ratio is not None and self.dream_steps is not None:
             raise OnlineError("dream_ratio and dream_steps are both given; give one of them")
+        if self.one_fit and self.fresh_world:
+            raise OnlineError("one_fit and fresh_world are both given; give one of them")
+        if self.planner is not None:
+            for name in ("bonus", "dream_ratio", "dream_steps", "branches"):
+                if getattr(self, name):
+                    raise OnlineError(
+                        f"{name} is {getattr(self, name)!r}, and with a planner nothing is trained "
+                        "in dreams; leave it out"
+                    )
         if self.train.alarms == "stop":
             raise OnlineError(
                 "train.alarms is 'stop', which would end the loop in a round that it can never "
@@ -187,6 +204,28 @@ PRESETS: dict[str, ImproveConfig] = {
         dream_ratio=512.0,
         fit=FitConfig(batch_size=16, segment_length=64),
         train=TrainConfig(view="latent", starts="anywhere", horizon=15, gamma=0.997),
+    ),
+    # Hansen et al. 2023, arXiv 2310.16828: MPPI acts in the newest model; one update of 256
+    # segments of three steps for each decision, as many at first as there are random steps.
+    "td-mpc2": ImproveConfig(
+        family="tdmpc2",
+        planner="td-mpc2",
+        first_policy="random",
+        noise=0.0,
+        train_ratio=768.0,
+        one_fit=True,
+        fit=FitConfig(
+            batch_size=256,
+            segment_length=3,
+            optimizer=OptimizerConfig(
+                name="adam",
+                learning_rate=3e-4,
+                weight_decay=0.0,
+                schedule="constant",
+                warm_up=0,
+                gradient_clip=20.0,
+            ),
+        ),
     ),
 }
 """Published schedules by name. Model sizes are the families' own defaults."""

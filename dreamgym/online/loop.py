@@ -27,10 +27,12 @@ from dreamgym.online.stages import (
     checked_learner,
     first_policy,
     fit_world,
+    forget_fit,
     save_killed,
     train_in_dreams,
 )
 from dreamgym.train import TrainedPolicy, load_policy
+from dreamgym.train.planners import PlannedPolicy
 from dreamgym.transfer import LatentAgent, evaluate
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
 from dreamgym.world import World, load
@@ -58,12 +60,14 @@ class Improvement:
         best: number of the round, from 1, whose policy has the highest real return; the last round
             where nothing was measured.
         reached: whether its real return reached the target.
+        planner: planner that acts in the worlds; None where policies were trained.
     """
 
     folder: Path
     rounds: list[Figures]
     best: int
     reached: bool
+    planner: Any = None
 
     @property
     def real_steps(self) -> int:
@@ -77,15 +81,18 @@ class Improvement:
 
     @property
     def policy_path(self) -> Path:
-        """File of the best round's policy."""
-        return self.folder / self.rounds[self.best - 1]["policy"]
+        """File of the best round's policy; with a planner, the world that it plans in."""
+        found = self.rounds[self.best - 1]
+        return self.folder / (found["policy"] or found["world"])
 
-    def load_policy(self) -> TrainedPolicy:
-        """Read the best round's policy."""
+    def load_policy(self) -> TrainedPolicy | PlannedPolicy:
+        """Read the best round's policy; with a planner, it plans in the best round's world."""
+        if self.planner is not None:
+            return PlannedPolicy(self.policy_path, self.planner)
         return load_policy(self.policy_path)
 
     def load_world(self) -> World:
-        """Read the world that the best round's policy was trained in."""
+        """Read the world that the best round's policy was trained in, or plans in."""
         return load(self.folder / self.rounds[self.best - 1]["world"])
 
 
@@ -118,7 +125,8 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
     its fit and training, `dream_return` (at the end of the training), `real_return`,
     `real_interval` (95%) and `real_length` (of the policy that it trained, None where nothing was
     measured; the length counts steps of the dream), `seconds` by stage, and `data`, `world` and
-    `policy`, paths relative to `out`.
+    `policy`, paths relative to `out`. With a planner `policy` and `dream_return` are None, and
+    `dream_steps` is 0; with `one_fit` the updates are those of all rounds so far.
 
     Args:
         env: an id, an `EnvSpec` or its JSON, or a function that makes a `gym.Env`.
@@ -157,7 +165,13 @@ def improve(  # noqa: PLR0913 - what to improve is four of them
         mean = rounds[best - 1]["real_return"]
         reached = target is not None and mean is not None and mean >= target
         if reached or figures["real_steps"] >= real_steps:
-            return Improvement(folder=loop.out, rounds=rounds, best=best, reached=reached)
+            return Improvement(
+                folder=loop.out,
+                rounds=rounds,
+                best=best,
+                reached=reached,
+                planner=loop.config.planner,
+            )
 
 
 def _best(rounds: list[Figures]) -> int:
@@ -174,7 +188,7 @@ class _Loop:
     ) -> None:
         self.maker = env_maker(env)
         self.real_steps, self.out, self.config, self.seed = real_steps, out, config, seed
-        self.suffix = checked_learner(config).suffix
+        self.suffix = None if config.planner is not None else checked_learner(config).suffix
         self.stage_progress: StageProgress | None = None
 
     def check_settings(self) -> None:
@@ -216,20 +230,25 @@ class _Loop:
         world = self._fit(folder / WORLD, steps, earlier)
         figures |= _fit_figures(world)
         clock.stop("fit")
-        policy = self._train(folder / f"{POLICY}{self.suffix}", world, steps, earlier)
-        clock.stop("train")
-        figures |= {
-            "dream_steps": policy.card.steps,
-            "dream_return": policy.curve[-1][1] if policy.curve else None,
-            **self._evaluate(policy, world, earlier),
-        }
+        policy: TrainedPolicy | PlannedPolicy
+        if self.suffix is None:
+            policy = PlannedPolicy(world, self.config.planner)
+            figures |= {"dream_steps": 0, "dream_return": None}
+        else:
+            policy = self._train(folder / f"{POLICY}{self.suffix}", world, steps, earlier)
+            figures["dream_steps"] = policy.card.steps
+            figures["dream_return"] = policy.curve[-1][1] if policy.curve else None
+            clock.stop("train")
+        figures |= self._evaluate(policy, world, earlier)
         clock.stop("evaluate")
         figures["evaluation_steps"] += earlier[-1]["evaluation_steps"] if earlier else 0
         figures["seconds"] = clock.seconds
-        for name in (DATA, WORLD, f"{POLICY}{self.suffix}"):
-            figures[name.split(".")[0]] = f"{folder.name}/{name}"
+        figures |= {"data": f"{folder.name}/{DATA}", "world": f"{folder.name}/{WORLD}"}
+        figures["policy"] = None if self.suffix is None else f"{folder.name}/{POLICY}{self.suffix}"
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        if earlier:
+            forget_fit(self.out / earlier[-1]["world"])
         return figures
 
     def _record(self, path: Path, steps: int, earlier: list[Figures]) -> Figures:
@@ -257,14 +276,15 @@ class _Loop:
     def _recording_policy(self, env: Any, earlier: list[Figures]) -> PolicyLike:
         if not earlier:
             return first_policy(self.config, env)
-        own = acting(self._last_policy(earlier), self.out / earlier[-1]["world"])
+        last = self._last_policy(earlier)
+        own = acting(self.config, last, self.out / earlier[-1]["world"])
         return NoisyPolicy(own, env.action_space, self.config.noise)
 
     def _fit(self, path: Path, steps: int, earlier: list[Figures]) -> World:
         """Return the world of a round, fitted to the data of all rounds so far."""
         if path.exists():
             return load(path)
-        last = load(self.out / earlier[-1]["world"]) if earlier else None
+        last = self.out / earlier[-1]["world"] if earlier else None
         data = self._data(path.parent, steps, earlier)
         return fit_world(
             self.config,
@@ -298,13 +318,15 @@ class _Loop:
         before = [(self.out / each["data"], float(each["steps"])) for each in earlier]
         return [*before, (folder / DATA, float(steps))]
 
-    def _evaluate(self, policy: TrainedPolicy, world: World, earlier: list[Figures]) -> Figures:
+    def _evaluate(
+        self, policy: TrainedPolicy | PlannedPolicy, world: World, earlier: list[Figures]
+    ) -> Figures:
         """Return the real return of a policy."""
         if not self.config.evaluation_episodes:
             nothing = dict.fromkeys(("real_return", "real_interval", "real_length"))
             return {**nothing, "evaluation_steps": 0}
         measurable: PolicyLike = policy
-        if policy.view == "latent":
+        if isinstance(policy, TrainedPolicy) and policy.view == "latent":
             measurable = LatentAgent(policy, world, deterministic=True)
         limit = self.config.max_episode_steps
         measured = evaluate(
@@ -327,7 +349,9 @@ class _Loop:
         report = self.stage_progress
         return None if report is None else partial(report, len(earlier) + 1, stage)
 
-    def _last_policy(self, earlier: list[Figures]) -> TrainedPolicy:
+    def _last_policy(self, earlier: list[Figures]) -> TrainedPolicy | None:
+        if self.suffix is None:
+            return None
         return load_policy(self.out / earlier[-1]["policy"])
 
     def _seed(self, number: int, stream: int) -> int:

@@ -37,12 +37,12 @@ from dreamgym.online.stages import (
     checked_learner,
     first_policy,
     fit_world,
+    forget_fit,
     save_killed,
     train_in_dreams,
 )
 from dreamgym.train import load_policy
 from dreamgym.transfer.real import EnvSource, env_maker, make_env
-from dreamgym.world import load
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -92,8 +92,9 @@ class LatestPolicy:
         """See `Policy.reset`; newer weights are loaded if there are any."""
         newest = read_weights(self._folder)
         if newest is not None and newest["version"] != self.version:
-            policy = load_policy(self._folder / newest["policy"])
-            own = acting(policy, self._folder / newest["world"])
+            path = newest["policy"]
+            policy = None if path is None else load_policy(self._folder / path)
+            own = acting(self._config, policy, self._folder / newest["world"])
             noisy = NoisyPolicy(own, self._env.action_space, self._config.noise)
             self._policy = make_policy(noisy, self._env)  # which spreads the actions of blocks
             self._weights, self._steps = newest, 0
@@ -190,11 +191,12 @@ def learn(
         progress: called after each version with what `weights.json` holds.
 
     Returns:
-        What `weights.json` holds: `version`, `policy` and `world` (paths relative to the folder),
+        What `weights.json` holds: `version`, `policy` (None with a planner) and `world` (paths
+        relative to the folder),
         `real_steps` that the world was fitted to, and the `time` of publishing.
     """
     config, folder = config or ImproveConfig(), local_path(folder, OnlineError)
-    suffix = checked_learner(config).suffix
+    suffix = None if config.planner is not None else checked_learner(config).suffix
     newest = read_weights(folder)
     while newest is None or versions is None or newest["version"] < versions:
         seen = 0 if newest is None else newest["real_steps"]
@@ -204,29 +206,31 @@ def learn(
         if made.exists():  # of a learner that was killed
             shutil.rmtree(made)
         total = sum(int(count) for _, count in data)
-        last = None if newest is None else load(folder / newest["world"])
-        initial = None if newest is None else load_policy(folder / newest["policy"])
+        last = None if newest is None else folder / newest["world"]
         steps = total - seen
         world = fit_world(config, data, made / "world", steps=steps, last=last, seed=seed)
-        train_in_dreams(
-            config,
-            world,
-            made / f"policy{suffix}",
-            data=data,
-            steps=steps,
-            bonus=0.0,
-            initial=initial,
-            seed=seed + version,
-        )
+        if suffix is not None:
+            train_in_dreams(
+                config,
+                world,
+                made / f"policy{suffix}",
+                data=data,
+                steps=steps,
+                bonus=0.0,
+                initial=None if newest is None else load_policy(folder / newest["policy"]),
+                seed=seed + version,
+            )
         newest = {
             "version": version,
-            "policy": f"{made.name}/policy{suffix}",
+            "policy": None if suffix is None else f"{made.name}/policy{suffix}",
             "world": f"{made.name}/world",
             "real_steps": total,
             "time": time.time(),
         }
         with atomic_file(folder / WEIGHTS) as temporary:
             temporary.write_text(json.dumps(newest), encoding="utf-8")
+        if last is not None:
+            forget_fit(last)
         if progress is not None:
             progress(newest)
     return newest

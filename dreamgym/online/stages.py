@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
 
 from dreamgym._files import partial_path
 from dreamgym.data import (
@@ -25,14 +26,15 @@ from dreamgym.data.hdf5.guard import is_being_written
 from dreamgym.data.hdf5.journal import journal_path
 from dreamgym.data.policies import UnrolledPolicy, make_policy
 from dreamgym.errors import DatasetError, OnlineError, TrainingInterrupted
-from dreamgym.fitting import default_config, fit
-from dreamgym.models import WorldModel
+from dreamgym.fitting import checkpoint, default_config, fit
+from dreamgym.models import ModelSpec, Values, WorldModel
 from dreamgym.models.spec import family_class, unsupported
 from dreamgym.models.wrappers import Optimistic
 from dreamgym.online.config import ImproveConfig
 from dreamgym.train import Learner, TrainedPolicy, find_learner, load_policy, train_policy
+from dreamgym.train.planners import PlannedPolicy, make_planner, planner_config
 from dreamgym.transfer import LatentAgent
-from dreamgym.world import World
+from dreamgym.world import World, load
 
 Parts = Sequence[tuple[Path, float]]
 """Datasets and their numbers of steps, by which they are mixed: all transitions equally likely."""
@@ -83,11 +85,33 @@ def check_environment(config: ImproveConfig, env: gym.Env[Any, Any]) -> None:
                 f"{config_type.__name__}, or a fitted model"
             )
         reasons.append(unsupported(config.family, env.observation_space, action_space, model))
-    learner = find_learner(config.algo, config.learner)
-    reasons.append(learner.library().unsupported(config.algo, action_space))
+    if config.planner is None:
+        learner = find_learner(config.algo, config.learner)
+        reasons.append(learner.library().unsupported(config.algo, action_space))
     for reason in reasons:
         if reason is not None:
             raise OnlineError(reason)
+    if config.planner is not None:
+        _check_planner(config, env.observation_space, action_space)
+
+
+def _check_planner(config: ImproveConfig, observation_space: Any, action_space: Any) -> None:
+    """Check that the planner of the settings can search a model of the family.
+
+    Raises:
+        OnlineError: it cannot.
+        TrainingError: there is no such planner.
+    """
+    model = None if config.fit is None else config.fit.model
+    if not isinstance(model, WorldModel):
+        with torch.random.fork_rng(devices=[]):
+            spec = ModelSpec(family=config.family, config=model)
+            model = spec.build(observation_space, action_space)
+    own = model if isinstance(model, Values) else None
+    try:
+        make_planner(model, config.planner, value=own)
+    except (TypeError, ValueError) as error:
+        raise OnlineError(f"the planner {config.planner!r}: {error}") from error
 
 
 def first_policy(config: ImproveConfig, env: gym.Env[Any, Any]) -> Policy:
@@ -115,7 +139,7 @@ def fit_world(  # noqa: PLR0913 - a stage takes what the others made
     path: Path,
     *,
     steps: int,
-    last: World | None,
+    last: Path | None,
     seed: int,
     progress: Report | None = None,
 ) -> World:
@@ -126,14 +150,23 @@ def fit_world(  # noqa: PLR0913 - a stage takes what the others made
         data: all data so far.
         path: folder of the world to make.
         steps: real steps since the last fit.
-        last: world of the round before; None in the first round.
+        last: folder of the world of the round before; None in the first round.
         seed: the same in every round, so that episodes that are held out stay held out.
         progress: see `fit`.
     """
     settings = config.fit or default_config(config.family)
     settings = replace(settings, updates=config.updates(steps, settings))
-    if last is not None and not config.fresh_world:
-        settings = replace(settings, model=last.model, refit_normalisers=True)
+    if config.one_fit:
+        settings = replace(settings, keep_checkpoint=True)
+    if last is not None and config.one_fit:
+        settings = replace(
+            settings,
+            updates=load(last).provenance["updates"] + settings.updates,
+            continue_from=str(checkpoint.path_for(last)),
+            refit_normalisers=True,
+        )
+    elif last is not None and not config.fresh_world:
+        settings = replace(settings, model=load(last).model, refit_normalisers=True)
     with _opened(config, data) as source:
         return fit(
             source, path, family=config.family, seed=seed, config=settings, progress=progress
@@ -198,8 +231,15 @@ def _leaving_nothing() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def acting(policy: TrainedPolicy, world: World | Path) -> Policy:
-    """Return a policy of real observations whose actions are sampled."""
+def forget_fit(world: Path) -> None:
+    """Remove what only the next fit needs of a world, once that is done."""
+    checkpoint.path_for(world).unlink(missing_ok=True)
+
+
+def acting(config: ImproveConfig, policy: TrainedPolicy | None, world: Path) -> Policy:
+    """Return the policy of real observations that records: it samples, or plans and explores."""
+    if policy is None:
+        return PlannedPolicy(world, planner_config(config.planner).exploring())
     if policy.view == "latent":
         return LatentAgent(policy, world)
     return PredictPolicy(policy)

@@ -33,7 +33,8 @@ class TDMPC2Config:
         consistency: weight of the squared error of predicted latents.
         reward: weight of the reward's cross-entropy.
         value: weight of the values' cross-entropy.
-        termination: weight of the termination's cross-entropy.
+        termination: weight of the termination's cross-entropy; 0 leaves out its head, as published
+            for tasks without terminations.
         entropy: weight of the policy's entropy.
         target_rate: share of the Q functions that their targets take over in each update.
         range_margin: share of the training data's range by which it is widened on each side; a

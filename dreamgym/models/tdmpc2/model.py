@@ -34,6 +34,7 @@ from dreamgym.models.splitmix import BITS, uniforms, words
 from dreamgym.models.statistics import Statistics
 from dreamgym.models.tdmpc2.config import PRESET_FITS, PRESETS, TDMPC2Config
 from dreamgym.models.tdmpc2.modules import (
+    Mish,
     Policy,
     QFunctions,
     SimNorm,
@@ -131,7 +132,7 @@ class TDMPC2(WorldModel):
         size, both = sum(self._sizes), config.latent + self.encode_action.dim
         width, hidden = size, []
         for _ in range(config.encoder_layers - 1):
-            hidden += normed(width, config.encoder, nn.Mish())
+            hidden += normed(width, config.encoder, Mish())
             width = config.encoder
         latent = normed(width, config.latent, SimNorm(config.group))
         self.encoder = initialised(nn.Sequential(*hidden, *latent))
@@ -142,7 +143,9 @@ class TDMPC2(WorldModel):
         zero = config.zero_init
         self.reward = head(both, config.mlp, config.bins, zero=zero)
         # The authors' head sees the next latent alone, which must then learn what ends an episode.
-        self.termination = head(both + config.latent, config.mlp, 1, zero=False)
+        self.termination = None
+        if config.termination:
+            self.termination = head(both + config.latent, config.mlp, 1, zero=False)
         self.policy_net = Policy(config.latent, config.mlp, self.encode_action)
         self.q = QFunctions(
             [
@@ -174,7 +177,9 @@ class TDMPC2(WorldModel):
         if statistics.action is not None:
             self.encode_action.fit(statistics.action)
         std = statistics.reward_std
-        self.unit.copy_(torch.where(std < SMALLEST_STD, std, 1.0))
+        unit = torch.where(std < SMALLEST_STD, std, 1.0).to(self.unit)
+        # Values are targets of themselves: in another unit they would have to be learnt anew.
+        self.unit.copy_(torch.where(self.updates > 0, self.unit, unit))
         self.worst_return.copy_(statistics.worst_return)
 
     # ------------------------------------------------------------ filtering and dreaming
@@ -196,16 +201,19 @@ class TDMPC2(WorldModel):
         both = torch.cat([state["z"], self._encode_action(action)], -1)
         z = self.dynamics(both)
         vectors = None if self.probe is None else self.probe(z)
-        termination = self.termination(torch.cat([both, z], -1))
+        termination = None
+        if self.termination is not None:
+            termination = self.termination(torch.cat([both, z], -1))
         return {"z": z}, self.to_prediction(self.reward(both), termination, vectors)
 
     def to_prediction(
-        self, reward: Tensor, termination: Tensor, vectors: Tensor | None
+        self, reward: Tensor, termination: Tensor | None, vectors: Tensor | None
     ) -> Prediction:
         """Convert outputs of the heads and of the probe, (B, n) each, to a prediction."""
         rewards = self.two_hot.mean(reward) * self.unit
-        ends = termination.squeeze(-1).sigmoid()
-        prediction = Prediction(rewards, ends, torch.zeros_like(rewards))
+        zeros = torch.zeros_like(rewards)
+        ends = zeros if termination is None else termination.squeeze(-1).sigmoid()
+        prediction = Prediction(rewards, ends, zeros)
         outside, margin = None, self.config.range_margin
         if vectors is not None and margin is not None:
             parts = zip(self.vectors, vectors.split(self._sizes, -1), strict=True)
@@ -271,16 +279,16 @@ class TDMPC2(WorldModel):
         before, after = rollout.latents[:, :-1], rollout.latents[:, 1:]
         both = torch.cat([before, rollout.actions], -1)
         target = self._value_target(segment, rollout, drawn[:, 1:, :lanes])
-        logit = self.termination(torch.cat([both, after], -1)).squeeze(-1)
-        cross_entropy = F.binary_cross_entropy_with_logits(
-            logit, segment.terminated.to(logit.dtype), reduction="none"
-        )
         terms = {
             "consistency": mean((after - rollout.encoded).square().mean(-1)),
             "reward": mean(self.two_hot.loss(self.reward(both), segment.reward / self.unit)),
             "value": mean(self.two_hot.loss(self.q(before, rollout.actions), target).mean(0)),
-            "termination": mean(cross_entropy),
         }
+        if self.termination is not None:
+            logit = self.termination(torch.cat([both, after], -1)).squeeze(-1)
+            ends = segment.terminated.to(logit.dtype)
+            cross_entropy = F.binary_cross_entropy_with_logits(logit, ends, reduction="none")
+            terms["termination"] = mean(cross_entropy)
         total = sum((getattr(config, k) * v for k, v in terms.items()), start=torch.zeros(()))
         gain = self._gain(rollout.latents.detach(), drawn[..., lanes:])
         terms["policy"] = masked_mean(-weight * gain, observed)
@@ -304,8 +312,8 @@ class TDMPC2(WorldModel):
         self.updates += 1
         self.spread.lerp_(self.new_spread, self.config.target_rate)
         online = dict(self.q.named_parameters())
-        for name, weight in self.target.named_buffers():
-            weight.lerp_(online[name].detach(), self.config.target_rate)
+        names, weights = zip(*self.target.named_buffers(), strict=True)
+        torch._foreach_lerp_(weights, [online[name] for name in names], self.config.target_rate)
 
     def _rollout(self, segment: Segment) -> Rollout:
         """Encode a segment, and predict the latents after its first observation."""

@@ -34,7 +34,20 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., n)."""
-        return at_least_float32(x).unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
+        # On a CPU a softmax over the last dimension is four times as slow if that is so small.
+        groups = at_least_float32(x).unflatten(-1, (-1, self.group)).transpose(-1, -2).contiguous()
+        return groups.softmax(-2).transpose(-1, -2).flatten(-2)
+
+
+class Mish(nn.Module):
+    """The activation x tanh(softplus(x)) of arXiv 1908.08681.
+
+    On a CPU it takes half the time of `torch.nn.Mish`, whose kernel is not vectorised.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of (...)."""
+        return x * F.softplus(x).tanh()
 
 
 def normed(inputs: int, outputs: int, act: nn.Module, dropout: float = 0.0) -> list[nn.Module]:
@@ -45,8 +58,8 @@ def normed(inputs: int, outputs: int, act: nn.Module, dropout: float = 0.0) -> l
 
 def mlp(inputs: int, width: int, last: list[nn.Module], dropout: float = 0.0) -> nn.Sequential:
     """Return two hidden layers with dropout in the first, and the last layers given."""
-    first = normed(inputs, width, nn.Mish(), dropout)
-    return initialised(nn.Sequential(*first, *normed(width, width, nn.Mish()), *last))
+    first = normed(inputs, width, Mish(), dropout)
+    return initialised(nn.Sequential(*first, *normed(width, width, Mish()), *last))
 
 
 def initialised(layers: nn.Sequential) -> nn.Sequential:

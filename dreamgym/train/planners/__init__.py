@@ -10,7 +10,12 @@ from dreamgym.train.planners.icem import ICEM, ICEMConfig
 from dreamgym.train.planners.mppi import MPPI, MPPIConfig
 from dreamgym.train.planners.policy import PlannedPolicy
 from dreamgym.train.planners.prior import PolicyPrior
-from dreamgym.train.planners.registry import PLANNER_PRESETS, PLANNERS, make_planner
+from dreamgym.train.planners.registry import (
+    PLANNER_PRESETS,
+    PLANNERS,
+    make_planner,
+    planner_config,
+)
 
 __all__ = [
     "CEM",
@@ -31,4 +36,5 @@ __all__ = [
     "PlannerConfig",
     "PolicyPrior",
     "make_planner",
+    "planner_config",
 ]

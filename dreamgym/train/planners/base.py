@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +64,10 @@ class PlannerConfig:
         candidates, elites = getattr(self, "candidates", None), getattr(self, "elites", None)
         if candidates is not None and elites is not None and elites > candidates:
             raise ValueError(f"elites is {elites}; there are {candidates} candidates")
+
+    def exploring(self) -> Self:
+        """Return the settings with which the planner acts while data is recorded."""
+        return self
 
 
 class Plan(NamedTuple):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from dreamgym.models import State
+from dreamgym.models.nn.distributions import categorical
 from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
 from dreamgym.train.planners.boxes import BoxPlanner
-from dreamgym.train.planners.noise import keyed, normals
+from dreamgym.train.planners.noise import candidate_uniforms, keyed, normals
+
+CHOICE, EXPLORATION = -4, -5
+"""Purposes of noise, beside those of `base` and of `PlannedPolicy`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,8 @@ class MPPIConfig(PlannerConfig):
             e times less.
         std: standard deviation at the start; a bounded action has the range [-1, 1].
         min_std: smallest standard deviation; with `std` equal to it, the deviation is constant.
+        explore: whether the plan is one of the best candidates, drawn by its weight, with noise of
+            the last standard deviation, as TD-MPC2 acts while it learns; otherwise it is the mean.
     """
 
     candidates: int = 512
@@ -33,18 +40,23 @@ class MPPIConfig(PlannerConfig):
     temperature: float = 1.0
     std: float = 1.0
     min_std: float = 0.05
+    explore: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; expected a number above 0")
 
+    def exploring(self) -> Self:
+        """See `PlannerConfig.exploring`."""
+        return replace(self, explore=True)
+
 
 class MPPI(BoxPlanner):
     """MPPI (Williams et al. 2017, arXiv 1707.02342) in the form of TD-MPC2 (arXiv 2310.16828).
 
     Mean and standard deviation are those of the best candidates, weighted by the exponential of
-    their return; the mean is the plan.
+    their return; the mean is the plan, unless `explore` is set.
     """
 
     config_type = MPPIConfig
@@ -67,9 +79,15 @@ class MPPI(BoxPlanner):
             returns = self.returns(state, self.box.raw(candidates), iteration_keys)
             best = returns.topk(config.elites, 1)
             elites, value = take(candidates, best.indices), best.values[:, 0]
-            weight = ((best.values - value.unsqueeze(1)) / config.temperature).softmax(1)
-            weight = weight[:, :, None, None]
+            scores = (best.values - value.unsqueeze(1)) / config.temperature
+            weight = scores.softmax(1)[:, :, None, None]
             mean = (weight * elites).sum(1)
             variance = (weight * (elites - mean.unsqueeze(1)).square()).sum(1)
             std = variance.sqrt().clamp(config.min_std, max(config.std, config.min_std))
-        return Plan(self.box.raw(mean), value, {"mean": shifted(mean, config.execute)})
+        plan = mean
+        if config.explore:
+            uniform = candidate_uniforms(keyed(keys, CHOICE), 1, 1).flatten()
+            chosen = take(elites, categorical(scores, uniform).unsqueeze(1))
+            noise = normals(keyed(keys, EXPLORATION), 1, shape)
+            plan = self.box.clip(torch.addcmul(chosen, std.unsqueeze(1), noise)).squeeze(1)
+        return Plan(self.box.raw(plan), value, {"mean": shifted(mean, config.execute)})

@@ -61,8 +61,9 @@ class PlannedPolicy:
         Args:
             world: world to plan in: a world, its folder, or the name of one that ships.
             planner: name of a planner or of a preset, or a config; see `make_planner`.
-            value: values the last states of a plan, such as a `PolicyPrior`.
-            proposal: proposes candidates, such as a `PolicyPrior`.
+            value: values the last states of a plan, such as a `PolicyPrior`; by default the model
+                itself if it has values and a policy of its own, as TD-MPC2 does.
+            proposal: proposes candidates, such as a `PolicyPrior`; by default as for `value`.
             name: name for datasets; by default the planner's config and the world's name.
 
         Raises:
@@ -72,6 +73,8 @@ class PlannedPolicy:
         """
         self._world = as_world(world)
         self._model = self._world.model
+        if isinstance(self._model, Acts) and isinstance(self._model, Values):
+            value, proposal = value or self._model, proposal or self._model
         self.planner = make_planner(self._model, planner, value=value, proposal=proposal)
         kind = planner if isinstance(planner, str) else repr(planner)
         self.name = name or f"plan:{kind} in {self._world.name}"

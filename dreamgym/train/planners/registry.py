@@ -45,10 +45,36 @@ PLANNER_PRESETS: dict[str, PlannerConfig] = {
     ),
     # arXiv 2310.16828; its inverse temperature is 0.5
     "td-mpc2": MPPIConfig(
-        horizon=3, candidates=488, iterations=6, elites=64, temperature=2.0, std=2.0, min_std=0.05
+        horizon=3,
+        discount=0.99,
+        candidates=488,
+        iterations=6,
+        elites=64,
+        temperature=2.0,
+        std=2.0,
+        min_std=0.05,
     ),
 }
 """Published settings by name. A preset of a bounded action has the range [-1, 1]."""
+
+
+def planner_config(planner: str | PlannerConfig) -> PlannerConfig:
+    """Return the settings that name a planner.
+
+    Args:
+        planner: name of a planner or of a preset, or a config, which is returned.
+
+    Raises:
+        TrainingError: there is no planner of that name; the message has the nearest one.
+    """
+    if not isinstance(planner, str):
+        return planner
+    if planner in PLANNER_PRESETS:
+        return PLANNER_PRESETS[planner]
+    if planner in PLANNERS:
+        return PLANNERS[planner].config_type()
+    known = [*PLANNERS, *PLANNER_PRESETS]
+    raise TrainingError(f"there is no planner {planner!r}; {nearest(planner, known)}")
 
 
 def make_planner(
@@ -71,16 +97,7 @@ def make_planner(
         TypeError: the planner cannot search the model's action space.
         ValueError: the preset scores the value of the last state only, and there is none.
     """
-    config: Any = planner
-    if isinstance(planner, str):
-        if planner not in PLANNERS and planner not in PLANNER_PRESETS:
-            known = [*PLANNERS, *PLANNER_PRESETS]
-            raise TrainingError(f"there is no planner {planner!r}; {nearest(planner, known)}")
-        config = (
-            PLANNER_PRESETS[planner]
-            if planner in PLANNER_PRESETS
-            else PLANNERS[planner].config_type()
-        )
+    config: Any = planner_config(planner)
     for kind in PLANNERS.values():
         if type(config) is kind.config_type:
             return kind(model, config, value=value, proposal=proposal)

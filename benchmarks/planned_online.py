@@ -1,0 +1,203 @@
+"""TD-MPC2 in the online loop: MPPI acts, and nothing but the world is fitted.
+
+Two tasks of the DeepMind Control Suite from state, as the paper measures them (arXiv 2310.16828): an
+action is held for two steps, 100,000 real steps, and one update for each decision. The result is the last
+world's planner, measured in real episodes afterwards; the curve is that of the episodes that it
+recorded on the way, exploration included. What is made lies in `--work` and is used again, so that
+a run that was stopped goes on; seeds can be run apart. It needs `dreamgym[dmc]`.
+
+Batches have half of the published size, and the planner has fewer candidates and iterations, so
+that a run takes two hours on one core and not a day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from support.reporting import Row, at_least, parser, report
+
+import dreamgym
+from dreamgym import ImproveConfig
+from dreamgym.models import TDMPC2, TDMPC2Config
+from dreamgym.online import improve_preset
+from dreamgym.train.planners import PLANNER_PRESETS, MPPIConfig
+
+REAL_STEPS = 100_000
+EPISODES = 10
+EPISODE_STEPS = 1000
+POINTS = 10
+"""Points of the curve: means of as many parts of the recorded episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task of the suite.
+
+    Attributes:
+        bar: mean real return to reach.
+        published: mean return of TD-MPC2 at as many steps, over three seeds of its logs.
+        sac: the same of SAC.
+    """
+
+    bar: float
+    published: float
+    sac: float
+
+
+TASKS = {
+    "pendulum-swingup": Task(bar=650.0, published=724.0, sac=96.0),
+    "reacher-easy": Task(bar=850.0, published=937.0, sac=540.0),
+}
+
+
+def loop_config(quick: bool = False) -> ImproveConfig:
+    """Return the settings of the loop: the published model, and a smaller search."""
+    model = replace(TDMPC2.presets["tdmpc2-1m"], termination=0.0)  # the tasks have no end
+    fit = dreamgym.default_config(
+        "tdmpc2", "tdmpc2-1m", batch_size=128, held_out=0.02, evaluate_every=10_000, starts=64
+    )
+    planner: MPPIConfig = replace(
+        PLANNER_PRESETS["td-mpc2"], candidates=96, iterations=3, elites=24, proposals=12
+    )
+    config = improve_preset(
+        "td-mpc2",
+        planner=planner,
+        first_steps=5 * EPISODE_STEPS,
+        round_steps=EPISODE_STEPS,
+        frame_skip=2,
+        actions="repeated",
+        max_episode_steps=EPISODE_STEPS,
+        evaluation_episodes=0,
+        train_ratio=fit.batch_size * fit.segment_length,  # one update for each decision
+        fit=replace(fit, model=model),
+    )
+    if not quick:
+        return config
+    small = TDMPC2Config(latent=16, encoder=16, mlp=16, range_margin=None)
+    return replace(
+        config,
+        planner=replace(planner, candidates=16, iterations=2, elites=4, proposals=4),
+        first_steps=200,
+        round_steps=100,
+        max_episode_steps=100,
+        fit=replace(fit, model=small, batch_size=32, updates=10),
+        train_ratio=24.0,
+    )
+
+
+def make_task(name: str) -> gym.Env[Any, Any]:
+    import shimmy
+
+    gym.register_envs(shimmy)
+    return gym.make(f"dm_control/{name}-v0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One task and seed, and the folder of its results."""
+
+    task: str
+    seed: int
+    work: Path
+    quick: bool
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run's results."""
+        return self.work / f"{self.task}-{self.seed}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of the loop, its curve and the measured return of its last world."""
+        path = self.folder / "measured.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        result = dreamgym.improve(
+            lambda: make_task(self.task),
+            real_steps=300 if self.quick else REAL_STEPS,
+            out=self.folder / "loop",
+            seed=self.seed,
+            config=loop_config(self.quick),
+            progress=self._say,
+        )
+        world = result.load_world()
+        measured = dreamgym.evaluate(
+            result.load_policy(),
+            lambda: world.adapted(make_task(self.task)),
+            episodes=1 if self.quick else EPISODES,
+            max_episode_steps=world.frame_skip.count(EPISODE_STEPS),
+        )
+        figures = {
+            "recorded": [(each["real_steps"], each["recorded_return"]) for each in result.rounds],
+            "seconds": sum(sum(each["seconds"].values()) for each in result.rounds),
+            **measured.as_dict(),
+        }
+        path.write_text(json.dumps(figures, indent=1))
+        return figures
+
+    def _say(self, figures: dict[str, Any]) -> None:
+        shown = ("round", "real_steps", "recorded_return", "held_out_loss", "seconds")
+        print(self.task, self.seed, {name: figures[name] for name in shown}, flush=True)
+
+
+def rows_of(name: str, runs: list[Run]) -> list[Row]:
+    """Return the figures of all seeds of a task."""
+    task, rows, returns = TASKS[name], [], []
+    for run in runs:
+        found = run.figures()
+        returns.append(found["return_mean"])
+        low, high = found["return_interval"]
+        title = f"{name}, seed {run.seed}"
+        rows += [
+            Row(name=f"{title}: real return", value=returns[-1], unit="return"),
+            Row(name=f"{title}: low end of its 95% interval", value=low, unit="return"),
+            Row(name=f"{title}: high end of its 95% interval", value=high, unit="return"),
+            Row(name=f"{title}: seconds", value=found["seconds"], unit="s"),
+        ]
+        for part in np.array_split(found["recorded"], min(POINTS, len(found["recorded"]))):
+            where = f"{title}: recorded return up to {part[-1, 0]:.0f} steps"
+            rows.append(Row(name=where, value=float(part[:, 1].mean()), unit="return"))
+    title = f"{name}, {len(runs)} seeds: mean real return"
+    rows.append(at_least(title, float(np.mean(returns)), "return", task.bar))
+    rows += [
+        Row(name=f"{name}: published return of TD-MPC2", value=task.published, unit="return"),
+        Row(name=f"{name}: published return of SAC", value=task.sac, unit="return"),
+    ]
+    return rows
+
+
+def arguments() -> argparse.Namespace:
+    parsed = parser(__doc__.splitlines()[0])
+    parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parsed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parsed.add_argument("--work", type=Path, help="folder to keep everything in")
+    parsed.add_argument("--done-only", action="store_true", help="leave out what is not measured")
+    return parsed.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
+    # Products in bfloat16, where a processor has tiles for them (AMX); elsewhere nothing changes.
+    torch.set_float32_matmul_precision("medium")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        work = chosen.work or Path(temporary)
+        for name in chosen.tasks[:1] if chosen.quick else chosen.tasks:
+            seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
+            runs = [Run(task=name, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
+            if chosen.done_only:
+                runs = [run for run in runs if (run.folder / "measured.json").exists()]
+            rows += rows_of(name, runs) if runs else []
+    report(rows, chosen)
+
+
+if __name__ == "__main__":
+    gym.logger.min_level = gym.logger.ERROR
+    main()
