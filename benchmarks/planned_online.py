@@ -1,10 +1,10 @@
 """TD-MPC2 in the online loop: MPPI acts, and nothing but the world is fitted.
 
-Two tasks of the DeepMind Control Suite from state, as the paper measures them (arXiv 2310.16828): an
-action is held for two steps, 100,000 real steps, and one update for each decision. The result is the last
-world's planner, measured in real episodes afterwards; the curve is that of the episodes that it
-recorded on the way, exploration included. What is made lies in `--work` and is used again, so that
-a run that was stopped goes on; seeds can be run apart. It needs `dreamgym[dmc]`.
+Two tasks of the DeepMind Control Suite from state, as the paper measures them (arXiv 2310.16828):
+an action is held for two steps, 100,000 real steps, and one update for each decision. The result is
+the last world's planner, measured in real episodes afterwards; the curve is that of the episodes
+that it recorded on the way, exploration included. What is made lies in `--work` and is used again,
+so that a run that was stopped goes on; seeds can be run apart. It needs `dreamgym[dmc]`.
 
 Batches have half of the published size, and the planner has fewer candidates and iterations, so
 that a run takes two hours on one core and not a day.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,10 +95,8 @@ def loop_config(quick: bool = False) -> ImproveConfig:
 
 
 def make_task(name: str) -> gym.Env[Any, Any]:
-    import shimmy
-
-    gym.register_envs(shimmy)
-    return gym.make(f"dm_control/{name}-v0")
+    os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is rendered
+    return gym.make(f"shimmy:dm_control/{name}-v0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,11 +116,12 @@ def _copy_fitted(model: WorldModel, family: str, data: AnyDataset) -> WorldModel
 def divisible(data: AnyDataset) -> AnyDataset:
     """Return the dataset with a single episode cut into blocks, so that some can be held out.
 
-    A warning says so where it happens.
+    A warning says so where there is no other episode.
     """
     blocks = data.in_blocks()
-    if blocks is not data:
-        parts = data.datasets if isinstance(data, MixedDataset) else [data]
+    parts = data.datasets if isinstance(data, MixedDataset) else [data]
+    # Whole episodes beside it, as in a loop with rounds of one episode, show how episodes start.
+    if blocks is not data and all(part.num_episodes == 1 for part in parts):
         single = [str(part.path) for part in parts if part.num_episodes == 1]
         count = blocks.num_episodes - data.num_episodes + len(single)
         warnings.warn(

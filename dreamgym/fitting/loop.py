@@ -31,7 +31,7 @@ from dreamgym.fitting.build import (
     divisible,
     fit_normalisers,
 )
-from dreamgym.fitting.checkpoint import FitProgress, TrainedParts
+from dreamgym.fitting.checkpoint import Checkpoint, FitProgress, TrainedParts
 from dreamgym.fitting.config import FitConfig, default_config
 from dreamgym.fitting.distributed import is_first, launch
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, learning_rate, optimizer_for
@@ -294,39 +294,36 @@ class _Fit:
             saved = checkpoint.read(path, self.fingerprint())
         elif is_first() and earlier is not None:
             saved = checkpoint.read(Path(earlier))
+            self._check_continues(saved)
         saved = self.runtime.broadcast(saved)
         if saved is None:
             return
         self.progress = checkpoint.restore(saved, self._parts())
         if not resumes:
-            self._continue(saved.info["fingerprint"])
+            # Losses on other data cannot be compared with those of this fit.
+            self.progress = FitProgress(update=self.progress.update)
+            if self.config.refit_normalisers:
+                fit_normalisers(self.model, self.data, self.training)
 
-    def _continue(self, earlier: dict[str, Any]) -> None:
-        """Go on from a finished fit, whose state has been restored.
-
-        Args:
-            earlier: fingerprint of that fit.
+    def _check_continues(self, earlier: Checkpoint) -> None:
+        """Check that this fit can go on from a finished one.
 
         Raises:
-            CheckpointError: it had another model or optimizer, or as many updates.
+            CheckpointError: that had another model or optimizer, or as many updates.
         """
         own, path = self.fingerprint(), self.config.continue_from
         for name in ("family", "model", "optimizer"):
-            if own[name] != earlier[name]:
+            theirs = earlier.info["fingerprint"][name]
+            if own[name] != theirs:
                 raise CheckpointError(
-                    f"{path} is of a fit with {name} {earlier[name]!r}, and this one has "
-                    f"{own[name]!r}; give the settings of the fit to continue"
+                    f"{path} is of a fit with {name} {theirs!r}, and this one has {own[name]!r}; "
+                    "give the settings of the fit to continue"
                 )
-        done = self.progress.update
-        if done >= self.config.updates:
+        if earlier.info["update"] >= self.config.updates:
             raise CheckpointError(
-                f"{path} has {done} updates, which count towards updates={self.config.updates}; "
-                "give more"
+                f"{path} has {earlier.info['update']} updates, which count towards "
+                f"updates={self.config.updates}; give more"
             )
-        # Losses on other data cannot be compared with those of this fit.
-        self.progress = FitProgress(update=done)
-        if self.config.refit_normalisers:
-            fit_normalisers(self.model, self.data, self.training)
 
     def _save(self) -> None:
         if self.checkpoint is not None and self.progress.update and is_first():

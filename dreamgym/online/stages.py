@@ -99,8 +99,7 @@ def _check_planner(config: ImproveConfig, observation_space: Any, action_space: 
     """Check that the planner of the settings can search a model of the family.
 
     Raises:
-        OnlineError: it cannot.
-        TrainingError: there is no such planner.
+        OnlineError: it cannot, or there is no such planner.
     """
     model = None if config.fit is None else config.fit.model
     if not isinstance(model, WorldModel):

@@ -206,6 +206,47 @@ def test_a_checkpoint_of_another_fit_is_refused(data, tmp_path):
         dreamgym.fit(data, tmp_path / "w", config=QUICK)
 
 
+STEADY = OptimizerConfig(schedule="constant", warm_up=0)
+
+
+def test_a_finished_fit_goes_on_as_if_it_had_been_longer(data, tmp_path):
+    config = replace(QUICK, optimizer=STEADY, keep_checkpoint=True)
+    short, long = tmp_path / "short", tmp_path / "long"
+    dreamgym.fit(data, short, config=replace(config, updates=20))
+    earlier = str(checkpoint.path_for(short))
+    further = dreamgym.fit(data, long, config=replace(config, updates=40, continue_from=earlier))
+    assert further.provenance["updates"] == 40
+    assert [each["update"] for each in further.provenance["history"]] == [30, 40]
+    dreamgym.fit(data, tmp_path / "whole", config=replace(config, updates=40))
+    ends = [checkpoint.read(checkpoint.path_for(tmp_path / name)) for name in ("long", "whole")]
+    last = [{k: v for k, v in end.tensors.items() if not k.startswith("best/")} for end in ends]
+    assert all(torch.equal(last[0][key], last[1][key]) for key in last[1])
+    # a fit that goes on resumes, too
+    checkpoint.path_for(long).rename(checkpoint.path_for(tmp_path / "again"))
+    again = dreamgym.fit(
+        data, tmp_path / "again", config=replace(config, updates=40, continue_from=earlier)
+    )
+    assert same_weights(again, further)
+
+
+def test_a_fit_that_cannot_go_on_says_why(data, tmp_path):
+    config = replace(QUICK, updates=2, keep_checkpoint=True, optimizer=STEADY)
+    dreamgym.fit(data, tmp_path / "w", config=config)
+    config = replace(config, continue_from=str(checkpoint.path_for(tmp_path / "w")))
+    with pytest.raises(CheckpointError, match="has 2 updates, which count towards updates=2"):
+        dreamgym.fit(data, config=config)
+    laprop = replace(STEADY, name="laprop")
+    with pytest.raises(CheckpointError, match="with optimizer 'adamw', and this one has 'laprop'"):
+        dreamgym.fit(data, config=replace(config, updates=4, optimizer=laprop))
+    wider = replace(config, updates=4, model=replace(QUICK.model, hidden=32))
+    with pytest.raises(CheckpointError, match="with model "):
+        dreamgym.fit(data, config=wider)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        dreamgym.fit(data, config=replace(config, continue_from=str(tmp_path / "nothing")))
+    with pytest.raises(ValueError, match="continue_from and a fitted model are both given"):
+        replace(config, model=small_model("mdn-rnn", "box"))
+
+
 def test_default_settings_are_the_authors_unless_overridden():
     config = dreamgym.default_config("mdn-rnn", "doom", updates=3)
     assert config.model.hidden == 512

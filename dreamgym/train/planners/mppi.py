@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dreamgym.models import State
-from dreamgym.models.nn.distributions import categorical
 from dreamgym.train.planners.base import Plan, PlannerConfig, shifted, take
 from dreamgym.train.planners.boxes import BoxPlanner
 from dreamgym.train.planners.noise import candidate_uniforms, keyed, normals
@@ -86,8 +85,9 @@ class MPPI(BoxPlanner):
             std = variance.sqrt().clamp(config.min_std, max(config.std, config.min_std))
         plan = mean
         if config.explore:
-            uniform = candidate_uniforms(keyed(keys, CHOICE), 1, 1).flatten()
-            chosen = take(elites, categorical(scores, uniform).unsqueeze(1))
+            uniform = candidate_uniforms(keyed(keys, CHOICE), config.elites, 1).squeeze(-1)
+            chosen = (scores - (-uniform.log()).log()).argmax(1, keepdim=True)  # by Gumbel noise
             noise = normals(keyed(keys, EXPLORATION), 1, shape)
-            plan = self.box.clip(torch.addcmul(chosen, std.unsqueeze(1), noise)).squeeze(1)
+            noisy = torch.addcmul(take(elites, chosen), std.unsqueeze(1), noise)
+            plan = self.box.clip(noisy).squeeze(1)
         return Plan(self.box.raw(plan), value, {"mean": shifted(mean, config.execute)})

@@ -322,6 +322,25 @@ def test_without_a_probe_dreams_have_no_observations():
         model.decode(model.initial(1))
 
 
+def test_a_task_without_terminations_needs_no_head_for_them():
+    model = a_model(replace(SMALL, termination=0.0))
+    _, prediction = model.step({"z": random(3, 8)}, random(3, 2), torch.zeros(3, 0))
+    assert torch.equal(prediction.termination, torch.zeros(3))
+    _, terms = model.loss(a_segment(), torch.zeros(ROWS, LENGTH + 1, 0))
+    assert "termination" not in terms
+    assert not [name for name, _ in model.named_parameters() if "termination" in name]
+
+
+def test_a_model_that_was_fitted_keeps_the_unit_of_its_rewards():
+    model = a_model()
+    small = STATISTICS._replace(reward_std=torch.tensor(1e-4))
+    model.set_statistics(small)
+    torch.testing.assert_close(model.unit, torch.tensor(1e-4))
+    model.updates += 1
+    model.set_statistics(STATISTICS)
+    torch.testing.assert_close(model.unit, torch.tensor(1e-4))
+
+
 def test_images_are_refused():
     image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     with pytest.raises(TypeError, match="'camera' of the observation is an image"):

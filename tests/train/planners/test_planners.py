@@ -186,6 +186,22 @@ def test_candidates_of_a_proposal_join(name):
     torch.testing.assert_close(plan.actions, expected)
 
 
+def test_mppi_explores_around_its_best_candidates():
+    model, rows = Point(OBSERVATION, BOX), 256
+    config = replace(GOOD["mppi"], temperature=0.1, min_std=0.05)
+    planners = [make_planner(model, each) for each in (config, config.exploring())]
+    state = {"x": torch.zeros(rows, 2)}
+    mean, drawn = (planner.plan(state, keys(rows)) for planner in planners)
+    torch.testing.assert_close(drawn.memory, mean.memory)
+    away = planners[0].box.units(drawn.actions) - planners[0].box.units(mean.actions)
+    assert 0.04 < away[:, 0].std() < 0.3
+    assert away[:, 0].mean().abs() < 0.05
+    again = planners[1].plan({"x": torch.zeros(1, 2)}, keys(rows)[5:6])
+    torch.testing.assert_close(again.actions[0], drawn.actions[5])
+    low, high = torch.as_tensor(BOX.low), torch.as_tensor(BOX.high)
+    assert torch.all((drawn.actions >= low) & (drawn.actions <= high))
+
+
 def test_a_batch_that_does_not_fit_is_planned_in_parts(monkeypatch):
     model = Point(OBSERVATION, BOX)
     planner, state = make_planner(model, SMALL["cem"]), {"x": torch.randn(5, 2)}
@@ -233,6 +249,7 @@ PUBLISHED = {
     # TD-MPC2, arXiv 2310.16828: 512 samples, of which 24 are the policy's
     "td-mpc2": {
         "horizon": 3,
+        "discount": 0.99,
         "candidates": 512 - 24,
         "iterations": 6,
         "elites": 64,
