@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from dreamgym._settings import check_at_least, check_choice, nearest
@@ -99,12 +99,6 @@ class FitConfig:
         refit_normalisers: with a fitted model, fit its normalisers and the range of its data to
             the data of this fit, as MBPO's code does before every refit (arXiv 1906.08253). Without
             it dreams end where the first data ended.
-        keep_checkpoint: whether the checkpoint after the last update stays beside the world, as
-            `<world>.fitting.safetensors`, for a fit that goes on from it.
-        continue_from: checkpoint of a finished fit with the same model and optimizer, whose
-            weights, normalisers, optimizer state and count of updates this fit goes on from, for
-            example with more data; `updates` counts those of before. The schedule should be
-            constant.
         optimizer: settings of the optimizer.
     """
 
@@ -123,8 +117,6 @@ class FitConfig:
     tensorboard: str | None = None
     model: Any = None
     refit_normalisers: bool = False
-    keep_checkpoint: bool = False
-    continue_from: str | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -133,10 +125,6 @@ class FitConfig:
         check_at_least(self, 1, *(name for name in optional if getattr(self, name) is not None))
         check_at_least(self, 2, "starts")
         check_choice("precision", self.precision, get_args(Precision))
-        if self.continue_from is not None and not (self.model is None or is_dataclass(self.model)):
-            raise ValueError(
-                "continue_from and a fitted model are both given; give the checkpoint alone"
-            )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out={self.held_out}: expected a number between 0 and 1")
         if self.batch_size % self.optimizer.accumulate:

@@ -67,7 +67,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @float32_by_default()
-def fit(
+def fit(  # noqa: PLR0913 - two are of a fit that goes on
     dataset: DatasetLike,
     out: str | Path | None = None,
     *,
@@ -75,6 +75,8 @@ def fit(
     seed: int = 0,
     config: FitConfig | None = None,
     progress: ProgressCallback | None = None,
+    keep_checkpoint: bool = False,
+    continue_from: str | Path | None = None,
 ) -> World:
     """Fit a world to a dataset.
 
@@ -98,20 +100,33 @@ def fit(
             an evaluation also with "alarms", the names of the alarms raised (`dreamgym.metrics`);
             and once at the end with "measuring", before the world is measured, which may take
             minutes.
+        keep_checkpoint: whether the checkpoint of the last update stays beside the world, as
+            `<out>.fitting.safetensors`, for a fit that goes on from it.
+        continue_from: checkpoint of a finished fit with the same model and optimizer, whose
+            weights, normalisers, optimizer state and count of updates this fit goes on from, for
+            example with more data; `config.updates` counts those of before. The schedule should
+            be constant.
 
     Returns:
         The world, saved at `out` if that is given.
 
     Raises:
-        ValueError: unknown family or device, or a batch that the processes cannot share.
+        ValueError: unknown family or device, a batch that the processes cannot share, or both a
+            fitted model and `continue_from`.
         FileExistsError: `out` exists and `config.overwrite` is false.
         DatasetError: the data cannot be used (too few episodes, not a number, ...).
-        CheckpointError: the checkpoint beside `out` belongs to another fit.
+        CheckpointError: the checkpoint beside `out` belongs to another fit, or `continue_from` to
+            one with another model or optimizer, or with as many updates.
         FitError: a loss is not finite, or memory ran out.
         DiskFullError: no space left for a checkpoint or the world.
     """
     family_class(family)  # an unknown family is refused before anything is read
     config = config or default_config(family)
+    if continue_from is not None and isinstance(config.model, WorldModel):
+        raise ValueError(
+            "continue_from and a fitted model are both given; give the checkpoint alone"
+        )
+    earlier = None if continue_from is None else local_path(continue_from, CheckpointError)
     target = local_path(out, WorldError) if out is not None else None
     if target is not None:
         require_new(target, overwrite=config.overwrite)
@@ -120,11 +135,12 @@ def fit(
         if data.problems:
             raise DatasetError(data.problems[0], path=data.path)
         running = _Fit(divisible(data), family, seed, config, target)
+        running.earlier = earlier
         running.run(progress or (lambda done, total, figures: None))
         world = running.world(time.perf_counter() - started)
     if target is not None and is_first():
         world.save(target, overwrite=config.overwrite)
-        if not config.keep_checkpoint:
+        if not keep_checkpoint:
             checkpoint.path_for(target).unlink(missing_ok=True)
     return world
 
@@ -137,6 +153,7 @@ class _Fit:
     ) -> None:
         self.data, self.family, self.seed, self.config = data, family, seed, config
         self.checkpoint = checkpoint.path_for(target) if target is not None else None
+        self.earlier: Path | None = None  # checkpoint of the fit that this one goes on from
         self.runtime = launch(config)
         self.training, self.held_out = data.split(config.held_out, seed)
         self.model = build_model(config, family, seed, data, self.training)
@@ -288,12 +305,12 @@ class _Fit:
 
     def _resume(self) -> None:
         """Restore the checkpoint if there is one; every process takes the first one's."""
-        path, saved, earlier = self.checkpoint, None, self.config.continue_from
+        path, saved, earlier = self.checkpoint, None, self.earlier
         resumes = path is not None and path.exists()
         if is_first() and path is not None and resumes:
             saved = checkpoint.read(path, self.fingerprint())
         elif is_first() and earlier is not None:
-            saved = checkpoint.read(Path(earlier))
+            saved = checkpoint.read(earlier)
             self._check_continues(saved)
         saved = self.runtime.broadcast(saved)
         if saved is None:
@@ -311,7 +328,7 @@ class _Fit:
         Raises:
             CheckpointError: that had another model or optimizer, or as many updates.
         """
-        own, path = self.fingerprint(), self.config.continue_from
+        own, path = self.fingerprint(), self.earlier
         for name in ("family", "model", "optimizer"):
             theirs = earlier.info["fingerprint"][name]
             if own[name] != theirs:
@@ -338,10 +355,7 @@ class _Fit:
         The keys are part of the format of checkpoints and of world.json.
         """
         # These change nothing, or are entered below in another form.
-        left_out = (
-            *("device", "threads", "overwrite", "tensorboard", "model", "optimizer"),
-            *("keep_checkpoint", "continue_from"),
-        )
+        left_out = ("device", "threads", "overwrite", "tensorboard", "model", "optimizer")
         settings = {k: v for k, v in vars(self.config).items() if k not in left_out}
         if not self.config.refit_normalisers:  # checkpoints and worlds of before have no such key
             del settings["refit_normalisers"]
@@ -358,8 +372,8 @@ class _Fit:
         }
         if isinstance(self.config.model, WorldModel):
             fingerprint["begun_from"] = weights_sha256(self.config.model).hex()
-        if self.config.continue_from is not None:
-            with Path(self.config.continue_from).open("rb") as file:
+        if self.earlier is not None:
+            with self.earlier.open("rb") as file:
                 fingerprint["continued_from"] = hashlib.file_digest(file, "sha256").hexdigest()
         plain: dict[str, Any] = json.loads(json.dumps(fingerprint))
         return plain

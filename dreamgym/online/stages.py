@@ -155,20 +155,23 @@ def fit_world(  # noqa: PLR0913 - a stage takes what the others made
     """
     settings = config.fit or default_config(config.family)
     settings = replace(settings, updates=config.updates(steps, settings))
-    if config.one_fit:
-        settings = replace(settings, keep_checkpoint=True)
+    earlier = None
     if last is not None and config.one_fit:
-        settings = replace(
-            settings,
-            updates=load(last).provenance["updates"] + settings.updates,
-            continue_from=str(checkpoint.path_for(last)),
-            refit_normalisers=True,
-        )
+        done = load(last).provenance["updates"]
+        settings = replace(settings, updates=done + settings.updates, refit_normalisers=True)
+        earlier = checkpoint.path_for(last)
     elif last is not None and not config.fresh_world:
         settings = replace(settings, model=load(last).model, refit_normalisers=True)
     with _opened(config, data) as source:
         return fit(
-            source, path, family=config.family, seed=seed, config=settings, progress=progress
+            source,
+            path,
+            family=config.family,
+            seed=seed,
+            config=settings,
+            progress=progress,
+            keep_checkpoint=config.one_fit,
+            continue_from=earlier,
         )
 
 

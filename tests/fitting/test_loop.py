@@ -210,41 +210,40 @@ STEADY = OptimizerConfig(schedule="constant", warm_up=0)
 
 
 def test_a_finished_fit_goes_on_as_if_it_had_been_longer(data, tmp_path):
-    config = replace(QUICK, optimizer=STEADY, keep_checkpoint=True)
-    short, long = tmp_path / "short", tmp_path / "long"
-    dreamgym.fit(data, short, config=replace(config, updates=20))
-    earlier = str(checkpoint.path_for(short))
-    further = dreamgym.fit(data, long, config=replace(config, updates=40, continue_from=earlier))
+    def fit(name, updates, **settings):
+        config = replace(QUICK, optimizer=STEADY, updates=updates)
+        return dreamgym.fit(data, tmp_path / name, config=config, keep_checkpoint=True, **settings)
+
+    fit("short", 20)
+    earlier = checkpoint.path_for(tmp_path / "short")
+    further = fit("long", 40, continue_from=earlier)
     assert further.provenance["updates"] == 40
     assert [each["update"] for each in further.provenance["history"]] == [30, 40]
-    dreamgym.fit(data, tmp_path / "whole", config=replace(config, updates=40))
+    fit("whole", 40)
     ends = [checkpoint.read(checkpoint.path_for(tmp_path / name)) for name in ("long", "whole")]
     last = [{k: v for k, v in end.tensors.items() if not k.startswith("best/")} for end in ends]
     assert all(torch.equal(last[0][key], last[1][key]) for key in last[1])
     # a fit that goes on resumes, too
-    checkpoint.path_for(long).rename(checkpoint.path_for(tmp_path / "again"))
-    again = dreamgym.fit(
-        data, tmp_path / "again", config=replace(config, updates=40, continue_from=earlier)
-    )
-    assert same_weights(again, further)
+    checkpoint.path_for(tmp_path / "long").rename(checkpoint.path_for(tmp_path / "again"))
+    assert same_weights(fit("again", 40, continue_from=earlier), further)
 
 
 def test_a_fit_that_cannot_go_on_says_why(data, tmp_path):
-    config = replace(QUICK, updates=2, keep_checkpoint=True, optimizer=STEADY)
-    dreamgym.fit(data, tmp_path / "w", config=config)
-    config = replace(config, continue_from=str(checkpoint.path_for(tmp_path / "w")))
-    with pytest.raises(CheckpointError, match="has 2 updates, which count towards updates=2"):
-        dreamgym.fit(data, config=config)
-    laprop = replace(STEADY, name="laprop")
-    with pytest.raises(CheckpointError, match="with optimizer 'adamw', and this one has 'laprop'"):
-        dreamgym.fit(data, config=replace(config, updates=4, optimizer=laprop))
+    config = replace(QUICK, updates=2, optimizer=STEADY)
+    dreamgym.fit(data, tmp_path / "w", config=config, keep_checkpoint=True)
+    earlier = checkpoint.path_for(tmp_path / "w")
+    laprop = replace(config, updates=4, optimizer=replace(STEADY, name="laprop"))
     wider = replace(config, updates=4, model=replace(QUICK.model, hidden=32))
-    with pytest.raises(CheckpointError, match="with model "):
-        dreamgym.fit(data, config=wider)
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        dreamgym.fit(data, config=replace(config, continue_from=str(tmp_path / "nothing")))
-    with pytest.raises(ValueError, match="continue_from and a fitted model are both given"):
-        replace(config, model=small_model("mdn-rnn", "box"))
+    fitted = replace(config, model=small_model("mdn-rnn", "box"))
+    for settings, path, error, words in (
+        (config, earlier, CheckpointError, "has 2 updates, which count towards updates=2"),
+        (laprop, earlier, CheckpointError, "optimizer 'adamw', and this one has 'laprop'"),
+        (wider, earlier, CheckpointError, "with model "),
+        (config, tmp_path / "nothing", CheckpointError, "not a readable checkpoint"),
+        (fitted, earlier, ValueError, "continue_from and a fitted model are both given"),
+    ):
+        with pytest.raises(error, match=words):
+            dreamgym.fit(data, config=settings, continue_from=path)
 
 
 def test_default_settings_are_the_authors_unless_overridden():
