@@ -1,13 +1,14 @@
 """TD-MPC2 in the online loop: MPPI acts, and nothing but the world is fitted.
 
 Two tasks of the DeepMind Control Suite from state, as the paper measures them (arXiv 2310.16828):
-an action is held for two steps, 100,000 real steps, and one update for each decision. The result is
-the last world's planner, measured in real episodes afterwards; the curve is that of the episodes
-that it recorded on the way, exploration included. What is made lies in `--work` and is used again,
-so that a run that was stopped goes on; seeds can be run apart. It needs `dreamgym[dmc]`.
+an action is held for two steps, 100,000 real steps, and one update for each decision; and
+Pendulum-v1 with the family's small default model, which takes minutes. The result is the last
+world's planner, measured in real episodes afterwards; the curve is that of the episodes that it
+recorded on the way, exploration included. What is made lies in `--work` and is used again, so that
+a run that was stopped goes on; seeds can be run apart. The suite needs `dreamgym[dmc]`.
 
 Batches have half of the published size, and the planner has fewer candidates and iterations, so
-that a run takes two hours on one core and not a day.
+that a run of the suite takes hours on one core and not a day.
 """
 
 from __future__ import annotations
@@ -29,109 +30,145 @@ import dreamgym
 from dreamgym import ImproveConfig
 from dreamgym.models import TDMPC2, TDMPC2Config
 from dreamgym.online import improve_preset
-from dreamgym.train.planners import PLANNER_PRESETS, MPPIConfig
+from dreamgym.train.planners import PLANNER_PRESETS
 
-REAL_STEPS = 100_000
 EPISODES = 10
-EPISODE_STEPS = 1000
 POINTS = 10
 """Points of the curve: means of as many parts of the recorded episodes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A task of the suite.
-
-    Attributes:
-        bar: mean real return to reach.
-        published: mean return of TD-MPC2 at as many steps, over three seeds of its logs.
-        sac: the same of SAC.
-    """
-
-    bar: float
-    published: float
-    sac: float
-
-
-TASKS = {
-    "pendulum-swingup": Task(bar=650.0, published=724.0, sac=96.0),
-    "reacher-easy": Task(bar=850.0, published=937.0, sac=540.0),
-}
-
-
-def loop_config(quick: bool = False) -> ImproveConfig:
-    """Return the settings of the loop: the published model, and a smaller search."""
+def suite_config() -> ImproveConfig:
+    """Return the settings of a task of the suite: the published model, and a smaller search."""
     model = replace(TDMPC2.presets["tdmpc2-1m"], termination=0.0)  # the tasks have no end
     fit = dreamgym.default_config(
         "tdmpc2", "tdmpc2-1m", batch_size=128, held_out=0.02, evaluate_every=10_000, starts=64
     )
-    planner: MPPIConfig = replace(
-        PLANNER_PRESETS["td-mpc2"], candidates=96, iterations=3, elites=24, proposals=12
-    )
-    config = improve_preset(
+    return improve_preset(
         "td-mpc2",
-        planner=planner,
-        first_steps=5 * EPISODE_STEPS,
-        round_steps=EPISODE_STEPS,
+        planner=replace(
+            PLANNER_PRESETS["td-mpc2"], candidates=96, iterations=3, elites=24, proposals=12
+        ),
+        first_steps=5_000,
+        round_steps=1_000,
         frame_skip=2,
         actions="repeated",
-        max_episode_steps=EPISODE_STEPS,
+        max_episode_steps=1_000,
         evaluation_episodes=0,
         train_ratio=fit.batch_size * fit.segment_length,  # one update for each decision
         fit=replace(fit, model=model),
     )
-    if not quick:
-        return config
-    small = TDMPC2Config(latent=16, encoder=16, mlp=16, range_margin=None)
+
+
+def small_config() -> ImproveConfig:
+    """Return the settings of Pendulum-v1: the small default model, and a still smaller search."""
+    published = improve_preset("td-mpc2")
+    fit = replace(published.fit, batch_size=128, held_out=0.05, evaluate_every=10_000, starts=64)
     return replace(
-        config,
-        planner=replace(planner, candidates=16, iterations=2, elites=4, proposals=4),
-        first_steps=200,
-        round_steps=100,
-        max_episode_steps=100,
-        fit=replace(fit, model=small, batch_size=32, updates=10),
-        train_ratio=24.0,
+        published,
+        planner=replace(
+            PLANNER_PRESETS["td-mpc2"], candidates=64, iterations=3, elites=16, proposals=8
+        ),
+        first_steps=1_000,
+        round_steps=200,
+        evaluation_episodes=0,
+        train_ratio=fit.batch_size * fit.segment_length,
+        fit=fit,
     )
 
 
-def make_task(name: str) -> gym.Env[Any, Any]:
-    os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is rendered
-    return gym.make(f"shimmy:dm_control/{name}-v0")
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task, its budget and bar.
+
+    Attributes:
+        env: id of the environment.
+        bar: mean real return to reach.
+        config: settings of the loop.
+        real_steps: real steps that the loop takes.
+        published: mean return of TD-MPC2 at as many steps, over three seeds of its logs.
+        sac: the same of SAC.
+    """
+
+    env: str
+    bar: float
+    config: ImproveConfig
+    real_steps: int = 100_000
+    published: float | None = None
+    sac: float | None = None
+
+
+TASKS = {
+    "Pendulum-v1": Task(env="Pendulum-v1", bar=-200.0, config=small_config(), real_steps=3_000),
+    "pendulum-swingup": Task(
+        env="shimmy:dm_control/pendulum-swingup-v0",
+        bar=650.0,
+        config=suite_config(),
+        published=724.0,
+        sac=96.0,
+    ),
+    "reacher-easy": Task(
+        env="shimmy:dm_control/reacher-easy-v0",
+        bar=850.0,
+        config=suite_config(),
+        published=937.0,
+        sac=540.0,
+    ),
+}
+
+
+def quick(config: ImproveConfig) -> ImproveConfig:
+    """Return settings with which nothing is learned, in seconds."""
+    small = TDMPC2Config(latent=16, encoder=16, mlp=16, range_margin=None)
+    return replace(
+        config,
+        planner=replace(config.planner, candidates=16, iterations=2, elites=4, proposals=4),
+        first_steps=200,
+        round_steps=100,
+        max_episode_steps=100,
+        fit=replace(config.fit, model=small, batch_size=32),
+        train_ratio=24.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One task and seed, and the folder of its results."""
 
-    task: str
+    name: str
     seed: int
     work: Path
     quick: bool
 
     @property
+    def task(self) -> Task:
+        """The task of this run."""
+        return TASKS[self.name]
+
+    @property
     def folder(self) -> Path:
         """Folder of this run's results."""
-        return self.work / f"{self.task}-{self.seed}"
+        return self.work / f"{self.name}-{self.seed}"
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the loop, its curve and the measured return of its last world."""
         path = self.folder / "measured.json"
         if path.exists():
             return json.loads(path.read_text())
+        config = quick(self.task.config) if self.quick else self.task.config
         result = dreamgym.improve(
-            lambda: make_task(self.task),
-            real_steps=300 if self.quick else REAL_STEPS,
+            self.task.env,
+            real_steps=300 if self.quick else self.task.real_steps,
             out=self.folder / "loop",
             seed=self.seed,
-            config=loop_config(self.quick),
+            config=config,
             progress=self._say,
         )
-        world = result.load_world()
+        world, limit = result.load_world(), config.max_episode_steps
         measured = dreamgym.evaluate(
             result.load_policy(),
-            lambda: world.adapted(make_task(self.task)),
+            lambda: world.adapted(gym.make(self.task.env)),
             episodes=1 if self.quick else EPISODES,
-            max_episode_steps=world.frame_skip.count(EPISODE_STEPS),
+            max_episode_steps=limit and world.frame_skip.count(limit),
         )
         figures = {
             "recorded": [(each["real_steps"], each["recorded_return"]) for each in result.rounds],
@@ -143,7 +180,7 @@ class Run:
 
     def _say(self, figures: dict[str, Any]) -> None:
         shown = ("round", "real_steps", "recorded_return", "held_out_loss", "seconds")
-        print(self.task, self.seed, {name: figures[name] for name in shown}, flush=True)
+        print(self.name, self.seed, {name: figures[name] for name in shown}, flush=True)
 
 
 def rows_of(name: str, runs: list[Run]) -> list[Row]:
@@ -160,15 +197,15 @@ def rows_of(name: str, runs: list[Run]) -> list[Row]:
             Row(name=f"{title}: high end of its 95% interval", value=high, unit="return"),
             Row(name=f"{title}: seconds", value=found["seconds"], unit="s"),
         ]
-        for part in np.array_split(found["recorded"], min(POINTS, len(found["recorded"]))):
+        recorded = [point for point in found["recorded"] if point[1] is not None]
+        for part in np.array_split(recorded, min(POINTS, len(recorded))):
             where = f"{title}: recorded return up to {part[-1, 0]:.0f} steps"
             rows.append(Row(name=where, value=float(part[:, 1].mean()), unit="return"))
     title = f"{name}, {len(runs)} seeds: mean real return"
     rows.append(at_least(title, float(np.mean(returns)), "return", task.bar))
-    rows += [
-        Row(name=f"{name}: published return of TD-MPC2", value=task.published, unit="return"),
-        Row(name=f"{name}: published return of SAC", value=task.sac, unit="return"),
-    ]
+    for who, value in (("TD-MPC2", task.published), ("SAC", task.sac)):
+        if value is not None:
+            rows.append(Row(name=f"{name}: published return of {who}", value=value, unit="return"))
     return rows
 
 
@@ -183,6 +220,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     chosen = arguments()
+    os.environ.setdefault("MUJOCO_GL", "disabled")  # nothing is rendered
     # Products in bfloat16, where a processor has tiles for them (AMX); elsewhere nothing changes.
     torch.set_float32_matmul_precision("medium")
     rows: list[Row] = []
@@ -190,7 +228,7 @@ def main() -> None:
         work = chosen.work or Path(temporary)
         for name in chosen.tasks[:1] if chosen.quick else chosen.tasks:
             seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
-            runs = [Run(task=name, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
+            runs = [Run(name=name, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
             if chosen.done_only:
                 runs = [run for run in runs if (run.folder / "measured.json").exists()]
             rows += rows_of(name, runs) if runs else []

@@ -14,9 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_loop_of_a_control_task_is_measured_once(tmp_path):
-    for name in ("shimmy", "dm_control"):
-        pytest.importorskip(name, reason="the tasks need dreamgym[dmc]")
+def test_a_loop_is_measured_once(tmp_path):
     file, work = tmp_path / "rows.json", tmp_path / "work"
     command = [sys.executable, str(ROOT / "benchmarks" / "planned_online.py"), "--quick"]
     command += ["--work", str(work), "--json", str(file), "--seeds", "4"]
@@ -24,12 +22,11 @@ def test_the_loop_of_a_control_task_is_measured_once(tmp_path):
 
     def rows() -> dict[str, float]:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 1, done.stderr  # so little misses the bar
+        assert done.returncode == 1, done.stderr  # the bar is missed
         return {row["name"]: row["value"] for row in json.loads(file.read_text())["rows"]}
 
     found = rows()
-    assert "pendulum-swingup, seed 4: recorded return up to 300 steps" in found
-    assert found["pendulum-swingup: published return of TD-MPC2"] == 724.0
-    kept = work / "pendulum-swingup-4" / "measured.json"
+    assert "Pendulum-v1, seed 4: recorded return up to 300 steps" in found
+    kept = work / "Pendulum-v1-4" / "measured.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "return_mean": 99.5}))
-    assert rows()["pendulum-swingup, seed 4: real return"] == 99.5
+    assert rows()["Pendulum-v1, seed 4: real return"] == 99.5
