@@ -22,7 +22,7 @@ def test_a_loop_is_measured_once(tmp_path):
 
     def rows() -> dict[str, float]:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 1, done.stderr  # the bar is missed
+        assert done.returncode in (0, 1), done.stderr  # 1 if the bar is missed
         return {row["name"]: row["value"] for row in json.loads(file.read_text())["rows"]}
 
     found = rows()
