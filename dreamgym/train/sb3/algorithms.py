@@ -82,10 +82,9 @@ ALGORITHMS: dict[str, Algorithm] = {
             "n_steps": 8,
             "gamma": 0.98,
             "gae_lambda": 0.9,
-            "learning_rate": 2e-3,
+            "learning_rate": 7e-4,
             "normalize_advantage": True,
         },
-        anneal=True,
     ),
     "SAC": Algorithm(
         learner=SAC, steps=20_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
