@@ -138,12 +138,13 @@ def test_settings_that_do_not_apply_are_refused(world):
 
 
 @pytest.mark.parametrize(
-    ("view", "sigma0", "hidden"), [("observation", 1.0, [8]), ("latent", 0.1, [])]
+    ("view", "rollouts", "sigma0", "hidden"),
+    [("observation", 8, 1.0, [8]), ("latent", 16, 0.1, [])],
 )
-def test_the_defaults_are_those_of_the_view(world, view, sigma0, hidden):
+def test_the_defaults_are_those_of_the_view(world, view, rollouts, sigma0, hidden):
     config = TrainConfig(view=view, learner={"popsize": 2})
     card = dreamgym.train_policy(world, algo="CMA-ES", steps=1, config=config).card
-    assert card.hyperparameters["rollouts"] == 16
+    assert card.hyperparameters["rollouts"] == rollouts
     assert card.hyperparameters["sigma0"] == sigma0
     assert card.policy["hidden"] == hidden
 

@@ -25,8 +25,8 @@ from dreamgym.train.training import TrainingRun
 
 ALGORITHM = "CMA-ES"
 
-_EPISODES = 100_000  # of a training: 100 generations of 64 x 16
-_ON_OBSERVATIONS: dict[str, Any] = {"sigma0": 1.0, "hidden": (8,)}
+_EPISODES = 100_000  # of a training: 100 generations of 64 x 16, or 200 of 64 x 8
+_ON_OBSERVATIONS: dict[str, Any] = {"rollouts": 8, "sigma0": 1.0, "hidden": (8,)}
 _CHECK_EVERY = 16  # steps between checks whether all episodes have ended, a host sync
 _UNUSED = (
     "num_envs",
@@ -44,9 +44,9 @@ _UNUSED = (
 class EvolutionConfig:
     """Settings of CMA-ES, the `learner` mapping of `TrainConfig`.
 
-    The defaults are V-M-C's, for the features of a latent view. For observations they are a sigma0
-    of 1 and one hidden layer of 8: a linear controller cannot both swing a pendulum up and hold it
-    there.
+    The defaults are V-M-C's, for the features of a latent view. For observations they are 8
+    rollouts, a sigma0 of 1 and one hidden layer of 8: a linear controller cannot both swing a
+    pendulum up and hold it there.
 
     Attributes:
         popsize: controllers of a generation.
