@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamgym.models.host_sync import host_sync_allowed
-
 
 def at(window: Tensor, place: Tensor) -> Tensor:
     """Return the entries (B, n) of a window (B, context, n) at places (B,)."""
@@ -42,13 +40,6 @@ def push(
     Returns:
         The windows, and their lengths (B,).
     """
-    if host_sync_allowed(length.device) and bool((length < limit).all()):  # nothing moves
-        rows = torch.arange(len(length), device=length.device)
-        index = (rows, length)
-        return {
-            key: leaves[key].index_put(index, new.to(leaves[key].dtype))
-            for key, new in news.items()
-        }, length + 1
     place = torch.where(length >= limit, limit - 1 if slides else limit // 2, length)
     moved = {}
     for key, new in news.items():

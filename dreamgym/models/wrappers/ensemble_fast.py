@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreamgym.models.base import Prediction, State, Temperature
 from dreamgym.models.fast import FastForm
-from dreamgym.models.host_sync import forbid_host_sync
 from dreamgym.models.observations import Observation
 from dreamgym.models.wrappers.ensemble import Ensemble
 
@@ -68,9 +67,8 @@ class FastEnsemble(FastForm):
         def call(weights: State, state: State) -> Any:
             return functional_call(self.call, weights, (method, state, *arguments))
 
-        # The fused attention of a CPU cannot be batched over members; written out, it can. Values
-        # of batched tensors cannot be branched on.
-        with sdpa_kernel(SDPBackend.MATH), forbid_host_sync():
+        # The fused attention of a CPU cannot be batched over members; written out, it can.
+        with sdpa_kernel(SDPBackend.MATH):
             results = vmap(call, in_dims=(0, 1))(self.weights, state)
         # `out_dims=1` cannot place what no member changes, such as a frame that was observed.
         return torch.utils._pytree.tree_map(lambda leaf: leaf.transpose(0, 1), results)
