@@ -52,4 +52,4 @@ learners.write_docs()
     command = [sys.executable, "-c", write, str(tmp_path)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     text = (tmp_path / "train.md").read_text()
-    assert "| TRPO | `sb3-contrib` |  | 200, 201 |  |  |  | 7 | 7 |" in text
+    assert "| TRPO | `sb3-contrib` |  | 200, 201 |  |  |  |  |  | 7 | 7 |" in text

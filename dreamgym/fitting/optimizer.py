@@ -14,9 +14,6 @@ from dreamgym.fitting.config import OptimizerConfig
 AGC_MIN_NORM = 1e-3
 """Smallest norm that a tensor counts as in adaptive gradient clipping."""
 
-FUSED = ("cpu", "cuda")
-"""Kinds of devices on which every version of torch that is supported has fused Adam."""
-
 
 def optimizer_for(
     parameters: Sequence[nn.Parameter], config: OptimizerConfig
@@ -37,11 +34,10 @@ def optimizer_for(
         "eps": config.eps,
         "weight_decay": config.weight_decay,
     }
-    if config.name in ("adamw", "adam"):
-        # One kernel for all parameters: of a small model they are many, and few numbers each.
-        fused = all(each.device.type in FUSED for each in parameters)
-        kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-        return kind(groups, fused=fused, **settings)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, **settings)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, **settings)
     from pytorch_optimizer.optimizer.laprop import LaProp  # the import takes a second
 
     laprop: torch.optim.Optimizer = LaProp(groups, **settings)

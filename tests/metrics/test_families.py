@@ -143,7 +143,9 @@ def test_every_family_on_every_kind_of_observation(family, seen):
     figures = examine(build(ModelSpec(family=family, config=CONFIGS[family]), dataset), dataset)
     assert any(name.startswith("kl") for name in figures) == (family in LATENT[kind])
     assert any(name.startswith("effective_rank") for name in figures) == (family == "jepa")
-    assert any(name.startswith("code_") for name in figures) == (family == "genie")
+    assert any(name.startswith("code_") for name in figures) == (
+        family in ("genie", "iris", "delta-iris")
+    )
 
 
 def test_wrappers_show_the_diagnostics_of_the_models_inside(tmp_path):
