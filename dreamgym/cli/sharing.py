@@ -33,7 +33,7 @@ def _row(world: ShippedWorld) -> list[str]:
     if world.real_return is not None and world.real_interval is not None:
         low, high = map(_figure, world.real_interval)
         measured = f"{_figure(world.real_return)} [{low}, {high}]"
-        measured += "% of goals" if "goals" in world.measure else ""
+        measured += "" if world.measure == "real return" else "% of goals"
     return [
         world.name,
         f"{world.env_id}, {world.family}, {world.observations}",

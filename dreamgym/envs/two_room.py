@@ -33,7 +33,8 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     There is no reward. The goal is not part of the observation, so that reaching it truncates the
     episode and does not terminate it: nothing that is seen ends there.
 
-    `reset(options={"start": (x, y), "goal": (x, y)})` chooses either place.
+    `reset(options={"start": (x, y), "goal": (x, y)})` chooses either place; a ValueError says so
+    where it is not two numbers from -1 to 1.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -52,7 +53,7 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         drawn = self.np_random.uniform(-1, 1, (2, 2))
         chosen = options or {}
         self._place, self._goal = (
-            np.asarray(chosen.get(key, place), np.float64)
+            _inside(key, chosen[key]) if key in chosen else place
             for key, place in zip(("start", "goal"), drawn, strict=True)
         )
         return picture(self._place), {**self._info(), "goal_observation": picture(self._goal)}
@@ -78,6 +79,17 @@ class TwoRoom(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     def _info(self) -> dict[str, Any]:
         distance = float(np.linalg.norm(self._place - self._goal))
         return {"is_success": distance < REACHED, "place": self._place.astype(np.float32)}
+
+
+def _inside(key: str, place: Any) -> NDArray[np.float64]:
+    """Return a place (2,) that a user chose."""
+    try:
+        found = np.asarray(place, np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != (2,) or not (np.abs(found) <= 1).all():
+        raise ValueError(f"{key} is {place!r}; expected two numbers from -1 to 1")
+    return found
 
 
 def picture(place: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -62,3 +62,9 @@ def test_reaching_the_goal_truncates_and_seeds_fix_both_places():
         assert (starts[0][1][key] == starts[1][1][key]).all()
         assert (starts[0][1][key] != starts[2][1][key]).any()
     assert TwoRoom().reset(options={"start": goal, "goal": goal})[1]["is_success"]
+
+
+@pytest.mark.parametrize("place", [(2, 0), "x", (0.1,), (float("nan"), 0)])
+def test_a_place_outside_the_rooms_is_refused(place):
+    with pytest.raises(ValueError, match=r"goal is .*; expected two numbers from -1 to 1"):
+        TwoRoom().reset(options={"goal": place})

@@ -312,8 +312,8 @@ class TDMPC2(WorldModel):
         self.updates += 1
         self.spread.lerp_(self.new_spread, self.config.target_rate)
         online = dict(self.q.named_parameters())
-        names, weights = zip(*self.target.named_buffers(), strict=True)
-        torch._foreach_lerp_(weights, [online[name] for name in names], self.config.target_rate)
+        for name, weight in self.target.named_buffers():
+            weight.lerp_(online[name].detach(), self.config.target_rate)
 
     def _rollout(self, segment: Segment) -> Rollout:
         """Encode a segment, and predict the latents after its first observation."""
