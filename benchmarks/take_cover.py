@@ -1,123 +1,112 @@
 """Survival in VizDoom's Take Cover of policies that were trained only in dreams of pixels.
 
-It runs `examples/take_cover.py` and reads its figures; `--out FOLDER` keeps what that makes, so
-that a run that was stopped goes on, and one that was finished is measured again.
-`--controller WORLD` measures something else: a linear controller that CMA-ES evolved in the dream
-of that world, as the paper's, beside PPO in the same dream.
+It runs the rounds of `examples/stories/take_cover.py`, and then trains one policy for each
+temperature and seed in dreams of the last world, each measured in 100 real games. `--out FOLDER`
+keeps what that makes, so that a run that was stopped goes on. `--controller WORLD` measures
+something else: a linear controller that CMA-ES evolved in the dream of that world, as the paper's,
+beside PPO in the same dream.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import argparse
+import runpy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from support.reporting import Row, at_least, below, parser, report
+import numpy as np
+from support.reporting import Row, at_least, parser, report
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "take_cover.py"
-TEMPERATURE = 1.15
-LEARNERS = {
-    "PPO": (
-        "ppo.zip",
-        3_000_000,
-        {"num_envs": 256, "gamma": 0.99, "learning_rate": 3e-4, "learner": {"ent_coef": 0.005}},
-    ),
-    "CMA-ES": ("controller.cma", 150 * 64 * 16 * 200, {}),  # 150 generations, 64 x 16 rollouts
+import dreamgym
+from dreamgym.cli.output import progress_bar
+from dreamgym.train import TrainConfig, load_policy
+from dreamgym.transfer import Transfer
+from dreamgym.world import World
+
+STORY = Path(__file__).parents[1] / "examples" / "stories" / "take_cover.py"
+TEMPERATURES = (0.5, 1.0, 1.15, 1.3)
+OWN = 1.15
+"""The temperature of the rounds, chosen before any policy was measured."""
+TICS = 1300.0
+"""The bar: mean survival at that temperature."""
+CONTROLLER = {
+    "PPO": ("ppo.zip", 3_000_000),
+    "CMA-ES": ("controller.cma", 150 * 64 * 16 * 200),  # 150 generations, 64 x 16 rollouts
 }
-"""File, dream steps and settings of the policies that `--controller` compares."""
-TICS, MINUTES, FRAMES = 1000.0, 90.0, 100_000
-"""The bars: mean survival, the time of all fits together on two cores, and what is recorded."""
-JUDGED = "chosen"
-"""The policy that the bar is for: the best in some episodes, measured in others."""
+"""File and dream steps of the policies that `--controller` compares."""
 
 
-def rows_of(result: dict) -> list[Row]:
-    """Return every policy's survival with its 95% interval, in the real game and in the dream."""
-    rows = []
-    for name, figures in result["policies"].items():
-        prefix = "real_" if "real_return_mean" in figures else ""
-        low, high = figures[f"{prefix}return_interval"]
-        mean, episodes = figures[f"{prefix}return_mean"], figures["episodes"]
-        label = f"{name}, {episodes} episodes, 95% interval {low:.0f} to {high:.0f}"
-        rows.append(at_least(label, mean, "tics", TICS) if JUDGED in name else _plain(label, mean))
-        if "dream_return_mean" in figures:
-            dreamt = figures["dream_return_mean"]
-            rows.append(_plain(f"{name}, in the dream", dreamt))
+def by_temperature(given: argparse.Namespace, out: Path) -> list[Row]:
+    """Return the tics that policies survive, by the temperature of the dreams they learned in."""
+    story, quick = runpy.run_path(str(STORY)), given.quick
+    world = story["improve"](out / "rounds", quick=quick)
+    episodes = 2 if quick else 100
+    random = dreamgym.evaluate("random", story["TASK"], episodes=episodes)
+    rows = [_tics(_label("random", random.interval), random.mean)]
+    for temperature in given.temperatures[: 1 if quick else None]:
+        config = replace(story["TRAIN"], temperature=temperature, num_envs=8 if quick else 256)
+        steps, every = 1024 if quick else 1_500_000, []
+        for seed in given.seeds[: 1 if quick else None]:
+            name = f"temperature {temperature:g}, seed {seed}"
+            suffix = f"-{seed}" if seed else ""  # the story's own policies have seed 0
+            training = {"steps": steps, "seed": seed, "config": config}
+            path = out / f"policy-{temperature:g}{suffix}.zip"
+            every.append(_measure(world, path, training, episodes))
+            real, dream = every[-1].real, every[-1].dream
+            rows.append(_tics(_label(name, real.interval), real.mean))
+            rows.append(_tics(f"{name}, in the dream", dream.mean))
+        mean = float(np.mean([each.real.mean for each in every]))
+        bar = TICS if temperature == OWN and not quick else None
+        what = f"temperature {temperature:g}, mean of {len(every)} seeds"
+        rows.append(at_least(what, mean, "tics", bar))
     return rows
 
 
-def compare_controller(folder: Path, out: Path, *, quick: bool) -> list[Row]:
-    """Return the survival of PPO and of an evolved controller, trained in the dream of a world."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    import take_cover  # noqa: F401 - registers the game
-
-    import dreamgym
-    from dreamgym.cli.output import progress_bar
-    from dreamgym.train import TrainConfig, load_policy
-
-    world, rows = dreamgym.load(folder), []
-    for algo, (file, full, settings) in LEARNERS.items():
-        path = out / file
-        if not path.exists():
-            config = TrainConfig(temperature=TEMPERATURE, view="latent", **settings)
-            steps = 20_000 if quick else full
-            with progress_bar(algo) as bar:
-                dreamgym.train_policy(
-                    world,
-                    algo=algo,
-                    steps=steps,
-                    out=path,
-                    config=config,
-                    progress=bar,
-                    resume=True,
-                )
-        policy = load_policy(path, world=world)
-        found = dreamgym.transfer_policy(
-            policy, world, episodes=2 if quick else 100, baselines=False
-        ).as_dict()
-        low, high = found["real_return_interval"]
-        name = f"{algo} in one dream, {found['episodes']} episodes"
-        rows.append(
-            _plain(f"{name}, 95% interval {low:.0f} to {high:.0f}", found["real_return_mean"])
-        )
-        rows.append(_plain(f"{name}, in the dream", found["dream_return_mean"]))
+def with_controller(given: argparse.Namespace, out: Path) -> list[Row]:
+    """Return the survival of PPO and of an evolved controller, trained in dreams of one world."""
+    story, world, rows = runpy.run_path(str(STORY)), dreamgym.load(given.controller), []
+    for algo, (file, full) in CONTROLLER.items():
+        config = TrainConfig(temperature=OWN, view="latent")
+        if algo == "PPO":
+            config = replace(story["TRAIN"], temperature=OWN)
+        steps, episodes = (20_000, 2) if given.quick else (full, 100)
+        training = {"algo": algo, "steps": steps, "config": config}
+        found = _measure(world, out / file, training, episodes)
+        rows.append(_tics(_label(f"{algo} in one dream", found.real.interval), found.real.mean))
+        rows.append(_tics(f"{algo} in one dream, in the dream", found.dream.mean))
     return rows
 
 
-def _plain(name: str, value: float) -> Row:
+def _measure(world: World, path: Path, training: dict[str, Any], episodes: int) -> Transfer:
+    """Train a policy, unless it is there, and run it in the real game and in the dream."""
+    if not path.exists():
+        with progress_bar(path.stem) as bar:
+            dreamgym.train_policy(world, out=path, progress=bar, resume=True, **training)
+    policy = load_policy(path, world=world)
+    return dreamgym.transfer_policy(policy, world, episodes=episodes, baselines=False)
+
+
+def _label(name: str, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{name}, 95% interval {low:.0f} to {high:.0f}"
+
+
+def _tics(name: str, value: float) -> Row:
     return Row(name=name, value=value, unit="tics")
 
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, help="folder to keep everything in")
-    options.add_argument("--seed", default="0")
+    options.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    options.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     options.add_argument("--controller", type=Path, metavar="WORLD", help="compare in this world")
-    arguments = options.parse_args()
-    if arguments.controller is not None:
-        with tempfile.TemporaryDirectory() as temporary:
-            out = arguments.out or Path(temporary)
-            report(compare_controller(arguments.controller, out, quick=arguments.quick), arguments)
-        return
+    given = options.parse_args()
+    measure = by_temperature if given.controller is None else with_controller
     with tempfile.TemporaryDirectory() as temporary:
-        out = arguments.out or Path(temporary)
-        command = [sys.executable, str(SCRIPT), "--out", str(out), "--seed", arguments.seed]
-        subprocess.run(command + ["--short"] * arguments.quick, check=True)
-        result = json.loads((out / "take-cover.json").read_text())
-    rows = rows_of(result)
-    count = result["frames"]
-    frames = Row(
-        name="frames recorded",
-        value=count,
-        unit="frames",
-        bar=f"<= {FRAMES}",
-        holds=count <= FRAMES,
-    )
-    if not arguments.quick:
-        rows.append(below("fitting, all rounds", result["fit_seconds"] / 60, "minutes", MINUTES))
-    report([*rows, frames], arguments)
+        report(measure(given, given.out or Path(temporary)), given)
 
 
 if __name__ == "__main__":

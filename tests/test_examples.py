@@ -14,10 +14,13 @@ pytest.importorskip("stable_baselines3")
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STAGES = ("record", "fit", "dream", "train", "transfer", "report")
-SLOW = {"pixels_or_embeddings", "calibration", "cartpole", "from_minari", "prior_posterior"}
+SLOW = {
+    *("pixels_or_embeddings", "calibration", "cartpole", "from_minari", "prior_posterior"),
+    "take_cover",
+}
 """Examples whose short form takes more than a few seconds, or says little beyond another one."""
 
-PROGRAMS = {"demo", "take_cover"}
+PROGRAMS = {"demo"}
 """Whole experiments, which are longer; they have tests of their own."""
 
 SINGLE = sorted(
@@ -51,6 +54,8 @@ def test_the_stages_hand_files_to_each_other(tmp_path):
 def test_a_story_and_a_study_leave_a_picture(script, tmp_path):
     if script.stem == "from_minari":
         pytest.importorskip("minari")
+    if script.stem == "take_cover":
+        pytest.importorskip("vizdoom")
     run(script, tmp_path)
 
 

@@ -190,7 +190,8 @@ def _filter_dataset(world: World, path: Path) -> StartStates:
                     f"{expected}; give a dataset of the same environment"
                 )
         dataset.verify()  # as fitting verified the world's own dataset
-        return burn_in(world.model, dataset, np.arange(dataset.num_episodes))
+        length = world.provenance.get("fit", {}).get("segment_length", 16)
+        return burn_in(world.model, dataset, np.arange(dataset.num_episodes), length=length)
 
 
 def _check_states(world: World, starts: StartStates) -> StartStates:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-TWO_ROOM = "dreamgym/TwoRoom-v0"
+TWO_ROOM, TAKE_COVER = "dreamgym/TwoRoom-v0", "dreamgym/TakeCover-v0"
 
 
 def register_envs() -> None:
-    """Register `dreamgym/TwoRoom-v0`; its module is imported when one is made."""
-    if TWO_ROOM not in gym.registry:
-        gym.register(TWO_ROOM, "dreamgym.envs.two_room:TwoRoom", max_episode_steps=100)
+    """Register the environments; the module of one is imported when it is made."""
+    for env_id, entry_point, steps in (
+        (TWO_ROOM, "dreamgym.envs.two_room:TwoRoom", 100),
+        (TAKE_COVER, "dreamgym.envs.take_cover:TakeCover", 2100 // 4),  # four tics a step
+    ):
+        if env_id not in gym.registry:
+            gym.register(env_id, entry_point, max_episode_steps=steps)

@@ -170,7 +170,9 @@ def build_world(result: FitResult) -> World:
     lessons = data.lessons()
     horizon = _horizon_cap(data, max(int(each.lengths.max()) for each in lessons))
     termination: str | float = "sample"
-    starts = burn_in(model, data, result.training, count=result.config.starts, seed=seed)
+    # The state before a start has seen as much as the model was fitted to remember.
+    length, count = result.config.segment_length, result.config.starts
+    starts = burn_in(model, data, result.training, count=count, length=length, seed=seed)
     findings = (
         bounds_findings(data.outside_observations())
         + action_bounds_findings(data.action_space)

@@ -13,8 +13,16 @@ from dreamgym._device import float32_by_default
 from dreamgym.data import AnyDataset
 from dreamgym.metrics.open_loop import OpenLoopErrors, open_loop_errors
 from dreamgym.metrics.survival import SAMPLE, dream_survival, real_survival
-from dreamgym.metrics.windows import BURN_IN, draw_windows, max_steps, window_shape
+from dreamgym.metrics.windows import (
+    BURN_IN,
+    Windows,
+    draw_windows,
+    max_steps,
+    uniform_noise,
+    window_shape,
+)
 from dreamgym.models import Decodes, WorldModel
+from dreamgym.models.observations import map_observation
 
 HORIZONS = (1, 2, 3, 5, 8, 12, 15, 20, 30, 40, 50, 75, 100, 125, 150, 175, 200)
 """Horizons at which open-loop dreams are compared with the truth."""
@@ -38,6 +46,11 @@ MIN_GAIN, MIN_ABSOLUTE_GAIN, MIN_EVIDENCE = 0.2, 1e-3, 2.0
 """A threshold is recommended over sampling if its score is better by this share, by this amount
 and by this many standard errors. It has to be much better: a policy learns to live just below a
 threshold, where sampling would end its dream sooner or later."""
+
+MOST_ENDS = 2.0
+"""A threshold is only recommended if it ends between half and twice as many held-out steps as
+really end. In held-out episodes somebody acts who has seen what happened, not what is dreamt, so
+dreams of these actions end too soon: their survival alone would favour dreams without an end."""
 
 RULES = (SAMPLE, *map(str, THRESHOLDS))
 """Termination rules that are compared."""
@@ -82,7 +95,7 @@ def recommend(
     section 4.2). It is the mean over steps of the squared difference between the share of dreams
     that survive and whether the episode did, as far as that is known. Actions after a real end are
     taken from other windows. Sampling is kept unless a threshold is clearly better (see
-    `MIN_GAIN`).
+    `MIN_GAIN`) and ends about as many real steps as end (see `MOST_ENDS`).
 
     Args:
         model: model in eval mode.
@@ -148,7 +161,11 @@ def _choose_termination(
     dreamt = dream_survival(model, windows, RULES, rng)
     survived, known = real_survival(windows)
     scores = {rule: _scores(share, survived, known) for rule, share in dreamt.items()}
-    best = min(scores, key=lambda rule: float(scores[rule].mean()))
+    real = int((windows.segment.terminated[:, BURN_IN:] & windows.mask).sum())
+    predicted = _one_step_terminations(model, windows, rng)[windows.mask]
+    ends = {rule: int((predicted >= float(rule)).sum()) for rule in RULES if rule != SAMPLE}
+    plausible = [r for r, n in ends.items() if real / MOST_ENDS <= n <= real * MOST_ENDS]
+    best = min([SAMPLE, *plausible], key=lambda rule: float(scores[rule].mean()))
     gains = scores[SAMPLE] - scores[best]
     gain = float(gains.mean())
     standard_error = float(gains.std() / len(gains) ** 0.5) if len(gains) > 1 else np.inf
@@ -162,6 +179,18 @@ def _choose_termination(
         "steps_alive_in_dreams": _mean_steps(dreamt[chosen], known),
     }
     return chosen if chosen == SAMPLE else float(chosen), figures
+
+
+def _one_step_terminations(model: WorldModel, windows: Windows, rng: np.random.Generator) -> Tensor:
+    """Return the probability (N, L) that each step ends, from the state that has seen the truth."""
+    state, segment, probabilities = windows.start(), windows.segment, []
+    for t in range(BURN_IN, BURN_IN + windows.steps):
+        action = segment.action[:, t]
+        noise = uniform_noise(rng, (2, len(action), model.noise_dim), action.device)
+        probabilities.append(model.step(state, action, noise[0])[1].termination)
+        seen = map_observation(lambda leaf, t=t: leaf[:, t + 1], segment.observation)  # type: ignore[misc]
+        state = model.observe(state, action, seen, noise[1])
+    return torch.stack(probabilities, 1)
 
 
 def _scores(share: Tensor, survived: Tensor, known: Tensor) -> Tensor:

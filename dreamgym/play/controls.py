@@ -123,7 +123,7 @@ KNOWN: dict[str, Known] = {
     "MountainCarContinuous": Known(actions=("push",), observations=("position", "velocity")),
     "Pendulum": Known(actions=("torque",), observations=("cosine", "sine", "angular velocity")),
     # VizDoom numbers the combinations of its buttons from the last one.
-    "TakeCover64": Known(actions=("coast", "move right", "move left")),
+    "TakeCover": Known(actions=("coast", "move right", "move left")),
 }
 """Names by environment, without namespace and version. A program may add its own."""
 

@@ -25,6 +25,7 @@ from dreamgym.fitting import checkpoint
 from dreamgym.fitting.config import OptimizerConfig
 from dreamgym.models import MDNRNN, MDNRNNConfig
 from dreamgym.models.statistics import measure_statistics
+from dreamgym.world.start_states import burn_in
 from tests.data.samples import write_random
 from tests.small_worlds import small_model
 
@@ -144,6 +145,18 @@ def test_start_states_are_episode_starts_then_any_but_last_observations(data):
     for states, real in ((seen[:32], first), (seen, before_last)):
         nearest = (states[:, None] - real[None]).abs().amax(-1).amin(1)
         assert float(nearest.max()) < 1e-5
+
+
+def test_a_start_state_remembers_as_much_as_the_model_was_fitted_to(data):
+    worlds = [
+        dreamgym.fit(data, config=replace(QUICK, updates=1, segment_length=length))
+        for length in (3, 8)
+    ]
+    with Dataset(data) as dataset:
+        training, _ = dataset.split(QUICK.held_out, 0)
+        for world, length in zip(worlds, (3, 8), strict=True):
+            expected = burn_in(world.model, dataset, training, count=64, length=length)
+            assert torch.equal(world.starts.states["h"], expected.states["h"])
 
 
 def interrupt_at(update: int):

@@ -84,6 +84,29 @@ def test_a_sharp_end_that_leaks_is_thresholded(at_the_edge):
     assert scores[str(found.termination)] < 0.5 * scores["sample"]
 
 
+class Frightened(KnownDynamics):
+    """Right about what it sees, and ever more afraid of what it dreams."""
+
+    def initial(self, batch_size):
+        return {**super().initial(batch_size), "age": torch.zeros(batch_size)}
+
+    def observe(self, state, action, observation, noise):
+        return {**super().observe(state, action, observation, noise), "age": 0 * state["age"]}
+
+    def step(self, state, action, noise, temperature=1.0):
+        following, prediction = super().step(state, action, noise)
+        chance = (prediction.termination * (1 + 9 * state["age"])).clamp(max=0.7)
+        age = {"age": state["age"] + 1}
+        return {**following, **age}, prediction._replace(termination=chance)
+
+
+def test_dreams_that_end_too_soon_are_no_reason_for_dreams_that_never_end(by_chance):
+    found = recommendation(Frightened(HAZARD, edge=False), by_chance, cap=8)
+    scores = found.reasons["ends"]["scores"]
+    assert scores["0.75"] < 0.8 * scores["sample"]
+    assert found.termination == "sample"
+
+
 def test_a_tie_is_sampled(at_the_edge):
     found = recommendation(KnownDynamics(1e-6, edge=True), at_the_edge)
     assert found.termination == "sample"
