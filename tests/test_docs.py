@@ -311,7 +311,7 @@ def test_the_page_on_the_online_loop_has_the_measured_returns() -> None:
 
 def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:
     text = read(DOCS / "results.md").replace("**", "")
-    for file in ("take_cover.json", "take_cover_seed_1.json"):
+    for file in ("take_cover.json", "take_cover_temperatures.json"):
         for name, value in measured(file).items():
             if interval := re.search(r"interval (\d+ to \d+)$", name):
                 assert f"{value:.0f} ({interval[1]})" in text, name
