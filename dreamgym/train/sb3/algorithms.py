@@ -75,16 +75,17 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "A2C": Algorithm(
         learner=A2C,
-        # One gradient step a rollout: many small rollouts, not few large ones.
-        steps=1_200_000,
-        num_envs=16,
+        # One gradient step a rollout: many short rollouts, of as many copies as are cheap.
+        steps=4_000_000,
+        num_envs=64,
         settings={
             "n_steps": 8,
             "gamma": 0.98,
             "gae_lambda": 0.9,
-            "learning_rate": 7e-4,
+            "learning_rate": 1.4e-3,
             "normalize_advantage": True,
         },
+        anneal=True,
     ),
     "SAC": Algorithm(
         learner=SAC, steps=20_000, num_envs=16, action_space=gym.spaces.Box, settings=_OFF_POLICY
