@@ -14,7 +14,6 @@ import runpy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from support.reporting import Row, at_least, parser, report
@@ -22,15 +21,10 @@ from support.reporting import Row, at_least, parser, report
 import dreamgym
 from dreamgym.cli.output import progress_bar
 from dreamgym.train import TrainConfig, load_policy
-from dreamgym.transfer import Transfer
-from dreamgym.world import World
 
 STORY = Path(__file__).parents[1] / "examples" / "stories" / "take_cover.py"
-TEMPERATURES = (0.5, 1.0, 1.15, 1.3)
-OWN = 1.15
-"""The temperature of the rounds, chosen before any policy was measured."""
 TICS = 1300.0
-"""The bar: mean survival at that temperature."""
+"""The bar: mean survival at the temperature of the rounds, set before policies were measured."""
 CONTROLLER = {
     "PPO": ("ppo.zip", 3_000_000),
     "CMA-ES": ("controller.cma", 150 * 64 * 16 * 200),  # 150 generations, 64 x 16 rollouts
@@ -42,25 +36,23 @@ def by_temperature(given: argparse.Namespace, out: Path) -> list[Row]:
     """Return the tics that policies survive, by the temperature of the dreams they learned in."""
     story, quick = runpy.run_path(str(STORY)), given.quick
     world = story["improve"](out / "rounds", quick=quick)
-    episodes = 2 if quick else 100
-    random = dreamgym.evaluate("random", story["TASK"], episodes=episodes)
+    random = dreamgym.evaluate("random", story["TASK"], episodes=2 if quick else 100)
     rows = [_tics(_label("random", random.interval), random.mean)]
-    for temperature in given.temperatures[: 1 if quick else None]:
-        config = replace(story["TRAIN"], temperature=temperature, num_envs=8 if quick else 256)
-        steps, every = 1024 if quick else 1_500_000, []
+    temperatures = given.temperatures or story["TEMPERATURES"]
+    for temperature in temperatures[: 1 if quick else None]:
+        every = []
         for seed in given.seeds[: 1 if quick else None]:
             name = f"temperature {temperature:g}, seed {seed}"
             suffix = f"-{seed}" if seed else ""  # the story's own policies have seed 0
-            training = {"steps": steps, "seed": seed, "config": config}
             path = out / f"policy-{temperature:g}{suffix}.zip"
-            every.append(_measure(world, path, training, episodes))
-            real, dream = every[-1].real, every[-1].dream
-            rows.append(_tics(_label(name, real.interval), real.mean))
-            rows.append(_tics(f"{name}, in the dream", dream.mean))
-        mean = float(np.mean([each.real.mean for each in every]))
-        bar = TICS if temperature == OWN and not quick else None
-        what = f"temperature {temperature:g}, mean of {len(every)} seeds"
-        rows.append(at_least(what, mean, "tics", bar))
+            found = story["measure"](world, path, temperature, seed=seed, quick=quick)
+            rows.append(_tics(_label(name, found.real.interval), found.real.mean))
+            rows.append(_tics(f"{name}, in the dream", found.dream.mean))
+            every.append(found.real.mean)
+        if len(every) > 1:
+            what = f"temperature {temperature:g}, mean of {len(every)} seeds"
+            bar = TICS if temperature == story["OWN"] else None
+            rows.append(at_least(what, float(np.mean(every)), "tics", bar))
     return rows
 
 
@@ -68,24 +60,24 @@ def with_controller(given: argparse.Namespace, out: Path) -> list[Row]:
     """Return the survival of PPO and of an evolved controller, trained in dreams of one world."""
     story, world, rows = runpy.run_path(str(STORY)), dreamgym.load(given.controller), []
     for algo, (file, full) in CONTROLLER.items():
-        config = TrainConfig(temperature=OWN, view="latent")
-        if algo == "PPO":
-            config = replace(story["TRAIN"], temperature=OWN)
-        steps, episodes = (20_000, 2) if given.quick else (full, 100)
-        training = {"algo": algo, "steps": steps, "config": config}
-        found = _measure(world, out / file, training, episodes)
+        config = story["TRAIN"] if algo == "PPO" else TrainConfig(view="latent")
+        path, episodes = out / file, 2 if given.quick else 100
+        if not path.exists():
+            with progress_bar(algo) as bar:
+                dreamgym.train_policy(
+                    world,
+                    algo=algo,
+                    steps=20_000 if given.quick else full,
+                    out=path,
+                    config=replace(config, temperature=story["OWN"]),
+                    progress=bar,
+                    resume=True,
+                )
+        policy = load_policy(path, world=world)
+        found = dreamgym.transfer_policy(policy, world, episodes=episodes, baselines=False)
         rows.append(_tics(_label(f"{algo} in one dream", found.real.interval), found.real.mean))
         rows.append(_tics(f"{algo} in one dream, in the dream", found.dream.mean))
     return rows
-
-
-def _measure(world: World, path: Path, training: dict[str, Any], episodes: int) -> Transfer:
-    """Train a policy, unless it is there, and run it in the real game and in the dream."""
-    if not path.exists():
-        with progress_bar(path.stem) as bar:
-            dreamgym.train_policy(world, out=path, progress=bar, resume=True, **training)
-    policy = load_policy(path, world=world)
-    return dreamgym.transfer_policy(policy, world, episodes=episodes, baselines=False)
 
 
 def _label(name: str, interval: tuple[float, float]) -> str:
@@ -100,7 +92,7 @@ def _tics(name: str, value: float) -> Row:
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, help="folder to keep everything in")
-    options.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    options.add_argument("--temperatures", type=float, nargs="+", help="default: the story's")
     options.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     options.add_argument("--controller", type=Path, metavar="WORLD", help="compare in this world")
     given = options.parse_args()

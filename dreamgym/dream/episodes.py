@@ -16,7 +16,7 @@ from dreamgym.data import Dataset, with_frame_skip
 from dreamgym.dream.noise import step_keys
 from dreamgym.models import State
 from dreamgym.models.splitmix import uniforms
-from dreamgym.world.start_states import StartStates, burn_in
+from dreamgym.world.start_states import LENGTH, StartStates, burn_in
 from dreamgym.world.world import World
 
 START_AGE = -1
@@ -190,7 +190,7 @@ def _filter_dataset(world: World, path: Path) -> StartStates:
                     f"{expected}; give a dataset of the same environment"
                 )
         dataset.verify()  # as fitting verified the world's own dataset
-        length = world.provenance.get("fit", {}).get("segment_length", 16)
+        length = world.provenance.get("fit", {}).get("segment_length", LENGTH)
         return burn_in(world.model, dataset, np.arange(dataset.num_episodes), length=length)
 
 

@@ -1,4 +1,4 @@
-"""Real environments that come with dreamgym, because worlds that ship are fitted to them."""
+"""Real environments that come with dreamgym: those of worlds that ship, and of examples."""
 
 from __future__ import annotations
 

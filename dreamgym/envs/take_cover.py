@@ -8,7 +8,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE, FRAME_SKIP, TIC_LIMIT = 64, 4, 2100
+from dreamgym._extras import import_extra
+
+SIDE, FRAME_SKIP = 64, 4
 
 
 class TakeCover(gym.Env[NDArray[np.uint8], Any]):
@@ -21,7 +23,7 @@ class TakeCover(gym.Env[NDArray[np.uint8], Any]):
     instead: a black frame would give the termination away, and no dream could imagine another.
 
     Raises:
-        ImportError: VizDoom is not installed.
+        ModuleNotFoundError: VizDoom is not installed.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012
@@ -30,13 +32,7 @@ class TakeCover(gym.Env[NDArray[np.uint8], Any]):
     }
 
     def __init__(self, render_mode: str | None = None) -> None:
-        try:
-            import vizdoom.gymnasium_wrapper  # noqa: F401 - registers the ids
-        except ImportError as missing:
-            raise ImportError(
-                "Take Cover needs VizDoom: pip install 'dreamgym[doom]'", name="vizdoom"
-            ) from missing
-
+        import_extra("vizdoom.gymnasium_wrapper", "Take Cover")  # registers the ids
         self._doom = gym.make(
             "VizdoomTakeCover-v1",
             frame_skip=FRAME_SKIP,
@@ -59,12 +55,12 @@ class TakeCover(gym.Env[NDArray[np.uint8], Any]):
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Take an action for four tics; the episode terminates when the agent dies."""
         observation, reward, terminated, truncated, info = self._doom.step(action)
-        frame = self._last if terminated else self._resized(observation)
+        frame = self._last.copy() if terminated else self._resized(observation)
         return frame, float(reward), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return the last image, with `render_mode="rgb_array"`."""
-        return self._last if self.render_mode == "rgb_array" else None
+        return self._last.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         """Close the game."""
@@ -75,4 +71,4 @@ class TakeCover(gym.Env[NDArray[np.uint8], Any]):
         rows = screen[::3] + screen[1::3] + screen[2::3]
         total = rows[:, ::4] + rows[:, 1::4] + rows[:, 2::4] + rows[:, 3::4]
         self._last = (total / 12).round().astype(np.uint8)
-        return self._last
+        return self._last.copy()

@@ -170,7 +170,7 @@ def build_world(result: FitResult) -> World:
     lessons = data.lessons()
     horizon = _horizon_cap(data, max(int(each.lengths.max()) for each in lessons))
     termination: str | float = "sample"
-    # The state before a start has seen as much as the model was fitted to remember.
+    # A start state is filtered over as many steps as the model was fitted to.
     length, count = result.config.segment_length, result.config.starts
     starts = burn_in(model, data, result.training, count=count, length=length, seed=seed)
     findings = (

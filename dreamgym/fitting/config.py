@@ -82,7 +82,8 @@ class FitConfig:
             a checkpoint.
         patience: evaluations without a lower held-out loss after which the fit stops early; None
             never stops early.
-        starts: states in the bank of start states; fewer for images larger than 240 by 320.
+        starts: states in the bank of start states, half of them filtered over up to
+            `segment_length` steps; fewer for large images and long segments.
         horizon: recommended length of dreams; None for the real limit (without one, three times the
             longest episode), at most 200 steps, and less if dreams are worse than the repeat-last
             baseline (`dreamgym.metrics.recommend`).

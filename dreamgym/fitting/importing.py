@@ -121,6 +121,7 @@ def _fit_info(data: AnyDataset, config: FitConfig, seed: int) -> dict[str, Any]:
         "fitted": "elsewhere",
         "dataset": data.checksum,
         "held_out": config.held_out,
+        "segment_length": config.segment_length,
         "seed": seed,
         **data.selection,
     }

@@ -47,10 +47,11 @@ MIN_GAIN, MIN_ABSOLUTE_GAIN, MIN_EVIDENCE = 0.2, 1e-3, 2.0
 and by this many standard errors. It has to be much better: a policy learns to live just below a
 threshold, where sampling would end its dream sooner or later."""
 
-MOST_ENDS = 2.0
-"""A threshold is only recommended if it ends between half and twice as many held-out steps as
-really end. In held-out episodes somebody acts who has seen what happened, not what is dreamt, so
-dreams of these actions end too soon: their survival alone would favour dreams without an end."""
+MAX_END_RATIO = 2.0
+"""A threshold is only recommended if the number of terminations that it predicts one step ahead, on
+held-out steps, is within this factor of the real number. The actions of held-out episodes react to
+what really happened and not to what is dreamt, so dreams of them end too soon, and their survival
+alone would favour dreams that never end."""
 
 RULES = (SAMPLE, *map(str, THRESHOLDS))
 """Termination rules that are compared."""
@@ -63,8 +64,9 @@ class Recommendation(NamedTuple):
         horizon: steps after which a dream is truncated.
         termination: "sample", or the probability at and above which a dream ends.
         reasons: JSON-plain reasons. "horizon" says in words how the horizon was chosen. "ends" has
-            the score of each termination rule and the mean number of steps that windows and their
-            dreams survive; it is empty if no episode terminates.
+            the score of each termination rule, the mean number of steps that windows and their
+            dreams survive, the number of `terminations` in them and of those that each threshold
+            predicts one step ahead (`predicted`); it is empty if no episode terminates.
     """
 
     horizon: int
@@ -95,7 +97,7 @@ def recommend(
     section 4.2). It is the mean over steps of the squared difference between the share of dreams
     that survive and whether the episode did, as far as that is known. Actions after a real end are
     taken from other windows. Sampling is kept unless a threshold is clearly better (see
-    `MIN_GAIN`) and ends about as many real steps as end (see `MOST_ENDS`).
+    `MIN_GAIN`) and predicts about as many terminations as there are (see `MAX_END_RATIO`).
 
     Args:
         model: model in eval mode.
@@ -164,7 +166,9 @@ def _choose_termination(
     real = int((windows.segment.terminated[:, BURN_IN:] & windows.mask).sum())
     predicted = _one_step_terminations(model, windows, rng)[windows.mask]
     ends = {rule: int((predicted >= float(rule)).sum()) for rule in RULES if rule != SAMPLE}
-    plausible = [r for r, n in ends.items() if real / MOST_ENDS <= n <= real * MOST_ENDS]
+    plausible = [
+        rule for rule, n in ends.items() if real / MAX_END_RATIO <= n <= real * MAX_END_RATIO
+    ]
     best = min([SAMPLE, *plausible], key=lambda rule: float(scores[rule].mean()))
     gains = scores[SAMPLE] - scores[best]
     gain = float(gains.mean())
@@ -177,12 +181,14 @@ def _choose_termination(
         "scores": {rule: float(score.mean()) for rule, score in scores.items()},
         "steps_alive": _mean_steps(survived, known),
         "steps_alive_in_dreams": _mean_steps(dreamt[chosen], known),
+        "terminations": real,
+        "predicted": ends,
     }
     return chosen if chosen == SAMPLE else float(chosen), figures
 
 
 def _one_step_terminations(model: WorldModel, windows: Windows, rng: np.random.Generator) -> Tensor:
-    """Return the probability (N, L) that each step ends, from the state that has seen the truth."""
+    """Return the probability (N, L) of termination in each step, from filtered states."""
     state, segment, probabilities = windows.start(), windows.segment, []
     for t in range(BURN_IN, BURN_IN + windows.steps):
         action = segment.action[:, t]

@@ -22,7 +22,10 @@ CHUNK_BYTES = 64 << 20
 
 MIN_STARTS, START_BYTES = 64, 2 << 30
 """Where the observations that are filtered into start states are larger than this in all, as of
-images of 600 by 800, there are fewer states, but at least so many."""
+large images in long segments, there are fewer states, but at least so many."""
+
+LENGTH = 16
+"""Steps that a state is filtered over, where it is not known what its model was fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ def burn_in(
     episodes: NDArray[np.integer],
     *,
     count: int = 1024,
-    length: int = 16,
+    length: int = LENGTH,
     seed: int = 0,
 ) -> StartStates:
     """Filter real episodes into start states: half episode starts, half from anywhere.

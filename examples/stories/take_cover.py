@@ -4,13 +4,13 @@
 
 The experiment of "World Models" (Ha and Schmidhuber 2018, arXiv 1803.10122): fireballs fly, and an
 agent that has learned in dreams only moves left and right between them. It needs
-`pip install 'dreamgym[doom,sb3]'`, and some two hours on one core.
+`pip install 'dreamgym[doom,sb3]'`, and an hour or two on one core.
 
-`improve` records random actions, fits a world, trains a policy in its dreams, lets that policy
-record, which reaches situations that random actions do not survive to see, and so on. In the last
-world one policy is trained at each of several temperatures and measured in the real game, which
-lasts at most 2,100 tics, four in a step. `take_cover.png` shows the tics survived, and frames of a
-dream. A run that was stopped goes on where it was.
+`improve` records sticky random actions, fits a world, trains a policy in its dreams, lets that
+policy record, which reaches situations that random actions do not survive to see, and so on. In the
+last world one policy is trained at each of several temperatures and measured in the real game,
+which lasts at most 2,100 tics, four in a step. `take_cover.png` shows the tics survived, and frames
+of a dream. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ import dreamgym
 from dreamgym.models import MDNRNNConfig
 from dreamgym.online import ImproveConfig
 from dreamgym.train import TrainConfig, load_policy
+from dreamgym.transfer import Transfer
 
 TASK = "dreamgym/TakeCover-v0"
+TEMPERATURES, OWN = (0.5, 1.0, 1.15, 1.3), 1.15
+"""Temperatures of the last policies, and that of the rounds."""
 MODEL = MDNRNNConfig(
     hidden=256,
     trunk=0,
@@ -64,7 +67,7 @@ def improve(out: Path, *, quick: bool) -> dreamgym.World:
         dream_steps=1024 if quick else 1_500_000,
         evaluation_episodes=1 if quick else 20,
         fit=FIT,
-        train=replace(TRAIN, temperature=1.15),
+        train=replace(TRAIN, temperature=OWN),
     )
     if quick:
         model = replace(MODEL, hidden=16, width=0.25, vision_updates=3)
@@ -80,26 +83,38 @@ def improve(out: Path, *, quick: bool) -> dreamgym.World:
     return dreamgym.load(out / result.rounds[-1]["world"])
 
 
+def measure(
+    world: dreamgym.World, path: Path, temperature: float, *, seed: int = 0, quick: bool
+) -> Transfer:
+    """Train a policy in dreams of a temperature, unless it is there, and measure it."""
+    if not path.exists():
+        dreamgym.train_policy(
+            world,
+            seed=seed,
+            steps=1024 if quick else 1_500_000,
+            out=path,
+            resume=True,
+            config=replace(TRAIN, temperature=temperature, num_envs=8 if quick else 256),
+        )
+    policy = load_policy(path, world=world)
+    episodes = 2 if quick else 100
+    return dreamgym.transfer_policy(policy, world, episodes=episodes, baselines=False)
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/story"), help="folder of results")
     parser.add_argument("--quick", action="store_true", help="run all of it, too briefly to learn")
     options = parser.parse_args(given)
     quick = options.quick
-    episodes, temperatures = (2, (1.0,)) if quick else (100, (0.5, 1.0, 1.15, 1.3))
 
     world = improve(options.out / "rounds", quick=quick)
-    results = {"random": dreamgym.evaluate("random", TASK, episodes=episodes)}
-    for temperature in temperatures:
+    results = {"random": dreamgym.evaluate("random", TASK, episodes=2 if quick else 100)}
+    for temperature in TEMPERATURES[: 1 if quick else None]:
         path = options.out / f"policy-{temperature:g}.zip"
-        if not path.exists():
-            config = replace(TRAIN, temperature=temperature, num_envs=8 if quick else 256)
-            steps = 1024 if quick else 1_500_000
-            dreamgym.train_policy(world, learner="sb3", steps=steps, out=path, config=config)
-        transfer = dreamgym.transfer_policy(
-            load_policy(path, world=world), world, episodes=episodes, baselines=False
-        )
-        results[f"temperature {temperature:g}"] = transfer.real
+        results[f"temperature {temperature:g}"] = measure(
+            world, path, temperature, quick=quick
+        ).real
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1))

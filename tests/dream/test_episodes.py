@@ -10,7 +10,7 @@ from scipy import stats
 
 import dreamgym
 from dreamgym.dream.vector_env import DreamVectorEnv
-from dreamgym.world.start_states import StartStates
+from dreamgym.world.start_states import StartStates, burn_in
 from tests.small_worlds import TENSORS, small_world
 
 ENVS = 4096
@@ -136,7 +136,7 @@ def test_starts_of_another_precision_are_cast_and_those_of_another_kind_refused(
 def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
     data = dreamgym.record("CartPole-v1", steps=300, out=tmp_path / "a.h5", seed=0)
     other = dreamgym.record("CartPole-v1", steps=300, out=tmp_path / "b.h5", seed=9)
-    config = dreamgym.FitConfig(updates=2, starts=8)
+    config = dreamgym.FitConfig(updates=2, starts=8, segment_length=5)
     world = dreamgym.fit(data, config=config)
     env = gym.make_vec("dreamgym/World-v0", world=world, num_envs=64, starts=str(other))
     observations, _ = env.reset(seed=0)
@@ -144,8 +144,11 @@ def test_starts_can_be_a_dataset_of_the_same_environment(tmp_path):
         real = np.concatenate(
             [dataset.episode(i).observations for i in range(len(dataset.lengths))]
         )
+        expected = burn_in(world.model, dataset, np.arange(dataset.num_episodes), length=5)
     distance = np.abs(observations[:, None] - real[None]).max(-1).min(1)
     assert float(distance.max()) < 1e-5
+    h = env.unwrapped.dreams.model["h"]
+    assert float((h[:, None] - expected.states["h"][None]).abs().amax(-1).amin(1).max()) < 1e-6
     pendulum = dreamgym.record("Pendulum-v1", steps=400, out=tmp_path / "c.h5", seed=0)
     with pytest.raises(ValueError, match="same environment"):
         DreamVectorEnv(world, 2, starts=str(pendulum), output="torch", autoreset_mode="SameStep")

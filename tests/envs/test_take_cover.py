@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from dreamgym.envs import TAKE_COVER
 
@@ -16,6 +17,17 @@ def env():
     made = gym.make(TAKE_COVER, render_mode="rgb_array")
     yield made
     made.close()
+
+
+def test_gymnasium_finds_nothing_wrong(env):
+    check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_a_caller_may_write_into_what_it_is_given(env):
+    frame, _ = env.reset(seed=3)
+    frame[:] = 0
+    env.render()[:] = 0
+    assert env.render().any()
 
 
 def play(env: gym.Env, seed: int) -> tuple[list[np.ndarray], list[float], bool, bool]:

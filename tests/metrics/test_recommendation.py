@@ -84,8 +84,8 @@ def test_a_sharp_end_that_leaks_is_thresholded(at_the_edge):
     assert scores[str(found.termination)] < 0.5 * scores["sample"]
 
 
-class Frightened(KnownDynamics):
-    """Right about what it sees, and ever more afraid of what it dreams."""
+class OverpredictsInDreams(KnownDynamics):
+    """Right one step ahead; its probability of termination grows with open-loop steps."""
 
     def initial(self, batch_size):
         return {**super().initial(batch_size), "age": torch.zeros(batch_size)}
@@ -101,10 +101,13 @@ class Frightened(KnownDynamics):
 
 
 def test_dreams_that_end_too_soon_are_no_reason_for_dreams_that_never_end(by_chance):
-    found = recommendation(Frightened(HAZARD, edge=False), by_chance, cap=8)
+    found = recommendation(OverpredictsInDreams(HAZARD, edge=False), by_chance, cap=8)
     scores = found.reasons["ends"]["scores"]
     assert scores["0.75"] < 0.8 * scores["sample"]
     assert found.termination == "sample"
+    ends = found.reasons["ends"]
+    assert ends["terminations"] > 0
+    assert ends["predicted"]["0.75"] == 0
 
 
 def test_a_tie_is_sampled(at_the_edge):
