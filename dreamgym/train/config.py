@@ -26,7 +26,7 @@ class TrainConfig:
         n_epochs: passes over the collected steps in one update (PPO).
         gamma: discount factor.
         gae_lambda: lambda of generalised advantage estimation (on-policy algorithms).
-        learning_rate: learning rate of Adam; DQN's and QRDQN's falls from it to zero.
+        learning_rate: learning rate of the optimizer; A2C's, DQN's and QRDQN's falls to zero.
         net_arch: widths of the hidden layers of policy and value function.
         reward_scale: factor on the rewards that the learner sees; by default one over the root
             mean square of a random policy's discounted returns in the dream.
