@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 EXTRA_OF = {
+    "Box2D": "box2d",
     "av": "video",
     "accelerate": "cosmos",
     "diffusers": "cosmos",
