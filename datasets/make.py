@@ -28,6 +28,8 @@ from dreamgym.online import ImproveConfig
 from dreamgym.train import TrainConfig
 
 HERE = Path(__file__).resolve().parent
+WORLD = "world"
+"""Name of the world that an online loop fitted last, among the parts."""
 SAMPLE_BYTES, RAW_BYTES = 1_900_000, 16_000_000
 """Most bytes of a sample, packed, and of its observations before that."""
 
@@ -42,6 +44,11 @@ def path_of(name: str) -> Path:
     return HERE / name / (name if is_sharded(recipes()[name]) else f"{name}.h5")
 
 
+def world_of(data: Path) -> Path:
+    """Return where the world is kept that a dataset's online loop fitted last."""
+    return data.with_name(f"{data.name}.world")
+
+
 def is_sharded(recipe: dict[str, Any]) -> bool:
     """Return whether the dataset of a recipe is a folder of shards."""
     return len(recipe["parts"]) > 1 or recipe["parts"][0]["make"] == "improve"
@@ -51,7 +58,7 @@ def make(name: str, out: Path) -> bool:
     """Make a dataset; return whether it has the checksum of its recipe.
 
     What the parts have made so far is kept beside `out`, so that a call after an interruption goes
-    on from there.
+    on from there. Of an online loop, the world that it fitted last is kept as `world_of(out)`.
     """
     recipe = recipes()[name]
     if ":" in recipe["env_id"]:  # Gymnasium would import the module before it
@@ -73,6 +80,8 @@ def make(name: str, out: Path) -> bool:
         replace_path(folder, out)
     else:
         replace_path(shards[0], out)
+    if (work / WORLD).exists():
+        replace_path(work / WORLD, world_of(out))
     shutil.rmtree(work)
     return checksum(out) == recipe["checksum"]
 
@@ -199,6 +208,9 @@ def improve_part(
         config=improve_config(config or {}),
         progress=lambda each: print(each["round"], each["real_steps"], each["real_return"]),
     )
+    world = out.with_name(WORLD)
+    shutil.rmtree(world, ignore_errors=True)
+    shutil.copytree(out / result.rounds[-1]["world"], world)
     return [out / each["data"] for each in result.rounds]
 
 

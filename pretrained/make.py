@@ -105,10 +105,15 @@ class Maker:
                 print(f"{self.data}: not the data of the recipe {name}", file=sys.stderr)
 
     def fit(self, *, overwrite: bool = False) -> None:
-        """Fit the world, if it is not there."""
+        """Fit the world, if it is not there, or take the one that the dataset's loop fitted."""
         if (self.out / FILES[0]).exists() and not overwrite:
             return
         recipe = self.recipe["fit"]
+        if "loop" in recipe:
+            self._take(datasets.world_of(self.data))
+            if self.world.provenance["dataset_checksum"] != recipe["loop"]:
+                print(f"{self.out}: fitted to other data than its recipe's", file=sys.stderr)
+            return
         skip = FrameSkip(steps=recipe.get("frame_skip", 1), actions=recipe.get("actions", "blocks"))
         family, preset = recipe["family"], recipe.get("preset")
         config = datasets.fit_config(family, preset, recipe.get("settings", {}))
@@ -128,11 +133,22 @@ class Maker:
             kind = family_class(settings.pop("family"))
             world = world.with_model(kind(world.model, **settings))
             world.save(made, overwrite=True)
+        self._take(made)
+
+    def _take(self, made: Path) -> None:
+        """Copy a fitted world to its place."""
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / FILES[0]).unlink(missing_ok=True)
         for file in reversed(FILES):  # a world is there when its world.json is
             shutil.copy(made / file, self.out / file)
         annotate(self.out)
+
+    @property
+    def source(self) -> Any:
+        """The dataset as the world was fitted to it: a loop fits to its rounds, not to shards."""
+        if "loop" not in self.recipe["fit"]:
+            return self.data
+        return [(round_, 1.0) for round_ in sorted(self.data.glob("*.h5"))]
 
     def report(self) -> dict[str, Any]:
         """Return the report as JSON-plain values with its summary, made once."""
@@ -143,7 +159,7 @@ class Maker:
             with progress_bar(f"report {self.name}") as bar:
                 made = report(
                     self.world,
-                    self.data,
+                    self.source,
                     ranking=ranking,
                     work=self.kept / "report",
                     progress=bar,
@@ -205,7 +221,7 @@ class Maker:
                     episodes=recipe["episodes"],
                     seed=CARD_SEED + (1000 * seed if plan else 0),  # a plan has no other seed
                     max_episode_steps=recipe["max_episode_steps"],
-                    data=self.data if recipe["cloning"] and number == 0 else None,
+                    data=self.source if recipe["cloning"] and number == 0 else None,
                     baselines=number == 0,
                     progress=bar,
                 )
@@ -232,7 +248,7 @@ class Maker:
         if beside:
             policies["random"] = "random"
             if recipe["cloning"]:
-                policies["behaviour cloning"] = clone_policy(self.world, self.data)
+                policies["behaviour cloning"] = clone_policy(self.world, self.source)
         results = {}
         for name, policy in policies.items():
             with progress_bar(f"evaluate {name} in {self.name}, seed {seed}") as bar:

@@ -15,7 +15,7 @@ SIDE, FRAME_SKIP = 64, 4
 
 
 @cache
-def _car_class() -> type[gym.Env[Any, Any]]:
+def _car_class() -> Any:
     """Return Gymnasium's car, which can leave frames out; drawing one takes 99% of its step."""
     import_extra("Box2D", "CarRacing")
     from gymnasium.envs.box2d.car_racing import CarRacing as Published
@@ -48,7 +48,7 @@ class CarRacing(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     }
 
     def __init__(self, render_mode: str | None = None) -> None:
-        self._car: Any = _car_class()(render_mode=render_mode)
+        self._car = _car_class()(render_mode=render_mode)
         self.observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.render_mode = render_mode
