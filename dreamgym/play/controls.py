@@ -95,6 +95,7 @@ class Known:
 
 
 KNOWN: dict[str, Known] = {
+    "dreamgym/CarRacing": Known(actions=("steer", "throttle")),
     "Acrobot": Known(
         actions=("torque left", "coast", "torque right"),
         observations=("cos 1", "sin 1", "cos 2", "sin 2", "velocity 1", "velocity 2"),
@@ -125,13 +126,15 @@ KNOWN: dict[str, Known] = {
     # VizDoom numbers the combinations of its buttons from the last one.
     "TakeCover": Known(actions=("coast", "move right", "move left")),
 }
-"""Names by environment, without namespace and version. A program may add its own."""
+"""Names by environment, without version; without namespace they are those of any namespace. A
+program may add its own."""
 
 
 def known_names(env_id: str | None) -> Known:
     """Return the names that belong to an environment's id; empty ones where it is not known."""
-    name = (env_id or "").rpartition("/")[2].rpartition("-v")[0]
-    return KNOWN.get(name, Known(actions=()))
+    full = (env_id or "").rpartition("-v")[0]
+    name = full.rpartition("/")[2]
+    return KNOWN.get(full) or KNOWN.get(name) or Known(actions=())
 
 
 class Controls:
