@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 STAGES = ("record", "fit", "dream", "train", "transfer", "report")
 SLOW = {
     *("pixels_or_embeddings", "calibration", "cartpole", "from_minari", "prior_posterior"),
-    "take_cover",
+    *("car_racing", "take_cover"),
 }
 """Examples whose short form takes more than a few seconds, or says little beyond another one."""
 
@@ -56,6 +56,8 @@ def test_a_story_and_a_study_leave_a_picture(script, tmp_path):
         pytest.importorskip("minari")
     if script.stem == "take_cover":
         pytest.importorskip("vizdoom")
+    if script.stem == "car_racing":
+        pytest.importorskip("Box2D")
     run(script, tmp_path)
 
 
