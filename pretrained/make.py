@@ -334,7 +334,7 @@ class Maker:
         annotate(
             self.out,
             quality={
-                "report": made["summary"],
+                "report": {**made["summary"], "data": recipe},
                 **({"limits": limits} if limits else {}),
                 "transfer": self.returns(),
             },

@@ -7,9 +7,9 @@ because its model of the game had no reward. Here the reward is learned, too, an
 in dreams only. It needs `pip install 'dreamgym[box2d,sb3]'`, and two hours on one core.
 
 `improve` records sticky random actions, fits a world, trains a driver in its dreams, lets that
-driver record, and so on. In the last world one driver is trained anew and measured on 100 tracks
-that nobody has seen. `car_racing.png` shows the returns of the rounds, and frames of a dream. A run
-that was stopped goes on where it was.
+driver record, and so on. The last driver is measured on 100 tracks that nobody has seen.
+`car_racing.png` shows the returns of the rounds, and frames of a dream. A run that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ LOOP = ImproveConfig(
     fit=FIT,
     train=TRAIN,
 )
-REAL_STEPS = 75_000
+REAL_STEPS = 105_000
 """Real actions of the loop, of four frames each."""
 
 
@@ -92,13 +92,9 @@ def main(given: list[str] | None = None) -> None:
         config=loop,
         progress=lambda each: print(f"round {each['round']}: {each['real_return']:.0f}"),
     )
-    world = dreamgym.load(options.out / "rounds" / result.rounds[-1]["world"])
-    path = options.out / "driver.zip"
-    if not path.exists():
-        dreamgym.train_policy(
-            world, seed=0, steps=loop.dream_steps, out=path, config=loop.train, resume=True
-        )
-    driver = load_policy(path, world=world)
+    last = result.rounds[-1]
+    world = dreamgym.load(options.out / "rounds" / last["world"])
+    driver = load_policy(options.out / "rounds" / last["policy"], world=world)
     episodes = 1 if options.quick else 100
     found = dreamgym.transfer_policy(driver, world, episodes=episodes, baselines=False).real
     low, high = found.interval
