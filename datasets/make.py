@@ -71,6 +71,9 @@ def make(name: str, out: Path) -> bool:
         if maker is None:
             raise ValueError(f"{name}: a part has {part['make']!r}; {nearest(part['make'], PARTS)}")
         shards += maker(recipe["env_id"], work / f"{number:02d}", **values)
+    if (work / WORLD).exists():  # before the data, whose presence says that all is made
+        shutil.rmtree(world_of(out), ignore_errors=True)
+        shutil.copytree(work / WORLD, world_of(out))
     if is_sharded(recipe):
         folder = work / "shards"
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,8 +83,6 @@ def make(name: str, out: Path) -> bool:
         replace_path(folder, out)
     else:
         replace_path(shards[0], out)
-    if (work / WORLD).exists():
-        replace_path(work / WORLD, world_of(out))
     shutil.rmtree(work)
     return checksum(out) == recipe["checksum"]
 

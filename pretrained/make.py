@@ -110,7 +110,13 @@ class Maker:
             return
         recipe = self.recipe["fit"]
         if "loop" in recipe:
-            self._take(datasets.world_of(self.data))
+            made = datasets.world_of(self.data)
+            if not (made / FILES[0]).exists():
+                raise FileNotFoundError(
+                    f"{made}: the world of the online loop is not there; delete {self.data} and "
+                    "run this again, which makes both"
+                )
+            self._take(made)
             if self.world.provenance["dataset_checksum"] != recipe["loop"]:
                 print(f"{self.out}: fitted to other data than its recipe's", file=sys.stderr)
             return
@@ -145,10 +151,11 @@ class Maker:
 
     @property
     def source(self) -> Any:
-        """The dataset as the world was fitted to it: a loop fits to its rounds, not to shards."""
+        """The dataset as `fit` was given it: a path, or the rounds of a loop with their weights."""
         if "loop" not in self.recipe["fit"]:
             return self.data
-        return [(round_, 1.0) for round_ in sorted(self.data.glob("*.h5"))]
+        weights = self.world.provenance["fit"]["weights"]
+        return list(zip(sorted(self.data.glob("*.h5")), weights, strict=True))
 
     def report(self) -> dict[str, Any]:
         """Return the report as JSON-plain values with its summary, made once."""
@@ -329,12 +336,13 @@ class Maker:
         """Write the figures into world.json, and the card, its picture and the trajectory."""
         made = self.report()
         limits = made["figures"].get("limits")
-        recipe = self.recipe["dataset"]
-        extra = datasets.recipes()[recipe].get("extra")
+        dataset = self.recipe["dataset"]
+        extra = datasets.recipes()[dataset].get("extra")
         annotate(
             self.out,
             quality={
-                "report": {**made["summary"], "data": recipe},
+                # the rounds of a loop would be named one by one
+                "report": {**made["summary"], "data": dataset},
                 **({"limits": limits} if limits else {}),
                 "transfer": self.returns(),
             },
@@ -342,7 +350,7 @@ class Maker:
                 "notes": self.recipe.get("notes", []),
                 "commands": [
                     *([] if extra is None else [f"pip install '.[{extra}]'"]),
-                    f"python datasets/make.py {recipe}",
+                    f"python datasets/make.py {dataset}",
                     f"python pretrained/make.py {self.name} --out worlds/{self.name}",
                 ],
                 "licence": self.recipe.get("licence", "MIT"),

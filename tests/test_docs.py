@@ -317,6 +317,15 @@ def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:
                 assert f"{value:.0f} ({interval[1]})" in text, name
 
 
+@pytest.mark.parametrize("world", ["TakeCover-MDNRNN-v0", "CarRacing-MDNRNN-v0"])
+def test_the_page_of_results_has_the_returns_in_the_worlds_of_pixels(world: str) -> None:
+    (record,) = [each for each in dreamgym.worlds() if each.name == world]
+    parts = read(DOCS / "results.md").replace("**", "").split("\n## ")
+    (text,) = [part for part in parts if f"dreamgym/{world}" in part]
+    for value in record.returns:
+        assert re.search(rf"(?<!\d){value:.0f}(?!\d)", text), f"{world}: {value:.0f}"
+
+
 def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
     text = read(DOCS / "results.md").split("\n## Speed of dreams\n")[1].split("\n## ")[0]
     for name, value in measured("dream.json").items():

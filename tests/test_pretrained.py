@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import dreamgym
 from dreamgym._files import sha256
 from dreamgym.world import zoo
+from dreamgym.world.held_out import open_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("pretrained_make", ROOT / "pretrained" / "make.py")
@@ -112,6 +113,30 @@ def test_every_recipe_can_be_read_without_running_it():
             make.datasets.fit_config(fit["family"], fit.get("preset"), fit.get("settings", {}))
         make.datasets.train_config(train.get("config", {}))
         assert recipe["dataset"] in make.datasets.recipes()
+
+
+def test_the_world_of_a_loop_is_taken_as_it_is_with_its_rounds_as_data(tmp_path):
+    data = tmp_path / "data"
+    rounds = [(data / f"00{number}.h5", 1.0 + number) for number in (1, 2)]
+    for seed, (path, _) in enumerate(rounds):
+        dreamgym.record("CartPole-v1", steps=300, out=path, seed=seed)
+    made = make.datasets.world_of(data)
+    config = dreamgym.default_config("pets", updates=2)
+    checksum = dreamgym.fit(rounds, made, family="pets", config=config).provenance[
+        "dataset_checksum"
+    ]
+    recipe = {"dataset": "none", "fit": {"loop": checksum}}
+    out = tmp_path / "Pole-PETS-v0"
+    maker = make.Maker(name=out.name, recipe=recipe, out=out, work=tmp_path / "work", data=data)
+    maker.fit()
+    assert sorted(path.name for path in out.iterdir()) == sorted([*make.FILES, "README.md"])
+    with open_for(maker.world, maker.source) as read:
+        assert read.is_fitted_data
+        assert [*read.dataset.weights] == [2.0, 3.0]
+    shutil.rmtree(made)
+    with pytest.raises(FileNotFoundError, match=r"delete .*data and run this again"):
+        maker.fit(overwrite=True)
+    assert dreamgym.load(out).family == "pets"
 
 
 def test_listing_worlds_loads_no_torch(tmp_path):

@@ -16,7 +16,7 @@ SIDE, FRAME_SKIP = 64, 4
 
 @cache
 def _car_class() -> Any:
-    """Return Gymnasium's car, which can leave frames out; drawing one takes 99% of its step."""
+    """Return Gymnasium's CarRacing as a class that can skip drawing, which is 99% of its step."""
     import_extra("Box2D", "CarRacing")
     from gymnasium.envs.box2d.car_racing import CarRacing as Published
 
@@ -34,9 +34,10 @@ class CarRacing(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     """CarRacing-v3 as 64x64 images; an action is held for four frames.
 
     An action is `(steering, throttle)` in [-1, 1]: positive throttle is gas, negative is the brake.
-    The return is CarRacing's own: 1000 for all tiles of the track, less 0.1 for each of at most
-    1,000 frames, and -100 for leaving the playfield. An episode terminates there, and when 95% of
-    the tiles have been visited. It needs `pip install 'dreamgym[box2d]'`.
+    The return is CarRacing's own: 1000 divided over the tiles of the track, less 0.1 a frame; the
+    frame in which the car leaves the playfield has -100. An episode terminates there, when all
+    tiles have been visited, and at the start line with more than 95% of them visited. It is
+    truncated after 1,000 frames. It needs `pip install 'dreamgym[box2d]'`.
 
     Raises:
         ModuleNotFoundError: Box2D is not installed.
@@ -81,11 +82,11 @@ class CarRacing(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         return _resized(frame), total, terminated, False, info
 
     def render(self) -> Any:
-        """Return the picture as people see it, with `render_mode="rgb_array"`."""
+        """Return a frame in Gymnasium's size, with `render_mode="rgb_array"`."""
         return None if self.render_mode is None else self._car.render()
 
     def close(self) -> None:
-        """Close the window and free the track."""
+        """Close Gymnasium's environment."""
         self._car.close()
 
 

@@ -126,8 +126,8 @@ KNOWN: dict[str, Known] = {
     # VizDoom numbers the combinations of its buttons from the last one.
     "TakeCover": Known(actions=("coast", "move right", "move left")),
 }
-"""Names by environment, without version; without namespace they are those of any namespace. A
-program may add its own."""
+"""Names by environment id without version. An id without a namespace stands for those of all
+namespaces that have no names of their own. A program may add its own."""
 
 
 def known_names(env_id: str | None) -> Known:

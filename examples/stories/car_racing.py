@@ -1,15 +1,15 @@
-"""Drive CarRacing without driving while learning, from pixels.
+"""Learn to drive CarRacing from pixels, in dreams only.
 
     python examples/stories/car_racing.py
 
 "World Models" (Ha and Schmidhuber 2018, arXiv 1803.10122) trained its driver in the real game,
-because its model of the game had no reward. Here the reward is learned, too, and the driver learns
+because its model of the game had no reward. Here the reward is learned too, and the driver learns
 in dreams only. It needs `pip install 'dreamgym[box2d,sb3]'`, and two hours on one core.
 
 `improve` records sticky random actions, fits a world, trains a driver in its dreams, lets that
 driver record, and so on. The last driver is measured on 100 tracks that nobody has seen.
-`car_racing.png` shows the returns of the rounds, and frames of a dream. A run that was stopped goes
-on where it was.
+`car_racing.png` shows the returns of the rounds, and frames of a dream under random actions. A run
+that was stopped resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ REAL_STEPS = 105_000
 """Real actions of the loop, of four frames each."""
 
 
-def brief(config: ImproveConfig) -> ImproveConfig:
+def quick_loop() -> ImproveConfig:
     """Return settings with which nothing is learned, in seconds."""
     model = replace(MODEL, hidden=16, width=0.25, vision_updates=3)
     fit = replace(FIT, model=model, updates=6, batch_size=4, segment_length=16, starts=16)
     return replace(
-        config,
+        LOOP,
         first_steps=300,
         round_steps=300,
         dream_steps=1024,
@@ -83,7 +83,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/story"), help="folder of results")
     parser.add_argument("--quick", action="store_true", help="run all of it, too briefly to learn")
     options = parser.parse_args(given)
-    loop = brief(LOOP) if options.quick else LOOP
+    loop = quick_loop() if options.quick else LOOP
 
     result = dreamgym.improve(
         TASK,
@@ -110,6 +110,7 @@ def main(given: list[str] | None = None) -> None:
     axes.legend(frameon=False)
     envs = gym.make_vec("dreamgym/World-v0", world=world, view="observation", num_envs=1)
     frames, _ = envs.reset(seed=0)
+    envs.action_space.seed(0)
     for axes in bottom.subplots(1, 8):
         axes.imshow(frames[0])
         axes.axis("off")
