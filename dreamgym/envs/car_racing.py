@@ -66,7 +66,16 @@ class CarRacing(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Hold an action for four frames; the reward is that of all four."""
+        """Hold an action for four frames; the reward is that of all four.
+
+        Raises:
+            ValueError: the action is not two finite numbers.
+        """
+        if np.shape(action) != (2,) or not np.isfinite(action).all():
+            raise ValueError(
+                f"the action is {action!r}; expected two numbers from -1 to 1, the steering and "
+                "the throttle, which is gas above 0 and the brake below"
+            )
         steering, throttle = np.clip(action, -1.0, 1.0)
         controls = np.array([steering, max(throttle, 0.0), max(-throttle, 0.0)])
         total, terminated, info = 0.0, False, {}

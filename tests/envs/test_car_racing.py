@@ -68,6 +68,13 @@ def test_leaving_the_playfield_terminates_with_the_frame_of_that_moment(env):
     assert not np.array_equal(frame, env.reset(seed=0)[0])
 
 
+@pytest.mark.parametrize("action", [[0.0, 1.0, 0.0], 0.5, [np.nan, 0.0]])
+def test_an_action_of_another_shape_or_without_a_value_is_refused(env, action):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="expected two numbers from -1 to 1, the steering and"):
+        env.unwrapped.step(np.array(action, np.float32))
+
+
 def test_the_time_limit_truncates_after_a_thousand_frames(env):
     env.reset(seed=0)
     frame = np.zeros((96, 96, 3), np.uint8)
