@@ -72,8 +72,7 @@ def make(name: str, out: Path) -> bool:
             raise ValueError(f"{name}: a part has {part['make']!r}; {nearest(part['make'], PARTS)}")
         shards += maker(recipe["env_id"], work / f"{number:02d}", **values)
     if (work / WORLD).exists():  # before the data, whose presence says that all is made
-        shutil.rmtree(world_of(out), ignore_errors=True)
-        shutil.copytree(work / WORLD, world_of(out))
+        replace_path(work / WORLD, world_of(out))
     if is_sharded(recipe):
         folder = work / "shards"
         shutil.rmtree(folder, ignore_errors=True)
