@@ -80,7 +80,9 @@ def quick_loop() -> ImproveConfig:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/story"), help="folder of results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/car-racing"), help="folder of results"
+    )
     parser.add_argument("--quick", action="store_true", help="run all of it, too briefly to learn")
     options = parser.parse_args(given)
     loop = quick_loop() if options.quick else LOOP
