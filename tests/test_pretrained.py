@@ -73,7 +73,9 @@ def test_a_world_is_whole_small_and_has_its_recipe(name):
     drawn = {"card.png"} if world.model.decodes else set()
     expected = {*make.FILES, "README.md", "recipe.json", make.TRAJECTORY_FILE, *drawn}
     assert expected == set(files)
+    # The bar is for the weights; start states are bounded apart.
     assert files["model.safetensors"] < MEGABYTES * 1e6
+    assert sum(files.values()) < 1.2 * MEGABYTES * 1e6
     assert files.get("card.png", 0) < 150_000
     data = make.datasets.recipes()[recipe["dataset"]]
     assert data["env_id"] == world.env_id
