@@ -33,8 +33,8 @@ class StartStates:
     """A bank of S states to start dreams from.
 
     Attributes:
-        states: model states, leaves (S, ...); the first `num_episode_starts` rows belong to the
-            first observation of an episode.
+        states: model states, contiguous leaves (S, ...); the first `num_episode_starts` rows
+            belong to the first observation of an episode.
         num_episode_starts: number of rows filtered from an episode's first observation only.
     """
 
@@ -42,6 +42,9 @@ class StartStates:
     num_episode_starts: int
 
     def __post_init__(self) -> None:
+        # As after loading: a convolution's rounding depends on its input's memory layout.
+        contiguous = {key: leaf.contiguous() for key, leaf in self.states.items()}
+        object.__setattr__(self, "states", contiguous)
         sizes = {key: len(leaf) for key, leaf in self.states.items()}
         if len(set(sizes.values())) != 1 or not 0 < self.num_episode_starts <= self.size:
             raise ValueError(

@@ -244,10 +244,9 @@ class World:
         except ValueError as error:
             raise WorldError(f"world {self.name!r} cannot be saved: {error}") from error
         weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
-        starts = {key: value.contiguous() for key, value in self.starts.states.items()}
         with atomic_folder(path, replace=overwrite) as folder:
             save_file(weights, folder / serialization.MODEL_FILE)
-            save_file(starts, folder / serialization.STARTS_FILE)
+            save_file(self.starts.states, folder / serialization.STARTS_FILE)
             description = {
                 **spec,
                 "observation_space": space_to_json(self.observation_space),

@@ -11,7 +11,7 @@ import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.world import start_states
-from dreamgym.world.start_states import burn_in
+from dreamgym.world.start_states import StartStates, burn_in
 
 LENGTHS = (1, 2, 3, 7, 30)
 LENGTH = 6
@@ -138,3 +138,10 @@ def test_start_states_are_determined_by_the_seed(dataset, seed):
     again = burn_in(Witness().eval(), dataset, every, count=64, seed=seed)
     assert torch.equal(one.states["last"], again.states["last"])
     assert not torch.equal(one.states["last"], two.states["last"])
+
+
+def test_states_in_another_layout_are_laid_out_as_after_loading():
+    images = torch.arange(4.0 * 3 * 2 * 2).view(4, 2, 2, 3).permute(0, 3, 1, 2)
+    starts = StartStates(states={"image": images}, num_episode_starts=1)
+    assert starts.states["image"].is_contiguous()
+    assert torch.equal(starts.states["image"], images)
