@@ -11,6 +11,7 @@ EXTRA_OF = {
     "av": "video",
     "accelerate": "cosmos",
     "diffusers": "cosmos",
+    "dm_control": "dmc",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
     "huggingface_hub": "hub",

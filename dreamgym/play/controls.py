@@ -108,6 +108,7 @@ KNOWN: dict[str, Known] = {
         actions=("push left", "push right"),
         observations=("position", "velocity", "angle", "angular velocity"),
     ),
+    "CartPoleSwingup": Known(actions=("force",)),
     "InvertedPendulum": Known(
         actions=("force",), observations=("position", "angle", "velocity", "angular velocity")
     ),
