@@ -124,8 +124,12 @@ def divisible(data: AnyDataset) -> AnyDataset:
     if blocks is not data and all(part.num_episodes == 1 for part in parts):
         single = [str(part.path) for part in parts if part.num_episodes == 1]
         count = blocks.num_episodes - data.num_episodes + len(single)
+        several = len(single) > 1
+        held = (
+            "hold a single episode each; they are" if several else "holds a single episode; it is"
+        )
         warnings.warn(
-            f"{' and '.join(single)} holds a single episode; it is cut into {count} blocks, and "
+            f"{' and '.join(single)} {held} cut into {count} blocks, and "
             "some of them are held out. Dreams start where blocks start, in the middle of the "
             "episode: to see how episodes start, record with max_episode_steps=200 "
             "(--max-episode-steps 200)",
