@@ -29,7 +29,7 @@ class OptimizerConfig:
         clip_by: "norm" limits the norm of the whole gradient to `gradient_clip`; "value" limits
             each of its numbers; "agc" limits the norm of each tensor's gradient to `gradient_clip`
             times the norm of the tensor, which counts as at least 1e-3 (arXiv 2102.06171, in
-            DreamerV3's form).
+            DreamerV3's form); then `gradient_clip` is at most 1.
         schedule: after the warm-up, "cosine" decays the learning rate to zero at the last update;
             "constant" keeps it.
         warm_up: updates in which the learning rate rises linearly from zero; a number below 1 is a
@@ -47,8 +47,10 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-5
-    gradient_clip: float = 10.0
-    clip_by: Clip = "norm"
+    # Under a limit of the whole norm, a likelihood that sharpens lets the gradients of the heads of
+    # rewards and terminations shrink, which Adam does not make up for while the scale varies.
+    gradient_clip: float = 1.0
+    clip_by: Clip = "agc"
     schedule: Schedule = "cosine"
     warm_up: float = 0.1
     ema: float = 0.0
@@ -61,6 +63,11 @@ class OptimizerConfig:
         for name in ("learning_rate", "gradient_clip", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number above 0")
+        if self.clip_by == "agc" and self.gradient_clip > 1:
+            raise ValueError(
+                f"gradient_clip={self.gradient_clip:g} with clip_by='agc': expected at most 1, a "
+                "share of the norm of each weight; or give clip_by='norm', to limit the gradient's"
+            )
         check_at_least(self, 0, "weight_decay", "warm_up")
         check_at_least(self, 1, "accumulate")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -136,7 +143,7 @@ class FitConfig:
 
 
 def default_config(family: str, preset: str | None = None, **settings: Any) -> FitConfig:
-    """Return the settings that the authors of a family used, with changes.
+    """Return settings that suit a family, or those of a preset's authors, with changes.
 
     Args:
         family: name of a family in the registry.

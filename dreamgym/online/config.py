@@ -224,6 +224,7 @@ PRESETS: dict[str, ImproveConfig] = {
                 schedule="constant",
                 warm_up=0,
                 gradient_clip=20.0,
+                clip_by="norm",
             ),
         ),
     ),

@@ -45,6 +45,7 @@ FIT = dreamgym.default_config(
     segment_length=50,
     learning_rate=1e-3,
     gradient_clip=100.0,
+    clip_by="norm",
     evaluate_every=500,
     starts=2048,
     horizon=100,

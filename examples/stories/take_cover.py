@@ -49,6 +49,7 @@ FIT = dreamgym.default_config(
     segment_length=64,
     learning_rate=1e-3,
     gradient_clip=100.0,
+    clip_by="norm",
     evaluate_every=500,
     starts=4096,
     horizon=200,

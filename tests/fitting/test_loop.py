@@ -260,7 +260,7 @@ def test_a_fit_that_cannot_go_on_says_why(data, tmp_path):
             dreamgym.fit(data, config=settings, continue_from=path)
 
 
-def test_default_settings_are_the_authors_unless_overridden():
+def test_settings_of_a_preset_are_the_authors_unless_overridden():
     config = dreamgym.default_config("mdn-rnn", "doom", updates=3)
     assert config.model.hidden == 512
     assert config.updates == 3
@@ -441,7 +441,7 @@ def test_bfloat16_products_fit_nearly_the_same(data):
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_is_named(data, tmp_path):
-    wild = OptimizerConfig(learning_rate=1e30, gradient_clip=1e30)
+    wild = OptimizerConfig(learning_rate=1e30, gradient_clip=1e30, clip_by="norm")
     wild = replace(QUICK, optimizer=wild, updates=400)
     with pytest.raises(FitError, match=r"(loss|nll|reward|termination) is (nan|inf).*update"):
         dreamgym.fit(data, tmp_path / "w", config=wild)

@@ -28,7 +28,7 @@ CONFIG = FitConfig(
     starts=4,
     horizon=5,
     model=MDNRNNConfig(hidden=2, trunk=2, head=2, mixtures=2),
-    optimizer=OptimizerConfig(name="laprop", ema=0.9),
+    optimizer=OptimizerConfig(name="laprop", ema=0.9, gradient_clip=10.0, clip_by="norm"),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreamgym import OptimizerConfig
+from dreamgym import OptimizerConfig, default_config
 from dreamgym.fitting.optimizer import WeightAverage, clip_gradients, optimizer_for
 
 
@@ -62,6 +62,15 @@ def test_agc_limits_each_tensor_by_its_own_norm():
         torch.testing.assert_close(weight.grad, gradient * share)
     assert without_gradient[0].grad is None
     clip_gradients(without_gradient, OptimizerConfig(clip_by="agc", gradient_clip=0.3))
+
+
+@pytest.mark.parametrize("family", ["mdn-rnn", "pets"])
+def test_a_sharp_likelihoods_gradient_does_not_shrink_those_of_the_heads(family):
+    likelihood, head = parameters((8, 8), (8,))
+    likelihood.grad, head.grad = torch.full((8, 8), 1e5), torch.full((8,), 1e-2)
+    clip_gradients([likelihood, head], default_config(family).optimizer)
+    assert likelihood.grad.norm() <= 1.001 * likelihood.norm()
+    torch.testing.assert_close(head.grad, torch.full((8,), 1e-2))
 
 
 def test_clipping_by_norm_and_by_value():

@@ -66,6 +66,7 @@ class Cosmos3(WorldModel):
         "segment_length": 4,
         "learning_rate": 1e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: Cosmos3Config
 

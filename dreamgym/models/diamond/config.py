@@ -177,6 +177,7 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "schedule": "constant",
         "warm_up": 100,
         "gradient_clip": 1.0,
+        "clip_by": "norm",
         "batch_size": 32,
         "segment_length": 19,
     }

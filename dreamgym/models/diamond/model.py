@@ -64,6 +64,7 @@ class DIAMOND(WorldModel):
         "segment_length": 16,
         "learning_rate": 2e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: DIAMONDConfig
 

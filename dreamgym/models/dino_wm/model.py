@@ -56,6 +56,7 @@ class DINOWM(PatchModel):
         "segment_length": 8,
         "learning_rate": 5e-4,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: DINOWMConfig
 

@@ -168,6 +168,7 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "schedule": "constant",
         "warm_up": 0,
         "gradient_clip": 1.0,
+        "clip_by": "norm",
         "batch_size": 64,
         "segment_length": 64,
     }

@@ -73,6 +73,7 @@ class Dreamer4(BlockCausalModel):
         "segment_length": 16,
         "learning_rate": 2e-3,
         "gradient_clip": 1.0,
+        "clip_by": "norm",
     }
     given = ("z", "actions", "length")
     config: Dreamer4Config

@@ -93,6 +93,7 @@ class Genie(BlockCausalModel):
         "segment_length": 8,
         "learning_rate": 1e-3,
         "gradient_clip": 1.0,
+        "clip_by": "norm",
     }
     given = ("tokens", "latents", "actions", "length")
     config: GenieConfig

@@ -86,6 +86,7 @@ class TokenModel(WorldModel):
         "segment_length": 8,
         "learning_rate": 1e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     tokeniser: Tokeniser | DeltaTokeniser
     transformer: TokenTransformer

@@ -179,6 +179,7 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "learning_rate": 5e-5,
             "weight_decay": 1e-3,
             "gradient_clip": 1.0,
+            "clip_by": "norm",
             "precision": "bf16-mixed",
             "schedule": "cosine",
             "warm_up": 0.01,

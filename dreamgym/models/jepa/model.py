@@ -103,6 +103,7 @@ class JEPA(WorldModel):
         "batch_size": 64,
         "segment_length": 16,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
         "weight_decay": 1e-3,
     }
     config: JEPAConfig

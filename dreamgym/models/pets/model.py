@@ -176,7 +176,6 @@ class PETS(WorldModel):
         "batch_size": 256,
         "segment_length": 1,
         "weight_decay": 0.0,
-        "gradient_clip": 100.0,
     }
     config: PETSConfig
     elites: Tensor

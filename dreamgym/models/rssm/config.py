@@ -167,6 +167,7 @@ _PLANET_FIT = {
     "learning_rate": 1e-3,
     "eps": 1e-4,
     "gradient_clip": 1000.0,
+    "clip_by": "norm",
     "batch_size": 50,
     "segment_length": 50,
 }
@@ -197,6 +198,7 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         # The authors' 1e-6 is not multiplied by the learning rate; torch multiplies it.
         "weight_decay": 1e-6 / 2e-4,
         "gradient_clip": 100.0,
+        "clip_by": "norm",
         "batch_size": 16,
         "segment_length": 50,
     },

@@ -71,6 +71,7 @@ class RSSM(WorldModel):
         "segment_length": 16,
         "learning_rate": 2e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: RSSMConfig
     worst_return: Tensor

@@ -108,6 +108,7 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "schedule": "constant",
         "warm_up": 0,
         "gradient_clip": 1000.0,
+        "clip_by": "norm",
         "batch_size": 16,
         "segment_length": 64,
     }

@@ -72,6 +72,7 @@ class STORM(WorldModel):
         "segment_length": 16,
         "learning_rate": 1e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: STORMConfig
     worst_return: Tensor

@@ -110,6 +110,7 @@ _FIT: Mapping[str, Any] = {
     "schedule": "constant",
     "warm_up": 0,
     "gradient_clip": 20.0,
+    "clip_by": "norm",
     "batch_size": 256,
     "segment_length": 3,
 }

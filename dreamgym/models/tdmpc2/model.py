@@ -104,6 +104,7 @@ class TDMPC2(WorldModel):
         "segment_length": 4,
         "learning_rate": 1e-3,
         "gradient_clip": 20.0,
+        "clip_by": "norm",
     }
     config: TDMPC2Config
     unit: Tensor

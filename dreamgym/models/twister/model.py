@@ -93,6 +93,7 @@ class TWISTER(WorldModel):
         "segment_length": 16,
         "learning_rate": 1e-3,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: TWISTERConfig
     worst_return: Tensor

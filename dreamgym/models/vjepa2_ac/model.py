@@ -58,6 +58,7 @@ class VJEPA2AC(PatchModel):
         "learning_rate": 4e-4,
         "weight_decay": 0.04,
         "gradient_clip": 10.0,
+        "clip_by": "norm",
     }
     config: VJEPA2ACConfig
 
