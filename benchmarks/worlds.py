@@ -8,28 +8,17 @@ lies in `--work` and is used again.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
 
 import gymnasium as gym
+from support.makers import load_makers
 from support.reporting import Row, at_least, parser, report
 
 import dreamgym
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"steps": 4096, "episodes": 5}
-
-
-def load_makers() -> ModuleType:
-    """Import pretrained/make.py, which is not in a package."""
-    spec = importlib.util.spec_from_file_location("pretrained_make", ROOT / "pretrained/make.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrained_make"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows_of(name: str, work: Path, makers: ModuleType, quick: bool) -> list[Row]:
