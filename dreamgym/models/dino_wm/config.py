@@ -68,6 +68,8 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "schedule": "constant",
         "warm_up": 0,
         "batch_size": 32,
+        "gradient_clip": 10.0,
+        "clip_by": "norm",
         "segment_length": 3,
     }
 }

@@ -206,6 +206,8 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "schedule": "cosine",
         "warm_up": 5000,
         "batch_size": 36,
+        "gradient_clip": 10.0,
+        "clip_by": "norm",
         "segment_length": 15,
     }
 }

@@ -97,6 +97,8 @@ PRESET_FITS: Mapping[str, Mapping[str, Any]] = {
         "warm_up": 15 / 315,
         "precision": "bf16-mixed",
         "batch_size": 256,
+        "gradient_clip": 10.0,
+        "clip_by": "norm",
         "segment_length": 7,
     }
 }
