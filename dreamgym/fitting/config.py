@@ -66,7 +66,7 @@ class OptimizerConfig:
         if self.clip_by == "agc" and self.gradient_clip > 1:
             raise ValueError(
                 f"gradient_clip={self.gradient_clip:g} with clip_by='agc': expected at most 1, a "
-                "share of each weight's norm: give gradient_clip=1, or clip_by='norm' for that limit"
+                "share of each weight's norm; give gradient_clip=1, or clip_by='norm'"
             )
         check_at_least(self, 0, "weight_decay", "warm_up")
         check_at_least(self, 1, "accumulate")
