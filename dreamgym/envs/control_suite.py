@@ -32,6 +32,7 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     Raises:
         ModuleNotFoundError: dm_control is not installed.
         ValueError: the suite has no such task, or `frame_skip` is below 1.
+        RuntimeError: no OpenGL that can draw, here or on reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12.5}  # noqa: RUF012
@@ -39,7 +40,10 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     def __init__(
         self, domain: str, task: str, frame_skip: int, render_mode: str | None = None
     ) -> None:
-        suite = import_extra("dm_control.suite", "the Control Suite")
+        try:
+            suite = import_extra("dm_control.suite", "the Control Suite")
+        except AttributeError as error:  # PyOpenGL's, where MUJOCO_GL names a missing library
+            raise _no_opengl(error) from error
         # Those of lqr terminate, have negative rewards, and are not the same for the same seed.
         tasks = [each for each in suite.ALL_TASKS if each[0] != "lqr"]
         if (domain, task) not in tasks:
@@ -95,4 +99,16 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         self._env.close()
 
     def _frame(self, side: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self._env.physics.render(side, side, camera_id=0))
+        try:
+            frame = self._env.physics.render(side, side, camera_id=0)
+        except Exception as error:  # MuJoCo's, PyOpenGL's or glfw's, by the machine
+            raise _no_opengl(error) from error
+        return np.ascontiguousarray(frame)
+
+
+def _no_opengl(error: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"MuJoCo found no OpenGL to draw with ({error}); without a screen, set the environment "
+        "variable MUJOCO_GL to egl (Debian's package libegl1) or osmesa (libosmesa6) before "
+        "Python starts"
+    )

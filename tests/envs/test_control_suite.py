@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from dreamgym.envs import SWINGUP
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+mujoco = pytest.importorskip("mujoco", reason="needs dreamgym[dmc]")
 suite = pytest.importorskip("dm_control.suite", reason="needs dreamgym[dmc]", exc_type=ImportError)
 
 
@@ -87,3 +88,12 @@ def test_unknown_settings_are_refused():
 def test_an_action_of_another_shape_or_without_a_value_is_refused(env, action):
     with pytest.raises(ValueError, match="expected finite numbers of Box"):
         env.unwrapped.step(np.array(action, np.float32))
+
+
+def test_a_machine_without_opengl_is_told_what_to_set(env, monkeypatch):
+    def no_context(*_, **__):
+        raise mujoco.FatalError("an OpenGL platform library has not been loaded")
+
+    monkeypatch.setattr(type(env.unwrapped._env.physics), "render", no_context)
+    with pytest.raises(RuntimeError, match="MUJOCO_GL to egl"):
+        env.reset()
