@@ -194,6 +194,7 @@ class Maker:
         if path.exists():
             return load_policy(path, world=self.world)
         path.parent.mkdir(parents=True, exist_ok=True)
+        config = datasets.train_config(train.get("config", {}))
         with progress_bar(f"train {self.name}, seed {seed}") as bar:
             return train_policy(
                 self.world,
@@ -202,7 +203,8 @@ class Maker:
                 seed=seed,
                 steps=steps or train.get("steps"),
                 out=path,
-                config=datasets.train_config(train.get("config", {})),
+                config=config,
+                real_data=self.source if config.real_share else None,
                 progress=bar,
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dreamgym._device import float32_by_default, private_generators, threads
 from dreamgym._files import atomic_file
-from dreamgym.data import AnyDataset, DatasetSource, open_dataset
+from dreamgym.data import AnyDataset, DatasetSource
 from dreamgym.data.spaces import space_to_json
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.dream.watch import TrainingAlarm, compare_returns, limits_of, watch
@@ -31,6 +31,7 @@ from dreamgym.train.policy import (
     world_checksum,
 )
 from dreamgym.train.registry import LEARNERS, Learner, find_learner
+from dreamgym.world.held_out import open_for
 from dreamgym.world.world import World, as_world
 
 
@@ -227,7 +228,7 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         initial: policy of the same algorithm and spaces to go on from: its network, with its
             standardisation and its reward scale, is where the training starts.
         real_data: dataset, or several with weights, whose transitions make up `config.real_share`
-            of every batch of an off-policy algorithm.
+            of every batch of an off-policy algorithm; read with the world's frame skip.
         monitoring: checkpoints, logs and evaluations while it trains; by default a checkpoint every
             100,000 dream steps, if `out` is given.
         resume: go on from the checkpoint beside `out`, if there is one, up to `steps` dream steps
@@ -241,6 +242,8 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
         TrainingError: there is no such learner or algorithm, the algorithm cannot act in the
             world's action space or does not have a setting, a number is out of range, `initial`
             or `real_data` is of another kind, or the checkpoint is of another training.
+        DatasetError: `real_data` cannot be opened.
+        WorldError: its spaces are not the world's.
         PolicyFileError: nothing can be written to `out`; raised before the training if possible.
         TrainingInterrupted: Ctrl-C; the policy so far is in `<out>.interrupted.<suffix>`.
         ModuleNotFoundError: the learner library is not installed.
@@ -279,7 +282,9 @@ def train_policy(  # noqa: PLR0913 - what to train is five of them
     monitoring = monitoring or Monitoring()
     with ExitStack() as stack:
         if real_data is not None:
-            run = replace(run, real_data=stack.enter_context(open_dataset(real_data)))
+            run = replace(
+                run, real_data=stack.enter_context(open_for(run.world, real_data)).dataset
+            )
         stack.enter_context(private_generators())
         stack.enter_context(threads(run.config.threads))
         monitor = Monitor(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dreamgym
-from dreamgym import TrainingError
+from dreamgym import TrainingError, WorldError
 from dreamgym.data import Dataset, FrameSkip, with_frame_skip
 from dreamgym.train import LEARNERS, TrainConfig, load_policy, train_policy
 from dreamgym.train.sb3 import SB3VecEnv
@@ -135,6 +135,13 @@ def test_box_actions_are_stored_as_the_algorithm_scales_them(tmp_path):
     with Dataset(path) as data:
         buffer, actions = real_transitions(data, env), data.actions(0)
     np.testing.assert_allclose(buffer.actions[:50, 0], actions / 2.0, atol=1e-6)
+
+
+def test_real_data_of_another_environment_is_refused(tmp_path):
+    path = dreamgym.record("MountainCar-v0", steps=10, out=tmp_path / "data.h5")
+    config = TrainConfig(real_share=0.1, **FEW)
+    with pytest.raises(WorldError, match="give data of the environment"):
+        train_policy("CartPole-MDNRNN-v0", algo="DQN", config=config, real_data=path)
 
 
 @pytest.mark.parametrize(
