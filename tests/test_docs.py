@@ -317,7 +317,15 @@ def test_the_page_of_results_has_the_measured_survival_in_take_cover() -> None:
                 assert f"{value:.0f} ({interval[1]})" in text, name
 
 
-@pytest.mark.parametrize("world", ["TakeCover-MDNRNN-v0", "CarRacing-MDNRNN-v0", "Hopper-PETS-v0"])
+@pytest.mark.parametrize(
+    "world",
+    [
+        "TakeCover-MDNRNN-v0",
+        "CarRacing-MDNRNN-v0",
+        "CartPoleSwingup-MDNRNN-v0",
+        "Hopper-PETS-v0",
+    ],
+)
 def test_the_page_of_results_has_the_returns_of_the_cards(world: str) -> None:
     (record,) = [each for each in dreamgym.worlds() if each.name == world]
     parts = read(DOCS / "results.md").replace("**", "").split("\n## ")

@@ -47,10 +47,10 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-5
-    # Under a limit of the whole norm, a likelihood that sharpens lets the gradients of the heads of
-    # rewards and terminations shrink, which Adam does not make up for while the scale varies.
-    gradient_clip: float = 1.0
-    clip_by: Clip = "agc"
+    # Loose: under a tight limit of the norm, a likelihood that sharpens lets the gradients of the
+    # heads of rewards and terminations shrink, which Adam does not make up for while it varies.
+    gradient_clip: float = 1000.0
+    clip_by: Clip = "norm"
     schedule: Schedule = "cosine"
     warm_up: float = 0.1
     ema: float = 0.0

@@ -134,8 +134,8 @@ def test_an_optimizer_setting_out_of_range_is_refused_by_name(name, value):
 
 def test_a_norm_given_where_a_share_is_expected_is_refused():
     with pytest.raises(ValueError, match=r"gradient_clip=100 with clip_by='agc': .* at most 1"):
-        default_config("mdn-rnn", gradient_clip=100.0)
-    assert default_config("mdn-rnn", gradient_clip=100.0, clip_by="norm")
+        default_config("pets", gradient_clip=100.0)
+    assert default_config("pets", gradient_clip=100.0, clip_by="norm")
 
 
 def test_unknown_words_are_refused_with_the_nearest():

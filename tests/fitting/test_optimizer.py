@@ -64,11 +64,10 @@ def test_agc_limits_each_tensor_by_its_own_norm():
     clip_gradients(without_gradient, OptimizerConfig(clip_by="agc", gradient_clip=0.3))
 
 
-@pytest.mark.parametrize("family", ["mdn-rnn", "pets"])
-def test_a_sharp_likelihoods_gradient_does_not_shrink_those_of_the_heads(family):
+def test_a_sharp_likelihoods_gradient_does_not_shrink_those_of_the_heads():
     likelihood, head = parameters((8, 8), (8,))
     likelihood.grad, head.grad = torch.full((8, 8), 1e5), torch.full((8,), 1e-2)
-    clip_gradients([likelihood, head], default_config(family).optimizer)
+    clip_gradients([likelihood, head], default_config("pets").optimizer)
     assert likelihood.grad.norm() <= 1.001 * likelihood.norm()
     torch.testing.assert_close(head.grad, torch.full((8,), 1e-2))
 

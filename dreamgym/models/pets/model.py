@@ -176,6 +176,8 @@ class PETS(WorldModel):
         "batch_size": 256,
         "segment_length": 1,
         "weight_decay": 0.0,
+        "gradient_clip": 1.0,
+        "clip_by": "agc",
     }
     config: PETSConfig
     elites: Tensor
