@@ -92,9 +92,8 @@ def test_preset_fits_name_existing_presets_and_settings():
         assert set(known.preset_fits) <= set(known.presets)
         for preset in known.preset_fits:
             default_config(family, preset)
-            assert "clip_by" in known.preset_fits[preset], (
-                preset
-            )  # not what the default happens to be
+            # its authors', and not what the default happens to be
+            assert "clip_by" in known.preset_fits[preset], preset
         default_config(family, model=object())
 
 
