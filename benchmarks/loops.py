@@ -1,9 +1,9 @@
 """The online loops whose last worlds ship: the return of each round, and of the last policy.
 
-Runs the loop of a recipe of `datasets/` that is a single loop (CarRacing, Take Cover and swing-up), as
-`datasets/make.py` does, and then measures the policy of its last round in 100 other real episodes,
-beside random actions. What is made lies in `--work` and is used again, so that a run that was
-stopped goes on.
+Runs the loop of a recipe of `datasets/` that is a single loop (CarRacing, Take Cover and swing-up),
+as `datasets/make.py` does, and then measures the policy of its last round in 100 other real
+episodes, beside random actions. What is made lies in `--work` and is used again, so that a run that
+was stopped goes on.
 """
 
 from __future__ import annotations
