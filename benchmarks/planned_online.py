@@ -35,6 +35,7 @@ from dreamgym.train.planners import PLANNER_PRESETS
 EPISODES = 10
 POINTS = 10
 """Points of the curve: means of as many parts of the recorded episodes."""
+QUICK_STEPS = 300
 
 
 def suite_config() -> ImproveConfig:
@@ -138,6 +139,7 @@ class Run:
     seed: int
     work: Path
     quick: bool
+    real_steps: int
 
     @property
     def task(self) -> Task:
@@ -149,15 +151,20 @@ class Run:
         """Folder of this run's results."""
         return self.work / f"{self.name}-{self.seed}"
 
+    @property
+    def path(self) -> Path:
+        """File of the figures."""
+        return self.folder / f"measured-{self.real_steps}.json"
+
     def figures(self) -> dict[str, Any]:
         """Return the figures of the loop, its curve and the measured return of its last world."""
-        path = self.folder / "measured.json"
+        path = self.path
         if path.exists():
             return json.loads(path.read_text())
         config = quick(self.task.config) if self.quick else self.task.config
         result = dreamgym.improve(
             self.task.env,
-            real_steps=300 if self.quick else self.task.real_steps,
+            real_steps=self.real_steps,
             out=self.folder / "loop",
             seed=self.seed,
             config=config,
@@ -190,7 +197,7 @@ def rows_of(name: str, runs: list[Run]) -> list[Row]:
         found = run.figures()
         returns.append(found["return_mean"])
         low, high = found["return_interval"]
-        title = f"{name}, seed {run.seed}"
+        title = f"{name}, seed {run.seed}, {run.real_steps:,} real steps"
         rows += [
             Row(name=f"{title}: real return", value=returns[-1], unit="return"),
             Row(name=f"{title}: low end of its 95% interval", value=low, unit="return"),
@@ -201,7 +208,7 @@ def rows_of(name: str, runs: list[Run]) -> list[Row]:
         for part in np.array_split(recorded, min(POINTS, len(recorded))):
             where = f"{title}: recorded return up to {part[-1, 0]:.0f} steps"
             rows.append(Row(name=where, value=float(part[:, 1].mean()), unit="return"))
-    title = f"{name}, {len(runs)} seeds: mean real return"
+    title = f"{name}, {len(runs)} seeds, {runs[0].real_steps:,} real steps: mean real return"
     rows.append(at_least(title, float(np.mean(returns)), "return", task.bar))
     for who, value in (("TD-MPC2", task.published), ("SAC", task.sac)):
         if value is not None:
@@ -213,6 +220,9 @@ def arguments() -> argparse.Namespace:
     parsed = parser(__doc__.splitlines()[0])
     parsed.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parsed.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parsed.add_argument(
+        "--real-steps", type=int, help="default: the task's; with more, a run goes on"
+    )
     parsed.add_argument("--work", type=Path, help="folder to keep everything in")
     parsed.add_argument("--done-only", action="store_true", help="leave out what is not measured")
     return parsed.parse_args()
@@ -228,9 +238,13 @@ def main() -> None:
         work = chosen.work or Path(temporary)
         for name in chosen.tasks[:1] if chosen.quick else chosen.tasks:
             seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
-            runs = [Run(name=name, seed=seed, work=work, quick=chosen.quick) for seed in seeds]
+            steps = QUICK_STEPS if chosen.quick else chosen.real_steps or TASKS[name].real_steps
+            runs = [
+                Run(name=name, seed=seed, work=work, quick=chosen.quick, real_steps=steps)
+                for seed in seeds
+            ]
             if chosen.done_only:
-                runs = [run for run in runs if (run.folder / "measured.json").exists()]
+                runs = [run for run in runs if run.path.exists()]
             rows += rows_of(name, runs) if runs else []
     report(rows, chosen)
 

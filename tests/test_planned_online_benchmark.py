@@ -26,7 +26,7 @@ def test_a_loop_is_measured_once(tmp_path):
         return {row["name"]: row["value"] for row in json.loads(file.read_text())["rows"]}
 
     found = rows()
-    assert "Pendulum-v1, seed 4: recorded return up to 300 steps" in found
-    kept = work / "Pendulum-v1-4" / "measured.json"
+    assert "Pendulum-v1, seed 4, 300 real steps: recorded return up to 300 steps" in found
+    kept = work / "Pendulum-v1-4" / "measured-300.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "return_mean": 99.5}))
-    assert rows()["Pendulum-v1, seed 4: real return"] == 99.5
+    assert rows()["Pendulum-v1, seed 4, 300 real steps: real return"] == 99.5
