@@ -178,9 +178,10 @@ class Run:
             max_episode_steps=limit and world.frame_skip.count(limit),
         )
         figures = {
-            "recorded": [(each["real_steps"], each["recorded_return"]) for each in result.rounds],
-            "seconds": sum(sum(each["seconds"].values()) for each in result.rounds),
             **measured.as_dict(),
+            "recorded": [(each["real_steps"], each["recorded_return"]) for each in result.rounds],
+            # after the figures of the evaluation, which have seconds of their own
+            "seconds": sum(sum(each["seconds"].values()) for each in result.rounds),
         }
         path.write_text(json.dumps(figures, indent=1))
         return figures
