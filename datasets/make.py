@@ -23,6 +23,7 @@ from dreamgym._files import replace_path
 from dreamgym._settings import nearest
 from dreamgym.cli.output import progress_bar
 from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode, Recorder, pack
+from dreamgym.envs.push_t import Play
 from dreamgym.models.spec import ModelSpec, config_from_json, to_json
 from dreamgym.online import ImproveConfig
 from dreamgym.train import TrainConfig
@@ -166,7 +167,7 @@ def record_part(
     seed: int,
     max_episode_steps: int | None = None,
 ) -> list[Path]:
-    """Record with a random policy, or with a controller that is disturbed at random ("mixed")."""
+    """Record with a random policy, with a controller that is disturbed ("mixed"), or "play"."""
     path = out.with_suffix(".h5")
     if path.exists():
         return [path]
@@ -176,6 +177,10 @@ def record_part(
         from support.mixed_data import record_mixed
 
         return [record_mixed(env_id, steps, path, seed)]
+    if policy == Play.name:
+        with gym.make(env_id) as env:
+            play = Play(env.unwrapped)
+            return [dreamgym.record(env, steps=steps, policy=play, seed=seed, out=path)]
     with progress_bar("record") as bar:
         dreamgym.record(
             env_id,

@@ -12,6 +12,7 @@ EXTRA_OF = {
     "accelerate": "cosmos",
     "diffusers": "cosmos",
     "dm_control": "dmc",
+    "gym_pusht": "pusht",
     "hdf5plugin": "hdf5plugin",
     "lance": "lance",
     "huggingface_hub": "hub",

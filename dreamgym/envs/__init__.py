@@ -6,7 +6,7 @@ import gymnasium as gym
 
 TWO_ROOM, TAKE_COVER = "dreamgym/TwoRoom-v0", "dreamgym/TakeCover-v0"
 CAR_RACING = "dreamgym/CarRacing-v0"
-SWINGUP = "dreamgym/CartPoleSwingup-v0"
+SWINGUP, PUSH_T = "dreamgym/CartPoleSwingup-v0", "dreamgym/PushT-v0"
 
 
 def register_envs() -> None:
@@ -17,6 +17,7 @@ def register_envs() -> None:
         (TWO_ROOM, "dreamgym.envs.two_room:TwoRoom", 100, {}),
         (TAKE_COVER, "dreamgym.envs.take_cover:TakeCover", 2100 // 4, {}),  # four tics a step
         (CAR_RACING, "dreamgym.envs.car_racing:CarRacing", 1000 // 4, {}),  # four frames a step
+        (PUSH_T, "dreamgym.envs.push_t:PushT", 100, {}),
         (SWINGUP, "dreamgym.envs.control_suite:ControlSuite", 1000 // 8, swingup),
     ):
         if env_id not in gym.registry:
