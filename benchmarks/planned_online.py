@@ -213,7 +213,8 @@ def rows_of(name: str, runs: list[Run]) -> list[Row]:
     rows.append(at_least(title, float(np.mean(returns)), "return", task.bar))
     for who, value in (("TD-MPC2", task.published), ("SAC", task.sac)):
         if value is not None:
-            rows.append(Row(name=f"{name}: published return of {who}", value=value, unit="return"))
+            title = f"{name}: published return of {who} at {task.real_steps:,} real steps"
+            rows.append(Row(name=title, value=value, unit="return"))
     return rows
 
 

@@ -23,6 +23,7 @@ from dreamgym._files import replace_path
 from dreamgym._settings import nearest
 from dreamgym.cli.output import progress_bar
 from dreamgym.data import Dataset, DatasetMetadata, DatasetWriter, Episode, Recorder, pack
+from dreamgym.envs import PUSH_T
 from dreamgym.envs.push_t import Play
 from dreamgym.models.spec import ModelSpec, config_from_json, to_json
 from dreamgym.online import ImproveConfig
@@ -177,15 +178,13 @@ def record_part(
         from support.mixed_data import record_mixed
 
         return [record_mixed(env_id, steps, path, seed)]
-    if policy == Play.name:
-        with gym.make(env_id) as env:
-            play = Play(env.unwrapped)
-            return [dreamgym.record(env, steps=steps, policy=play, seed=seed, out=path)]
-    with progress_bar("record") as bar:
+    if policy == Play.name and env_id != PUSH_T:
+        raise ValueError(f"the policy {policy!r} plays {PUSH_T}, and not {env_id}")
+    with gym.make(env_id) as env, progress_bar("record") as bar:
         dreamgym.record(
-            env_id,
+            env,
             steps=steps,
-            policy=policy,
+            policy=Play(env.unwrapped) if policy == Play.name else policy,
             seed=seed,
             out=path,
             max_episode_steps=max_episode_steps,

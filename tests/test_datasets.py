@@ -159,3 +159,8 @@ def test_settings_in_a_recipe_are_fields_of_the_configs():
     assert loop.train == TrainConfig(net_arch=(8,))
     with pytest.raises(ValueError, match="hiden"):
         make.fit_config("mdn-rnn", None, {"model": {"hiden": 9}})
+
+
+def test_play_is_for_one_environment(tmp_path):
+    with pytest.raises(ValueError, match=r"'play' plays dreamgym/PushT-v0, and not CartPole-v1"):
+        make.record_part("CartPole-v1", tmp_path / "d", policy="play", steps=10, seed=0)

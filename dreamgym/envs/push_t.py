@@ -14,17 +14,19 @@ from dreamgym._extras import import_extra
 
 SIDE, RENDERED_SIDE = 64, 256
 TABLE, MARGIN = 512, 30
-"""Side of the table in pixels of the published environment, and how near the finger gets to it."""
+"""Side of the table in its own pixels, and how near to its edge the finger goes."""
 REACH = 40.0
-"""How far an action of 1 puts the finger's target from the finger."""
-NEAR = (70.0, 160.0)
-"""Distance from the T at which the finger starts, from and to."""
-PLAY, HELD = 25, 5
-"""Steps of the play that draws a goal, and for how many of them an action is held."""
-REACHED = (20.0, np.pi / 9)
-"""Distance, and angle in radians, below which a goal is reached (arXiv 2411.04983)."""
-PUSHED = (40.0, np.pi / 6)
-"""Distance and angle of which a goal's T is at least one away from where it starts."""
+"""Distance from the finger, in pixels, at which an action of 1 puts its target."""
+START_DISTANCE = (70.0, 160.0)
+"""Range in pixels from which the distance of the finger to the T is drawn."""
+PLAY_STEPS, HOLD_STEPS = 25, 5
+"""Steps of the play that leads to a goal, and steps for which play holds an action."""
+AIM_RADIUS = 30.0
+"""Distance in pixels from the T's origin of the points that play aims at."""
+GOAL_TOLERANCE = (20.0, np.pi / 9)
+"""Distance in pixels and angle in radians below which a goal is reached (arXiv 2411.04983)."""
+MIN_PUSH = (40.0, np.pi / 6)
+"""Distance and angle to which a goal's T has moved from its start, at least one of them."""
 
 
 @cache
@@ -51,18 +53,23 @@ class PushT(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
     """A finger pushes a T; each episode's goal is an image that play has led to from its start.
 
     The table and its physics are those of gym-pusht, the task of Diffusion Policy (arXiv
-    2303.04137), without its fixed goal; goals, times and measures follow DINO-WM (arXiv
-    2411.04983). An observation is an image (64, 64, 3) of bytes. An action puts the finger's target
-    at most 40 of the table's 512 pixels from the finger along each axis, for a tenth of a second.
+    2303.04137), without its fixed goal. How far away a goal is, and when it is reached, follow
+    DINO-WM (arXiv 2411.04983). An observation is an image (64, 64, 3) of bytes. An action (2,) puts
+    the finger's target at most 40 of the table's 512 pixels from the finger along each axis, for a
+    tenth of a second; numbers outside [-1, 1] are clipped.
 
-    Each episode draws the T anywhere in the middle of the table, and the finger 70 to 160 pixels
-    from it. `Play` then pushes for 25 steps; where it ends is the goal, if the T has moved by 40
-    pixels or 30 degrees, else other starts and plays are drawn. The info of `reset` shows the goal
-    as `goal_observation`, the image to be reached; that of every step has `pose` (5,), the places
-    of finger and T in pixels and the turn of the T in radians, and `is_success`: the four
-    numbers of the places are within 20 pixels of the goal's, in all, and the turn within 20
-    degrees. There is no reward. The goal is not part of the observation, so that reaching it
-    truncates the episode and does not terminate it. It needs `pip install 'dreamgym[pusht]'`.
+    Each episode draws a T in the middle of the table, and the finger 70 to 160 pixels from it. (The
+    physics then turns the T about its centre of mass, which is not its origin: from the origin
+    that `pose` tells, the finger is 37 to 230 pixels away.) `Play` pushes for 25 steps; where it
+    ends is the goal, if the T has moved by 40 pixels or 30 degrees, else another start and another
+    play are drawn. A T that is pushed against the edge can leave the table.
+
+    The info of `reset` shows the goal as `goal_observation`, the image to be reached; that of every
+    step has `pose` (5,), the positions of the finger and of the T's origin in pixels and the T's
+    angle in radians, which is not wrapped, and `is_success`: the distance to the goal over the four
+    coordinates of the positions is below 20 pixels, and the angle below 20 degrees. There is no
+    reward. The goal is not part of the observation, so that reaching it truncates the episode and
+    does not terminate it. It needs `pip install 'dreamgym[pusht]'`.
 
     Raises:
         ModuleNotFoundError: gym-pusht is not installed.
@@ -75,54 +82,59 @@ class PushT(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         self.observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
         self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
         self.render_mode = render_mode
+        self._goal: NDArray[np.float64] | None = None
 
     @property
     def pose(self) -> NDArray[np.float64]:
-        """Places of the finger and of the T (x, y, x, y), and the turn of the T."""
+        """Positions of the finger and of the T's origin (x, y, x, y), and the angle of the T."""
         finger, block = self._table.agent, self._table.block
         return np.array([*finger.position, *block.position, block.angle])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode, and return its first image and info; there are no options."""
         super().reset(seed=seed)
         play = Play(self)
         while True:
             start = self._draw_start()
             began = self._put(start)
             play.begin(self.np_random)
-            for _ in range(PLAY):
+            for _ in range(PLAY_STEPS):
                 self._move(play.action())
-            self._goal, goal_observation = self.pose, self._frame(SIDE)
-            if not _is_within(self._goal[2:], began[2:], PUSHED):
+            goal, goal_observation = self.pose, self._frame(SIDE)
+            if not _is_within(goal[2:], began[2:], MIN_PUSH):
                 break
+        self._goal = goal
         self._put(start)
-        return self._frame(SIDE), {**self._info(), "goal_observation": goal_observation}
+        return self._frame(SIDE), {**self._info(goal), "goal_observation": goal_observation}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move the finger.
+        """Move the finger; return the image, a reward of zero, and whether the goal is reached.
 
         Raises:
+            ResetNeeded: no episode has been started.
             ValueError: the action is not two finite numbers.
         """
+        if self._goal is None:
+            raise gym.error.ResetNeeded("call reset before step")
         if np.shape(action) != (2,) or not np.isfinite(action).all():
             raise ValueError(f"the action is {action!r}; expected two numbers from -1 to 1")
         self._move(action)
-        info = self._info()
+        info = self._info(self._goal)
         return self._frame(SIDE), 0.0, False, info["is_success"], info
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return an image (256, 256, 3), with `render_mode="rgb_array"`."""
-        return None if self.render_mode is None else self._frame(RENDERED_SIDE)
+        return self._frame(RENDERED_SIDE) if self.render_mode == "rgb_array" else None
 
     def _draw_start(self) -> NDArray[np.float64]:
         """Return a pose whose finger is on the table, beside the T."""
         while True:
             place = self.np_random.uniform(TABLE / 4, 3 * TABLE / 4, 2)
-            finger = place + self.np_random.uniform(*NEAR) * _direction(self.np_random)
+            finger = place + self.np_random.uniform(*START_DISTANCE) * _direction(self.np_random)
             if ((finger > MARGIN) & (finger < TABLE - MARGIN)).all():
                 return np.array([*finger, *place, self.np_random.uniform(-np.pi, np.pi)])
 
@@ -140,9 +152,9 @@ class PushT(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         target = finger + REACH * np.clip(action, -1, 1)
         self._table.step(np.clip(target, MARGIN, TABLE - MARGIN))
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self, goal: NDArray[np.float64]) -> dict[str, Any]:
         pose = self.pose
-        success = _is_within(pose, self._goal, REACHED)
+        success = _is_within(pose, goal, GOAL_TOLERANCE)
         return {"is_success": success, "pose": pose.astype(np.float32)}
 
     def _frame(self, side: int) -> NDArray[np.uint8]:
@@ -174,7 +186,7 @@ class Play:
 
     def action(self) -> NDArray[np.float64]:
         """Return the next action (2,)."""
-        if self._steps % HELD == 0:
+        if self._steps % HOLD_STEPS == 0:
             self._held = self._draw()
         self._steps += 1
         return self._held
@@ -192,7 +204,7 @@ class Play:
         direction, size = _direction(self._rng), self._rng.uniform(0.2, 1)
         if self._rng.random() < 0.7:
             pose = self._env.pose
-            aim = pose[2:4] + MARGIN * direction - pose[:2]
+            aim = pose[2:4] + AIM_RADIUS * direction - pose[:2]
             direction = aim / max(float(np.linalg.norm(aim)), 1e-6)
         return size * direction
 
@@ -204,6 +216,6 @@ def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _is_within(pose: NDArray[Any], goal: NDArray[Any], limits: tuple[float, float]) -> bool:
-    """Return whether the places and the turn are within a distance and an angle of a goal's."""
+    """Return whether the positions and the angle are within a distance and an angle of a goal's."""
     turn = (pose[-1] - goal[-1] + np.pi) % (2 * np.pi) - np.pi
     return bool(np.linalg.norm(pose[:-1] - goal[:-1]) < limits[0] and abs(turn) < limits[1])

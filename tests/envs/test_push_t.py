@@ -10,7 +10,16 @@ from gymnasium.utils.env_checker import check_env
 import dreamgym
 from dreamgym.data import Dataset
 from dreamgym.envs import PUSH_T
-from dreamgym.envs.push_t import HELD, PLAY, PUSHED, REACHED, TABLE, Play, PushT, _is_within
+from dreamgym.envs.push_t import (
+    GOAL_TOLERANCE,
+    HOLD_STEPS,
+    MIN_PUSH,
+    PLAY_STEPS,
+    TABLE,
+    Play,
+    PushT,
+    _is_within,
+)
 
 pytest.importorskip("gym_pusht", reason="needs dreamgym[pusht]", exc_type=ImportError)
 
@@ -25,27 +34,44 @@ def test_gymnasium_finds_nothing_wrong():
     assert gym.spec(PUSH_T).max_episode_steps == 100
 
 
-def test_the_image_shows_finger_and_block_where_the_pose_says():
-    image, info = PushT().reset(seed=2)
-    assert PushT().observation_space.contains(image)
+def seen(image):
+    """Return where an image shows the finger and the T, in pixels of the table."""
     blue = image[..., 2].astype(int) - image[..., 0]
-    for mask, place in ((blue > 100, info["pose"][:2]), ((blue > 10) & (blue < 60), None)):
+    places = []
+    for mask in (blue > 100, (blue > 10) & (blue < 60)):
         rows, columns = np.nonzero(mask)
-        seen = (np.array([columns.mean(), rows.mean()]) + 0.5) * TABLE / 64
-        # the T's body is not at the middle of its area
-        expected, within = (place, 8) if place is not None else (info["pose"][2:4], 50)
-        assert np.linalg.norm(seen - expected) < within
+        places.append((np.array([columns.mean(), rows.mean()]) + 0.5) * TABLE / image.shape[0])
+    return places
 
 
-def test_play_leads_from_every_start_to_its_goal():
-    """The goal is where 25 steps of play end, and asks for a push."""
+def check_seen(image, pose):
+    finger, block = seen(image)
+    assert np.linalg.norm(finger - pose[:2]) < 8
+    # the T's origin is on the edge of its bar, 45 pixels from the middle of its area
+    assert np.linalg.norm(block - pose[2:4]) < 60
+
+
+def test_the_images_show_finger_and_block_where_the_pose_and_the_goal_are():
+    env = PushT()
+    for seed in range(3):
+        image, info = env.reset(seed=seed)
+        assert env.observation_space.contains(image)
+        check_seen(image, info["pose"])
+        check_seen(info["goal_observation"], env._goal)
+
+
+def test_a_goal_asks_for_a_push():
     env = PushT()
     for seed in range(3):
         _, info = env.reset(seed=seed)
         assert not info["is_success"]
         moved, turned = distances(info["pose"], env._goal)
-        assert moved >= PUSHED[0] or turned >= PUSHED[1]
-        assert ((env._goal[:2] > 0) & (env._goal[:2] < TABLE)).all()
+        assert moved >= MIN_PUSH[0] or turned >= MIN_PUSH[1]
+
+
+def test_a_step_needs_an_episode():
+    with pytest.raises(gym.error.ResetNeeded):
+        PushT().step(np.zeros(2, np.float32))
 
 
 def test_reaching_the_goal_truncates():
@@ -58,37 +84,36 @@ def test_reaching_the_goal_truncates():
 
 def test_a_pose_is_within_a_goal_on_both_counts_and_across_a_full_turn():
     goal = np.array([100.0, 100, 200, 200, np.pi - 0.01])
-    assert _is_within(goal + np.array([10, 0, 0, 10, 0.05]), goal, REACHED)
-    assert _is_within(goal * np.array([1, 1, 1, 1, -1]), goal, REACHED)
-    assert not _is_within(goal + np.array([15, 0, 0, 15, 0]), goal, REACHED)
-    assert not _is_within(goal + np.array([0, 0, 0, 0, 0.4]), goal, REACHED)
+    assert _is_within(goal + np.array([10, 0, 0, 10, 0.05]), goal, GOAL_TOLERANCE)
+    assert _is_within(goal * np.array([1, 1, 1, 1, -1]), goal, GOAL_TOLERANCE)
+    assert not _is_within(goal + np.array([15, 0, 0, 15, 0]), goal, GOAL_TOLERANCE)
+    assert not _is_within(goal + np.array([0, 0, 0, 0, 0.4]), goal, GOAL_TOLERANCE)
 
 
 def test_the_same_seed_gives_the_same_episode():
-    found = []
-    for seed in (5, 5, 6):
-        env = PushT()
+    env, found = PushT(), []
+    for seed in (5, 5, 6, None):
         image, info = env.reset(seed=seed)
         after = [env.step(np.float32([0.5, -0.5]))[0] for _ in range(3)]
         found.append(np.stack([image, info["goal_observation"], *after]))
     assert np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[2], found[3])
 
 
 def test_play_records_held_actions_that_push(tmp_path):
     with gym.make(PUSH_T) as env:
         path = dreamgym.record(
-            env, steps=4 * PLAY, out=tmp_path / "d.h5", policy=Play(env.unwrapped)
+            env, steps=4 * PLAY_STEPS, out=tmp_path / "d.h5", policy=Play(env.unwrapped)
         )
     with Dataset(path) as data:
         actions = np.asarray(data.episode(0).actions)
         images = np.asarray(data.episode(0).observations).astype(int)
         assert data.policy == "play"
-    whole = actions[: len(actions) // HELD * HELD].reshape(-1, HELD, 2)
+    whole = actions[: len(actions) // HOLD_STEPS * HOLD_STEPS].reshape(-1, HOLD_STEPS, 2)
     assert (whole == whole[:, :1]).all()
     assert np.abs(actions).max() <= 1
-    block = (images[..., 0] > 80) & (images[..., 0] < 200)
-    assert (block[0] != block[-1]).sum() > 10
+    assert np.linalg.norm(seen(images[0])[1] - seen(images[-1])[1]) > 10
 
 
 @pytest.mark.parametrize("action", [[0.0], 0.5, [np.nan, 0.0]])
