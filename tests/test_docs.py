@@ -273,7 +273,12 @@ def measured(file: str, *, joined: bool = False) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("file", "page"),
-    [("learning.json", "results"), ("transfer.json", "results"), ("planners.json", "planning")],
+    [
+        ("learning.json", "results"),
+        ("transfer.json", "results"),
+        ("planned_online.json", "results"),
+        ("planners.json", "planning"),
+    ],
 )
 def test_a_page_has_the_measured_returns(file: str, page: str) -> None:
     values, text = measured(file), read(DOCS / f"{page}.md")
