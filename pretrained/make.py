@@ -332,7 +332,12 @@ class Maker:
             return f"The planner {plan['planner']} in this world alone"
         seed = self.recipe["train"]["seeds"][0]
         steps = self.policy(seed).card.steps
-        return f"{self.recipe['train']['algo']} trained for {steps:,} steps in this world alone"
+        train = self.recipe["train"]
+        shared = train.get("config", {}).get("real_share")
+        where = (
+            "this world alone" if not shared else "this world and, as part of each batch, its data"
+        )
+        return f"{train['algo']} trained for {steps:,} steps in {where}"
 
     def card(self) -> None:
         """Write the figures into world.json, and the card, its picture and the trajectory."""
