@@ -240,7 +240,8 @@ def main() -> None:
         work = chosen.work or Path(temporary)
         for name in chosen.tasks[:1] if chosen.quick else chosen.tasks:
             seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
-            steps = QUICK_STEPS if chosen.quick else chosen.real_steps or TASKS[name].real_steps
+            steps = TASKS[name].real_steps if chosen.real_steps is None else chosen.real_steps
+            steps = QUICK_STEPS if chosen.quick else steps
             runs = [
                 Run(name=name, seed=seed, work=work, quick=chosen.quick, real_steps=steps)
                 for seed in seeds
