@@ -33,6 +33,7 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         ModuleNotFoundError: dm_control is not installed.
         ValueError: the suite has no such task, or `frame_skip` is below 1.
         RuntimeError: no OpenGL that can draw, here or on reset.
+        ClosedEnvironmentError: in every method after `close`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12.5}  # noqa: RUF012
@@ -51,7 +52,7 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
             raise ValueError(f"the suite has no {domain} {task} with images; it has {known}")
         if frame_skip < 1:
             raise ValueError(f"frame_skip={frame_skip}: expected a number of at least 1")
-        self._env = suite.load(domain, task)
+        self._loaded: Any = suite.load(domain, task)
         spec = self._env.action_spec()
         low, high = (np.full(spec.shape, each, "f4") for each in (spec.minimum, spec.maximum))
         self.observation_space = gym.spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
@@ -95,12 +96,21 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     def close(self) -> None:
         """Free the task's OpenGL context."""
-        self._env.physics.free()
-        self._env.close()
+        if self._loaded is not None:
+            self._loaded.physics.free()
+            self._loaded.close()
+        self._loaded = None
+
+    @property
+    def _env(self) -> Any:
+        if self._loaded is None:
+            raise gym.error.ClosedEnvironmentError("the environment is closed; make another")
+        return self._loaded
 
     def _frame(self, side: int) -> NDArray[np.uint8]:
+        physics = self._env.physics
         try:
-            frame = self._env.physics.render(side, side, camera_id=0)
+            frame = physics.render(side, side, camera_id=0)
         except Exception as error:  # MuJoCo's, PyOpenGL's or glfw's, by the machine
             raise _no_opengl(error) from error
         return np.ascontiguousarray(frame)

@@ -86,7 +86,13 @@ class PushT(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     @property
     def pose(self) -> NDArray[np.float64]:
-        """Positions of the finger and of the T's origin (x, y, x, y), and the angle of the T."""
+        """Positions of the finger and of the T's origin (x, y, x, y), and the angle of the T.
+
+        Raises:
+            ResetNeeded: no episode has been started.
+        """
+        if not hasattr(self._table, "agent"):
+            raise gym.error.ResetNeeded("call reset first: before it nothing is on the table")
         finger, block = self._table.agent, self._table.block
         return np.array([*finger.position, *block.position, block.angle])
 

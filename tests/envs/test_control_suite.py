@@ -97,3 +97,11 @@ def test_a_machine_without_opengl_is_told_what_to_set(env, monkeypatch):
     monkeypatch.setattr(type(env.unwrapped._env.physics), "render", no_context)
     with pytest.raises(RuntimeError, match="MUJOCO_GL to egl"):
         env.reset()
+
+
+def test_a_closed_environment_says_so():
+    env = make_env().unwrapped
+    env.close()
+    for use in (env.reset, env.render, lambda: env.step(np.zeros(1, np.float32))):
+        with pytest.raises(gym.error.ClosedEnvironmentError):
+            use()

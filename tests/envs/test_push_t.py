@@ -69,9 +69,12 @@ def test_a_goal_asks_for_a_push():
         assert moved >= MIN_PUSH[0] or turned >= MIN_PUSH[1]
 
 
-def test_a_step_needs_an_episode():
+def test_a_step_and_a_pose_need_an_episode():
+    env = PushT()
     with pytest.raises(gym.error.ResetNeeded):
-        PushT().step(np.zeros(2, np.float32))
+        env.step(np.zeros(2, np.float32))
+    with pytest.raises(gym.error.ResetNeeded):
+        _ = env.pose
 
 
 def test_reaching_the_goal_truncates():
