@@ -331,14 +331,14 @@ class TDMPC2(WorldModel):
     def _value_target(self, segment: Segment, rollout: Rollout, drawn: Tensor) -> Tensor:
         """Return the TD target (B, L): the least of two Q functions at the policy's action."""
         action, _ = self.policy_net.sample(rollout.encoded, drawn)
-        following = self.two_hot.mean(self._two(self.target(rollout.encoded, action))).amin(0)
+        following = self.two_hot.mean(self.target(rollout.encoded, action, self._two())).amin(0)
         goes_on = 1.0 - segment.terminated.to(following.dtype)
         return segment.reward / self.unit + self.config.discount * goes_on * following
 
     def _gain(self, latents: Tensor, drawn: Tensor) -> Tensor:
         """Return what the policy maximises, (B, L + 1): scaled values, and entropy."""
         action, entropy = self.policy_net.sample(latents, drawn)
-        values = self.two_hot.mean(self._two(self.q.frozen(latents, action))).mean(0)
+        values = self.two_hot.mean(self.q.frozen(latents, action, self._two())).mean(0)
         if self.training:
             quantiles = torch.tensor(PERCENTILES, device=values.device, dtype=values.dtype)
             low, high = values[:, 0].detach().quantile(quantiles)
@@ -346,10 +346,10 @@ class TDMPC2(WorldModel):
             self.new_spread.copy_(spread.clamp(min=1.0))
         return values / self.spread + self.config.entropy * entropy
 
-    def _two(self, logits: Tensor) -> Tensor:
-        """Return two random ones of the Q functions' logits (values, ...), or the only one."""
+    def _two(self) -> list[int]:
+        """Return the numbers of two random Q functions, or of the only one."""
         order = uniforms(self.updates, self.config.values).argsort()
-        return logits[order[:2]]
+        return order[:2].tolist()
 
     def _uniforms(self, segment: Segment, lanes: int) -> Tensor:
         """Return uniforms (B, L + 1, 2 lanes), a function of the number of updates."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -90,15 +92,22 @@ class QFunctions(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
-    def forward(self, z: Tensor, action: Tensor) -> Tensor:
-        """Return logits (networks, ..., bins) for latents and encoded actions (..., n)."""
-        inputs = torch.cat([z, action], -1)
-        return torch.stack([network(inputs) for network in self.networks])
+    def forward(self, z: Tensor, action: Tensor, only: Sequence[int] | None = None) -> Tensor:
+        """Return logits (networks, ..., bins) for latents and encoded actions (..., n).
 
-    def frozen(self, z: Tensor, action: Tensor) -> Tensor:
+        Args:
+            z: (..., latent).
+            action: (..., A).
+            only: numbers of the networks to ask; by default all.
+        """
+        inputs = torch.cat([z, action], -1)
+        asked = range(len(self.networks)) if only is None else only
+        return torch.stack([self.networks[number](inputs) for number in asked])
+
+    def frozen(self, z: Tensor, action: Tensor, only: Sequence[int] | None = None) -> Tensor:
         """Return the same, without a gradient into the weights."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
-        logits: Tensor = torch.func.functional_call(self, weights, (z, action))
+        logits: Tensor = torch.func.functional_call(self, weights, (z, action, only))
         return logits
 
 
