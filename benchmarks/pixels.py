@@ -3,7 +3,7 @@
 Breakout, Asterix and Freeway of MinAtar as 16x16 images and Pong as 32x32 (`support/games.py`). For
 every game and seed:
 
-- the data: half of the real steps are random play, the other half is what a model-free PPO saw
+- the data: a quarter of the real steps are random play, the others are what a model-free PPO saw
   while it learnt from scratch;
 - `model-free`: PPO of Stable-Baselines3 with a small CNN that learns from as many real steps as the
   data has in all, measured with its most likely actions and with sampled ones: the better counts;
@@ -60,6 +60,8 @@ from dreamgym.train import TrainConfig, load_policy
 HORIZONS = range(1, 16)
 SHOWN_HORIZONS = (1, 5, 10, 15)
 SHOWN_FRAMES = (0, 1, 2, 3, 5, 8, 11, 15)
+RANDOM_SHARE = 0.25
+"""Share of the data that is random play."""
 ROWS = 64
 """Dreams side by side, in training and where a step is timed."""
 WANTED = 2
@@ -73,7 +75,7 @@ class Task:
 
     Attributes:
         env_id: its environment.
-        random: the random policy of half of the data.
+        random: the random policy of a part of the data.
         real_steps: real steps of the data in all, and of model-free learning.
         episodes: real episodes in which policies are measured.
     """
@@ -268,8 +270,9 @@ class Game:
         return 2 if self.quick else self.task.episodes
 
     def data(self) -> Path:
-        """Return the folder of the data's two halves, recorded unless they are there."""
+        """Return the folder of the data's two parts, recorded unless they are there."""
         folder = self.folder / "data"
+        random_steps = round(RANDOM_SHARE * self.real_steps)
         shards = folder / "1-random.h5", folder / "2-learning.h5"
         for path in shards:
             if path.exists():
@@ -279,13 +282,13 @@ class Game:
             if path == shards[0]:
                 dreamgym.record(
                     self.task.env_id,
-                    steps=self.real_steps // 2,
+                    steps=random_steps,
                     out=path,
                     policy=self.task.random,
                     seed=self.seed,
                 )
             else:
-                self._learn(self.real_steps // 2, path)
+                self._learn(self.real_steps - random_steps, path)
         return folder
 
     def _learn(self, steps: int, out: Path | None = None) -> PPO:

@@ -272,16 +272,16 @@ def measured(file: str, *, joined: bool = False) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("file", "page"),
+    ("file", "page", "joined"),
     [
-        ("learning.json", "results"),
-        ("transfer.json", "results"),
-        ("planned_online.json", "results"),
-        ("planners.json", "planning"),
+        ("learning.json", "results", False),
+        ("transfer.json", "results", False),
+        ("planned_online.json", "results", True),
+        ("planners.json", "planning", False),
     ],
 )
-def test_a_page_has_the_measured_returns(file: str, page: str) -> None:
-    values, text = measured(file), read(DOCS / f"{page}.md")
+def test_a_page_has_the_measured_returns(file: str, page: str, joined: bool) -> None:
+    values, text = measured(file, joined=joined), read(DOCS / f"{page}.md")
     runs = [name.split(": ")[0] for name in values if name.endswith(": real return")]
     assert runs
     for run in runs:
