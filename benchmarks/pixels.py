@@ -122,6 +122,7 @@ DREAM_TRAINING = TrainConfig(
     gamma=0.99,
     learning_rate=5e-4,
     net_arch=(128, 128),
+    horizon=50,  # in longer ones the ball fades, and policies learn to live with it
     learner={"ent_coef": 0.01},
 )
 
