@@ -20,7 +20,7 @@ from dreamgym.models.base import Prediction, State, Temperature, end_outside_dat
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
-from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture
+from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture, attend_once
 from dreamgym.models.nn.transformer import Block
 from dreamgym.models.nn.windows import at
 from dreamgym.models.storm.model import STORM, begun, enter_action, push
@@ -205,6 +205,7 @@ class FastBlock(PackedBlock):
                 others after them.
             place: (B,) places of the tokens.
         """
-        seen = torch.arange(known[0].shape[2], device=x.device) <= place.unsqueeze(1)
-        mixed = F.scaled_dot_product_attention(query, *known, seen[:, None, None])
+        later = torch.arange(known[0].shape[2], device=x.device) > place.unsqueeze(1)
+        bias = torch.zeros_like(later, dtype=query.dtype).masked_fill(later, -torch.inf)
+        mixed = attend_once(query, *known, bias[:, None, None])
         return self.finish(x, mixed.flatten(1))

@@ -20,7 +20,7 @@ from dreamgym.models.base import Prediction, State, Temperature, end_outside_dat
 from dreamgym.models.fast import FastForm
 from dreamgym.models.host_sync import host_sync_allowed
 from dreamgym.models.nn.packed import Packing
-from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture
+from dreamgym.models.nn.packed_transformer import PackedBlock, PackedMixture, attend_once
 from dreamgym.models.nn.transformer import Block, band
 from dreamgym.models.twister.model import TWISTER, enter_action, known, push
 from dreamgym.models.twister.modules import RelativeAttention
@@ -206,4 +206,7 @@ class FastBlock(PackedBlock):
         near = query @ self.distances + self.of_distance
         near = near.gather(-1, distance.expand(*near.shape[:3], -1)) * query.shape[-1] ** -0.5
         bias = near.masked_fill(~allowed, -torch.inf)
-        return F.scaled_dot_product_attention(query + self.by_content, *known, bias)
+        query = query + self.by_content
+        if query.shape[2] == 1:
+            return attend_once(query, *known, bias)
+        return F.scaled_dot_product_attention(query, *known, bias)
