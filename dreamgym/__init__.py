@@ -87,6 +87,7 @@ _NAMES_OF = {
     "play": (),
     "train": ("check", "train_policy"),
     "transfer": ("compare_policies", "evaluate", "export_policy", "transfer_policy"),
+    "trust": (),
     "world": ("World", "load", "push", "worlds"),
 }
 """Public names by the package that defines them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dreamgym.cli.errors import keeping
-from dreamgym.cli.options import JsonFile, OverwritePolicy, given
+from dreamgym.cli.options import JsonFile, given
 from dreamgym.cli.output import (
     number,
     progress_bar,
@@ -51,7 +51,7 @@ Limit = Annotated[
         "--max-episode-steps",
         min=1,
         metavar="N",
-        help="Truncate episodes after N steps, in dreams as well; a task without an end needs it. "
+        help="Truncate episodes after N steps; a task without an end needs it. "
         "Default: the real environment's time limit.",
     ),
 ]
@@ -222,7 +222,9 @@ def export(
             "its held-out episodes. Default: no guard.",
         ),
     ] = None,
-    overwrite: OverwritePolicy = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Overwrite an existing folder.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Write encoder, filter and policy as ONNX, for a robot without dreamgym and torch.

@@ -95,7 +95,7 @@ def fit(  # noqa: PLR0913 - two are of a fit that goes on
         out: folder of the world to make; None keeps it in memory, without checkpoints.
         family: name of a family in the registry.
         seed: seed of the split, the weights, the batches and the noise.
-        config: settings; None for those of the family's authors (`dreamgym.default_config`).
+        config: settings; None for the family's own defaults (`dreamgym.default_config`).
         progress: called with the updates done, the total number of updates, and the losses; after
             an evaluation also with "alarms", the names of the alarms raised (`dreamgym.metrics`);
             and once at the end with "measuring", before the world is measured, which may take

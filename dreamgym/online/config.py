@@ -93,7 +93,7 @@ class ImproveConfig:
         evaluation_episodes: real episodes that every round's policy is measured over. Their steps
             are counted beside the budget, not in it. 0 measures nothing, and then the last policy
             is the result and no target can be met.
-        fit: settings of the fits; None for those of the family's authors.
+        fit: settings of the fits; None for the family's own defaults.
         train: settings of the trainings.
     """
 

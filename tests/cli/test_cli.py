@@ -337,6 +337,14 @@ def test_train_measures_and_resumes_and_takes_several_seeds(
     assert run(*line, "--resume", "--overwrite").code == 2
 
 
+def test_train_mixes_real_transitions_into_batches(run: Run, made: Path, tmp_path: Path) -> None:
+    line = f"train {made}/world --algo DQN --steps 256 --starts anywhere --horizon 1"
+    line += f" --real-share 0.1 --out {tmp_path}/dqn.zip --json {tmp_path}/dqn.json"
+    assert "real_data is None" in run(*line.split()).err
+    assert not run(*line.split(), "--real-data", made / "cartpole.h5").code
+    assert json.loads((tmp_path / "dqn.json").read_text())["algo"] == "DQN"
+
+
 def test_train_names_the_file_that_it_wrote(run: Run, made: Path, tmp_path: Path) -> None:
     line = (
         f"train {made}/world --steps 300 --num-envs 8 --n-steps 32 --out {tmp_path}/p "
@@ -589,7 +597,7 @@ def test_every_verb_that_writes_data_can_overwrite(verb: str, run: Run) -> None:
         assert "--overwrite" not in shown
     else:
         assert re.search(
-            r"--overwrite <bool> Overwrite an existing (dataset|world|policy)\.", shown
+            r"--overwrite <bool> Overwrite an existing (dataset|world|policy|folder)\.", shown
         )
 
 
@@ -799,9 +807,10 @@ def test_a_full_disk_is_reported_in_one_line(made: Path, tmp_path: Path) -> None
 def test_families_are_listed_in_the_help_of_fit_and_wrappers_are_not(run: Run) -> None:
     from dreamgym.cli.worlds import FAMILY_NAMES
     from dreamgym.fitting.config import default_config
-    from dreamgym.models import FAMILIES
+    from dreamgym.models.registry import FAMILIES
+    from dreamgym.models.spec import _has_default
 
-    assert {"mdn-rnn", "rssm", "tdmpc2"} <= set(FAMILY_NAMES) <= set(FAMILIES)
+    assert sorted(name for name, each in FAMILIES.items() if _has_default(each)) == [*FAMILY_NAMES]
     shown = " ".join(run("fit", "--help").out.replace("│", " ").split())
     assert "Family of world models: " + ", ".join(FAMILY_NAMES) in shown
     with pytest.raises(ValueError, match="did you mean 'rssm'") as unknown:
