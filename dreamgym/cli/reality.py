@@ -51,8 +51,8 @@ Limit = Annotated[
         "--max-episode-steps",
         min=1,
         metavar="N",
-        help="Truncate episodes after N steps; a task without an end needs it. "
-        "Default: the real environment's time limit.",
+        help="Truncate episodes after N steps (transfer: dreams, too); a task without an end needs "
+        "it. Default: the real environment's time limit.",
     ),
 ]
 Data = Annotated[

@@ -46,24 +46,12 @@ if TYPE_CHECKING:
 
 MEASURED = "dataset"  # --statistics dataset
 
-FAMILY_NAMES = (
-    "delta-iris",
-    "diamond",
-    "dino-wm",
-    "dreamer4",
-    "ensemble",
-    "genie",
-    "iris",
-    "jepa",
-    "mdn-rnn",
-    "pets",
-    "rssm",
-    "storm",
-    "tdmpc2",
-    "twister",
-    "vjepa2-ac",
-)
-"""Families that a name alone chooses, as `ModelSpec` takes it: its table would import torch."""
+_PACKAGES = {
+    path.parent.name.replace("_", "-")
+    for path in (Path(__file__).parents[1] / "models").glob("*/model.py")
+}
+FAMILY_NAMES = sorted(_PACKAGES - {"cosmos3"} | {"delta-iris", "ensemble"})
+"""Families that a name alone chooses; the table of families would import torch."""
 
 
 @options_from(FitConfig, skip=("overwrite",), rename={"name": "optimizer"})
@@ -294,7 +282,7 @@ def train(
         typer.Option(
             "--real-data",
             metavar="DATASET",
-            help="Dataset of which every batch holds the share --real-share.",
+            help="Dataset of real transitions, of which each batch takes the share --real-share.",
         ),
     ] = None,
     evaluate_every: Annotated[

@@ -33,7 +33,7 @@ class ControlSuite(gym.Env[NDArray[np.uint8], NDArray[np.float32]]):
         ModuleNotFoundError: dm_control is not installed.
         ValueError: the suite has no such task, or `frame_skip` is below 1.
         RuntimeError: no OpenGL that can draw, here or on reset.
-        ClosedEnvironmentError: in every method after `close`.
+        ClosedEnvironmentError: a reset, a step or a frame after `close`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12.5}  # noqa: RUF012

@@ -810,7 +810,7 @@ def test_families_are_listed_in_the_help_of_fit_and_wrappers_are_not(run: Run) -
     from dreamgym.models.registry import FAMILIES
     from dreamgym.models.spec import _has_default
 
-    assert sorted(name for name, each in FAMILIES.items() if _has_default(each)) == [*FAMILY_NAMES]
+    assert sorted(name for name, each in FAMILIES.items() if _has_default(each)) == FAMILY_NAMES
     shown = " ".join(run("fit", "--help").out.replace("│", " ").split())
     assert "Family of world models: " + ", ".join(FAMILY_NAMES) in shown
     with pytest.raises(ValueError, match="did you mean 'rssm'") as unknown:

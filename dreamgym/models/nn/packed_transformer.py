@@ -14,7 +14,8 @@ from dreamgym.models.nn.transformer import Block
 def attend_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """Return the attention (B, heads, 1, n) of one query for each row.
 
-    With one query the library's kernel takes almost twice the time on a CPU.
+    On a CPU the library's kernel takes almost twice the time with one query. At least one key must
+    be seen.
 
     Args:
         query: (B, heads, 1, n).

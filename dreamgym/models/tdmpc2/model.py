@@ -279,7 +279,8 @@ class TDMPC2(WorldModel):
 
         before, after = rollout.latents[:, :-1], rollout.latents[:, 1:]
         both = torch.cat([before, rollout.actions], -1)
-        target = self._value_target(segment, rollout, drawn[:, 1:, :lanes])
+        two = self._two()
+        target = self._value_target(segment, rollout, drawn[:, 1:, :lanes], two)
         terms = {
             "consistency": mean((after - rollout.encoded).square().mean(-1)),
             "reward": mean(self.two_hot.loss(self.reward(both), segment.reward / self.unit)),
@@ -291,7 +292,7 @@ class TDMPC2(WorldModel):
             cross_entropy = F.binary_cross_entropy_with_logits(logit, ends, reduction="none")
             terms["termination"] = mean(cross_entropy)
         total = sum((getattr(config, k) * v for k, v in terms.items()), start=torch.zeros(()))
-        gain = self._gain(rollout.latents.detach(), drawn[..., lanes:])
+        gain = self._gain(rollout.latents.detach(), drawn[..., lanes:], two)
         terms["policy"] = masked_mean(-weight * gain, observed)
         total = total + terms["policy"]
         if self.probe is not None:
@@ -328,17 +329,19 @@ class TDMPC2(WorldModel):
         return Rollout(torch.stack(latents, 1), encoded, actions)
 
     @torch.no_grad()
-    def _value_target(self, segment: Segment, rollout: Rollout, drawn: Tensor) -> Tensor:
+    def _value_target(
+        self, segment: Segment, rollout: Rollout, drawn: Tensor, two: list[int]
+    ) -> Tensor:
         """Return the TD target (B, L): the least of two Q functions at the policy's action."""
         action, _ = self.policy_net.sample(rollout.encoded, drawn)
-        following = self.two_hot.mean(self.target(rollout.encoded, action, self._two())).amin(0)
+        following = self.two_hot.mean(self.target(rollout.encoded, action, two)).amin(0)
         goes_on = 1.0 - segment.terminated.to(following.dtype)
         return segment.reward / self.unit + self.config.discount * goes_on * following
 
-    def _gain(self, latents: Tensor, drawn: Tensor) -> Tensor:
+    def _gain(self, latents: Tensor, drawn: Tensor, two: list[int]) -> Tensor:
         """Return what the policy maximises, (B, L + 1): scaled values, and entropy."""
         action, entropy = self.policy_net.sample(latents, drawn)
-        values = self.two_hot.mean(self.q.frozen(latents, action, self._two())).mean(0)
+        values = self.two_hot.mean(self.q.frozen(latents, action, two)).mean(0)
         if self.training:
             quantiles = torch.tensor(PERCENTILES, device=values.device, dtype=values.dtype)
             low, high = values[:, 0].detach().quantile(quantiles)
@@ -347,7 +350,7 @@ class TDMPC2(WorldModel):
         return values / self.spread + self.config.entropy * entropy
 
     def _two(self) -> list[int]:
-        """Return the numbers of two random Q functions, or of the only one."""
+        """Return the indices of two random Q functions, or of the only one; a host sync."""
         order = uniforms(self.updates, self.config.values).argsort()
         return order[:2].tolist()
 

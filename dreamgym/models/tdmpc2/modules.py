@@ -93,16 +93,16 @@ class QFunctions(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, z: Tensor, action: Tensor, only: Sequence[int] | None = None) -> Tensor:
-        """Return logits (networks, ..., bins) for latents and encoded actions (..., n).
+        """Return logits (N, ..., bins) of all networks, or of N of them in the order given.
 
         Args:
             z: (..., latent).
-            action: (..., A).
-            only: numbers of the networks to ask; by default all.
+            action: (..., A), encoded.
+            only: indices of the networks to evaluate; None for all.
         """
         inputs = torch.cat([z, action], -1)
-        asked = range(len(self.networks)) if only is None else only
-        return torch.stack([self.networks[number](inputs) for number in asked])
+        indices = range(len(self.networks)) if only is None else only
+        return torch.stack([self.networks[index](inputs) for index in indices])
 
     def frozen(self, z: Tensor, action: Tensor, only: Sequence[int] | None = None) -> Tensor:
         """Return the same, without a gradient into the weights."""
