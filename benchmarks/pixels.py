@@ -17,7 +17,8 @@ policies from RSSMs; no other choice is made by a real return.
 
 What is made lies in `--work` and is used again, so that a run that was stopped goes on (settings
 that have changed since need another folder), and pieces can be made apart: `--tasks`, `--families`,
-`--seeds`, `--parts`. Rows are of what is there, and `--parts rows` makes nothing. It needs `pip install 'dreamgym[sb3,games]'`.
+`--seeds`, `--parts`. Rows are of what is there, and `--parts rows` makes nothing.
+It needs `pip install 'dreamgym[sb3,games]'`.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ pixels, and about ten for each training. Beside other work, updates at 16 pixels
 32 pixels 0.33, 0.29, 0.65 and (with `targets=2`) 0.34 s, and 3.6, 4.2, 145 and 116 ms."""
 FAMILIES = tuple(FITS[16])
 
-QUICK_STEPS = 1024
+QUICK_STEPS = 2048
 QUICK_FIT = {"updates": 4, "evaluate_every": 4, "batch_size": 4}
 QUICK_TRAINING = replace(DREAM_TRAINING, num_envs=8, n_steps=8, batch_size=64, n_epochs=1)
 
