@@ -51,7 +51,11 @@ _PACKAGES = {
     for path in (Path(__file__).parents[1] / "models").glob("*/model.py")
 }
 FAMILY_NAMES = sorted(_PACKAGES - {"cosmos3"} | {"delta-iris", "ensemble"})
-"""Families that a name alone chooses; the table of families would import torch."""
+"""Families that a name alone chooses, for the help: the table of families would import torch.
+
+A package is a family, but `iris` has two, `cosmos3` has no default config, and of the wrappers only
+`ensemble` has one. A test compares them with the table.
+"""
 
 
 @options_from(FitConfig, skip=("overwrite",), rename={"name": "optimizer"})
