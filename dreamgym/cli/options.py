@@ -66,6 +66,17 @@ Seed = Annotated[
     ),
 ]
 
+WorldDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help='Device of the world ("auto", "cpu", "cuda", ...), on which real observations are '
+        "filtered, planners search and figures are measured. A GPU pays for large models of "
+        "images.",
+    ),
+]
+
 OverwriteDataset = Annotated[
     bool, typer.Option("--overwrite", help="Overwrite an existing dataset.")
 ]

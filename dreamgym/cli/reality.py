@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dreamgym.cli.errors import keeping
-from dreamgym.cli.options import JsonFile, given
+from dreamgym.cli.options import JsonFile, WorldDevice, given
 from dreamgym.cli.output import (
     number,
     progress_bar,
@@ -88,6 +88,7 @@ def transfer(
             help="Measure random actions, and those of the data, in the same episodes.",
         ),
     ] = True,
+    device: WorldDevice = "cpu",
     json_file: JsonFile = None,
 ) -> None:
     """Run POLICY in the real environment and in the dream, and compare.
@@ -99,7 +100,7 @@ def transfer(
     from dreamgym.transfer import transfer_policy
     from dreamgym.world import load
 
-    loaded, chosen = load(world), exported_policy(policy)
+    loaded, chosen = load(world).to(device), exported_policy(policy)
     if chosen is None:
         chosen = planned_policy(policy, loaded) if policy.startswith(PLANNED) else None
     with keeping(lambda: "nothing was written"), progress_bar("transfer") as report:
@@ -166,6 +167,7 @@ def evaluate(
         Path | None,
         typer.Option("--videos", metavar="FOLDER", help="Write a video of the first 3 episodes."),
     ] = None,
+    device: WorldDevice = "cpu",
     json_file: JsonFile = None,
 ) -> None:
     """Run policies in the real environment, all of them in the same episodes.
@@ -180,7 +182,9 @@ def evaluate(
 
     if env is None and world is None:
         raise typer.BadParameter("name the real environment with --env, or a world with --world")
-    loaded = None if world is None else load(world)
+    if world is None and device != "cpu":
+        raise typer.BadParameter("--device is that of a world; name one with --world")
+    loaded = None if world is None else load(world).to(device)
     rendered = {} if videos is None else {"render_mode": "rgb_array"}
     maker = world_env_maker(loaded, env, **rendered)
     named: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import typer
 
 from dreamgym._files import atomic_file, json_text
 from dreamgym.cli.errors import keeping
-from dreamgym.cli.options import JsonFile, Seed, options_from
+from dreamgym.cli.options import JsonFile, Seed, WorldDevice, options_from
 from dreamgym.cli.output import number, progress_bar, say
 from dreamgym.cli.policies import POLICY_HELP, planned_policy, policy_named
 from dreamgym.trust.config import RankingConfig
@@ -73,6 +73,7 @@ def report(
             "matplotlib also a picture.",
         ),
     ] = False,
+    device: WorldDevice = "cpu",
     seed: Seed = 0,
     json_file: JsonFile = None,
     **settings: Any,
@@ -98,7 +99,7 @@ def report(
             f"--out {out}: the page is HTML; give a name that ends in .html, and --json FILE for "
             "the figures"
         )
-    loaded = [load(each) for each in worlds]
+    loaded = [load(each).to(device) for each in worlds]
     target = out or Path(f"{'-'.join(each.name for each in loaded)}-report.html")
     work = target.with_name(f"{target.stem}.work")
     config = RankingConfig(**settings)

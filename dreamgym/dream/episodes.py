@@ -141,7 +141,7 @@ def _mix(banks: list[tuple[float, StartStates]], device: torch.device) -> StartS
     sizes = torch.tensor([starts.size for _, starts in banks])
     weights = torch.tensor([weight for weight, _ in banks], dtype=torch.float64)
     states = {
-        key: torch.cat([starts.states[key] for _, starts in banks]).to(device)
+        key: torch.cat([starts.states[key].to(device) for _, starts in banks])
         for key in banks[0][1].states
     }
     return StartSources(

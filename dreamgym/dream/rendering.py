@@ -108,7 +108,7 @@ class Renderer:
                 self.env = _make_real_env(world)
             if self.env is not None:
                 self.set_state = STATE_SETTERS[name]
-            starts = _flatten(world.model.decode(world.starts.states))
+            starts = _flatten(world.model.decode(world.starts.states)).cpu()
             self.low, self.high = starts.amin(0).numpy(), starts.amax(0).numpy()
 
     @property

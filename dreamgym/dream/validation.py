@@ -67,7 +67,7 @@ class ActionValidator:
         self.dtype = torch.float32 if self.continuous else torch.int64
         # One for each row: a comparison with broadcast bounds takes six times as long.
         self.low, self.high = (
-            torch.as_tensor(bound, device=device).to(self.dtype).expand(self.shape).contiguous()
+            torch.as_tensor(bound).to(self.dtype).to(device).expand(self.shape).contiguous()
             for bound in (low, high)
         )
         few = int(np.prod(self.shape)) <= MAX_PYTHON_NUMBERS

@@ -31,6 +31,7 @@ from dreamgym.dream.rendering import Frames, Renderer
 from dreamgym.dream.rollout import Rollout, roll_out
 from dreamgym.dream.state import Dreams, Outcome, requires_grad
 from dreamgym.dream.validation import ActionValidator
+from dreamgym.models.base import model_device
 from dreamgym.models.observations import Observation
 from dreamgym.world.world import World, as_world
 
@@ -346,7 +347,8 @@ class DreamVectorEnv(VectorEnv):
 
     def _make_engine(self) -> Engine:
         model = self.world.model
-        if self.device.type != "cpu" or self.options.compile is True:
+        on_cpu = self.device.type == model_device(model).type == "cpu"
+        if not on_cpu or self.options.compile is True:
             # A copy: the world's own model stays where it is for other dreams of it, and a
             # compiled step relies on a model that nobody changes.
             model = copy.deepcopy(model).to(self.device)

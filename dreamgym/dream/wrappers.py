@@ -348,7 +348,8 @@ class ClipAction(TensorWrapper):
         super().__init__(env)
         box = _box_of_floats(self, env.single_action_space)
         self._low, self._high = (
-            torch.as_tensor(bound, device=self.device) for bound in (box.low, box.high)
+            torch.as_tensor(bound, dtype=torch.float32).to(self.device)
+            for bound in (box.low, box.high)
         )
         self.single_action_space = gym.spaces.Box(-np.inf, np.inf, box.shape, np.float32)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -382,7 +383,8 @@ class RescaleAction(TensorWrapper):
             raise ValueError(f"low={low!r} and high={high!r}: low must be below high")
         self._from = (low, high)
         self._low, self._high = (
-            torch.as_tensor(bound, device=self.device) for bound in (box.low, box.high)
+            torch.as_tensor(bound, dtype=torch.float32).to(self.device)
+            for bound in (box.low, box.high)
         )
         self.single_action_space = gym.spaces.Box(low, high, box.shape, np.float32)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

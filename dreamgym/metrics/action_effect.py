@@ -21,6 +21,7 @@ from dreamgym.metrics.windows import (
 )
 from dreamgym.models import Decodes, Segment, State, WorldModel, filter_states, imagine
 from dreamgym.models.observations import Observation, get_part, map_observation, observation_boxes
+from dreamgym.models.reduction import float64_on_host
 
 STEPS = 5
 """Steps dreamt. One would be too few: a force moves a position one step after the velocity."""
@@ -93,7 +94,7 @@ def action_effect(
     increase = other_errors - true_errors
     return ActionEffect(
         sensitivity=float((other_errors.mean() / true_errors.mean().clamp(min=1e-12)) ** 0.5),
-        evidence=evidence_of(increase.double().cpu().numpy()),
+        evidence=evidence_of(float64_on_host(increase).numpy()),
         windows=count,
     )
 

@@ -29,7 +29,7 @@ from dreamgym.metrics.windows import (
 )
 from dreamgym.models import Prediction, WorldModel
 from dreamgym.models.base import CodeDiagnostic, EmbeddingDiagnostic, KLDiagnostic
-from dreamgym.models.reduction import root_mean_square
+from dreamgym.models.reduction import float64_on_host, root_mean_square
 
 MAX_WINDOWS = (512, 64)
 """Maximum number of windows, for vectors and for images: about the work of one training batch."""
@@ -339,7 +339,7 @@ def code_alarms(name: str, diagnostic: CodeDiagnostic) -> list[Alarm]:
         ]
     if effect is None or len(effect) < 2:
         return []
-    if evidence_of(effect.double().cpu().numpy()) >= EVIDENCE:
+    if evidence_of(float64_on_host(effect).numpy()) >= EVIDENCE:
         return []
     return [
         Alarm(
@@ -392,7 +392,7 @@ def reward_alarms(predicted: Tensor, real: Tensor) -> list[Alarm]:
     if not len(real) or not bool(real.any()):
         return []
     error = root_mean_square(predicted - real)
-    size, spread = float(real.abs().max()), float(real.double().std(correction=0))
+    size, spread = float(real.abs().max()), float(float64_on_host(real).std(correction=0))
     varies = spread > ROUNDING * size
     if error <= MAX_REWARD_ERROR * (spread if varies else size):
         return []

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dreamgym.models.reduction import float64_on_host
+
 BINS = 10
 
 
@@ -33,10 +35,10 @@ class Calibration(NamedTuple):
 
 def calibration(probability: Tensor, outcome: Tensor) -> Calibration:
     """Compare predicted probabilities (N,) with outcomes (N,) bool; N is at least 1."""
-    predicted, truth = probability.double(), outcome.double()
+    predicted, truth = float64_on_host(probability), float64_on_host(outcome)
     rate, brier = float(truth.mean()), float((predicted - truth).square().mean())
     bins = (predicted * BINS).long().clamp(0, BINS - 1)
-    difference = torch.zeros(BINS, dtype=predicted.dtype, device=predicted.device)
+    difference = torch.zeros(BINS, dtype=predicted.dtype)
     difference.index_add_(0, bins, predicted - truth)
     variance = rate * (1.0 - rate)
     return Calibration(

@@ -13,6 +13,7 @@ from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.windows import as_float, draw_windows, uniform_noise, window_shape
 from dreamgym.models import Segment, State, WorldModel, filter_states
 from dreamgym.models.base import model_device
+from dreamgym.models.reduction import float64_on_host
 
 QUANTILE = 0.99
 """Share of held-out steps that are within the limits of uncertainty and distance."""
@@ -108,7 +109,7 @@ def limits(context: MetricContext) -> Figures:
 
 
 def _quantile(values: Tensor) -> float | None:
-    return float(np.quantile(values.double().cpu().numpy(), QUANTILE)) if len(values) else None
+    return float(np.quantile(float64_on_host(values).numpy(), QUANTILE)) if len(values) else None
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from dreamgym.metrics.terminations import termination_detail
 from dreamgym.metrics.windows import draw_windows, window_shape
 from dreamgym.models import Decodes, WorldModel
 from dreamgym.models.observations import join_parts, observation_boxes
-from dreamgym.models.reduction import root_mean_square
+from dreamgym.models.reduction import float64_on_host, root_mean_square
 
 HORIZONS = (1, 5, 15, 50)
 """Steps ahead at which open-loop errors are saved."""
@@ -46,7 +46,7 @@ def reward_error(context: MetricContext) -> Figures:
     predicted, reward, _ = context.one_step
     return {
         "reward_rmse": root_mean_square(predicted.reward - reward),
-        "reward_spread": float(reward.double().std(correction=0)),
+        "reward_spread": float(float64_on_host(reward).std(correction=0)),
     }
 
 

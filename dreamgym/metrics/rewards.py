@@ -16,6 +16,7 @@ from dreamgym.metrics.correlation import pearson, spearman
 from dreamgym.metrics.open_loop import dream_windows, limit_windows
 from dreamgym.metrics.windows import BURN_IN, draw_windows, max_steps, window_shape
 from dreamgym.models import WorldModel
+from dreamgym.models.reduction import float64_on_host
 
 RARE = 0.1
 """Rewards that differ from the most frequent one are events where at most this share do."""
@@ -111,8 +112,8 @@ def reward_detail(context: MetricContext) -> Figures:
     """
     predicted, reward, _ = context.all_steps
     kept = (predicted.termination < 1).cpu().numpy()  # a dream outside the data ends with another
-    guess = predicted.reward.double().cpu().numpy()[kept]
-    real = reward.double().cpu().numpy()[kept]
+    guess = float64_on_host(predicted.reward).numpy()[kept]
+    real = float64_on_host(reward).numpy()[kept]
     if not len(real):
         return {}
     figures: Figures = {

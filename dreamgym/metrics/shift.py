@@ -10,6 +10,7 @@ from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.forecasts import channel_names, vector_keys
 from dreamgym.models import Decodes
 from dreamgym.models.observations import get_part
+from dreamgym.models.reduction import float64_on_host
 
 SIGNIFICANCE = 1e-3
 """Probability of calling two samples of the same behaviour different, over all channels."""
@@ -57,7 +58,7 @@ def _decoded(context: MetricContext, states: dict[str, torch.Tensor]) -> Array:
     """Return the decoded vector observations of states, (N, n)."""
     observation = context.model.decode(states)  # type: ignore[operator]
     keys = vector_keys(context.model)
-    parts = [get_part(observation, key).flatten(1).double().cpu().numpy() for key in keys]
+    parts = [float64_on_host(get_part(observation, key).flatten(1)).numpy() for key in keys]
     return np.concatenate(parts, 1)
 
 

@@ -10,6 +10,7 @@ from dreamgym.metrics.context import Figures, MetricContext
 from dreamgym.metrics.rewards import precision_recall
 from dreamgym.metrics.survival import SAMPLE, dream_survival, real_survival
 from dreamgym.metrics.windows import draw_windows, max_steps, window_shape
+from dreamgym.models.reduction import float64_on_host
 
 MAX_WINDOWS = (256, 64)
 """Maximum number of windows for vectors and for images."""
@@ -30,7 +31,7 @@ def termination_detail(context: MetricContext) -> Figures:
     if not len(terminated):
         return {}
     result = calibration(predicted.termination, terminated)
-    probability = predicted.termination.double().cpu().numpy()
+    probability = float64_on_host(predicted.termination).numpy()
     happened = terminated.cpu().numpy()
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     figures: Figures = {
@@ -54,7 +55,7 @@ def _survival(context: MetricContext) -> Figures:
     shape = window_shape(context.dataset, steps, MAX_WINDOWS)
     windows = draw_windows(context.model, context.dataset, context.episodes, shape, rng)
     windows = windows.take(windows.mask[:, 0].nonzero().squeeze(-1))
-    dreamt = dream_survival(context.model, windows, [SAMPLE], rng)[SAMPLE].double().mean(0)
+    dreamt = float64_on_host(dream_survival(context.model, windows, [SAMPLE], rng)[SAMPLE]).mean(0)
     survived, known = (leaf.cpu().numpy() for leaf in real_survival(windows))
     at_risk = (
         np.concatenate([np.ones((len(known), 1), bool), known[:, :-1] & (survived[:, :-1] > 0)], 1)

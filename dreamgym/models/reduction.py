@@ -64,9 +64,14 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return result
 
 
+def float64_on_host(values: Tensor) -> Tensor:
+    """Return values in float64 and the host's memory, since not every device has float64."""
+    return values.cpu().double()
+
+
 def root_mean_square(values: Tensor) -> float:
     """Return the root mean square of values of any size, in float64: float32 squares overflow."""
-    return float(values.double().square().mean().sqrt())
+    return float(float64_on_host(values).square().mean().sqrt())
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -624,7 +624,7 @@ def _editable_leaves(world: World) -> dict[str, Leaf]:
     for name in world.model.initial(1):
         leaf = world.starts.states[name]
         if leaf.is_floating_point():
-            flat: Tensor = leaf.reshape(len(leaf), -1).float()
+            flat: Tensor = leaf.reshape(len(leaf), -1).float().cpu()
             low, high = flat.amin(0).numpy(), flat.amax(0).numpy()
             leaves[name] = Leaf(name=name, low=low, high=high)
     return leaves

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dreamgym.data.policies import PolicyLike, check_action, make_policy
 from dreamgym.dream.vector_env import DreamVectorEnv
+from dreamgym.models.base import model_device
 from dreamgym.transfer.evaluation import Evaluation
 from dreamgym.world.world import World
 
@@ -44,7 +45,8 @@ def run_dream_episodes(
 ) -> Evaluation:
     """Run exactly one episode a row: the first ones that end would favour short ones.
 
-    Dreams start where real episodes started.
+    Dreams start where real episodes started, on the device of the world; of one on the CPU they
+    take CUDA where there is one.
 
     Args:
         policy: policy to run; one without an attribute `view` is taken to see the world's default
@@ -59,6 +61,7 @@ def run_dream_episodes(
         The N episodes.
     """
     episodes, started = len(limits), time.perf_counter()
+    device = model_device(world.model)
     env = DreamVectorEnv(
         world,
         episodes,
@@ -67,6 +70,7 @@ def run_dream_episodes(
         max_episode_steps=int(limits.max()),
         temperature=temperature,
         autoreset_mode="SameStep",
+        device="auto" if device.type == "cpu" else str(device),
     )
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
     running, truncations = np.ones(episodes, bool), np.zeros(episodes, bool)

@@ -17,6 +17,7 @@ from dreamgym.metrics.windows import BURN_IN, uniform_noise
 from dreamgym.models import Decodes, State, filter_states
 from dreamgym.models.base import as_segment, model_device
 from dreamgym.models.observations import get_part, observation_boxes
+from dreamgym.models.reduction import float64_on_host
 from dreamgym.world.world import World
 
 SAMPLES = 8
@@ -92,7 +93,7 @@ def _at(observation: Any, step: int) -> Any:
 def _numbers(observations: list[Any], keys: list[str]) -> list[list[list[float]]]:
     """Return (samples, channels, steps) of the first channels."""
     steps = [
-        torch.cat([get_part(each, key).flatten(1).double().cpu() for key in keys], 1)
+        torch.cat([float64_on_host(get_part(each, key).flatten(1)) for key in keys], 1)
         for each in observations
     ]
     stacked = torch.stack(steps, 2)[:, :MAX_CHANNELS]

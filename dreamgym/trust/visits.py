@@ -15,6 +15,7 @@ from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.metrics import Bank, Limits
 from dreamgym.models import Decodes
 from dreamgym.models.observations import map_observation
+from dreamgym.models.reduction import float64_on_host
 from dreamgym.transfer.dream_episodes import DreamStep, run_dream_episodes
 from dreamgym.transfer.evaluation import Evaluation
 from dreamgym.world.world import World
@@ -167,7 +168,7 @@ class Watch:
             self.bank = Bank.of(model, self.world.starts.states)
         rows = torch.from_numpy(np.flatnonzero(going)).to(env.device)
         state = {key: leaf[rows] for key, leaf in dreams.model.items()}
-        distance = self.bank.distance(model.features(state)).double().cpu().numpy()
+        distance = float64_on_host(self.bank.distance(model.features(state))).numpy()
         distance /= max(limit, 1e-12)
         self.distances.append(distance)
         worst = int(distance.argmax())

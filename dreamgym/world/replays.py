@@ -12,9 +12,10 @@ from torch import Tensor
 from dreamgym._device import float32_by_default
 from dreamgym.data.episodes import Episode
 from dreamgym.errors import WorldError
+from dreamgym.metrics.windows import uniform_noise
 from dreamgym.models import Decodes, imagine
-from dreamgym.models.base import zero_action
-from dreamgym.models.observations import Observation
+from dreamgym.models.base import model_device, zero_action
+from dreamgym.models.observations import Observation, as_tensors
 from dreamgym.world.world import World
 
 
@@ -54,12 +55,11 @@ def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) 
             "observations; replay in a world whose model decodes"
         )
     rng = np.random.default_rng(seed)
-    real, actions = np.asarray(episode.observations), torch.from_numpy(episode.actions)
-    noise = torch.from_numpy(
-        rng.random((samples, episode.length + 1, model.noise_dim), dtype=np.float32)
-    )
-    first = torch.from_numpy(real[:1]).expand(samples, *real.shape[1:])
-    no_action = zero_action(world.action_space, samples, "cpu")
+    device = model_device(model)
+    real, actions = np.asarray(episode.observations), torch.from_numpy(episode.actions).to(device)
+    noise = uniform_noise(rng, (samples, episode.length + 1, model.noise_dim), device)
+    first = _check_vector(as_tensors(real[:1], device)).expand(samples, -1)
+    no_action = zero_action(world.action_space, samples, device)
     start = model.observe(model.initial(samples), no_action, first, noise[:, 0])
     repeated = actions.expand(samples, *actions.shape)
     states, _ = imagine(model, start, repeated, noise[:, 1:])
@@ -68,7 +68,7 @@ def replay(world: World, episode: Episode, *, samples: int = 32, seed: int = 0) 
         *({key: leaf[:, t] for key, leaf in states.items()} for t in range(len(actions))),
     ]
     dreamt = torch.stack([_check_vector(model.decode(state)) for state in steps], 1)
-    return Replay(real=real, dreamt=dreamt.numpy())
+    return Replay(real=real, dreamt=dreamt.cpu().numpy())
 
 
 def _check_vector(observation: Observation) -> Tensor:

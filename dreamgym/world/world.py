@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import gymnasium as gym
 import torch
 from safetensors.torch import save_file
 
-from dreamgym._device import float32_by_default
+from dreamgym._device import float32_by_default, resolve_device
 from dreamgym._files import atomic_file, atomic_folder, local_path
 from dreamgym._settings import nearest
 from dreamgym.data.frame_skip import FrameSkip, SkipFrames, frame_skip_of
@@ -221,6 +222,25 @@ class World:
                 "dreamgym.world.start_states.burn_in"
             )
         return replace(self, model=model.eval().requires_grad_(False))
+
+    def to(self, device: str | torch.device) -> World:
+        """Return this world on a device: itself if it is there, else with copies of its tensors.
+
+        Reports, planners, `transfer_policy`, `clone_policy` and the filter of real observations
+        compute on the device of the world. Dreams and `train_policy` choose their own.
+
+        Args:
+            device: "auto", "cpu", "cuda", ...; "auto" is CUDA where available.
+
+        Raises:
+            ValueError: this machine or this torch has no such device.
+        """
+        found = resolve_device(device)
+        tensors = *self.model.parameters(), *self.model.buffers(), *self.starts.states.values()
+        if all(tensor.device == found for tensor in tensors):
+            return self
+        model = copy.deepcopy(self.model).to(found)
+        return replace(self, model=model, starts=self.starts.to(found))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the world's folder atomically: to a temporary folder, which is then renamed.

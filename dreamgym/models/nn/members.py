@@ -78,8 +78,9 @@ def bootstrap_counts(content: Tensor, members: int) -> Tensor:
     Returns:
         (members, ...) float32 whole numbers, Poisson distributed with mean one.
     """
-    uniform = hashed_uniforms(content, members).double()
-    cumulative = torch.tensor(POISSON_CDF, dtype=torch.float64, device=content.device)
+    uniform = hashed_uniforms(content, members)
+    # As precise as the uniforms, and not every device has float64.
+    cumulative = torch.tensor(POISSON_CDF, dtype=torch.float32, device=content.device)
     return (uniform.unsqueeze(-1) >= cumulative).sum(-1).float()
 
 

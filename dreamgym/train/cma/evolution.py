@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dreamgym.dream.vector_env import DreamVectorEnv
 from dreamgym.errors import TrainingError
+from dreamgym.models.reduction import float64_on_host
 from dreamgym.train.cma.controller import Controller
 from dreamgym.train.cma.policy_file import Evolved, load
 from dreamgym.train.policy import TrainedPolicy
@@ -235,7 +236,7 @@ def generation(
         running &= ~(terminated | truncated)
         if step % _CHECK_EVERY == 0 and not running.any():
             break
-    fitness = total.view(shape).mean(1).double().cpu().numpy()
+    fitness = float64_on_host(total.view(shape).mean(1)).numpy()
     return np.nan_to_num(fitness, nan=-1e30, neginf=-1e30), (step + 1) * dream.num_envs
 
 
