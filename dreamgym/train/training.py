@@ -340,8 +340,9 @@ def _resumed(learner: Learner, run: TrainingRun, checkpoint: Path) -> TrainingRu
 def _check_real_share(learner: Learner, run: TrainingRun, real_data: DatasetSource | None) -> None:
     if bool(run.config.real_share) != (real_data is not None):
         raise TrainingError(
-            f"real_share is {run.config.real_share} and real_data is {real_data!r}; give both, the "
-            "share of a batch and the dataset to draw it from, or neither"
+            f"the share of real transitions in a batch (real_share, --real-share) is "
+            f"{run.config.real_share}, and their dataset (real_data, --real-data) is {real_data}; "
+            "give both or neither"
         )
     if real_data is not None and not learner.takes_real_data:
         able = ", ".join(each.name for each in LEARNERS.values() if each.takes_real_data)
