@@ -340,7 +340,7 @@ def test_train_measures_and_resumes_and_takes_several_seeds(
 def test_train_mixes_real_transitions_into_batches(run: Run, made: Path, tmp_path: Path) -> None:
     line = f"train {made}/world --algo DQN --steps 256 --starts anywhere --horizon 1"
     line += f" --real-share 0.1 --out {tmp_path}/dqn.zip --json {tmp_path}/dqn.json"
-    assert "real_data is None" in run(*line.split()).err
+    assert "--real-data) is None" in run(*line.split()).err
     assert not run(*line.split(), "--real-data", made / "cartpole.h5").code
     assert json.loads((tmp_path / "dqn.json").read_text())["algo"] == "DQN"
 
