@@ -339,6 +339,17 @@ def test_the_page_of_results_has_the_returns_of_the_cards(world: str) -> None:
         assert re.search(rf"(?<!\d){value:.0f}(?!\d)", text), f"{world}: {value:.0f}"
 
 
+def test_the_page_of_results_has_the_measured_returns_in_games() -> None:
+    values, text = measured("pixels.json"), read(DOCS / "results.md").replace("**", "")
+    means = [name for name in values if name.endswith(" seeds: mean real return")]
+    assert means
+    for name in means:
+        game, family, _ = name.split(", ")
+        run = re.compile(rf"{game}, {family}, seed \d+: real return")
+        each = ", ".join(f"{value:.2f}" for known, value in values.items() if run.fullmatch(known))
+        assert f"| {values[name]:.2f} | {each} |" in text, name
+
+
 def test_the_page_of_results_has_the_measured_speed_of_dreams() -> None:
     text = read(DOCS / "results.md").split("\n## Speed of dreams\n")[1].split("\n## ")[0]
     for name, value in measured("dream.json").items():
