@@ -34,7 +34,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
     try:
         # Tensors report "cuda:0" where "cuda" was asked for, and devices are compared.
         return torch.empty(0, device=torch.device(name)).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"device={str(name)!r} cannot be used here ({str(error).splitlines()[0]}); "
             'give "auto", "cpu", or a device that torch sees'

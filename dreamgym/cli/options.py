@@ -72,8 +72,7 @@ WorldDevice = Annotated[
         "--device",
         metavar="NAME",
         help='Device of the world ("auto", "cpu", "cuda", ...), on which real observations are '
-        "filtered, planners search and figures are measured. A GPU pays for large models of "
-        "images.",
+        "filtered, planners search and figures are measured.",
     ),
 ]
 

@@ -16,7 +16,7 @@ from tests.small_worlds import KINDS, random_actions, small_world
 ENVS = 4
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "mps:7", "xpu", "gpu", "cpu:zero", "cuda:-1"])
+@pytest.mark.parametrize("name", ["cuda:99", "mps:7", "xpu", "gpu", "cpu:zero", "cuda:-1", None])
 def test_a_missing_device_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"device='{name}' cannot be used here"):
         DreamVectorEnv(small_world(), ENVS, device=name, output="torch", autoreset_mode="SameStep")
